@@ -1,0 +1,150 @@
+"""The contract of a model family: space, portfolio, fit, predict, save, load.
+
+A family is one file in this folder (or an entry point in ``factory.families``)
+with a module-level ``PLUGIN`` that is a :class:`Family`.  It sees prepared
+:class:`~factory.data.preparation.Table` arrays, never a data frame, and
+imports its framework inside its methods only, so that naming a family costs
+nothing.  ``factory/testing/families.py`` holds the suite that each passes.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from factory.data.preparation import Table
+from factory.space import Parameters, Space
+from factory.spec import CurvePoint, Task
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A moment on the wall clock, so that it means the same in every process."""
+
+    at: float = float("inf")
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """Return the deadline that many seconds from now."""
+        return cls(time.time() + seconds)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self.at - time.time()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the moment has come."""
+        return self.left_s <= 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to train on or to validate with.
+
+    Attributes:
+        table: Prepared columns, (n_rows, ...).
+        y: Class indices 0..n_classes-1 as int64 (n_rows,), or float64 targets (n_rows,).
+    """
+
+    table: Table
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What one fit may use.
+
+    Attributes:
+        task: What is predicted.
+        n_classes: Number of classes over the whole dataset; 0 for regression. A class may be absent in ``train``.
+        seed: The only source of randomness.
+        threads: Threads that Ray granted.
+        deadline: Stop training at this moment and keep the best so far.
+        rounds: Fixed number of rounds or epochs (a refit: no early stopping, no validation), or None.
+        keep_going: Called after each round or epoch; False stops the fit at once (memory, cancellation).
+    """
+
+    task: Task
+    n_classes: int
+    seed: int
+    threads: int = 1
+    deadline: Deadline = field(default_factory=Deadline)
+    rounds: int | None = None
+    keep_going: Callable[[], bool] = lambda: True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training has to end now."""
+        return self.deadline.passed or not self.keep_going()
+
+
+class Model(ABC):
+    """A fitted model.
+
+    Attributes:
+        rounds: Rounds or epochs of the best iteration; 0 where the family has none.
+        curve: Learning curve, thinned to at most 200 points; empty where there is none.
+    """
+
+    rounds: int = 0
+    curve: tuple[CurvePoint, ...] = ()
+
+    @abstractmethod
+    def predict(self, table: Table) -> np.ndarray:
+        """Return probabilities float64 (n_rows, n_classes), rows summing to 1, or predictions float64 (n_rows,)."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the model into an existing empty folder, in the framework's own safe format; never pickle."""
+
+
+class Family(ABC):
+    """A kind of model. Instances hold no state."""
+
+    name: ClassVar[str]
+    framework: ClassVar[str]
+    """Distribution it is made with, as shown on the leaderboard: scikit-learn, lightgbm, torch, ..."""
+    pool: ClassVar[str] = "trees"
+    """Workers are kept by pool, so that one process holds one heavy framework: trees, torch or tensorflow."""
+    distributed: ClassVar[bool] = False
+    """Whether it can train on several workers through Ray Train."""
+    iterative: ClassVar[bool] = False
+    """Whether it trains in rounds or epochs (has learning curves and honours ``rounds``)."""
+    tasks: ClassVar[frozenset[Task]] = frozenset(Task)
+
+    @abstractmethod
+    def space(self, task: Task) -> Space:
+        """Return the full search space."""
+
+    @abstractmethod
+    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
+        """Return configurations to try first, the best bet first; every value lies within the space."""
+
+    @abstractmethod
+    def fit(
+        self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext
+    ) -> Model:
+        """Fit one model.
+
+        With ``validation`` and no ``context.rounds``, early stopping uses the validation rows. The deadline and
+        ``keep_going`` are honoured within a round or an epoch. Same inputs and seed give the same model.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path) -> Model:
+        """Load what :meth:`Model.save` wrote, without unpickling anything."""
+
+    def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
+        """Estimate the additional memory of a fit, before it is started."""
+        return 3 * n_rows * n_columns * 8 / 1e6 + 50

@@ -1,0 +1,127 @@
+"""One frozen Settings, read from ``FACTORY_*`` variables and a ``.env`` file.
+
+Where the state of an embedded factory lies is decided here and nowhere else:
+every path below FACTORY_HOME is a property of :class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from factory.errors import Detail, InvalidRequest, StorageFault
+
+
+class Settings(BaseSettings):
+    """Settings of one process; each field is the variable ``FACTORY_<FIELD>``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FACTORY_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+    )
+
+    home: Path = Field(Path(".factory"), description="Folder that holds all state of the embedded default.")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL of the ledger; default: SQLite in the home.")
+    recipes: Path | None = Field(None, description="Folder of recipes; default: the recipes shipped with the factory.")
+    feature_repo: Path | None = Field(None, description="Feast repository; default: the shipped example.")
+    cpus: int | None = Field(None, ge=1, description="CPUs a local Ray may use; default: all that the process may.")
+    memory_gb: float | None = Field(None, gt=0, description="Memory bound of a request in GB; default: the recipe's.")
+    max_rows: int = Field(
+        20_000_000, ge=1, description="Largest dataset that is read, in rows; a larger one is refused."
+    )
+    max_request_rows: int = Field(10_000, ge=1, description="Most rows that one prediction request may hold.")
+    max_request_mb: float = Field(16.0, gt=0, description="Largest body of one prediction request in MB.")
+    serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
+    serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
+
+    @property
+    def root(self) -> Path:
+        """The home folder as an absolute path."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def ledger(self) -> str:
+        """SQLAlchemy URL of the ledger."""
+        return self.ledger_url or f"sqlite:///{self.root / 'ledger.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow tracking and registry URI; ``MLFLOW_TRACKING_URI`` wins."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of MLflow's artifacts for the embedded default."""
+        return self.root / "artifacts"
+
+    @property
+    def uploads(self) -> Path:
+        """Folder of uploaded datasets, one file per digest."""
+        return self.root / "uploads"
+
+    @property
+    def feature_store(self) -> Path:
+        """Folder of the embedded feature store: registry, online store, offline data."""
+        return self.root / "features"
+
+    @property
+    def recipes_folder(self) -> Path:
+        """Folder that recipes are read from."""
+        return (self.recipes or shipped("recipes")).resolve()
+
+    @property
+    def feature_repo_folder(self) -> Path:
+        """The Feast repository whose definitions are applied."""
+        return (self.feature_repo or shipped("feature_repo")).resolve()
+
+    def workspace(self, request_id: str) -> Path:
+        """Folder of one request's working files (trials, out-of-fold predictions)."""
+        return self.root / "requests" / request_id
+
+    def prepare_home(self) -> Path:
+        """Create the home folder and prove that it can be written.
+
+        Raises:
+            StorageFault: the folder cannot be created or written, or the disk is full.
+        """
+        probe = self.root / f".probe-{uuid4().hex[:8]}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe.write_bytes(b"0" * 4096)
+            probe.unlink()
+        except OSError as error:
+            raise StorageFault(
+                f"FACTORY_HOME {str(self.root)!r} cannot be written: {error.strerror or error}.",
+                hint="Free some space or set FACTORY_HOME to a folder that this user may write.",
+                details=[Detail("FACTORY_HOME", str(error))],
+            ) from error
+        return self.root
+
+
+def shipped(name: str) -> Path:
+    """Return a folder that comes with the project, from a checkout or an installed wheel."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "shipped" / name, here.parent / name):
+        if folder.is_dir():
+            return folder
+    return here.parent / name
+
+
+def load_settings() -> Settings:
+    """Read the settings of this process.
+
+    Raises:
+        InvalidRequest: a variable has a value that is not allowed; all of them are named.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        details = [Detail(f"FACTORY_{'_'.join(map(str, e['loc'])).upper()}", e["msg"]) for e in error.errors()]
+        raise InvalidRequest(
+            "The settings are not valid: " + "; ".join(f"{d.field}: {d.message}" for d in details),
+            hint="Mend the environment variable or the .env file; docs/reference.md lists every setting.",
+            details=details,
+        ) from error
