@@ -1,0 +1,266 @@
+"""What a column holds, and its values in one canonical form.
+
+A table means the same whether it came as CSV, Parquet or a frame in memory:
+numeric text becomes numbers, the words true and false become booleans, date
+text becomes datetimes in UTC, and the usual spellings of "missing" become
+missing.  Training, digest and prediction all go through the conversions here,
+so that a value can never be read in two ways.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from factory.spec import ColumnType
+
+MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "<NA>", "NaT"})
+"""Text that means missing, in CSV and everywhere else. "None" is not among them: it is often a level of its own."""
+
+FORMATS = "datetime_formats"
+"""Key in ``frame.attrs``: the strptime format of each date column that was parsed from text, kept for prediction."""
+
+_BOOLEAN_WORDS = {"true": 1.0, "false": 0.0}
+_PARSEABLE = 0.95
+"""Share of the rows that must parse before text counts as numbers or dates; the rest are stray marks like '?'."""
+_SAMPLE = 500
+"""Distinct values looked at before a whole column is parsed."""
+_FEW = 64
+"""Below this many values a Python loop is faster than pandas' set-up."""
+_DATE_LIKE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\s*\d{1,2}:\d{2}.*)?\s*$")
+_DATE_FORMATS = tuple(
+    f"{day}{clock}"
+    for day in ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y")
+    for clock in ("", " %H:%M", " %H:%M:%S")
+)
+
+
+def text_of(value: Any) -> str | None:
+    """Return the canonical text of one value, None where it is missing.
+
+    >>> text_of(3.0), text_of("3"), text_of(True), text_of(float("nan"))
+    ('3', '3', 'True', None)
+    """
+    if isinstance(value, str):
+        return None if value in MISSING_TEXT else str(value)
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        if math.isnan(number):
+            return None
+        return str(int(number)) if number.is_integer() else repr(number)
+    text = str(value)
+    return None if text in MISSING_TEXT else text
+
+
+def factorize(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return codes int64 (n_rows,), -1 for missing, and the distinct canonical texts in order of appearance."""
+    raw_codes, uniques = pd.factorize(values, use_na_sentinel=True)
+    texts = [text_of(v) for v in uniques.tolist()]
+    position: dict[str, int] = {}
+    recode = np.fromiter(
+        (-1 if t is None else position.setdefault(t, len(position)) for t in texts), np.int64, len(texts)
+    )
+    return np.append(recode, -1)[raw_codes], list(position)
+
+
+def as_text(values: np.ndarray) -> np.ndarray:
+    """Return canonical texts, object (n_rows,), None where missing."""
+    codes, uniques = factorize(values)
+    return np.array([*uniques, None], dtype=object)[codes]
+
+
+def as_numeric(values: np.ndarray) -> np.ndarray:
+    """Return float64 (n_rows,); what is not a number, true or false becomes NaN."""
+    if values.dtype.kind in "fiub":
+        return _plain_floats(values)
+    if values.dtype.kind == "m":
+        return np.asarray(values.astype("m8[us]").astype(np.float64) / 1e6)
+    if len(values) <= _FEW:
+        return np.array([_number(v) for v in values.tolist()], dtype=np.float64)
+    codes, uniques = pd.factorize(values, use_na_sentinel=True)
+    return np.append(_numbers(uniques), np.nan)[codes]
+
+
+def _plain_floats(values: np.ndarray) -> np.ndarray:
+    """Widen to float64; a float32 becomes the double with the same shortest decimal, as a CSV of it would be read."""
+    if values.dtype.kind != "f" or values.dtype.itemsize >= 8 or len(values) <= _FEW:
+        return values.astype(np.float64)
+    uniques, inverse = np.unique(values, return_inverse=True)
+    return np.asarray(uniques.astype(str).astype(np.float64)[inverse])
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str):
+        value = _BOOLEAN_WORDS.get(value.strip().lower(), value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _numbers(uniques: Any) -> np.ndarray:
+    return np.fromiter((_number(v) for v in uniques.tolist()), np.float64, len(uniques))
+
+
+def as_datetime(values: np.ndarray, *, text_format: str | None = None) -> np.ndarray:
+    """Return datetime64[us] (n_rows,) in UTC without a zone; what is no date becomes NaT.
+
+    Args:
+        values: Datetimes, or texts in ISO 8601 or in ``text_format``, (n_rows,).
+        text_format: strptime format of the texts, as found when the training data was read.
+    """
+    if values.dtype.kind == "M":
+        return values.astype("M8[us]")
+    if values.dtype.kind in "fiub":
+        return np.full(len(values), np.datetime64("NaT", "us"))
+    if len(values) <= _FEW and text_format is None:
+        return np.array([_moment(v) for v in values.tolist()], dtype="M8[us]")
+    codes, uniques = pd.factorize(values, use_na_sentinel=True)
+    moments = _parse_dates(uniques, text_format or "ISO8601")
+    return np.append(moments, np.datetime64("NaT", "us"))[codes]
+
+
+def _moment(value: Any) -> np.datetime64:
+    """One date of any kind; an offset is turned into UTC."""
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
+        if moment is pd.NaT:
+            return np.datetime64("NaT", "us")
+        moment = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+        return np.datetime64(moment, "us")
+    except ValueError:
+        return np.datetime64("NaT", "us")
+
+
+def _parse_dates(texts: Any, text_format: str) -> np.ndarray:
+    values = pd.Series(np.asarray(texts, dtype=object))
+    moments = pd.to_datetime(values, format=text_format, errors="coerce", utc=True)
+    return np.asarray(moments.dt.tz_localize(None).to_numpy().astype("M8[us]"))
+
+
+def date_format(texts: Sequence[str]) -> str | None:
+    """Return the format that reads at least 95 % of the texts: ``ISO8601``, a strptime format, or None.
+
+    Where month and day could be swapped, the format that reads more of them wins, month first on a draw.
+    """
+    sample = [t for t in texts if t not in MISSING_TEXT]
+    if not sample or np.mean([bool(_DATE_LIKE.match(t)) for t in sample[:_SAMPLE]]) < _PARSEABLE:
+        return None
+    shares = {"ISO8601": _share_read(sample, "ISO8601")}
+    if shares["ISO8601"] < _PARSEABLE:
+        shares |= {f: _share_read(sample, f) for f in _DATE_FORMATS if _share_read(sample[:20], f) >= 0.5}
+    best = max(shares, key=lambda f: shares[f])
+    return best if shares[best] >= _PARSEABLE else None
+
+
+def _share_read(texts: Sequence[str], text_format: str) -> float:
+    return float(np.mean(~np.isnat(_parse_dates(texts, text_format))))
+
+
+def infer_type(series: pd.Series) -> ColumnType:
+    """Return what a raw column holds; see :func:`clean` for the canonical values."""
+    return _infer(series)[0]
+
+
+def clean(series: pd.Series, wanted: ColumnType | None = None) -> tuple[pd.Series, ColumnType, str | None]:
+    """Return a column in canonical form, its type, and its date format if it was parsed from text.
+
+    Numbers are float64 (int64 where whole and complete), booleans bool (float64 where some are missing), datetimes
+    datetime64[us] in UTC, everything else text with None for missing.
+    """
+    kind, text_format = (wanted, None) if wanted else _infer(series)
+    values = series.to_numpy()
+    if kind is ColumnType.DATETIME:
+        if text_format is None and values.dtype.kind == "O":
+            text_format = date_format(_distinct_texts(values))
+        if isinstance(series.dtype, pd.DatetimeTZDtype):
+            values = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
+        kept = text_format if text_format != "ISO8601" else None
+        moments = as_datetime(values, text_format=kept)
+        return pd.Series(moments, name=series.name), kind, kept
+    if kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+        if values.dtype.kind in "iu" and kind is ColumnType.NUMERIC:
+            return pd.Series(values.astype(np.int64), name=series.name), kind, None
+        numbers = as_numeric(values)
+        whole = kind is ColumnType.BOOLEAN and not np.isnan(numbers).any()
+        return pd.Series(numbers.astype(bool) if whole else numbers, name=series.name), kind, None
+    return pd.Series(as_text(values), name=series.name, dtype=object), kind, None
+
+
+def _infer(series: pd.Series) -> tuple[ColumnType, str | None]:
+    dtype = series.dtype
+    if isinstance(dtype, pd.DatetimeTZDtype) or dtype.kind == "M":
+        return ColumnType.DATETIME, None
+    if pd.api.types.is_bool_dtype(dtype):
+        return ColumnType.BOOLEAN, None
+    if pd.api.types.is_numeric_dtype(dtype) or dtype.kind == "m":
+        return ColumnType.NUMERIC, None
+    return _infer_objects(series.to_numpy())
+
+
+def _distinct_texts(values: np.ndarray) -> list[str]:
+    return factorize(values)[1]
+
+
+def _infer_objects(values: np.ndarray) -> tuple[ColumnType, str | None]:
+    codes, texts = factorize(np.asarray(values, dtype=object))
+    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+    n = int(counts.sum())
+    if n == 0:
+        return ColumnType.NUMERIC, None
+    if len(texts) <= 6 and all(t.lower() in _BOOLEAN_WORDS for t in texts):
+        return ColumnType.BOOLEAN, None
+    numeric = ~np.isnan(_numbers(np.array(texts[:_SAMPLE], dtype=object)))
+    if counts[:_SAMPLE][numeric].sum() >= 0.5 * counts[:_SAMPLE].sum():
+        numeric = ~np.isnan(_numbers(np.array(texts, dtype=object)))
+        if counts[numeric].sum() >= _PARSEABLE * n:
+            return ColumnType.NUMERIC, None
+    if (text_format := date_format(texts)) is not None:
+        return ColumnType.DATETIME, text_format
+    return _infer_words(texts, n), None
+
+
+def _infer_words(texts: list[str], n: int) -> ColumnType:
+    """Tell prose, identifiers and categories apart by words per value and by repetition.
+
+    Four words and more on average is prose once it hardly repeats; short values that are (almost) all different name
+    the row and say nothing about the next one.
+    """
+    step = max(1, len(texts) // _SAMPLE)
+    words = float(np.mean([len(t.split()) for t in texts[::step]]))
+    share = len(texts) / n
+    if words >= 4 and (len(texts) > 100 or (len(texts) > 20 and share > 0.5)):
+        return ColumnType.TEXT
+    if share >= 0.98 and len(texts) > 10 and words < 4:
+        return ColumnType.IDENTIFIER
+    return ColumnType.CATEGORICAL
+
+
+def column_digest(series: pd.Series) -> bytes:
+    """Return SHA-256 of a canonical column's values; equal values give equal digests whatever the file format."""
+    values = series.to_numpy()
+    digest = hashlib.sha256()
+    if values.dtype.kind == "M":
+        digest.update(b"M" + values.astype("M8[us]").astype("<i8").tobytes())
+    elif values.dtype.kind in "fiub":
+        numbers = values.astype("<f8") + 0.0
+        numbers[np.isnan(numbers)] = np.nan
+        digest.update(b"N" + numbers.tobytes())
+    else:
+        codes, texts = factorize(values)
+        digest.update(b"T" + codes.astype("<i8").tobytes())
+        for text in texts:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.digest()

@@ -1,0 +1,132 @@
+"""From a :class:`~factory.data.preparation.Table` to one float32 matrix without NaN.
+
+For models that need plain numbers: linear models, networks, and forests that
+cannot take missing values.  It is part of a family's model, so it is fitted on
+the same rows and saved beside it, as arrays only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from factory.data.preparation import Table
+
+_CLIP = 8.0
+"""Standard deviations beyond which a value is cut: keeps one wild value from steering a linear model or a network."""
+
+
+class DenseEncoder:
+    """Imputes, scales and encodes; fitted on training rows.
+
+    Numeric columns: median imputation, standardization, clipping at 8 standard deviations, and a column that says
+    "was missing" for each that had missing values in training. Categorical columns: one-hot up to
+    ``one_hot_max_levels`` levels (an unseen level is all zeros), log frequency and scaled rank by frequency above.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = dict(arrays)
+        self._median = arrays["median"]
+        self._mean, self._scale, self._clip = arrays["mean"], arrays["scale"], float(arrays["clip"])
+        self._indicated = arrays["indicated"]
+        self._one_hot, self._offsets, self._first = arrays["one_hot"], arrays["offsets"], arrays["first"]
+        self._many, self._starts, self._values = arrays["many"], arrays["starts"], arrays["values"]
+        self._n_one_hot = int(arrays["n_one_hot"])
+        self._n_numeric = len(self._median) + len(self._indicated)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns that :meth:`transform` returns."""
+        return self._n_numeric + self._n_one_hot + 2 * len(self._many)
+
+    @classmethod
+    def fit(cls, table: Table, *, scale: bool = True, one_hot_max_levels: int = 64) -> DenseEncoder:
+        """Learn medians, scales and frequencies.
+
+        Args:
+            table: Training rows.
+            scale: Standardize and clip; False leaves numbers as they are, which is what trees want.
+            one_hot_max_levels: Most levels of a column that is one-hot encoded.
+        """
+        missing = np.isnan(table.numeric)
+        median = _median(table.numeric, missing)
+        filled = np.where(missing, median, table.numeric).astype(np.float64)
+        n_numeric = filled.shape[1]
+        mean = filled.mean(axis=0) if scale and len(filled) else np.zeros(n_numeric)
+        spread = filled.std(axis=0) if scale and len(filled) else np.ones(n_numeric)
+        spread[spread <= 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0
+        levels = np.array(table.levels, dtype=np.int64)
+        one_hot = np.flatnonzero(levels - 1 <= one_hot_max_levels)
+        many = np.flatnonzero(levels - 1 > one_hot_max_levels)
+        first = (
+            np.where((table.codes[:, one_hot] == 0).any(axis=0), 0, 1) if len(table) else np.ones(len(one_hot))
+        ).astype(np.int64)
+        widths = levels[one_hot] - first
+        encodings = [_frequency_encoding(table.codes[:, j], int(levels[j]), scale=scale) for j in many]
+        sizes = levels[many]
+        return cls(
+            {
+                "median": median,
+                "mean": mean.astype(np.float32),
+                "scale": spread.astype(np.float32),
+                "clip": np.float32(_CLIP if scale else np.inf).reshape(()),
+                "indicated": np.flatnonzero(missing.any(axis=0)),
+                "one_hot": one_hot,
+                "offsets": np.cumsum(widths) - widths - first,
+                "first": first,
+                "n_one_hot": np.int64(widths.sum()).reshape(()),
+                "many": many,
+                "starts": np.cumsum(sizes) - sizes,
+                "values": np.concatenate([*encodings, np.zeros((0, 2), dtype=np.float32)]),
+            }
+        )
+
+    def transform(self, table: Table) -> np.ndarray:
+        """Return float32 (n_rows, n_columns) without NaN."""
+        n_rows, n_numeric = table.numeric.shape
+        out = np.zeros((n_rows, self.n_columns), dtype=np.float32)
+        missing = np.isnan(table.numeric)
+        block = np.where(missing, self._median, table.numeric)
+        block -= self._mean
+        block /= self._scale
+        if np.isfinite(self._clip):
+            np.clip(block, -self._clip, self._clip, out=block)
+        out[:, :n_numeric] = block
+        out[:, n_numeric : self._n_numeric] = missing[:, self._indicated]
+        if len(self._one_hot):
+            codes = table.codes[:, self._one_hot]
+            rows, columns = np.nonzero(codes >= self._first)
+            out[rows, self._n_numeric + self._offsets[columns] + codes[rows, columns]] = 1.0
+        if len(self._many):
+            encoded = self._values[self._starts + table.codes[:, self._many]]
+            out[:, self._n_numeric + self._n_one_hot :] = encoded.reshape(n_rows, -1)
+        return out
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return everything it learned, as arrays for npz or safetensors."""
+        return dict(self._arrays)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DenseEncoder:
+        """Rebuild from what :meth:`arrays` returned."""
+        return cls({name: np.asarray(a) for name, a in arrays.items()})
+
+
+def _median(numeric: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Median of the known values of each column, 0 where none is known, float32 (n_numeric,)."""
+    known = [numeric[~missing[:, j], j] for j in range(numeric.shape[1])]
+    return np.array([np.median(values) if len(values) else 0.0 for values in known], dtype=np.float32)
+
+
+def _frequency_encoding(codes: np.ndarray, n_levels: int, *, scale: bool) -> np.ndarray:
+    """Return (log frequency, rank by frequency) of each level, float32 (n_levels, 2); standardized over the rows."""
+    counts = np.bincount(codes, minlength=n_levels).astype(np.float64)
+    rank = np.empty(n_levels)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(n_levels)
+    table = np.column_stack([np.log1p(counts), rank / max(n_levels - 1, 1)])
+    if scale:
+        rows = table[codes]
+        spread = rows.std(axis=0)
+        table = np.clip((table - rows.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0), -_CLIP, _CLIP)
+    return table.astype(np.float32)

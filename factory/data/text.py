@@ -1,0 +1,135 @@
+"""Free text as a few numbers: TF-IDF of words and character n-grams, reduced by a truncated SVD.
+
+Latent semantic analysis (Deerwester et al. 1990) with the randomized range
+finder of Halko, Martinsson and Tropp (2011).  The vocabulary, its weights and
+the projection are plain data; scikit-learn's vectorizers are rebuilt from
+them and are never stored themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from factory.data.columns import as_text
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_COMPONENTS = 32
+_VOCABULARY = 4000
+"""Terms kept for words and for character n-grams, each; bounds the projection to 1 MB."""
+_FIT_ROWS = 10_000
+"""Rows that vocabulary and projection are learned from; more change them little and cost seconds."""
+_LONGEST = 2000
+"""Characters of a text that are read."""
+_STATISTICS = ("length", "words", "digits", "capitals")
+
+
+class TextEncoder:
+    """Turns texts into float32 columns; fitted on training rows.
+
+    Attributes:
+        names: Names of the columns it makes, (n_columns,).
+    """
+
+    def __init__(self, vocabularies: Mapping[str, list[str]], arrays: Mapping[str, np.ndarray]) -> None:
+        self._vocabularies = {kind: list(terms) for kind, terms in vocabularies.items()}
+        self._arrays = dict(arrays)
+        self._vectorizers = {kind: _vectorizer(kind, terms) for kind, terms in self._vocabularies.items()}
+        self._idf = np.concatenate([self._arrays[f"idf_{kind}"] for kind in self._vocabularies])
+        n = self._arrays["projection"].shape[1]
+        self.names: tuple[str, ...] = (*(f"topic{i + 1}" for i in range(n)), *_STATISTICS)
+
+    @classmethod
+    def fit(cls, values: np.ndarray, *, seed: int) -> TextEncoder | None:
+        """Learn from texts (n_rows,), or return None where they hold not a single repeated term."""
+        texts = _cut(as_text(values))
+        rng = np.random.default_rng(seed)
+        if len(texts) > _FIT_ROWS:
+            texts = [texts[i] for i in np.sort(rng.choice(len(texts), _FIT_ROWS, replace=False))]
+        vocabularies: dict[str, list[str]] = {}
+        arrays: dict[str, np.ndarray] = {}
+        for kind in ("word", "char_wb"):
+            try:
+                fitted = _vectorizer(kind, None).fit(texts)
+            except ValueError:  # scikit-learn's way to say that no term is left
+                continue
+            counted = fitted.transform(texts)
+            frequency = np.asarray((counted > 0).sum(axis=0)).ravel()
+            vocabularies[kind] = fitted.get_feature_names_out().tolist()
+            arrays[f"idf_{kind}"] = (np.log((1 + len(texts)) / (1 + frequency)) + 1).astype(np.float32)
+        if not vocabularies:
+            return None
+        n_terms = sum(map(len, vocabularies.values()))
+        arrays["projection"] = np.zeros((n_terms, 0), dtype=np.float32)
+        weights = cls(vocabularies, arrays)._weights(texts)
+        arrays["projection"] = _components(weights, rng)
+        return cls(vocabularies, arrays)
+
+    def transform(self, values: np.ndarray) -> np.ndarray:
+        """Return float32 (n_rows, n_columns); a missing text has NaN statistics and sits at the origin."""
+        raw = as_text(values)
+        texts = _cut(raw)
+        topics = self._weights(texts) @ self._arrays["projection"]
+        statistics = np.array([_statistics(t) for t in texts], dtype=np.float32).reshape(len(texts), len(_STATISTICS))
+        statistics[np.equal(raw, None)] = np.nan
+        return np.hstack([np.asarray(topics, dtype=np.float32), statistics])
+
+    def _weights(self, texts: list[str]) -> csr_matrix:
+        """TF-IDF with sublinear term frequency, rows of length 1, (n_rows, n_terms)."""
+        from scipy.sparse import diags, hstack
+
+        counts = hstack([v.transform(texts) for v in self._vectorizers.values()], format="csr", dtype=np.float32)
+        counts.data = np.log(counts.data) + 1
+        weighted = counts @ diags(self._idf, dtype=np.float32)
+        lengths = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+        return diags(1 / np.maximum(lengths, 1e-12), dtype=np.float32) @ weighted
+
+    def document(self) -> dict[str, list[str]]:
+        """Return the part that is stored as JSON."""
+        return dict(self._vocabularies)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the part that is stored as arrays."""
+        return dict(self._arrays)
+
+    @classmethod
+    def restore(cls, document: Mapping[str, list[str]], arrays: Mapping[str, np.ndarray]) -> TextEncoder:
+        """Rebuild from what :meth:`document` and :meth:`arrays` returned."""
+        return cls(document, arrays)
+
+
+def _vectorizer(kind: str, vocabulary: list[str] | None) -> Any:
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    ranges = {"word": (1, 2), "char_wb": (3, 4)}
+    fit_only = {} if vocabulary is not None else {"min_df": 2, "max_features": _VOCABULARY}
+    return CountVectorizer(
+        analyzer=kind, ngram_range=ranges[kind], vocabulary=vocabulary, lowercase=True, dtype=np.float32, **fit_only
+    )
+
+
+def _components(weights: csr_matrix, rng: np.random.Generator) -> np.ndarray:
+    """Return the leading right singular vectors as columns, float32 (n_terms, n_components), signs fixed."""
+    n_components = min(_COMPONENTS, min(weights.shape) - 1)
+    width = min(n_components + 10, min(weights.shape))
+    basis = np.linalg.qr(weights @ rng.standard_normal((weights.shape[1], width), dtype=np.float32))[0]
+    for _ in range(4):
+        basis = np.linalg.qr(weights @ np.linalg.qr(weights.T @ basis)[0])[0]
+    right = np.linalg.svd((weights.T @ basis).T, full_matrices=False)[2][: max(n_components, 1)]
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
+    return np.ascontiguousarray((right * signs[:, None]).T, dtype=np.float32)
+
+
+def _cut(texts: np.ndarray) -> list[str]:
+    return [(t or "")[:_LONGEST] for t in texts.tolist()]
+
+
+def _statistics(text: str) -> tuple[float, float, float, float]:
+    n = max(len(text), 1)
+    digits = sum(c.isdigit() for c in text)
+    capitals = sum(c.isupper() for c in text)
+    return float(len(text)), float(len(text.split())), digits / n, capitals / n
