@@ -7,7 +7,7 @@ its path, its value and what is allowed.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,8 +47,8 @@ class ChoiceDimension(BaseModel):
     choices: tuple[Value, ...] = Field(min_length=1)
 
 
-Dimension = Annotated[FloatDimension | IntDimension | ChoiceDimension, Field(discriminator="kind")]
-Space = dict[str, FloatDimension | IntDimension | ChoiceDimension]
+Dimension = FloatDimension | IntDimension | ChoiceDimension
+Space = dict[str, Dimension]
 
 
 def narrow(space: Space, by: dict[str, Narrowing], *, path: str) -> tuple[Space, list[Detail]]:
@@ -87,9 +87,7 @@ def _narrow_choice(dimension: ChoiceDimension, value: Narrowing) -> ChoiceDimens
     return ChoiceDimension(choices=chosen)
 
 
-def _narrow_interval(
-    dimension: FloatDimension | IntDimension, value: Narrowing
-) -> FloatDimension | IntDimension | str:
+def _narrow_interval(dimension: FloatDimension | IntDimension, value: Narrowing) -> FloatDimension | IntDimension | str:
     ends = value if isinstance(value, list) else [value, value]
     numbers = [v for v in ends if isinstance(v, int | float) and not isinstance(v, bool)]
     if len(numbers) != 2 or len(ends) != 2:
@@ -114,7 +112,7 @@ def clip(space: Space, parameters: Parameters) -> Parameters:
     return {name: _nearest(dimension, parameters.get(name)) for name, dimension in space.items()}
 
 
-def _nearest(dimension: FloatDimension | IntDimension | ChoiceDimension, value: Value) -> Value:
+def _nearest(dimension: Dimension, value: Value) -> Value:
     if isinstance(dimension, ChoiceDimension):
         return value if value in dimension.choices else dimension.choices[0]
     if not isinstance(value, int | float):

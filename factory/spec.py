@@ -12,6 +12,7 @@ import json
 import re
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -77,7 +78,7 @@ _LINE = (
     RequestState.SERVING,
 )
 NEXT_STATES: dict[RequestState, frozenset[RequestState]] = {
-    **{state: frozenset({after} | _ENDS) for state, after in zip(_LINE[:5], _LINE[1:6], strict=True)},
+    **{state: frozenset({after} | _ENDS) for state, after in pairwise(_LINE[:6])},
     RequestState.REGISTERED: frozenset({RequestState.SERVING}),
     RequestState.SERVING: frozenset(),
     **dict.fromkeys(_ENDS, frozenset()),
@@ -205,9 +206,7 @@ class GroupSplit(Document):
     column: str = Field(title="Group column")
 
 
-Validation = Annotated[
-    AutoValidation | CrossValidation | Holdout | TimeSplit | GroupSplit, Field(discriminator="kind")
-]
+Validation = Annotated[AutoValidation | CrossValidation | Holdout | TimeSplit | GroupSplit, Field(discriminator="kind")]
 
 
 class Budget(Document):
@@ -311,19 +310,25 @@ class VariantRequest(Document):
 
     team: str = Field(pattern=NAME, title="Team")
     name: str = Field(pattern=NAME, title="Variant name")
-    recipe: str = Field(pattern=r"^[a-z][a-z0-9_-]*(@[0-9a-f]{8,64})?$", title="Recipe", description="name or name@digest")
+    recipe: str = Field(
+        pattern=r"^[a-z][a-z0-9_-]*(@[0-9a-f]{8,64})?$", title="Recipe", description="name or name@digest"
+    )
     dataset: DatasetRef = Field(title="Dataset")
-    metric: str | None = Field(None, title="Metric", description="Name of a scikit-learn scorer; default: the recipe's.")
+    metric: str | None = Field(
+        None, title="Metric", description="Name of a scikit-learn scorer; default: the recipe's."
+    )
     validation: Validation | None = Field(None, title="Validation")
     budget: Budget | None = Field(None, title="Budget")
-    families: tuple[str, ...] | None = Field(None, min_length=1, title="Model families", description="Some of the recipe's.")
+    families: tuple[str, ...] | None = Field(
+        None, min_length=1, title="Model families", description="Some of the recipe's."
+    )
     spaces: dict[str, dict[str, Narrowing]] = Field(
         default_factory=dict, title="Search spaces", description="Narrowings of the recipe's spaces."
     )
     ceilings: Ceilings | None = Field(None, title="Ceilings")
     making: Literal["auto", "cold"] = Field("auto", title="Making", description="How the variant is made.")
     parent: str | None = Field(
-        None, pattern=r"^[a-z][a-z0-9_-]*\.[a-z][a-z0-9_-]*(@[a-z]+|/\d+)?$", title="Parent variant"
+        None, pattern=r"^[a-z][a-z0-9_-]*(\.[a-z0-9_-]+){1,2}(@[a-z]+|/\d+)?$", title="Parent variant"
     )
     segments: Segments | None = Field(None, title="Segments")
     gates: Gates | None = Field(None, title="Gates")
@@ -359,6 +364,7 @@ class Trial(Document):
     score: float | None = None
     fold_scores: tuple[float, ...] = ()
     train_score: float | None = None
+    rounds: int = Field(0, description="Rounds or epochs of the best iteration, mean over the folds.")
     cost_s: float = 0.0
     memory_mb: float = 0.0
     reason: str = ""
@@ -426,11 +432,17 @@ def parse(model: type[D], document: object, *, what: str) -> D:
 def _explain(model: type[BaseModel], error: Any) -> Detail:
     """Turn pydantic's error into a sentence with the value and what is allowed."""
     tags = {"path", "entities", "upload", "auto", "cross_validation", "holdout", "time", "group"}
-    location = [str(p) for i, p in enumerate(error["loc"]) if not (i and p in tags and error["loc"][i - 1] in ("dataset", "validation"))]
+    location = [
+        str(p)
+        for i, p in enumerate(error["loc"])
+        if not (i and p in tags and error["loc"][i - 1] in ("dataset", "validation"))
+    ]
     path = ".".join(location) or "(document)"
     if error["type"] == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
-        return Detail(path, f"There is no such field.{suggest(location[-1], fields)} Allowed: {listing(fields, most=40)}.")
+        return Detail(
+            path, f"There is no such field.{suggest(location[-1], fields)} Allowed: {listing(fields, most=40)}."
+        )
     if error["type"] == "missing":
         return Detail(path, "This field is required.")
     shown = repr(error["input"])
@@ -461,4 +473,8 @@ def duration(seconds: float) -> str:
     >>> duration(75.2)
     '1:15'
     """
-    return str(timedelta(seconds=round(seconds)))[2:].lstrip("0").rjust(4, "0") if seconds < 3600 else str(timedelta(seconds=round(seconds)))
+    return (
+        str(timedelta(seconds=round(seconds)))[2:].lstrip("0").rjust(4, "0")
+        if seconds < 3600
+        else str(timedelta(seconds=round(seconds)))
+    )

@@ -1,0 +1,241 @@
+"""The search itself: trials on two executors, then a blend, then refits.
+
+Small searches run inline.  All others start inline as well, while Ray starts
+in the main thread, and go on with Ray Tune as soon as it is there; both take
+their trials from the same proposer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from factory.errors import TrainingFault
+from factory.families.base import Deadline
+from factory.search.cluster import Cluster, local_cpus, session
+from factory.search.ensemble import Blend, greedy
+from factory.search.history import Proposer
+from factory.search.plan import Plan, family
+from factory.search.refit import RefitProposer
+from factory.search.trial import Jobs, TrialData, TrialRunner, out_of_fold_rows
+from factory.search.tune import run_tune
+from factory.settings import Settings
+from factory.spec import Trial, TrialState
+
+log = logging.getLogger(__name__)
+
+INLINE_S = 20.0
+"""Below this budget Ray's start would take most of it: the search runs inline."""
+DRIVER_MB = 1_500.0
+"""What the driver and an idle Ray take of a request's memory (PSS, measured)."""
+REFIT_SHARE = 0.25
+"""Part of the search's time kept for refits on all rows, where there is one fold only."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fitted model of the blend: its folder, the preparation it needs (None: all rows), its weight."""
+
+    trial: Trial
+    folder: Path
+    fold: int | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found. Weights of the parts sum to 1."""
+
+    trials: tuple[Trial, ...]
+    blend: Blend
+    parts: tuple[Part, ...]
+    skipped: dict[str, str]
+
+    @property
+    def best(self) -> Trial:
+        """The best single trial."""
+        return max((t for t in self.trials if t.score is not None), key=lambda t: (t.score or 0.0, -t.number))
+
+
+class RaySession:
+    """Ray, connected to when it is first needed and kept for the whole request."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = contextlib.ExitStack()
+        self._cluster: Cluster | None = None
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def connect(self) -> Cluster:
+        """Return the connected cluster; takes seconds the first time. Call it from the main thread."""
+        if self._cluster is None:
+            self._cluster = self._stack.enter_context(session(self._settings))
+        return self._cluster
+
+    @property
+    def connected(self) -> bool:
+        """Whether Ray is there already."""
+        return self._cluster is not None
+
+
+def search(
+    plan: Plan,
+    data: TrialData,
+    *,
+    ray: RaySession,
+    settings: Settings,
+    history: Sequence[Trial],
+    deadline: Deadline,
+    record: Callable[[Trial], None],
+    segment: str = "",
+) -> SearchResult:
+    """Search until the deadline or the trials are used up, and return the best blend.
+
+    Args:
+        plan: What may be tried.
+        data: The search's rows, folds and workspace.
+        ray: Connected to when the search is not small.
+        settings: Of this process.
+        history: Trials that an interrupted run of this search has finished.
+        deadline: When the blend and its refits have to be there.
+        record: Called with each trial when it starts and when it ends.
+        segment: Value of the segment, empty for the pooled data.
+
+    Raises:
+        TrainingFault: no trial succeeded; names the reasons.
+    """
+    refits = len(data.splits) == 1
+    left_s = deadline.left_s
+    trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
+    proposer = Proposer(
+        plan=plan,
+        history=history,
+        deadline=trials_until,
+        parallel=local_cpus(settings),
+        n_rows=len(data.splits[0].train),
+        record=record,
+        segment=segment,
+    )
+    executor = _Executor(plan, data, ray=ray, settings=settings)
+    executor.run(proposer, name=f"search-{segment or 'pooled'}", small=_is_small(plan, left_s))
+    blend = _blend(data, list(proposer.trials.values()))
+    if refits:
+        executor.run(RefitProposer(data, proposer.trials, blend, deadline), name="refit", small=not ray.connected)
+    trials = tuple(proposer.trials[number] for number in sorted(proposer.trials))
+    return SearchResult(trials, blend, _parts(data, trials, blend), dict(proposer.skipped))
+
+
+def _is_small(plan: Plan, left_s: float) -> bool:
+    distributed = plan.request.resources.workers > 1 and any(family(name).distributed for name in plan.families)
+    few = plan.budget.trials is not None and plan.budget.trials <= 3
+    return not distributed and (left_s < INLINE_S or few)
+
+
+class _Executor:
+    """Runs a jobs's jobs: inline, on Ray Tune, or inline until Ray is there."""
+
+    def __init__(self, plan: Plan, data: TrialData, *, ray: RaySession, settings: Settings) -> None:
+        self._plan, self._data, self._ray, self._settings = plan, data, ray, settings
+        memory_mb = plan.budget.memory_gb * 1000
+        self._worker_mb = max(800.0, (memory_mb - DRIVER_MB) / local_cpus(settings))
+        self._inline = TrialRunner(data, threads=1, memory_limit_mb=max(memory_mb, 1000.0))
+
+    def run(self, jobs: Jobs, *, name: str, small: bool) -> None:
+        if small:
+            self._run_inline(jobs, lambda: True)
+            return
+        tune_is_up = threading.Event()
+        helper: AbstractContextManager[object] = contextlib.nullcontext()
+        if not self._ray.connected and not self._distributes():
+            helper = _Alongside(lambda: self._run_inline(jobs, lambda: not tune_is_up.is_set()))
+        with helper:
+            try:
+                cluster = self._ray.connect()
+                jobs.parallel = 1 if self._distributes() else cluster.cpus
+                run_tune(
+                    jobs,
+                    self._data,
+                    threads=1,
+                    memory_limit_mb=self._worker_mb,
+                    name=name,
+                    on_first_end=tune_is_up.set,
+                )
+            finally:
+                tune_is_up.set()
+
+    def _distributes(self) -> bool:
+        return self._plan.request.resources.workers > 1
+
+    def _run_inline(self, jobs: Jobs, wanted: Callable[[], bool]) -> None:
+        while wanted() and not jobs.exhausted:
+            job = jobs.next()
+            if job is None:
+                return
+            jobs.done(self._inline.run(job))
+
+
+class _Alongside:
+    """Runs a function in a thread for the length of a ``with`` block, and re-raises what it raised."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._guarded, name="inline-trials", daemon=True)
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.join()
+        if self._error is not None and exception[0] is None:
+            raise self._error
+
+
+def _blend(data: TrialData, trials: Sequence[Trial]) -> Blend:
+    """Choose the greedy blend among the trials whose out-of-fold predictions are there."""
+    predictions: dict[int, np.ndarray] = {}
+    for trial in trials:
+        path = Path(trial.artifacts or "") / "out_of_fold.npy"
+        if trial.state is TrialState.SUCCEEDED and trial.artifacts and path.is_file():
+            predictions[trial.number] = np.load(path, allow_pickle=False)
+    if not predictions:
+        reasons = sorted({f"{t.family}: {t.reason}" for t in trials if t.reason}) or ["no trial could finish in time"]
+        raise TrainingFault(
+            f"None of {len(trials)} trials gave a usable model. " + " | ".join(reasons[:6]),
+            hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
+        )
+    y = data.dataset.y[out_of_fold_rows(data)]
+    return greedy(data.metric, y, predictions, seed=data.seed)
+
+
+def _parts(data: TrialData, trials: Sequence[Trial], blend: Blend) -> tuple[Part, ...]:
+    """Return each model of the blend: a refit where there is one, else the folds with equal shares."""
+    parts: list[Part] = []
+    for trial in trials:
+        if trial.number not in blend.weights:
+            continue
+        weight, folder = blend.weights[trial.number], Path(trial.artifacts or "")
+        if len(data.splits) == 1 and (folder / "refit").is_dir():
+            parts.append(Part(trial, folder / "refit", None, weight))
+            continue
+        n_folds = len(data.splits)
+        parts += [Part(trial, folder / f"fold-{k}", k, weight / n_folds) for k in range(n_folds)]
+    return tuple(parts)

@@ -1,0 +1,280 @@
+"""What will be searched: a recipe and a request become one checked Plan.
+
+Recipes are YAML files of one folder.  A request may narrow what its recipe
+allows and never widen it; every attempt and every unknown name is reported
+together with all other problems of the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from factory import plugins
+from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault, listing, suggest
+from factory.families.base import Family
+from factory.search.metric import Metric
+from factory.settings import Settings
+from factory.space import Space, narrow
+from factory.spec import (
+    Budget,
+    Ceilings,
+    Gates,
+    Recipe,
+    Task,
+    Validation,
+    VariantRequest,
+    parse,
+)
+
+MAX_DOCUMENT_BYTES = 1_000_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before the first trial."""
+
+    request: VariantRequest
+    recipe: Recipe
+    task: Task
+    metric: Metric
+    families: tuple[str, ...]
+    spaces: dict[str, Space]
+    validation: Validation
+    budget: Budget
+    gates: Gates
+    ceilings: Ceilings
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same seed must give the same trials: so when the trials are counted, not timed."""
+        return self.request.budget is not None and self.request.budget.trials is not None
+
+
+def family(name: str) -> Family:
+    """Return the model family of that name.
+
+    Raises:
+        InvalidRequest: there is none.
+        SystemFault: its framework is not installed, or it is no family.
+    """
+    found = plugins.load("families", name)
+    if not isinstance(found, Family):
+        raise SystemFault(f"The plug-in {name!r} is not a Family.", hint="Let its PLUGIN be a Family instance.")
+    return found
+
+
+def read_document(path: Path, *, what: str) -> object:
+    """Read one YAML or JSON document from a small file, without anything that YAML could execute.
+
+    Raises:
+        InvalidRequest: no such file, too large, or not YAML.
+    """
+    try:
+        if path.stat().st_size > MAX_DOCUMENT_BYTES:
+            raise InvalidRequest(
+                f"The {what} {str(path)!r} is larger than {MAX_DOCUMENT_BYTES:,} bytes.", hint="Name data by its path."
+            )
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise InvalidRequest(f"The {what} {str(path)!r} uses YAML aliases.", hint="Write the values out.")
+        return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InvalidRequest(
+            f"The {what} {str(path)!r} cannot be read: {reason}.", hint="Name an existing YAML or JSON file."
+        ) from error
+
+
+def recipe_files(settings: Settings) -> dict[str, Path]:
+    """Return name → file of all recipes."""
+    return {path.stem: path for path in sorted(settings.recipes_folder.glob("*.yaml"))}
+
+
+def load_recipe(reference: str, *, settings: Settings) -> Recipe:
+    """Return a recipe by ``name`` or ``name@digest``, fully checked.
+
+    Raises:
+        NotFound: there is no recipe of that name, or not with that digest.
+        InvalidRequest: the recipe itself is not valid.
+    """
+    name, _, digest = reference.partition("@")
+    files = recipe_files(settings)
+    if name not in files:
+        raise NotFound(
+            f"recipe: there is no recipe {name!r}.{suggest(name, files)}",
+            hint=f"Allowed: {listing(files)}. `factory recipes list` describes them.",
+            details=[Detail("recipe", f"{name!r} is not a recipe")],
+        )
+    recipe = check_recipe(read_document(files[name], what="recipe"))
+    if recipe.name != name:
+        raise InvalidRequest(
+            f"name: the recipe in {files[name].name} calls itself {recipe.name!r}.", hint="Let both be the same."
+        )
+    if digest and not recipe.digest.startswith(digest):
+        raise NotFound(
+            f"recipe: {name!r} has the digest {recipe.digest[:12]}, not {digest!r}.",
+            hint="The recipe was changed since; order without '@' or with the new digest.",
+        )
+    return recipe
+
+
+def check_recipe(document: object) -> Recipe:
+    """Return the recipe of a document, or report all its problems at once.
+
+    Raises:
+        InvalidRequest: with one detail for each problem.
+    """
+    recipe = parse(Recipe, document, what="recipe")
+    problems = list(_unknown(recipe.families, plugins.names("families"), path="families"))
+    known = [name for name in recipe.families if name in plugins.names("families")]
+    problems += list(_unknown(recipe.spaces, recipe.families, path="spaces"))
+    for task in recipe.tasks:
+        problems += [p for p in _narrowed(known, recipe, {}, task)[1] if p not in problems]
+    problems += _budget_problems(recipe.budget.default, recipe.budget.ceiling, path="budget.default")
+    _raise_all(problems, what="recipe")
+    return recipe
+
+
+def check_request(document: object, *, settings: Settings) -> tuple[VariantRequest, Recipe]:
+    """Return a request and its recipe, or report all problems at once. Looks at no data.
+
+    Raises:
+        InvalidRequest: with one detail for each problem.
+        NotFound: the recipe does not exist.
+    """
+    request = document if isinstance(document, VariantRequest) else parse(VariantRequest, document, what="request")
+    recipe = load_recipe(request.recipe, settings=settings)
+    chosen = request.families or recipe.families
+    problems = list(_unknown(chosen, recipe.families, path="families"))
+    chosen = tuple(name for name in chosen if name in recipe.families)
+    problems += list(_unknown(request.spaces, chosen, path="spaces"))
+    if request.budget is not None:
+        problems += _budget_problems(request.budget, recipe.budget.ceiling, path="budget")
+    problems += _ceiling_problems(request, recipe)
+    tasks = recipe.tasks
+    if request.dataset.task is not None:
+        tasks = tuple(t for t in tasks if t is request.dataset.task)
+        if not tasks:
+            message = (
+                f"{request.dataset.task} is not a task of recipe {recipe.name!r}; allowed: {listing(recipe.tasks)}."
+            )
+            problems.append(Detail("dataset.task", message))
+    task_problems = [_narrowed(chosen, recipe, request.spaces, task)[1] for task in tasks]
+    problems += [p for p in _common(task_problems) if p not in problems]
+    if request.metric is not None:
+        problems += _metric_problems(request.metric, tasks)
+    _raise_all(problems, what="request")
+    return request, recipe
+
+
+def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
+    """Resolve request and recipe for the task that the data turned out to be.
+
+    Raises:
+        InvalidRequest: the recipe does not do this task, or a narrowing or metric does not fit it.
+    """
+    problems: list[Detail] = []
+    if task not in recipe.tasks:
+        problems.append(
+            Detail("dataset.task", f"{task} is not a task of recipe {recipe.name!r}; allowed: {listing(recipe.tasks)}.")
+        )
+    chosen = tuple(name for name in request.families or recipe.families if task in family(name).tasks)
+    spaces, space_problems = _narrowed(chosen, recipe, request.spaces, task)
+    _raise_all(problems + space_problems, what="request")
+    return Plan(
+        request=request,
+        recipe=recipe,
+        task=task,
+        metric=Metric.of(request.metric or getattr(recipe.metric, task), task),
+        families=chosen,
+        spaces=spaces,
+        validation=request.validation or recipe.validation,
+        budget=request.budget or recipe.budget.default,
+        gates=request.gates or recipe.gates,
+        ceilings=_merged(request.ceilings, recipe.ceilings),
+    )
+
+
+def _unknown(names: Iterator[str] | object, allowed: object, *, path: str) -> Iterator[Detail]:
+    for name in names:  # type: ignore[attr-defined]
+        if name not in allowed:  # type: ignore[operator]
+            message = f"{name!r} is not allowed here.{suggest(name, allowed)} Allowed: {listing(allowed)}."  # type: ignore[arg-type]
+            yield Detail(f"{path}.{name}", message)
+
+
+def _narrowed(
+    chosen: tuple[str, ...] | list[str], recipe: Recipe, wanted: object, task: Task
+) -> tuple[dict[str, Space], list[Detail]]:
+    spaces: dict[str, Space] = {}
+    problems: list[Detail] = []
+    for name in chosen:
+        space = family(name).space(task)
+        for by in (recipe.spaces.get(name, {}), wanted.get(name, {})):  # type: ignore[attr-defined]
+            space, found = narrow(space, by, path=f"spaces.{name}")
+            problems += found
+        spaces[name] = space
+    return spaces, problems
+
+
+def _common(problems: list[list[Detail]]) -> list[Detail]:
+    """Problems that every possible task has; the others are judged when the task is known."""
+    return [p for p in problems[0] if all(p in others for others in problems[1:])] if problems else []
+
+
+def _budget_problems(asked: Budget, ceiling: Budget, *, path: str) -> list[Detail]:
+    pairs = (("time_s", asked.time_s, ceiling.time_s), ("trials", asked.trials, ceiling.trials))
+    pairs += (("memory_gb", asked.memory_gb, ceiling.memory_gb),)
+    return [
+        Detail(f"{path}.{name}", f"{value:g} is beyond the recipe's ceiling; allowed: up to {most:g}.")
+        for name, value, most in pairs
+        if value is not None and most is not None and value > most
+    ]
+
+
+def _ceiling_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
+    problems = []
+    for name in ("latency_ms", "size_mb") if request.ceilings else ():
+        asked, most = getattr(request.ceilings, name), getattr(recipe.ceilings, name)
+        if asked is not None and most is not None and asked > most:
+            message = f"{asked:g} is above the recipe's ceiling; allowed: up to {most:g}."
+            problems.append(Detail(f"ceilings.{name}", message))
+    limits = (
+        ("workers", request.resources.workers, recipe.max_workers),
+        ("gpus_per_worker", request.resources.gpus_per_worker, recipe.max_gpus_per_worker),
+    )
+    for name, value, limit in limits:
+        if value > limit:
+            message = f"{value:g} is more than the recipe allows; allowed: up to {limit:g}."
+            problems.append(Detail(f"resources.{name}", message))
+    return problems
+
+
+def _metric_problems(name: str, tasks: tuple[Task, ...]) -> list[Detail]:
+    errors: list[FactoryError] = []
+    for task in tasks:
+        try:
+            Metric.of(name, task)
+        except InvalidRequest as error:
+            errors.append(error)
+    return [Detail("metric", f"{errors[0].message} {errors[0].hint}")] if tasks and len(errors) == len(tasks) else []
+
+
+def _merged(asked: Ceilings | None, recipe: Ceilings) -> Ceilings:
+    if asked is None:
+        return recipe
+    return Ceilings(latency_ms=asked.latency_ms or recipe.latency_ms, size_mb=asked.size_mb or recipe.size_mb)
+
+
+def _raise_all(problems: list[Detail], *, what: str) -> None:
+    if problems:
+        raise InvalidRequest(
+            f"The {what} is not valid: " + " ".join(f"{d.field}: {d.message}" for d in problems),
+            hint="A request may narrow what its recipe allows, never widen it; `factory recipes show NAME` lists it.",
+            details=problems,
+        )

@@ -1,0 +1,163 @@
+"""Ray Tune as the executor: our proposals, its actors.
+
+Tune never restores anything of its own; the ledger's history does.  Actors are
+reused, and since Tune reuses by resource shape, each pool of families asks for
+its own amount of memory: a worker so holds one heavy framework only.  A worker
+that grew is recycled the same way, by a shape that is one megabyte larger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import psutil
+
+from factory.search.plan import family
+from factory.search.trial import Jobs, TrialData, TrialJob, TrialRunner
+from factory.spec import Trial
+
+POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
+"""Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
+RECYCLE_SHARE = 0.8
+"""A worker that holds this part of its limit after a trial is replaced: resident memory does not fall again."""
+GRACE_S = 5.0
+"""Trials end by their own deadlines; Tune stops whatever is still running so long after the search's."""
+
+
+def run_tune(
+    jobs: Jobs,
+    data: TrialData,
+    *,
+    threads: int,
+    memory_limit_mb: float,
+    name: str,
+    on_first_end: Callable[[], None],
+) -> None:
+    """Work through the jobs on the connected Ray.
+
+    Args:
+        jobs: Where trials come from; ``jobs.parallel`` of them run at once.
+        data: Put into the object store once.
+        threads: CPUs of each trial.
+        memory_limit_mb: Resident memory that one worker may reach.
+        name: Of the Tune run's folder.
+        on_first_end: Called when the first trial has come back, so when Tune's workers are up.
+    """
+    from ray import tune
+
+    trainable = tune.with_resources(
+        tune.with_parameters(_worker_class(), data=data, memory_limit_mb=memory_limit_mb, threads=threads),
+        lambda config: tune.PlacementGroupFactory([{"CPU": config["cpus"], "memory": config["memory_mb"] * 1_000_000}]),
+    )
+    exchange = _Exchange(jobs, threads=threads, memory_limit_mb=memory_limit_mb, on_first_end=on_first_end)
+    left_s = jobs.deadline.left_s
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(exchange),
+            num_samples=-1,
+            reuse_actors=True,
+            time_budget_s=left_s + GRACE_S if left_s < 10**6 else None,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(data.workspace / "tune"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()
+    for trial in jobs.running:
+        jobs.lost(trial.number, "It was stopped when the search's time was up.")
+
+
+def _configuration(job: TrialJob, *, threads: int, generation: int) -> dict[str, Any]:
+    """Return a trial's Tune configuration: the job, and the resource shape that decides which worker takes it."""
+    kind = family(job.trial.family)
+    # Ray Train's own workers hold the CPUs of a distributed trial; the trial itself only waits for them.
+    waits = job.workers > 1 and kind.distributed
+    return {
+        "job": job.model_dump_json(),
+        "cpus": 0.01 if waits else threads,
+        "memory_mb": POOL_MEMORY_MB.get(kind.pool, 1_000) + generation,
+    }
+
+
+@cache
+def _worker_class() -> type:
+    from ray import tune
+
+    class TrialWorker(tune.Trainable):  # type: ignore[misc]
+        """Runs one trial per configuration and keeps its prepared folds between them."""
+
+        def setup(self, config: dict[str, Any], data: TrialData, memory_limit_mb: float, threads: int) -> None:  # noqa: ARG002 - Tune's signature
+            self._runner = TrialRunner(data, threads=threads, memory_limit_mb=memory_limit_mb)
+
+        def step(self) -> dict[str, Any]:
+            """Run the whole trial and report once: many reports are what is slow in Tune."""
+            trial = self._runner.run(TrialJob.model_validate_json(self.config["job"]))
+            resident_mb = psutil.Process().memory_info().rss / 1e6
+            return {"trial": trial.model_dump_json(), "resident_mb": resident_mb, "done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:  # noqa: ARG002 - Tune's signature
+            return True
+
+    return TrialWorker
+
+
+class _Exchange:
+    """Hands jobs to Tune and Tune's results back; remembers which Tune trial is which of ours."""
+
+    def __init__(self, jobs: Jobs, *, threads: int, memory_limit_mb: float, on_first_end: Callable[[], None]) -> None:
+        self._jobs, self._threads, self._limit_mb = jobs, threads, memory_limit_mb
+        self._on_first_end = on_first_end
+        self._numbers: dict[str, tuple[int, str]] = {}
+        self._generation: Counter[str] = Counter()
+
+    def suggest(self, trial_id: str, finished: str) -> dict[str, Any] | str | None:
+        """Return the next configuration, None to wait, or Tune's word for finished."""
+        if len(self._numbers) >= self._jobs.parallel:
+            return None
+        job = self._jobs.next()
+        if job is None:
+            return finished if self._jobs.exhausted else None
+        pool = family(job.trial.family).pool
+        self._numbers[trial_id] = (job.trial.number, pool)
+        return _configuration(job, threads=self._threads, generation=self._generation[pool])
+
+    def complete(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
+        """Take a trial's end, or the death of its worker."""
+        number, pool = self._numbers.pop(trial_id, (None, ""))
+        if number is None:
+            return
+        self._on_first_end()
+        if result is None or "trial" not in result or error:
+            self._jobs.lost(number, "Its worker process died or was stopped.")
+            return
+        if result["resident_mb"] > RECYCLE_SHARE * self._limit_mb:
+            self._generation[pool] += 1
+        self._jobs.done(Trial.model_validate_json(result["trial"]))
+
+
+def _searcher(exchange: _Exchange) -> object:
+    from ray.tune.search import Searcher
+
+    class JobSearcher(Searcher):  # type: ignore[misc]
+        """Tune's view of the exchange. Saves and restores nothing: the ledger holds the history."""
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            return exchange.suggest(trial_id, Searcher.FINISHED)
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            exchange.complete(trial_id, result, error=error)
+
+        def save(self, checkpoint_path: str) -> None:
+            pass
+
+        def restore(self, checkpoint_path: str) -> None:
+            pass
+
+    return JobSearcher(metric="score", mode="max")
