@@ -1,0 +1,359 @@
+"""How a network is trained: one epoch loop for both frameworks, for one worker and for many.
+
+The loop knows three small things and nothing of PyTorch, TensorFlow or Ray:
+
+* a :class:`Job`: the prepared arrays and the plan, the same in every worker;
+* a :class:`Learner`: one copy of the network in its framework (one optimiser step, a sum over the workers, its state
+  as arrays);
+* a :class:`Group`: this worker's rank, and what becomes of a checkpoint.
+
+Batches are global: every worker draws the same shuffle from the seed and takes its share of each batch, and each
+step divides by the size of the whole batch.  Two workers therefore compute what one would, up to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from factory.errors import TrainingFault
+from factory.families._mlp import Architecture, Arrays, Inputs, forward, initial_weights, losses
+from factory.spec import CurvePoint, Document, Task
+
+logger = logging.getLogger(__name__)
+
+BATCHES_BETWEEN_CHECKS = 32
+"""Deadline and ``keep_going`` are looked at this often within an epoch; with several workers each look is a sum."""
+
+CURVE_POINTS = 200
+
+
+class Plan(Document):
+    """How the weights are moved."""
+
+    optimizer: Literal["adamw", "sgd"]
+    lr: float
+    weight_decay: float
+    dropout: float
+    batch_size: int
+    """Rows of a batch over all workers."""
+    epochs: int
+    schedule_epochs: int
+    """Length of the cosine; longer than ``epochs`` when a refit stops where early stopping had stopped."""
+    patience: int
+    """Epochs without a better validation loss after which training ends."""
+    seed: int
+    threads: int
+
+    def lr_at(self, epoch: int) -> float:
+        """Return the learning rate of an epoch: a cosine down to zero (Loshchilov and Hutter 2017), without restarts.
+
+        It depends on the epoch alone, never on the time that is left, so that a fit can be repeated.
+        """
+        return 0.5 * self.lr * (1 + math.cos(math.pi * epoch / self.schedule_epochs))
+
+    def noise_seed(self, epoch: int, rank: int) -> int:
+        """Return the seed of one epoch's dropout; a resumed epoch draws what it would have drawn."""
+        return int(np.random.SeedSequence([self.seed, epoch, rank]).generate_state(1)[0] >> 2)
+
+    def batches(self, n_rows: int, epoch: int) -> list[np.ndarray]:
+        """Return the row indices of each batch of an epoch; sizes differ by one row at most."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(n_rows)
+        return np.array_split(order, max(1, n_rows // self.batch_size))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded rows and what is to be learned from them.
+
+    Attributes:
+        inputs: What the first layer sees, n_rows rows.
+        y: Class indices int64 (n_rows,), or standardised targets float32 (n_rows,).
+    """
+
+    inputs: Inputs
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def share(self, rank: int, world: int) -> Examples:
+        """Return every ``world``-th row."""
+        return Examples(self.inputs.rows(slice(rank, None, world)), self.y[rank::world])
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs to train."""
+
+    architecture: Architecture
+    plan: Plan
+    train: Examples
+    validation: Examples | None
+
+    def initial_weights(self) -> Arrays:
+        """Return the starting weights: the output bias is the log of the smoothed class shares, or zero."""
+        a, y = self.architecture, self.train.y
+        if a.task is Task.REGRESSION:
+            bias = np.zeros(1)
+        else:
+            bias = np.log((np.bincount(y, minlength=a.n_outputs) + 1) / (len(y) + a.n_outputs))
+        return initial_weights(a, output_bias=bias, seed=self.plan.seed)
+
+    def save(self, folder: Path) -> None:
+        """Write ``job.json`` and ``job.safetensors``."""
+        from safetensors.numpy import save_file
+
+        parts = {"train": self.train, "validation": self.validation}
+        arrays = {
+            f"{part}.{name}": np.ascontiguousarray(array)
+            for part, examples in parts.items()
+            if examples is not None
+            for name, array in (("dense", examples.inputs.dense), ("codes", examples.inputs.codes), ("y", examples.y))
+        }
+        save_file(arrays, folder / "job.safetensors")
+        document = {
+            "architecture": self.architecture.model_dump(mode="json"),
+            "plan": self.plan.model_dump(mode="json"),
+        }
+        (folder / "job.json").write_text(json.dumps(document))
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Load what :meth:`save` wrote."""
+        from safetensors.numpy import load_file
+
+        arrays = load_file(folder / "job.safetensors")
+        document = json.loads((folder / "job.json").read_text())
+
+        def examples(part: str) -> Examples:
+            inputs = Inputs(arrays[f"{part}.dense"], arrays[f"{part}.codes"])
+            return Examples(inputs, arrays[f"{part}.y"])
+
+        return cls(
+            Architecture.model_validate(document["architecture"]),
+            Plan.model_validate(document["plan"]),
+            examples("train"),
+            examples("validation") if "validation.y" in arrays else None,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after an epoch: a checkpoint, and in the end the result.
+
+    Attributes:
+        epochs: Epochs that are complete.
+        state: The learner's current weights and optimiser slots.
+        best: The weights to keep.
+        best_epoch: The epoch (from 1) that they are from; 0 before the first is complete.
+        best_loss: Their validation loss; infinite where nothing is validated.
+        curve: One point for each epoch.
+    """
+
+    epochs: int
+    state: Arrays
+    best: Arrays
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    curve: tuple[CurvePoint, ...] = ()
+
+    def thinned_curve(self) -> tuple[CurvePoint, ...]:
+        """Return at most 200 points of the learning curve."""
+        return self.curve[:: max(1, math.ceil(len(self.curve) / CURVE_POINTS))]
+
+    def save(self, folder: Path) -> None:
+        """Write ``progress.safetensors``, then ``progress.json``."""
+        from safetensors.numpy import save_file
+
+        parts = {"state": self.state, "best": self.best}
+        arrays = {f"{part}.{name}": np.ascontiguousarray(a) for part, of in parts.items() for name, a in of.items()}
+        save_file(arrays, folder / "progress.safetensors")
+        document = {
+            "epochs": self.epochs,
+            "best_epoch": self.best_epoch,
+            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "curve": [point.model_dump(mode="json") for point in self.curve],
+        }
+        (folder / "progress.json").write_text(json.dumps(document))
+
+    @classmethod
+    def load(cls, folder: Path) -> Progress:
+        """Load what :meth:`save` wrote."""
+        from safetensors.numpy import load_file
+
+        document = json.loads((folder / "progress.json").read_text())
+        arrays = load_file(folder / "progress.safetensors")
+        best_loss = document["best_loss"]
+        return cls(
+            epochs=document["epochs"],
+            state={n.removeprefix("state."): a for n, a in arrays.items() if n.startswith("state.")},
+            best={n.removeprefix("best."): a for n, a in arrays.items() if n.startswith("best.")},
+            best_epoch=document["best_epoch"],
+            best_loss=math.inf if best_loss is None else best_loss,
+            curve=tuple(CurvePoint.model_validate(point) for point in document["curve"]),
+        )
+
+
+class Learner(ABC):
+    """One copy of the network in its framework."""
+
+    @abstractmethod
+    def begin_epoch(self, *, lr: float, seed: int) -> None:
+        """Set the learning rate and the seed of the dropout for the steps that follow."""
+
+    @abstractmethod
+    def step(self, rows: np.ndarray, *, n_batch: int) -> float:
+        """Take one optimiser step together with the other workers.
+
+        Args:
+            rows: This worker's share of the batch, indices into the training rows; may be empty.
+            n_batch: Rows of the batch over all workers.
+
+        Returns:
+            The sum of the losses of ``rows`` before the step.
+        """
+
+    @abstractmethod
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum over all workers, float64 of the same shape; each worker has to call it."""
+
+    @abstractmethod
+    def weights(self) -> Arrays:
+        """Return a copy of the weights."""
+
+    @abstractmethod
+    def state(self) -> Arrays:
+        """Return a copy of the weights and the optimiser's slots."""
+
+    @abstractmethod
+    def restore(self, state: Arrays) -> None:
+        """Go back to what :meth:`state` returned."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One worker's place among the workers, and where its checkpoints go. By default it is alone and keeps none."""
+
+    rank: int = 0
+    world: int = 1
+    resume: Callable[[], Progress | None] = field(default=lambda: None)
+    report: Callable[[Progress], None] = field(default=lambda _: None)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one worker only."""
+        return self.world == 1
+
+
+def run(job: Job, learner: Learner, *, group: Group, stopped: Callable[[], bool]) -> Progress:
+    """Train until the epochs are done, the validation loss stops falling, or ``stopped`` says so.
+
+    Args:
+        job: What is trained; the same in every worker.
+        learner: This worker's copy of the network, freshly built.
+        group: This worker's place; its last checkpoint is where training goes on.
+        stopped: Whether to end now with the best so far; it is enough that one worker's says so.
+
+    Raises:
+        TrainingFault: the loss is not finite before any usable epoch.
+    """
+    progress = group.resume()
+    if progress is None:
+        progress = Progress(0, learner.state(), learner.weights())
+    else:
+        learner.restore(progress.state)
+        logger.info("training goes on after epoch %d on %d worker(s)", progress.epochs, group.world)
+    while progress.epochs < job.plan.epochs and not _out_of_patience(job, progress):
+        train_loss = _epoch(job, learner, progress.epochs, group=group, stopped=stopped)
+        if train_loss is None:
+            progress = _interrupted(progress, learner)
+            group.report(progress)
+            break
+        following = _after_epoch(job, learner, progress, train_loss, group=group)
+        if following is None:
+            break
+        progress = following
+        group.report(progress)
+    return progress
+
+
+def _out_of_patience(job: Job, progress: Progress) -> bool:
+    return job.validation is not None and progress.epochs - progress.best_epoch >= job.plan.patience
+
+
+def _epoch(job: Job, learner: Learner, epoch: int, *, group: Group, stopped: Callable[[], bool]) -> float | None:
+    """Run one epoch and return its mean loss, or None when it was stopped."""
+    learner.begin_epoch(lr=job.plan.lr_at(epoch), seed=job.plan.noise_seed(epoch, group.rank))
+    total = 0.0
+    for number, batch in enumerate(job.plan.batches(len(job.train), epoch)):
+        if number % BATCHES_BETWEEN_CHECKS == 0 and _any(learner, stopped(), group):
+            return None
+        total += learner.step(batch[group.rank :: group.world], n_batch=len(batch))
+    return _sum(learner, total, group) / len(job.train)
+
+
+def _any(learner: Learner, flag: bool, group: Group) -> bool:
+    return _sum(learner, float(flag), group) > 0
+
+
+def _sum(learner: Learner, value: float, group: Group) -> float:
+    return value if group.alone else float(learner.total(np.array([value]))[0])
+
+
+def _interrupted(progress: Progress, learner: Learner) -> Progress:
+    """Keep a part of the first epoch rather than nothing; after it, only whole epochs count."""
+    weights = learner.weights()
+    if progress.best_epoch or not _finite(weights):
+        return progress
+    return replace(progress, state=learner.state(), best=weights)
+
+
+def _after_epoch(job: Job, learner: Learner, progress: Progress, train_loss: float, *, group: Group) -> Progress | None:
+    """Return the progress with this epoch in it, or None when training has diverged and an earlier epoch is kept."""
+    weights, epoch = learner.weights(), progress.epochs + 1
+    validation_loss = None
+    if job.validation is not None:
+        validation_loss = _validation_loss(job.architecture, weights, job.validation, learner, group)
+    watched = train_loss if validation_loss is None else validation_loss
+    if not (math.isfinite(watched) and _finite(weights)):
+        if progress.best_epoch:
+            return None
+        raise TrainingFault(
+            f"The loss is not finite after epoch {epoch} (training {train_loss}, validation {validation_loss}).",
+            hint=f"Lower the learning rate (lr is {job.plan.lr}) or change the optimizer.",
+        )
+    point = CurvePoint(step=epoch, train=train_loss, validation=validation_loss)
+    better = validation_loss is None or validation_loss < progress.best_loss
+    return Progress(
+        epochs=epoch,
+        state=learner.state(),
+        best=weights if better else progress.best,
+        best_epoch=epoch if better else progress.best_epoch,
+        best_loss=validation_loss if better and validation_loss is not None else progress.best_loss,
+        curve=(*progress.curve, point),
+    )
+
+
+def _finite(weights: Arrays) -> bool:
+    return all(bool(np.isfinite(w).all()) for w in weights.values())
+
+
+def _validation_loss(
+    architecture: Architecture, weights: Arrays, validation: Examples, learner: Learner, group: Group
+) -> float:
+    """Return the mean loss over the validation rows, each worker taking its share.
+
+    The numpy forward pass is what will predict, so it is what is validated, in every framework.
+    """
+    mine = validation.share(group.rank, group.world)
+    loss = float(losses(architecture.task, forward(architecture, weights, mine.inputs), mine.y).sum())
+    return _sum(learner, loss, group) / len(validation)
