@@ -77,7 +77,7 @@ def factorize(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
 def as_text(values: np.ndarray) -> np.ndarray:
     """Return canonical texts, object (n_rows,), None where missing."""
     codes, uniques = factorize(values)
-    return np.array([*uniques, None], dtype=object)[codes]
+    return np.asarray(np.array([*uniques, None], dtype=object)[codes], dtype=object)
 
 
 def as_numeric(values: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def as_numeric(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "fiub":
         return _plain_floats(values)
     if values.dtype.kind == "m":
-        return np.asarray(values.astype("m8[us]").astype(np.float64) / 1e6)
+        return np.asarray(values / np.timedelta64(1, "s"))
     if len(values) <= _FEW:
         return np.array([_number(v) for v in values.tolist()], dtype=np.float64)
     codes, uniques = pd.factorize(values, use_na_sentinel=True)
@@ -95,9 +95,9 @@ def as_numeric(values: np.ndarray) -> np.ndarray:
 def _plain_floats(values: np.ndarray) -> np.ndarray:
     """Widen to float64; a float32 becomes the double with the same shortest decimal, as a CSV of it would be read."""
     if values.dtype.kind != "f" or values.dtype.itemsize >= 8 or len(values) <= _FEW:
-        return values.astype(np.float64)
+        return np.asarray(values, dtype=np.float64)
     uniques, inverse = np.unique(values, return_inverse=True)
-    return np.asarray(uniques.astype(str).astype(np.float64)[inverse])
+    return np.asarray(uniques.astype(str), dtype=np.float64)[inverse]
 
 
 def _number(value: Any) -> float:
@@ -133,10 +133,10 @@ def as_datetime(values: np.ndarray, *, text_format: str | None = None) -> np.nda
 
 def _moment(value: Any) -> np.datetime64:
     """One date of any kind; an offset is turned into UTC."""
+    if pd.isna(value):
+        return np.datetime64("NaT", "us")
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
-        if moment is pd.NaT:
-            return np.datetime64("NaT", "us")
         moment = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
         return np.datetime64(moment, "us")
     except ValueError:

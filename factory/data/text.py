@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from factory.data.columns import as_text
+from factory.data.columns import as_text, factorize
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -38,7 +38,7 @@ class TextEncoder:
     def __init__(self, vocabularies: Mapping[str, list[str]], arrays: Mapping[str, np.ndarray]) -> None:
         self._vocabularies = {kind: list(terms) for kind, terms in vocabularies.items()}
         self._arrays = dict(arrays)
-        self._vectorizers = {kind: _vectorizer(kind, terms) for kind, terms in self._vocabularies.items()}
+        self._vectorizers = [_vectorizer(kind, terms) for kind, terms in self._vocabularies.items()]
         self._idf = np.concatenate([self._arrays[f"idf_{kind}"] for kind in self._vocabularies])
         n = self._arrays["projection"].shape[1]
         self.names: tuple[str, ...] = (*(f"topic{i + 1}" for i in range(n)), *_STATISTICS)
@@ -46,47 +46,38 @@ class TextEncoder:
     @classmethod
     def fit(cls, values: np.ndarray, *, seed: int) -> TextEncoder | None:
         """Learn from texts (n_rows,), or return None where they hold not a single repeated term."""
-        texts = _cut(as_text(values))
+        texts = [(t or "")[:_LONGEST] for t in as_text(values).tolist()]
         rng = np.random.default_rng(seed)
         if len(texts) > _FIT_ROWS:
             texts = [texts[i] for i in np.sort(rng.choice(len(texts), _FIT_ROWS, replace=False))]
         vocabularies: dict[str, list[str]] = {}
         arrays: dict[str, np.ndarray] = {}
+        counts: list[csr_matrix] = []
         for kind in ("word", "char_wb"):
+            vectorizer = _vectorizer(kind, None)
             try:
-                fitted = _vectorizer(kind, None).fit(texts)
+                counted = vectorizer.fit_transform(texts)
             except ValueError:  # scikit-learn's way to say that no term is left
                 continue
-            counted = fitted.transform(texts)
-            frequency = np.asarray((counted > 0).sum(axis=0)).ravel()
-            vocabularies[kind] = fitted.get_feature_names_out().tolist()
+            frequency = np.bincount(counted.indices, minlength=counted.shape[1])
+            counts.append(counted)
+            vocabularies[kind] = vectorizer.get_feature_names_out().tolist()
             arrays[f"idf_{kind}"] = (np.log((1 + len(texts)) / (1 + frequency)) + 1).astype(np.float32)
         if not vocabularies:
             return None
-        n_terms = sum(map(len, vocabularies.values()))
-        arrays["projection"] = np.zeros((n_terms, 0), dtype=np.float32)
-        weights = cls(vocabularies, arrays)._weights(texts)
-        arrays["projection"] = _components(weights, rng)
+        idf = np.concatenate([arrays[f"idf_{kind}"] for kind in vocabularies])
+        arrays["projection"] = _components(_weigh(counts, idf), rng)
         return cls(vocabularies, arrays)
 
     def transform(self, values: np.ndarray) -> np.ndarray:
         """Return float32 (n_rows, n_columns); a missing text has NaN statistics and sits at the origin."""
-        raw = as_text(values)
-        texts = _cut(raw)
-        topics = self._weights(texts) @ self._arrays["projection"]
-        statistics = np.array([_statistics(t) for t in texts], dtype=np.float32).reshape(len(texts), len(_STATISTICS))
-        statistics[np.equal(raw, None)] = np.nan
-        return np.hstack([np.asarray(topics, dtype=np.float32), statistics])
-
-    def _weights(self, texts: list[str]) -> csr_matrix:
-        """TF-IDF with sublinear term frequency, rows of length 1, (n_rows, n_terms)."""
-        from scipy.sparse import diags, hstack
-
-        counts = hstack([v.transform(texts) for v in self._vectorizers.values()], format="csr", dtype=np.float32)
-        counts.data = np.log(counts.data) + 1
-        weighted = counts @ diags(self._idf, dtype=np.float32)
-        lengths = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-        return diags(1 / np.maximum(lengths, 1e-12), dtype=np.float32) @ weighted
+        codes, distinct = factorize(values)
+        texts = [*(t[:_LONGEST] for t in distinct), ""]
+        counts = [vectorizer.transform(texts) for vectorizer in self._vectorizers]
+        topics = _weigh(counts, self._idf) @ self._arrays["projection"]
+        statistics = np.array([*map(_statistics, texts[:-1]), (np.nan,) * len(_STATISTICS)])
+        block = np.hstack([topics, statistics])
+        return np.asarray(block[codes], dtype=np.float32)
 
     def document(self) -> dict[str, list[str]]:
         """Return the part that is stored as JSON."""
@@ -112,6 +103,19 @@ def _vectorizer(kind: str, vocabulary: list[str] | None) -> Any:
     )
 
 
+def _weigh(counts: list[csr_matrix], idf: np.ndarray) -> csr_matrix:
+    """TF-IDF with sublinear term frequency, rows of length 1, (n_rows, n_terms)."""
+    from scipy.sparse import csr_matrix, hstack
+
+    stacked = csr_matrix(hstack(counts, format="csr", dtype=np.float32))
+    stacked.data = (np.log(stacked.data) + 1) * idf[stacked.indices]
+    n_terms = np.diff(stacked.indptr)
+    rows = np.repeat(np.arange(len(n_terms)), n_terms)
+    lengths = np.sqrt(np.bincount(rows, weights=stacked.data**2, minlength=len(n_terms)))
+    stacked.data /= np.maximum(lengths, 1e-12)[rows].astype(np.float32)
+    return stacked
+
+
 def _components(weights: csr_matrix, rng: np.random.Generator) -> np.ndarray:
     """Return the leading right singular vectors as columns, float32 (n_terms, n_components), signs fixed."""
     n_components = min(_COMPONENTS, min(weights.shape) - 1)
@@ -122,10 +126,6 @@ def _components(weights: csr_matrix, rng: np.random.Generator) -> np.ndarray:
     right = np.linalg.svd((weights.T @ basis).T, full_matrices=False)[2][: max(n_components, 1)]
     signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
     return np.ascontiguousarray((right * signs[:, None]).T, dtype=np.float32)
-
-
-def _cut(texts: np.ndarray) -> list[str]:
-    return [(t or "")[:_LONGEST] for t in texts.tolist()]
 
 
 def _statistics(text: str) -> tuple[float, float, float, float]:

@@ -1,0 +1,358 @@
+"""A table with a target, typed, checked and named by its content.
+
+Whatever door the rows came through, from here on they are a :class:`Dataset`:
+canonical feature columns, a clean target, and the columns that are no features
+(keys, timestamps, what was left out) kept aside for splits and segments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+
+from factory.data.columns import FORMATS, as_numeric, clean, column_digest, factorize, infer_type
+from factory.data.tables import read_table, write_table
+from factory.errors import Detail, InvalidData, NotFound, listing, suggest
+from factory.spec import ColumnType, DatasetRef, Document, Task
+
+__all__ = ["Dataset", "FeatureLineage", "from_frame", "infer_types", "read_table", "table_digest", "write_table"]
+
+MIN_ROWS = 20
+"""Fewer rows cannot be split into folds whose scores mean anything."""
+_MOST_CLASSES_OF_INTEGERS = 20
+"""A whole-number target with more distinct values is a quantity, not a label."""
+
+
+class FeatureLineage(Document):
+    """Where joined features came from.
+
+    Attributes:
+        service: Name of the Feast feature service.
+        digest: Digest of the service's definition.
+        views: Feature views that it draws on.
+        interval: First and last event timestamp of the views' data that was joined, None without data.
+        entity_keys: Columns that identify the entities.
+        missing: Rows with a missing value, by feature.
+        rows_with_missing: Rows with at least one missing feature.
+    """
+
+    service: str
+    digest: str
+    views: tuple[str, ...]
+    interval: tuple[datetime, datetime] | None
+    entity_keys: tuple[str, ...]
+    missing: dict[str, int]
+    rows_with_missing: int
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to learn from.
+
+    Attributes:
+        frame: Feature columns in canonical form, (n_rows, n_columns), RangeIndex.
+        y: int64 class indices (n_rows,), or float64 targets (n_rows,).
+        task: What is predicted.
+        classes: Class labels in index order; empty for regression.
+        types: Type of each column of ``frame``.
+        digest: SHA-256 of rows, schema and target; the same whatever the file format.
+        target: Name of the target column.
+        dropped_rows: Rows left out because their target was missing.
+        features: Lineage of joined features; None for a plain table.
+        context: Columns that are no features, aligned with ``frame``: entity keys, timestamp, what was left out.
+    """
+
+    frame: pd.DataFrame
+    y: np.ndarray
+    task: Task
+    classes: tuple[str, ...]
+    types: dict[str, ColumnType]
+    digest: str
+    target: str
+    dropped_rows: int
+    features: FeatureLineage | None
+    context: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def take(self, index: np.ndarray) -> Dataset:
+        """Return the rows at integer positions or of a boolean mask; classes and types stay those of the whole.
+
+        The digest becomes that of this selection from this dataset.
+        """
+        rows = np.flatnonzero(index) if index.dtype == bool else index
+        selection = hashlib.sha256(self.digest.encode() + np.ascontiguousarray(rows, dtype="<i8").tobytes())
+        return replace(
+            self,
+            frame=self.frame.iloc[rows].reset_index(drop=True),
+            y=self.y[rows],
+            digest=selection.hexdigest(),
+            context=self.context.iloc[rows].reset_index(drop=True),
+        )
+
+    def without(self, columns: Collection[str]) -> Dataset:
+        """Return the dataset with some features moved to ``context``; the data is the same, and so is the digest."""
+        moved = [c for c in self.frame.columns if c in set(columns)]
+        return replace(
+            self,
+            frame=self.frame.drop(columns=moved),
+            types={c: t for c, t in self.types.items() if c not in moved},
+            context=pd.concat([self.context, self.frame[moved]], axis=1),
+        )
+
+    def column(self, name: str) -> pd.Series:
+        """Return a column for splitting or segmenting, feature or not, (n_rows,).
+
+        Raises:
+            NotFound: there is no such column.
+        """
+        for part in (self.frame, self.context):
+            if name in part.columns:
+                return part[name]
+        known = [*self.frame.columns, *self.context.columns]
+        raise NotFound(
+            f"The dataset has no column {name!r}.{suggest(name, known)}",
+            hint=f"Its columns: {listing(known)}.",
+            details=[Detail(name, "There is no such column.")],
+        )
+
+
+def infer_types(frame: pd.DataFrame) -> dict[str, ColumnType]:
+    """Return the type of each column, as inferred from its values."""
+    return {str(name): infer_type(frame[name]) for name in frame.columns}
+
+
+def table_digest(frame: pd.DataFrame) -> str:
+    """Return SHA-256 of a raw table's rows and schema, the same whatever file format it was read from."""
+    cleaned = {str(name): clean(frame[name])[:2] for name in frame.columns}
+    return _digest((name, kind, series) for name, (series, kind) in cleaned.items())
+
+
+def _digest(columns: Iterable[tuple[str, ColumnType | Task, pd.Series]]) -> str:
+    digest = hashlib.sha256()
+    for name, kind, series in columns:
+        digest.update(f"{len(name)}:{name}:{kind.value}:{len(series)}:".encode() + column_digest(series))
+    return digest.hexdigest()
+
+
+def from_frame(
+    frame: pd.DataFrame,
+    ref: DatasetRef,
+    *,
+    features: FeatureLineage | None = None,
+    aside: Collection[str] = (),
+) -> Dataset:
+    """Check, type and clean a frame.
+
+    Args:
+        frame: Rows with the target and the features, (n_rows, n_columns).
+        ref: What the request says about them: target, task, types, columns to leave out or to keep.
+        features: Lineage of joined features.
+        aside: Columns that are no features unless ``ref.types`` names them (entity keys, timestamp).
+
+    Raises:
+        InvalidData: what makes the table unusable, every problem with the column it is about.
+    """
+    frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
+    _check_names(frame, ref)
+    known = _target_known(frame, ref)
+    dropped = int(len(known) - known.sum())
+    if len(frame) - dropped < MIN_ROWS:
+        raise InvalidData(
+            f"The table has {len(frame) - dropped} usable rows; at least {MIN_ROWS} are needed."
+            + (f" {dropped} more have no target." if dropped else ""),
+            hint="Give more rows.",
+            details=[Detail("dataset", f"{len(frame) - dropped} rows, at least {MIN_ROWS} needed")],
+        )
+    frame = frame[known].reset_index(drop=True) if dropped else frame.reset_index(drop=True)
+    task, classes, y, problems = _read_target(frame[ref.target], ref)
+    left = set(ref.drop) | {c for c in aside if c not in ref.types}
+    names = [c for c in frame.columns if c != ref.target]
+    columns, types, formats = _clean_all(frame[[c for c in names if c not in left]], ref)
+    problems += _infinite(columns)
+    if not problems and not _any_useful(columns, types):
+        problems.append(Detail("dataset", _USELESS.format(listing(columns) if columns else "there are none")))
+    if problems:
+        raise InvalidData(
+            "The table cannot be used: " + " ".join(f"{d.field}: {d.message}" for d in problems),
+            hint="Mend the named columns, or leave them out with 'drop'.",
+            details=problems,
+        )
+    features_frame = pd.DataFrame(columns, index=pd.RangeIndex(len(y)))
+    features_frame.attrs[FORMATS] = formats
+    parts = [(name, types[name], series) for name, series in columns.items()]
+    labels = pd.Series(np.array(classes, dtype=object)[y] if classes else y)
+    return Dataset(
+        frame=features_frame,
+        y=y,
+        task=task,
+        classes=classes,
+        types=types,
+        digest=_digest([*parts, (ref.target, task, labels)]),
+        target=ref.target,
+        dropped_rows=dropped,
+        features=features,
+        context=frame[[c for c in names if c in left]],
+    )
+
+
+_USELESS = (
+    "No column says anything about the target: every feature is constant, missing throughout or an identifier ({})."
+)
+
+
+def _check_names(frame: pd.DataFrame, ref: DatasetRef) -> None:
+    """Names in the table and names in the request: all that do not fit, at once."""
+    names = list(frame.columns)
+    problems = [Detail(n, f"{k} columns have this name.") for n, k in Counter(names).items() if k > 1]
+    asked: list[tuple[str, str]] = [("dataset.target", ref.target)]
+    asked += [(f"dataset.types.{c}", c) for c in ref.types]
+    asked += [("dataset.drop", c) for c in ref.drop] + [("dataset.keep", c) for c in ref.keep]
+    for field, name in asked:
+        if name not in names:
+            message = f"There is no column {name!r}.{suggest(name, names)} Columns: {listing(names)}."
+            problems.append(Detail(field, message))
+    if ref.target in ref.drop:
+        problems.append(Detail("dataset.drop", f"The target {ref.target!r} cannot be left out."))
+    if problems:
+        raise InvalidData(
+            "The table does not fit the request: " + " ".join(f"{d.field}: {d.message}" for d in problems),
+            hint="Mend the names in the request or in the table.",
+            details=problems,
+        )
+
+
+def _target_known(frame: pd.DataFrame, ref: DatasetRef) -> np.ndarray:
+    """Rows with a target, bool (n_rows,)."""
+    series = frame[ref.target]
+    values = series.to_numpy()
+    known = factorize(values)[0] >= 0 if values.dtype.kind == "O" else series.notna().to_numpy()
+    if len(frame) and not known.any():
+        raise InvalidData(
+            f"The target {ref.target!r} is missing in every row.",
+            hint="Give a table with known outcomes, or name another target.",
+            details=[Detail("dataset.target", "missing in every row")],
+        )
+    return np.asarray(known)
+
+
+def _read_target(series: pd.Series, ref: DatasetRef) -> tuple[Task, tuple[str, ...], np.ndarray, list[Detail]]:
+    """Return task, classes, encoded target and what is wrong with it."""
+    numbers = as_numeric(series.to_numpy())
+    kind = infer_type(series)
+    numeric = kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN) and not np.isnan(numbers).any()
+    if kind is ColumnType.DATETIME:
+        problem = "The target holds dates; derive a number or a label from them."
+        return ref.task or Task.REGRESSION, (), numbers, [Detail(ref.target, problem)]
+    task = ref.task or _infer_task(series, numbers if numeric else None)
+    if task is Task.REGRESSION:
+        return task, (), numbers, _check_numbers(series, numbers, ref)
+    codes, labels = factorize(series.to_numpy())
+    order = sorted(range(len(labels)), key=lambda i: _label_key(labels[i]))
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels))
+    y = rank[codes]
+    classes = tuple(labels[i] for i in order)
+    return task, classes, y, _check_classes(task, classes, y, ref)
+
+
+def _label_key(label: str) -> tuple[int, float, str]:
+    """Numbers first and by value, then words."""
+    try:
+        return (0, float(label), label)
+    except ValueError:
+        return (1, 0.0, label)
+
+
+def _infer_task(series: pd.Series, numbers: np.ndarray | None) -> Task:
+    if numbers is None:
+        return Task.BINARY if len(factorize(series.to_numpy())[1]) == 2 else Task.MULTICLASS
+    values = np.unique(numbers)
+    if len(values) <= 2:
+        return Task.BINARY
+    whole = np.isfinite(values).all() and bool((values == np.floor(values)).all())
+    return Task.MULTICLASS if whole and len(values) <= _MOST_CLASSES_OF_INTEGERS else Task.REGRESSION
+
+
+def _check_numbers(series: pd.Series, numbers: np.ndarray, ref: DatasetRef) -> list[Detail]:
+    """A regression target must be finite numbers that are not all the same."""
+    bad = np.flatnonzero(np.isnan(numbers))
+    if len(bad):
+        shown = listing({repr(v) for v in series.iloc[bad[:50]].tolist()}, most=3)
+        return [Detail(ref.target, f"{len(bad)} values of the regression target are not numbers: {shown}.")]
+    if n := int(np.isinf(numbers).sum()):
+        return [Detail(ref.target, f"{n} values of the target are infinite.")]
+    if (numbers == numbers[0]).all():
+        return [Detail(ref.target, f"The target is {numbers[0]:g} in every row; there is nothing to learn.")]
+    return []
+
+
+def _check_classes(task: Task, classes: tuple[str, ...], y: np.ndarray, ref: DatasetRef) -> list[Detail]:
+    if len(classes) == 1:
+        return [Detail(ref.target, f"The target has one class only, {classes[0]!r}; at least two are needed.")]
+    if task is Task.BINARY and len(classes) > 2:
+        message = f"The target has {len(classes)} classes ({listing(classes)}), but task 'binary' has two."
+        return [Detail(ref.target, message)]
+    if task is Task.MULTICLASS and len(classes) == 2:
+        return [Detail(ref.target, "The target has two classes; task 'multiclass' needs three or more: use 'binary'.")]
+    single = [classes[i] for i in np.flatnonzero(np.bincount(y, minlength=len(classes)) < 2)]
+    if single:
+        message = (
+            f"{len(single)} of {len(classes)} classes have one row only ({listing(single, most=5)}); each needs two, "
+            "to learn from one and to be judged on the other. Remove or merge them, or set task 'regression' if the "
+            "target is a quantity."
+        )
+        return [Detail(ref.target, message)]
+    return []
+
+
+def _clean_all(
+    frame: pd.DataFrame, ref: DatasetRef
+) -> tuple[dict[str, pd.Series], dict[str, ColumnType], dict[str, str]]:
+    """Return canonical columns, their types and the formats of dates that were text."""
+    nested = [Detail(c, "holds lists or structures") for c in frame.columns if _nested(frame[c])]
+    if nested:
+        raise InvalidData(
+            f"Columns that hold lists, structures or bytes cannot be used: {listing(d.field for d in nested)}.",
+            hint="Turn them into plain columns, or leave them out with 'drop'.",
+            details=nested,
+        )
+    columns: dict[str, pd.Series] = {}
+    types: dict[str, ColumnType] = {}
+    formats: dict[str, str] = {}
+    for name in frame.columns:
+        series, kind, text_format = clean(frame[name], ref.types.get(name))
+        if kind is ColumnType.IDENTIFIER and name in ref.keep and name not in ref.types:
+            kind = ColumnType.CATEGORICAL
+        columns[name], types[name] = series, kind
+        if text_format is not None:
+            formats[name] = text_format
+    return columns, types, formats
+
+
+def _nested(series: pd.Series) -> bool:
+    if series.dtype != object:
+        return False
+    first = next((v for v in series.tolist() if v is not None and v is not pd.NA), None)
+    return isinstance(first, list | dict | tuple | set | np.ndarray | bytes)
+
+
+def _infinite(columns: Mapping[str, pd.Series]) -> list[Detail]:
+    counts = {n: int(np.isinf(s.to_numpy()).sum()) for n, s in columns.items() if s.dtype.kind == "f"}
+    return [
+        Detail(n, f"{k} infinite value{'s' if k > 1 else ''}; replace by a number or leave empty.")
+        for n, k in counts.items()
+        if k
+    ]
+
+
+def _any_useful(columns: Mapping[str, pd.Series], types: Mapping[str, ColumnType]) -> bool:
+    """Whether one feature at least varies; a value against a missing value is a variation too."""
+    return any(types[n] is not ColumnType.IDENTIFIER and s.nunique(dropna=False) > 1 for n, s in columns.items())

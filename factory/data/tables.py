@@ -1,0 +1,274 @@
+"""Tables in files: Parquet, CSV and Arrow/Feather, on disk or behind any fsspec URL.
+
+Everything that can be wrong with a file is told here, in one sentence each,
+before anything looks at its columns.  Arrow reads all formats, since it gives
+the same doubles and the same text whatever the format.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from factory.data.columns import MISSING_TEXT
+from factory.errors import Detail, InvalidData, StorageFault, listing, suggest
+
+_SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".feather": "arrow",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+}
+_MAGIC = {b"PAR1": "parquet", b"ARRO": "arrow", b"FEA1": "arrow"}
+_NAMES = {"parquet": "Parquet", "csv": "CSV", "arrow": "Arrow/Feather"}
+_SEPARATORS = (",", ";", "\t", "|")
+_HEAD = 65536
+_INDEX_COLUMN = re.compile(r"__index_level_\d+__")
+"""Name under which pandas stores an unnamed row index."""
+
+
+def read_table(
+    path: str, *, max_rows: int, columns: Collection[str] | None = None, text_columns: Collection[str] = ()
+) -> pd.DataFrame:
+    """Read a table.
+
+    Args:
+        path: File path or fsspec URL of a Parquet, CSV (any of ``, ; tab |``, also gzipped) or Arrow/Feather file.
+        max_rows: Most rows that are accepted.
+        columns: Columns to read; all if None.
+        text_columns: Columns of a CSV that are kept as they are written, so that ``007`` stays ``007``.
+
+    Returns:
+        The columns as read, with a RangeIndex, (n_rows, n_columns).
+
+    Raises:
+        InvalidData: the file is absent, empty, has no rows, cannot be read in its format, has duplicate or unnamed
+            columns, lacks one of ``columns``, or has more than ``max_rows`` rows.
+    """
+    import pyarrow as pa
+
+    data, head = _open(path)
+    with data:
+        kind = _kind(path, head)
+        try:
+            table = _read(data, kind, text_columns)
+        except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
+            raise InvalidData(
+                f"{path!r} cannot be read as {_NAMES[kind]}: {str(error).strip()[:300]}",
+                hint="Check that the file is complete and that its suffix names its format.",
+                details=[Detail("dataset.path", f"not a readable {_NAMES[kind]} file")],
+            ) from error
+    table = _without_index(table)
+    _check_names(table.column_names, path)
+    if columns is not None:
+        absent = [c for c in columns if c not in table.column_names]
+        if absent:
+            details = [Detail(c, f"There is no such column.{suggest(c, table.column_names)}") for c in absent]
+            raise InvalidData(
+                f"{path!r} lacks the column{'s' if len(absent) > 1 else ''} {listing(absent)}.",
+                hint=f"Its columns: {listing(table.column_names)}.",
+                details=details,
+            )
+        table = table.select(list(columns))
+    if table.num_rows == 0:
+        raise InvalidData(
+            f"{path!r} has a header but no rows.",
+            hint="Give a table with at least 20 rows.",
+            details=[Detail("dataset.path", "no rows")],
+        )
+    if table.num_rows > max_rows:
+        raise InvalidData(
+            f"{path!r} has {table.num_rows:,} rows; at most {max_rows:,} are read.",
+            hint="Give a sample, or raise FACTORY_MAX_ROWS if the machine has the memory.",
+            details=[Detail("dataset.path", "too many rows")],
+        )
+    return _to_frame(table)
+
+
+def write_table(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a frame without its index, in the format that the path's suffix names; datetimes in microseconds.
+
+    Raises:
+        InvalidData: the suffix names no known format.
+        StorageFault: the file cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, feather, parquet
+
+    target = Path(path)
+    kind = _suffix_kind(target.name)
+    if kind is None or target.suffix == ".gz":
+        raise InvalidData(
+            f"{str(path)!r} has no suffix that names a format.",
+            hint=f"Allowed: {listing(_SUFFIXES)}.",
+            details=[Detail("path", f"{target.suffix!r} is not a known suffix")],
+        )
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    try:
+        if kind == "parquet":
+            parquet.write_table(table, target, coerce_timestamps="us", allow_truncated_timestamps=True)
+        elif kind == "csv":
+            csv.write_csv(table, target, csv.WriteOptions(delimiter="\t" if target.suffix == ".tsv" else ","))
+        else:
+            feather.write_feather(table, target)
+    except OSError as error:
+        raise StorageFault(
+            f"{str(path)!r} cannot be written: {error.strerror or error}.",
+            hint="Free some space or name a folder that exists and may be written.",
+            details=[Detail("path", str(error))],
+        ) from error
+
+
+def _open(path: str) -> tuple[BinaryIO, bytes]:
+    """Open a file and return it with its first bytes, or say why that is impossible."""
+    try:
+        if "://" in path:
+            import fsspec
+
+            data: BinaryIO = fsspec.open(path, "rb").open()
+        else:
+            data = Path(path).expanduser().open("rb")
+        head = data.read(_HEAD)
+        data.seek(0)
+    except (OSError, ValueError, ImportError) as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be opened: {error}"
+        raise InvalidData(
+            f"The file {path!r} {what}.",
+            hint="Check the path, and that this user may read it.",
+            details=[Detail("dataset.path", what)],
+        ) from error
+    if not head.strip():
+        data.close()
+        raise InvalidData(
+            f"The file {path!r} is empty.",
+            hint="Give a Parquet, CSV or Arrow/Feather file with a header and rows.",
+            details=[Detail("dataset.path", "empty file")],
+        )
+    return data, head
+
+
+def _suffix_kind(name: str) -> str | None:
+    suffixes = [s for s in PurePosixPath(name.lower()).suffixes if s != ".gz"]
+    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def _kind(path: str, head: bytes) -> str:
+    """Return the format; the content must agree with the suffix, and decides where there is none."""
+    named = _suffix_kind(path.split("?")[0])
+    found = _MAGIC.get(head[:4])
+    gzipped = head[:2] == b"\x1f\x8b"
+    if found is None and not gzipped and b"\0" not in head and not head.lstrip().startswith((b"<", b"{", b"PK")):
+        found = "csv"
+    if gzipped and named == "csv":
+        return "csv"
+    if found is None or (named is not None and found != named) or (named is None and PurePosixPath(path).suffix):
+        content = f"looks like {_NAMES[found]}" if found else "is none of the known formats"
+        raise InvalidData(
+            f"{path!r} {'is named as ' + _NAMES[named] + ' but' if named else 'has an unknown suffix and'} {content}.",
+            hint=f"Give Parquet, CSV or Arrow/Feather under its own suffix: {listing(_SUFFIXES)}.",
+            details=[Detail("dataset.path", f"wrong format: the content {content}")],
+        )
+    return found
+
+
+def _read(data: BinaryIO, kind: str, text_columns: Collection[str]) -> Any:
+    from pyarrow import feather, parquet
+
+    if kind == "parquet":
+        return parquet.ParquetFile(data).read()
+    if kind == "arrow":
+        return feather.read_table(data)
+    return _read_csv(data, text_columns)
+
+
+def _read_csv(data: BinaryIO, text_columns: Collection[str]) -> Any:
+    """Read CSV as UTF-8, or as Latin-1 where it is not that."""
+    import pyarrow as pa
+
+    raw = data.read()
+    if raw[:2] == b"\x1f\x8b":
+        raw = gzip.decompress(raw)
+    try:
+        table = _parse_csv(raw, "utf8", text_columns)
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
+        return _parse_csv(raw, "latin-1", text_columns)
+    if any(pa.types.is_binary(t) for t in table.schema.types):
+        return _parse_csv(raw, "latin-1", text_columns)
+    return table
+
+
+def _parse_csv(raw: bytes, encoding: str, text_columns: Collection[str]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    line = raw[:_HEAD].split(b"\n", 1)[0].decode("latin-1")
+    separator = max(_SEPARATORS, key=line.count)
+    return csv.read_csv(
+        io.BytesIO(raw),
+        read_options=csv.ReadOptions(encoding=encoding),
+        parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            null_values=sorted(MISSING_TEXT),
+            strings_can_be_null=True,
+            column_types={name: pa.string() for name in text_columns},
+        ),
+    )
+
+
+def _without_index(table: Any) -> Any:
+    """Drop what is only a stored row index: pandas' own column, or a CSV's first column without a name."""
+    drop = [i for i, n in enumerate(table.column_names) if _INDEX_COLUMN.fullmatch(n) or (n == "" and i == 0)]
+    if len(drop) == table.num_columns:
+        return table
+    for i in reversed(drop):
+        table = table.remove_column(i)
+    return table
+
+
+def _check_names(names: Sequence[str], path: str) -> None:
+    details = [Detail(n, f"{k} columns have this name") for n, k in Counter(names).items() if k > 1 and n]
+    details += [Detail(f"column {i + 1}", "The column has no name") for i, n in enumerate(names) if not n.strip()]
+    if details:
+        raise InvalidData(
+            f"The columns of {path!r} cannot be told apart: " + "; ".join(f"{d.field}: {d.message}" for d in details),
+            hint="Give every column a name of its own.",
+            details=details,
+        )
+
+
+def _to_frame(table: Any) -> pd.DataFrame:
+    """Return a plain frame: no dictionaries, decimals, dates, times or zones, which pandas would keep as objects."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    columns: dict[str, Any] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
+        elif pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+            column = compute.cast(column, pa.timestamp("us"), safe=False)
+        elif pa.types.is_time(column.type):
+            unit = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[column.type.unit]
+            whole = pa.int32() if pa.types.is_time32(column.type) else pa.int64()
+            column = compute.divide(column.cast(whole).cast(pa.float64()), unit)
+        elif pa.types.is_null(column.type):
+            columns[name] = np.full(len(column), np.nan)
+            continue
+        columns[name] = column.to_pandas(date_as_object=False)
+    return pd.DataFrame(columns)
