@@ -1,0 +1,1 @@
+"""A factory for model variants: AutoML that delivers versioned, gated, served models."""

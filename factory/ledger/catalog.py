@@ -1,0 +1,223 @@
+"""Variants, the alias ledger, and deployments: what is known, promised and served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from sqlalchemy import Connection, delete, desc, insert, select
+
+from factory.errors import Conflict, Detail, InvalidRequest, NotFound, listing, suggest
+from factory.ledger import schema
+from factory.ledger.records import AliasChange, Deployment
+from factory.ledger.requests import Requests, document_json, payload_json
+from factory.ledger.schema import now
+from factory.spec import ALIAS, DeploymentWish, Variant
+
+
+class Catalog(Requests):
+    """The part of the ledger that knows variants."""
+
+    def record_variant(self, variant: Variant) -> Variant:
+        """Store a version of a variant, and return it as stored (``created`` is filled).
+
+        Storing the same content again does nothing.
+
+        Raises:
+            Conflict: that version is stored with another content.
+            NotFound: its request is not in the ledger.
+        """
+        with self._write() as connection:
+            self._locked(connection, variant.request_id)
+            if (known := _variant(connection, variant.name, variant.version)) is not None:
+                changed = _differences(known, variant.model_copy(update={"created": variant.created or known.created}))
+                if changed:
+                    raise Conflict(
+                        f"{variant.name}/{variant.version} is stored with another {listing(changed)}.",
+                        hint="A version never changes; register a new one.",
+                        details=[Detail(field, "differs from what is stored") for field in changed],
+                    )
+                return known
+            variant = variant.model_copy(update={"created": variant.created or now()})
+            connection.execute(
+                insert(schema.variants).values(
+                    name=variant.name,
+                    version=variant.version,
+                    request_id=variant.request_id,
+                    state=variant.state,
+                    created=variant.created,
+                    document=document_json(variant),
+                )
+            )
+        return variant
+
+    def variant(self, name: str, version: int) -> Variant:
+        """Return one version.
+
+        Raises:
+            NotFound: there is none; the versions or the nearest name are named.
+        """
+        with self._read() as connection:
+            return _required_variant(connection, name, version)
+
+    def variants(self, name: str | None = None, *, request_id: str | None = None) -> list[Variant]:
+        """Return versions ordered by name and version, of one name or made for one request where given."""
+        at = schema.variants.c
+        query = select(at.document).order_by(at.name, at.version)
+        if name is not None:
+            query = query.where(at.name == name)
+        if request_id is not None:
+            query = query.where(at.request_id == request_id)
+        with self._read() as connection:
+            return [Variant.model_validate(document) for document in connection.scalars(query)]
+
+    def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int | None,
+        *,
+        who: str,
+        why: str,
+        evidence: Mapping[str, object] | None = None,
+    ) -> AliasChange:
+        """Point an alias at a version, or remove it with None; one row is added to the alias ledger.
+
+        Where the alias points there already, no row is added and the present one is returned.
+
+        Raises:
+            InvalidRequest: the alias is not one of those that exist.
+            NotFound: there is no such version, or no alias to remove.
+        """
+        if alias not in get_args(ALIAS):
+            raise InvalidRequest(
+                f"There is no alias {alias!r}.{suggest(alias, get_args(ALIAS))}",
+                hint=f"Allowed: {listing(get_args(ALIAS))}.",
+                details=[Detail("alias", f"{alias!r} is not allowed")],
+            )
+        with self._write() as connection:
+            if version is not None:
+                _required_variant(connection, name, version)
+            present = _alias_row(connection, name, alias)
+            if version is None and (present is None or present.version is None):
+                raise NotFound(
+                    f"{name} has no alias {alias!r} to remove.",
+                    hint=f"`factory variants show {name}` shows its aliases.",
+                    details=[Detail("alias", f"{alias!r} is not set")],
+                )
+            if present is not None and present.version == version:
+                return present
+            change = AliasChange.model_validate(
+                {"name": name, "alias": alias, "version": version, "who": who, "why": why}
+                | {"evidence": payload_json(evidence), "time": now()}
+            )
+            connection.execute(insert(schema.aliases).values(change.model_dump()))
+            return change
+
+    def alias(self, name: str, alias: str) -> int | None:
+        """Return the version that an alias points at, or None."""
+        with self._read() as connection:
+            row = _alias_row(connection, name, alias)
+        return None if row is None else row.version
+
+    def alias_history(self, name: str) -> list[AliasChange]:
+        """Return every change of a name's aliases, the oldest first."""
+        at = schema.aliases.c
+        with self._read() as connection:
+            rows = connection.execute(select(schema.aliases).where(at.name == name).order_by(at.id)).all()
+        return [_alias_change(row._asdict()) for row in rows]
+
+    def set_deployment(self, name: str, wish: DeploymentWish, *, version: int) -> Deployment | None:
+        """Store how a version is to be served; the name's other rows (a champion beside a canary) stay.
+
+        Returns:
+            The deployment, or None for ``as: none``, which takes this version out of traffic.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        at = schema.deployments.c
+        with self._write() as connection:
+            _required_variant(connection, name, version)
+            if wish.as_ == "none":
+                connection.execute(delete(schema.deployments).where(at.name == name, at.version == version))
+                return None
+            connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
+            row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
+            connection.execute(insert(schema.deployments).values(row))
+            return _deployment(row)
+
+    def remove_deployment(self, name: str, *, as_: str | None = None) -> int:
+        """Take a name out of traffic, or only its row of one kind; return how many rows went."""
+        at = schema.deployments.c
+        change = delete(schema.deployments).where(at.name == name)
+        if as_ is not None:
+            change = change.where(at["as"] == as_)
+        with self._write() as connection:
+            return connection.execute(change).rowcount
+
+    def deployments(self) -> list[Deployment]:
+        """Return everything that is to be served, ordered by name."""
+        with self._read() as connection:
+            return _deployments(connection, None)
+
+    def deployment(self, name: str) -> list[Deployment]:
+        """Return how a name is to be served; empty where it is not."""
+        with self._read() as connection:
+            return _deployments(connection, name)
+
+
+def _variant(connection: Connection, name: str, version: int) -> Variant | None:
+    at = schema.variants.c
+    document = connection.scalar(select(at.document).where(at.name == name, at.version == version))
+    return None if document is None else Variant.model_validate(document)
+
+
+def _required_variant(connection: Connection, name: str, version: int) -> Variant:
+    found = _variant(connection, name, version)
+    if found is not None:
+        return found
+    at = schema.variants.c
+    versions = connection.scalars(select(at.version).where(at.name == name).order_by(at.version)).all()
+    if versions:
+        raise NotFound(
+            f"{name} has no version {version}.",
+            hint=f"Versions: {', '.join(map(str, versions))}.",
+            details=[Detail("version", f"{version} is not among {list(versions)}")],
+        )
+    names = connection.scalars(select(at.name).distinct()).all()
+    raise NotFound(
+        f"There is no variant {name!r}.{suggest(name, names)}",
+        hint="`factory variants list` shows them all.",
+        details=[Detail("name", f"{name!r} is not known")],
+    )
+
+
+def _differences(known: Variant, other: Variant) -> list[str]:
+    stored, given = document_json(known), document_json(other)
+    return sorted(field for field in given if stored[field] != given[field])
+
+
+def _alias_row(connection: Connection, name: str, alias: str) -> AliasChange | None:
+    at = schema.aliases.c
+    query = select(schema.aliases).where(at.name == name, at.alias == alias).order_by(desc(at.id)).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _alias_change(row._asdict())
+
+
+def _alias_change(row: dict[str, Any]) -> AliasChange:
+    return AliasChange.model_validate({key: value for key, value in row.items() if key != "id"})
+
+
+def _deployments(connection: Connection, name: str | None) -> list[Deployment]:
+    at = schema.deployments.c
+    query = select(schema.deployments).order_by(at.name, at.id)
+    if name is not None:
+        query = query.where(at.name == name)
+    return [_deployment(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _deployment(row: dict[str, Any]) -> Deployment:
+    return Deployment(
+        name=row["name"], as_=row["as"], percent=row["percent"], version=row["version"], updated=row["updated"]
+    )

@@ -1,0 +1,1 @@
+"""The ledger's migrations; :mod:`factory.ledger.database` runs them when a ledger is opened."""

@@ -1,0 +1,112 @@
+"""Variants, the alias ledger and deployments."""
+
+from __future__ import annotations
+
+import pytest
+
+from factory.errors import Conflict, InvalidRequest, NotFound
+from factory.ledger import Ledger
+from factory.spec import DeploymentWish, VariantRequest
+
+from .conftest import make_variant
+
+NAME = "growth.churn"
+
+
+@pytest.fixture
+def request_id(ledger: Ledger, order: VariantRequest) -> str:
+    request_id = ledger.create_request(order).id
+    for version in (1, 2):
+        ledger.record_variant(make_variant(request_id, version))
+    return request_id
+
+
+def test_variant_is_stored_once_and_never_changes(ledger: Ledger, request_id: str) -> None:
+    stored = ledger.variant(NAME, 1)
+    assert stored.created is not None
+    assert stored.created.tzinfo is not None
+    assert ledger.record_variant(make_variant(request_id)) == stored
+    with pytest.raises(Conflict, match="another score, size_mb"):
+        ledger.record_variant(make_variant(request_id).model_copy(update={"score": 0.9, "size_mb": 3.0}))
+    assert ledger.variant(NAME, 1) == stored
+
+
+def test_variants_are_listed_by_name_and_request(ledger: Ledger, request_id: str, order: VariantRequest) -> None:
+    other = ledger.create_request(order).id
+    ledger.record_variant(make_variant(other, name="growth.basket"))
+    assert [(v.name, v.version) for v in ledger.variants()] == [("growth.basket", 1), (NAME, 1), (NAME, 2)]
+    assert [v.version for v in ledger.variants(NAME)] == [1, 2]
+    assert [v.name for v in ledger.variants(request_id=other)] == ["growth.basket"]
+    assert ledger.variants("growth.none") == []
+
+
+def test_unknown_variant_names_what_there_is(ledger: Ledger, request_id: str) -> None:
+    with pytest.raises(NotFound, match="no version 9") as caught:
+        ledger.variant(NAME, 9)
+    assert "1, 2" in caught.value.hint
+    with pytest.raises(NotFound, match=r"Did you mean 'growth\.churn'"):
+        ledger.variant("growth.chrun", 1)
+    with pytest.raises(NotFound, match="no request"):
+        ledger.record_variant(make_variant("nobody", 3))
+
+
+def test_alias_ledger_is_append_only_and_the_newest_row_counts(ledger: Ledger, request_id: str) -> None:
+    assert ledger.alias(NAME, "champion") is None
+    ledger.set_alias(NAME, "champion", 1, who="gate", why="first", evidence={"p": 0.01, "low": float("nan")})
+    ledger.set_alias(NAME, "challenger", 2, who="ann", why="look")
+    ledger.set_alias(NAME, "champion", 2, who="gate", why="better")
+    assert ledger.alias(NAME, "champion") == 2
+    ledger.set_alias(NAME, "champion", 1, who="ann", why="rollback")
+    assert (ledger.alias(NAME, "champion"), ledger.alias(NAME, "challenger")) == (1, 2)
+    ledger.set_alias(NAME, "champion", None, who="ann", why="withdrawn")
+    assert ledger.alias(NAME, "champion") is None
+    history = ledger.alias_history(NAME)
+    assert [(c.alias, c.version) for c in history if c.alias == "champion"] == [
+        ("champion", 1),
+        ("champion", 2),
+        ("champion", 1),
+        ("champion", None),
+    ]
+    assert history[0].evidence == {"p": 0.01, "low": "NaN"}
+    assert all(c.time.tzinfo is not None for c in history)
+
+
+def test_alias_set_again_adds_no_row(ledger: Ledger, request_id: str) -> None:
+    first = ledger.set_alias(NAME, "champion", 1, who="gate", why="first")
+    assert ledger.set_alias(NAME, "champion", 1, who="gate", why="resumed") == first
+    assert ledger.alias_history(NAME) == [first]
+
+
+def test_alias_needs_a_known_name_and_version(ledger: Ledger, request_id: str) -> None:
+    with pytest.raises(InvalidRequest, match="Did you mean 'champion'"):
+        ledger.set_alias(NAME, "chamption", 1, who="a", why="b")
+    with pytest.raises(NotFound, match="no version 7"):
+        ledger.set_alias(NAME, "champion", 7, who="a", why="b")
+    with pytest.raises(NotFound, match="to remove"):
+        ledger.set_alias(NAME, "champion", None, who="a", why="b")
+    assert ledger.alias_history(NAME) == []
+
+
+def test_champion_and_canary_are_served_side_by_side(ledger: Ledger, request_id: str) -> None:
+    champion = ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=1)
+    canary = ledger.set_deployment(NAME, DeploymentWish(as_="canary", percent=5), version=2)
+    assert ledger.deployment(NAME) == ledger.deployments() == [champion, canary]
+    assert canary is not None
+    assert (canary.percent, canary.version, canary.as_) == (5, 2, "canary")
+    ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=2)
+    assert {d.as_: d.version for d in ledger.deployment(NAME)} == {"champion": 2, "canary": 2}
+
+
+def test_wish_none_takes_the_version_out_of_traffic(ledger: Ledger, request_id: str) -> None:
+    ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=1)
+    ledger.set_deployment(NAME, DeploymentWish(as_="shadow"), version=2)
+    assert ledger.set_deployment(NAME, DeploymentWish(as_="none"), version=2) is None
+    assert [d.as_ for d in ledger.deployment(NAME)] == ["champion"]
+    assert ledger.remove_deployment(NAME, as_="shadow") == 0
+    assert ledger.remove_deployment(NAME) == 1
+    assert ledger.deployments() == []
+
+
+def test_deployment_needs_a_known_version(ledger: Ledger, request_id: str) -> None:
+    with pytest.raises(NotFound, match="no version 4"):
+        ledger.set_deployment(NAME, DeploymentWish(), version=4)

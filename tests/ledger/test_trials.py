@@ -1,0 +1,121 @@
+"""Trial history: finished trials are immutable and outlive a kill."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from factory.errors import Conflict, NotFound
+from factory.ledger import Ledger
+from factory.spec import CurvePoint, TrialState, VariantRequest
+
+from .conftest import make_order, make_trial
+
+
+@pytest.fixture
+def request_id(ledger: Ledger, order: VariantRequest) -> str:
+    return ledger.create_request(order).id
+
+
+def test_trials_come_back_equal_and_in_order(ledger: Ledger, request_id: str) -> None:
+    curve = (CurvePoint(step=1, train=0.5), CurvePoint(step=2, validation=0.25))
+    trials = [make_trial(n).model_copy(update={"curve": curve, "score": 0.1 + n / 3}) for n in (10, 2, 1)]
+    for trial in trials:
+        ledger.record_trial(request_id, trial)
+    stored = ledger.trials(request_id)
+    assert stored == trials[::-1]
+    types = {name: type(value) for name, value in stored[0].parameters.items()}
+    assert types == {"num_leaves": int, "learning_rate": float, "extra_trees": bool, "max_bin": type(None)}
+
+
+def test_segments_have_numbers_of_their_own(ledger: Ledger, request_id: str) -> None:
+    for segment in ("", "Asia"):
+        ledger.record_trial(request_id, make_trial(0, segment=segment))
+    assert [t.segment for t in ledger.trials(request_id)] == ["", "Asia"]
+    assert [t.segment for t in ledger.trials(request_id, segment="Asia")] == ["Asia"]
+    assert ledger.trials(request_id, segment="Europe") == []
+
+
+def test_running_trial_changes_until_it_is_finished(ledger: Ledger, request_id: str) -> None:
+    ledger.record_trial(request_id, make_trial(state=TrialState.CREATED))
+    ledger.record_trial(request_id, make_trial(state=TrialState.RUNNING))
+    done = make_trial()
+    ledger.record_trial(request_id, done)
+    ledger.record_trial(request_id, done)
+    for change in ({"score": 0.9}, {"state": TrialState.RUNNING, "score": None}, {"parameters": {}}):
+        with pytest.raises(Conflict, match=rf"Trial 0 .* {next(iter(change))}"):
+            ledger.record_trial(request_id, done.model_copy(update=change))
+    assert ledger.trials(request_id) == [done]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_score_that_is_no_number_is_kept_and_stays_immutable(ledger: Ledger, request_id: str, score: float) -> None:
+    trial = make_trial().model_copy(update={"score": score})
+    ledger.record_trial(request_id, trial)
+    ledger.record_trial(request_id, trial)
+    [stored] = ledger.trials(request_id)
+    assert stored.score is not None
+    assert math.isnan(stored.score) if math.isnan(score) else stored.score == score
+
+
+def test_trial_of_an_unknown_request_is_refused(ledger: Ledger, request_id: str) -> None:
+    with pytest.raises(NotFound, match="nearest"):
+        ledger.record_trial(request_id + "x", make_trial())
+
+
+def test_history_holds_finished_trials_of_all_requests(ledger: Ledger) -> None:
+    old = ledger.create_request(make_order()).id
+    new = ledger.create_request(make_order(team="risk", recipe="tabular-fast@0123456789abcdef")).id
+    ledger.record_trial(old, make_trial(0))
+    ledger.record_trial(old, make_trial(1, state=TrialState.RUNNING))
+    ledger.record_trial(old, make_trial(2, state=TrialState.FAILED))
+    ledger.record_trial(new, make_trial(0))
+    assert [(p.request_id, p.trial.number) for p in ledger.trial_history()] == [(new, 0), (old, 2), (old, 0)]
+    [past] = ledger.trial_history(recipe="tabular-fast")
+    assert (past.variant, past.recipe, past.trial) == ("risk.churn", "tabular-fast", make_trial(0))
+    assert past.recorded.tzinfo is not None
+    assert len(ledger.trial_history(limit=2)) == 2
+
+
+def test_recorded_trials_survive_sigkill(
+    ledger: Ledger, url: str, request_id: str, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    code = """
+import sys
+from factory.ledger import Ledger
+from factory.spec import Trial
+ledger = Ledger.open(sys.argv[1])
+for number in range(100_000):
+    ledger.record_trial(sys.argv[2], Trial(number=number, family="constant", parameters={}, state="succeeded"))
+    print(number, flush=True)
+"""
+    writer = start(code, url, request_id)
+    assert writer.stdout is not None
+    for _ in range(50):
+        writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    acknowledged = 49 + sum(line.endswith("\n") for line in writer.stdout)
+    numbers = [t.number for t in ledger.trials(request_id)]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > acknowledged
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+def test_recording_a_trial_is_quick(ledger: Ledger, request_id: str) -> None:
+    curve = tuple(CurvePoint(step=n, train=0.1, validation=0.2) for n in range(200))
+    seconds = []
+    for number in range(60):
+        trial = make_trial(number).model_copy(update={"curve": curve})
+        begin = time.perf_counter()
+        ledger.record_trial(request_id, trial)
+        seconds.append(time.perf_counter() - begin)
+    # The best quarter, so that a busy test machine does not decide.
+    assert sorted(seconds)[15] < 0.005
