@@ -15,11 +15,12 @@ from datetime import datetime
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
 from factory.data.columns import FORMATS, as_numeric, clean, column_digest, factorize, infer_type
 from factory.data.tables import read_table, write_table
 from factory.errors import Detail, InvalidData, NotFound, listing, suggest
-from factory.spec import ColumnType, DatasetRef, Document, Task
+from factory.spec import ColumnType, DatasetRef, Task
 
 __all__ = ["Dataset", "FeatureLineage", "from_frame", "infer_types", "read_table", "table_digest", "write_table"]
 
@@ -29,8 +30,8 @@ _MOST_CLASSES_OF_INTEGERS = 20
 """A whole-number target with more distinct values is a quantity, not a label."""
 
 
-class FeatureLineage(Document):
-    """Where joined features came from.
+class FeatureLineage(BaseModel):
+    """Where joined features came from. Not a Document, since its digest is the service definition's.
 
     Attributes:
         service: Name of the Feast feature service.
@@ -41,6 +42,8 @@ class FeatureLineage(Document):
         missing: Rows with a missing value, by feature.
         rows_with_missing: Rows with at least one missing feature.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     service: str
     digest: str

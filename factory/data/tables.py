@@ -48,7 +48,7 @@ def read_table(
         path: File path or fsspec URL of a Parquet, CSV (any of ``, ; tab |``, also gzipped) or Arrow/Feather file.
         max_rows: Most rows that are accepted.
         columns: Columns to read; all if None.
-        text_columns: Columns of a CSV that are kept as they are written, so that ``007`` stays ``007``.
+        text_columns: Columns that hold labels rather than numbers: in a CSV their leading zeros are kept (``007``).
 
     Returns:
         The columns as read, with a RangeIndex, (n_rows, n_columns).
@@ -68,7 +68,7 @@ def read_table(
             raise InvalidData(
                 f"{path!r} cannot be read as {_NAMES[kind]}: {str(error).strip()[:300]}",
                 hint="Check that the file is complete and that its suffix names its format.",
-                details=[Detail("dataset.path", f"not a readable {_NAMES[kind]} file")],
+                details=[Detail("path", f"not a readable {_NAMES[kind]} file")],
             ) from error
     table = _without_index(table)
     _check_names(table.column_names, path)
@@ -86,13 +86,13 @@ def read_table(
         raise InvalidData(
             f"{path!r} has a header but no rows.",
             hint="Give a table with at least 20 rows.",
-            details=[Detail("dataset.path", "no rows")],
+            details=[Detail("path", "no rows")],
         )
     if table.num_rows > max_rows:
         raise InvalidData(
             f"{path!r} has {table.num_rows:,} rows; at most {max_rows:,} are read.",
             hint="Give a sample, or raise FACTORY_MAX_ROWS if the machine has the memory.",
-            details=[Detail("dataset.path", "too many rows")],
+            details=[Detail("path", "too many rows")],
         )
     return _to_frame(table)
 
@@ -147,14 +147,14 @@ def _open(path: str) -> tuple[BinaryIO, bytes]:
         raise InvalidData(
             f"The file {path!r} {what}.",
             hint="Check the path, and that this user may read it.",
-            details=[Detail("dataset.path", what)],
+            details=[Detail("path", what)],
         ) from error
     if not head.strip():
         data.close()
         raise InvalidData(
             f"The file {path!r} is empty.",
             hint="Give a Parquet, CSV or Arrow/Feather file with a header and rows.",
-            details=[Detail("dataset.path", "empty file")],
+            details=[Detail("path", "empty file")],
         )
     return data, head
 
@@ -178,7 +178,7 @@ def _kind(path: str, head: bytes) -> str:
         raise InvalidData(
             f"{path!r} {'is named as ' + _NAMES[named] + ' but' if named else 'has an unknown suffix and'} {content}.",
             hint=f"Give Parquet, CSV or Arrow/Feather under its own suffix: {listing(_SUFFIXES)}.",
-            details=[Detail("dataset.path", f"wrong format: the content {content}")],
+            details=[Detail("path", f"wrong format: the content {content}")],
         )
     return found
 
@@ -213,20 +213,30 @@ def _read_csv(data: BinaryIO, text_columns: Collection[str]) -> Any:
 
 def _parse_csv(raw: bytes, encoding: str, text_columns: Collection[str]) -> Any:
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import compute, csv
 
     line = raw[:_HEAD].split(b"\n", 1)[0].decode("latin-1")
-    separator = max(_SEPARATORS, key=line.count)
-    return csv.read_csv(
-        io.BytesIO(raw),
-        read_options=csv.ReadOptions(encoding=encoding),
-        parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(
-            null_values=sorted(MISSING_TEXT),
-            strings_can_be_null=True,
-            column_types={name: pa.string() for name in text_columns},
-        ),
-    )
+    parsing = csv.ParseOptions(delimiter=max(_SEPARATORS, key=line.count), newlines_in_values=True)
+    convert: dict[str, Any] = {"null_values": sorted(MISSING_TEXT), "strings_can_be_null": True}
+
+    def parse(**options: Any) -> Any:
+        return csv.read_csv(
+            io.BytesIO(raw),
+            read_options=csv.ReadOptions(encoding=encoding),
+            parse_options=parsing,
+            convert_options=csv.ConvertOptions(**convert, **options),
+        )
+
+    table = parse()
+    types = {n: t for n, t in zip(table.column_names, table.schema.types, strict=True) if n in set(text_columns)}
+    whole = [name for name, kind in types.items() if pa.types.is_integer(kind)]
+    if whole:
+        written = parse(include_columns=whole, column_types=dict.fromkeys(whole, pa.string()))
+        for name in whole:
+            zeros = compute.match_substring_regex(written[name], "^[+-]?0[0-9]")
+            if compute.any(zeros).as_py():
+                table = table.set_column(table.column_names.index(name), name, written[name])
+    return table
 
 
 def _without_index(table: Any) -> Any:

@@ -1,0 +1,89 @@
+"""From what a request says about its data to a checked dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pandas as pd
+
+from factory.data.columns import clean
+from factory.data.dataset import Dataset, from_frame, table_digest
+from factory.data.features import join
+from factory.data.tables import read_table, write_table
+from factory.errors import Detail, NotFound, StorageFault
+from factory.settings import Settings
+from factory.spec import ColumnType, DatasetRef, EntityDataset, FileDataset, UploadDataset
+
+_LABELS = frozenset({ColumnType.CATEGORICAL, ColumnType.TEXT, ColumnType.IDENTIFIER})
+
+
+def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
+    """Read the data of a request.
+
+    A file or an upload is read as it is. An entity table is joined to its feature service as of each row's moment;
+    entity keys and timestamp are then no features, unless ``ref.types`` names them.
+
+    Raises:
+        InvalidData: the table cannot be read or used.
+        NotFound: the upload does not exist.
+        InvalidRequest: the feature service does not exist.
+        Conflict: the feature repository has not been applied.
+        ServiceFault: the feature store cannot be read.
+    """
+    labels = [name for name, kind in ref.types.items() if kind in _LABELS]
+    if isinstance(ref, EntityDataset):
+        entities = read_table(ref.entities, max_rows=settings.max_rows, text_columns=labels)
+        return _joined(entities, ref, settings)
+    path = ref.path if isinstance(ref, FileDataset) else str(_uploaded(ref, settings))
+    return from_frame(read_table(path, max_rows=settings.max_rows, text_columns=labels), ref)
+
+
+def _joined(entities: pd.DataFrame, ref: EntityDataset, settings: Settings) -> Dataset:
+    if ref.timestamp in entities.columns:
+        moments, _, _ = clean(entities[ref.timestamp], ColumnType.DATETIME)
+        entities = entities.assign(**{ref.timestamp: moments})
+    joined = join(entities, timestamp=ref.timestamp, feature_service=ref.feature_service, settings=settings)
+    frame = pd.concat([joined.keys, joined.frame], axis=1)
+    return from_frame(frame, ref, features=joined.lineage, aside=tuple(joined.keys.columns))
+
+
+def store_upload(path: str | Path, settings: Settings) -> str:
+    """Read a table and keep it as an upload; return its content digest, which names it from now on.
+
+    The same table is stored once, whatever file format it comes in.
+
+    Raises:
+        InvalidData: the table cannot be read.
+        StorageFault: the upload folder cannot be written.
+    """
+    frame = read_table(str(path), max_rows=settings.max_rows)
+    digest = table_digest(frame)
+    target = settings.uploads / f"{digest}.parquet"
+    if target.exists():
+        return digest
+    part = settings.uploads / f".{digest}-{uuid4().hex[:8]}.parquet"
+    try:
+        settings.uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_table(frame, part)
+        part.replace(target)
+    except OSError as error:
+        raise StorageFault(
+            f"The upload cannot be stored in {str(settings.uploads)!r}: {error.strerror or error}.",
+            hint="Free some space or set FACTORY_HOME to a folder that this user may write.",
+            details=[Detail("FACTORY_HOME", str(error))],
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return digest
+
+
+def _uploaded(ref: UploadDataset, settings: Settings) -> Path:
+    path = settings.uploads / f"{ref.upload}.parquet"
+    if not path.is_file():
+        raise NotFound(
+            f"There is no upload {ref.upload[:12]!r}...",
+            hint="Upload the table first and use the digest that the upload answers with.",
+            details=[Detail("dataset.upload", "no such upload")],
+        )
+    return path
