@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     max_request_mb: float = Field(16.0, gt=0, description="Largest body of one prediction request in MB.")
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
+    serve_max_ongoing: int = Field(64, ge=1, description="Requests that one replica answers at a time; then 503.")
+    serve_deadline_s: float = Field(30.0, gt=0, description="Seconds within which a prediction request is answered.")
+    serve_cache_mb: float = Field(2048.0, gt=0, description="MB of variants that one replica keeps in memory.")
 
     @property
     def root(self) -> Path:

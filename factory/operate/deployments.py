@@ -1,0 +1,241 @@
+"""Starting and stopping the predictor, which is a process of its own.
+
+The predictor outlives the command that started it.  What is needed to find
+and stop it is in ``FACTORY_HOME/predictor.json``; a number in the environment
+of all its processes (Ray's, HAProxy's) tells them from everybody else's, so
+that a stop leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import psutil
+
+from factory.errors import Conflict, Detail, ServiceFault
+from factory.settings import Settings
+
+HOST = "127.0.0.1"
+"""The predictor asks nobody for a token yet, so it is reachable from this machine only."""
+MARK = "FACTORY_PREDICTOR_ID"
+"""Variable that all processes of one predictor have in their environment."""
+START_S = 120.0
+"""Ray takes 5 to 12 s to start, and Serve with its first replica 5 to 10; the rest is for a loaded machine."""
+STOP_S = 20.0
+"""A stop takes 5 s; what is left after this is killed."""
+
+
+@dataclass(frozen=True)
+class RunningPredictor:
+    """A predictor that was started.
+
+    Attributes:
+        pid: Its process.
+        created: When that process started (seconds since 1970), since a pid can be used again.
+        mark: Value of :data:`MARK` in the environment of all its processes.
+        port: Port of its HTTP endpoint.
+        log: File with what it printed.
+    """
+
+    pid: int
+    created: float
+    mark: str
+    port: int
+    log: str
+
+    @property
+    def url(self) -> str:
+        """Address of its HTTP endpoint."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process still runs."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/v2/health/ready", timeout=5, trust_env=False).status_code == 200
+        return False
+
+
+def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: float = START_S) -> RunningPredictor:
+    """Start the predictor and wait until it answers; one that runs already is returned as it is.
+
+    Args:
+        settings: Settings that it gets.
+        port: Port of its HTTP endpoint; default: the settings'. 0 takes a free one.
+        timeout_s: How long to wait until it answers.
+
+    Raises:
+        Conflict: the port is busy, or a predictor runs on another one.
+        StorageFault: FACTORY_HOME cannot be written.
+        ServiceFault: it did not answer in time, or ended; its log's last lines are told.
+    """
+    wanted = settings.serve_port if port is None else port
+    if (present := running_predictor(settings)) is not None:
+        if wanted in (0, present.port):
+            _await_ready(present, timeout_s=timeout_s)
+            return present
+        raise Conflict(
+            f"The predictor of this FACTORY_HOME runs on port {present.port} already; {wanted} was asked for.",
+            hint="`factory down` stops it.",
+            details=[Detail("port", f"{wanted} is not {present.port}")],
+        )
+    root = settings.prepare_home()
+    chosen = free_port(wanted)
+    mark = uuid4().hex
+    log = root / "logs" / "predictor.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "serve.predictor", "--port", str(chosen)]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=_environment(settings, mark=mark),
+            start_new_session=True,
+        )
+    started = RunningPredictor(
+        pid=process.pid,
+        created=psutil.Process(process.pid).create_time(),
+        mark=mark,
+        port=chosen,
+        log=str(log),
+    )
+    _state(settings).write_text(json.dumps(asdict(started)), encoding="utf-8")
+    try:
+        _await_ready(started, timeout_s=timeout_s, process=process)
+    except BaseException:
+        stop_predictor(settings)
+        raise
+    return started
+
+
+def running_predictor(settings: Settings) -> RunningPredictor | None:
+    """Return the predictor of this FACTORY_HOME if its process runs."""
+    known = _known(settings)
+    return known if known is not None and known.alive else None
+
+
+def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
+    """Stop the predictor with all its processes; return whether one ran.
+
+    It is asked to stop first, which lets it finish what it is answering; what is left after ``timeout_s`` is killed.
+    """
+    known = _known(settings)
+    if known is None:
+        return False
+    ran = known.alive
+    if ran:
+        os.kill(known.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while (left := list(_processes(known.mark))) and ran and time.monotonic() < deadline:
+        time.sleep(0.1)
+        _reap(known.pid)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=5)
+    _reap(known.pid)
+    _state(settings).unlink(missing_ok=True)
+    return ran or bool(left)
+
+
+def free_port(wanted: int) -> int:
+    """Return the port if nobody listens on it; for 0 a free one.
+
+    HAProxy must not find out by itself: two of them bind the same port without an error and share its requests.
+
+    Raises:
+        Conflict: somebody listens on it; the process is named where it can be seen.
+    """
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are still being closed is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, wanted))
+            return int(probe.getsockname()[1])
+        except OSError as error:
+            raise Conflict(
+                f"Port {wanted} on {HOST} cannot be used: {error.strerror}.{_listener(wanted)}",
+                hint="Stop what listens there, or choose another port: FACTORY_SERVE_PORT=8001, or 0 for a free one.",
+                details=[Detail("FACTORY_SERVE_PORT", f"{wanted}: {error.strerror}")],
+            ) from error
+
+
+def _listener(port: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                name = f" ({psutil.Process(connection.pid).name()})" if connection.pid else ""
+                return f" Process {connection.pid}{name} listens there." if connection.pid else ""
+    return ""
+
+
+def _environment(settings: Settings, *, mark: str) -> dict[str, str]:
+    """Return the predictor's environment: ours, its settings, and where this project's packages are."""
+    given = {f"FACTORY_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()}
+    project = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
+    return {**os.environ, **given, "FACTORY_HOME": str(settings.root), "PYTHONPATH": path, MARK: mark}
+
+
+def _await_ready(
+    predictor: RunningPredictor, *, timeout_s: float, process: subprocess.Popen[bytes] | None = None
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not predictor.ready:
+        if process is not None:
+            # A child that has ended stays in the process table until it is asked for.
+            process.poll()
+        ended = not predictor.alive
+        if ended or time.monotonic() > deadline:
+            tail = "\n".join(Path(predictor.log).read_text(errors="replace").splitlines()[-15:])
+            raise ServiceFault(
+                ("The predictor ended" if ended else f"The predictor did not answer within {timeout_s:g} s")
+                + f". The end of its log:\n{tail}",
+                hint=f"The whole log is {predictor.log}.",
+            )
+        time.sleep(0.2)
+
+
+def _state(settings: Settings) -> Path:
+    return settings.root / "predictor.json"
+
+
+def _known(settings: Settings) -> RunningPredictor | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return RunningPredictor(**json.loads(_state(settings).read_text(encoding="utf-8")))
+    return None
+
+
+def _processes(mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _reap(pid: int) -> None:
+    """Collect the predictor's exit status where it is our child."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

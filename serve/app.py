@@ -1,0 +1,458 @@
+"""The predictor's ASGI application: routes, limits, deadline, and what each answer carries.
+
+It is plain ASGI, since a web framework would cost more than a prediction does.
+Ray Serve runs it in each replica (``replica.py``); a test drives it in-process.
+It asks nobody for a token: until teams and tokens come, the predictor listens
+on the loopback address only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from pydantic_core import to_json
+
+from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault
+from factory.settings import Settings
+from factory.spec import ColumnType, Variant
+from factory.variants.bundle import Bundle
+from serve import invocations, open_inference
+from serve.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    MethodNotAllowed,
+    Overloaded,
+    SlowRequest,
+    UnsupportedMedia,
+    answer,
+)
+from serve.inputs import EntityRows, NamedColumns, NamelessColumns, arrays, check_rows
+from serve.store import BundleCache, Catalogue, Reference, VariantTable
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
+
+INLINE_MS = 5.0
+"""A prediction below this runs in the event loop: handing it to a thread costs about as much (0.1 to 0.3 ms) as it
+takes, and a stall of 5 ms is below what a caller notices."""
+INLINE_BYTES = 16_384
+"""A larger body is read, checked and predicted in a thread."""
+_OIP_TEXT_CLIENTS = (b"gevent-http-client",)
+"""tritonclient's HTTP client puts ``error`` into a sentence and fails with a TypeError on our object."""
+
+
+class Columns(Protocol):
+    """Reads online features; see :class:`serve.online.FeatureReaders`."""
+
+    def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
+        """Return the variant's columns for entity rows."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one replica takes on.
+
+    Attributes:
+        rows: Rows of one request at most.
+        body_mb: Body of one request at most, in MB.
+        ongoing: Requests that are answered at one time; the next is told to come again.
+        deadline_s: Seconds until a request is answered, with an error if need be.
+        bundles: Bundles in memory at most; small ones take more memory than their files, so MB alone are no bound.
+        bundles_mb: MB of bundles in memory at most.
+    """
+
+    rows: int
+    body_mb: float
+    ongoing: int = 64
+    deadline_s: float = 30.0
+    bundles: int = 64
+    bundles_mb: float = 2048.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings name."""
+        return cls(
+            rows=settings.max_request_rows,
+            body_mb=settings.max_request_mb,
+            ongoing=settings.serve_max_ongoing,
+            deadline_s=settings.serve_deadline_s,
+            bundles_mb=settings.serve_cache_mb,
+        )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A variant in memory.
+
+    Attributes:
+        variant: What the ledger says of it.
+        bundle: What predicts.
+        size_mb: Size of its folder in MB, which stands for its memory.
+        row_ms: Median time of a prediction of one row, in ms.
+    """
+
+    variant: Variant
+    bundle: Bundle
+    size_mb: float
+    row_ms: float
+
+    @classmethod
+    def warm(cls, variant: Variant, bundle: Bundle, *, size_mb: float) -> Loaded:
+        """Predict one row of missing values a few times: frameworks do their last preparations at the first call."""
+        numbers = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
+        row = {
+            column.name: np.array([np.nan]) if column.type in numbers else np.array([None], dtype=object)
+            for column in bundle.columns
+        }
+        _timed(bundle, row)
+        return cls(variant, bundle, size_mb, statistics.median(_timed(bundle, row)[1] for _ in range(5)))
+
+
+@dataclass
+class Call:
+    """One request while it is answered; what is learnt on the way goes into the answer's headers."""
+
+    method: str
+    parts: tuple[str, ...]
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+    answer_headers: dict[str, str] = field(default_factory=dict)
+    reading: bool = False
+
+    def header(self, name: str) -> str:
+        """Return a request header, empty where there is none."""
+        return self.headers.get(name.encode(), b"").decode("latin-1")
+
+
+Handler = Callable[["Predictor", Call, dict[str, str]], Awaitable[bytes]]
+
+
+class Predictor:
+    """The ASGI application.
+
+    Args:
+        catalogue: The ledger.
+        load: Loads a variant's bundle; called in a thread.
+        features: Reads online features.
+        limits: What it takes on.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, *, load: Callable[[Variant], Loaded], features: Columns, limits: Limits
+    ) -> None:
+        self._catalogue = catalogue
+        self._features = features
+        self._limits = limits
+        self._ongoing = 0
+        # Apart from each other, so that a slow load, store or batch holds up nothing else.
+        self._pools = {
+            name: ThreadPoolExecutor(threads, thread_name_prefix=name)
+            for name, threads in (("ledger", 2), ("load", 2), ("features", 4), ("predict", 2))
+        }
+        self._table = VariantTable(catalogue, self._pools["ledger"])
+        self._cache = BundleCache(load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request, or start and stop with the server."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            status, headers, body = await self._answer(scope, receive)
+            headers["content-length"] = str(len(body))
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": status,
+                    "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()],
+                }
+            )
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            event = (await receive())["type"]
+            if event == "lifespan.shutdown":
+                for pool in self._pools.values():
+                    pool.shutdown(wait=False, cancel_futures=True)
+            await send({"type": f"{event}.complete"})
+            if event == "lifespan.shutdown":
+                return
+
+    async def _answer(self, scope: Message, receive: Receive) -> tuple[int, dict[str, str], bytes]:
+        path: str = scope["path"]
+        call = Call(
+            method="GET" if scope["method"] == "HEAD" else scope["method"],
+            parts=tuple(part for part in path.split("/") if part),
+            headers=dict(scope["headers"]),
+            receive=receive,
+        )
+        try:
+            handler, values = _route(call, path)
+            body = await handler(self, call, values)
+            return 200, {"content-type": "application/json", **call.answer_headers}, body
+        except FactoryError as problem:
+            error = problem
+            if isinstance(error, SystemFault) and not isinstance(error, Overloaded):
+                logger.warning("%s %s: %s", scope["method"], path, error, exc_info=True)
+        except Exception as problem:
+            logger.exception("%s %s failed", scope["method"], path)
+            error = SystemFault(
+                f"The predictor failed on this request: {type(problem).__name__}.",
+                hint="This is ours to mend; the predictor's log has the traceback.",
+            )
+        agent = call.headers.get(b"user-agent", b"")
+        as_text = path.startswith("/v2") and any(client in agent for client in _OIP_TEXT_CLIENTS)
+        status, headers, body = answer(error, as_text=as_text)
+        return status, headers | call.answer_headers, body
+
+    # --- routes ------------------------------------------------------------------
+
+    async def live(self, _call: Call, _values: dict[str, str]) -> bytes:
+        """``GET /v2/health/live``."""
+        return to_json({"live": True})
+
+    async def ready(self, _call: Call, _values: dict[str, str]) -> bytes:
+        """``GET /v2/health/ready``: the ledger can be read."""
+        await self._in("ledger", lambda: self._catalogue.alias("", "champion"))
+        return to_json({"ready": True})
+
+    async def server(self, _call: Call, _values: dict[str, str]) -> bytes:
+        """``GET /v2``: server metadata."""
+        return to_json({"name": "model-variant-factory", "version": _version(), "extensions": ["binary_tensor_data"]})
+
+    async def model(self, call: Call, values: dict[str, str]) -> bytes:
+        """``GET /v2/models/{name}[/versions/{n}]``: model metadata."""
+        async with self._bounded(call):
+            loaded = await self._cache.get(await self._resolve(call, values))
+            name = loaded.variant.name
+            versions = await self._table.versions(name)
+            return to_json(open_inference.metadata(loaded.bundle, name=name, versions=versions))
+
+    async def model_ready(self, call: Call, values: dict[str, str]) -> bytes:
+        """``GET /v2/models/{name}[/versions/{n}]/ready``: it is loaded, so the next prediction does not wait."""
+        async with self._bounded(call):
+            loaded = await self._cache.get(await self._resolve(call, values))
+            return to_json({"name": loaded.variant.name, "ready": True})
+
+    async def invoke(self, call: Call, values: dict[str, str]) -> bytes:
+        """``POST /variants/{name}[/versions/{n}]/invocations``."""
+        async with self._bounded(call):
+            variant = await self._resolve(call, values)
+            body = await self._body(call)
+            small = len(body) <= INLINE_BYTES
+            payload = await self._run(small, lambda: invocations.parse(body, call.header("content-type")))
+            check_rows(payload, max_rows=self._limits.rows)
+            loaded = await self._cache.get(variant)
+            inline = small and loaded.row_ms < INLINE_MS
+            if isinstance(payload, EntityRows):
+                payload = await self._read_features(call, payload, loaded)
+            columns = payload
+            raw, ms = await self._run(inline, lambda: _predict(columns, loaded.bundle))
+            _add_timing(call, "predict", ms)
+            return await self._run(inline, lambda: invocations.format_predictions(raw, loaded.bundle))
+
+    async def infer(self, call: Call, values: dict[str, str]) -> bytes:
+        """``POST /v2/models/{name}[/versions/{n}]/infer``."""
+        async with self._bounded(call):
+            variant = await self._resolve(call, values)
+            kind = invocations.media_type(call.header("content-type"))
+            header_length = call.header(open_inference.BINARY_HEADER) or None
+            if kind not in invocations.JSON_TYPES | {"application/octet-stream"}:
+                raise UnsupportedMedia(
+                    f"The content type {kind!r} is not read.",
+                    hint="Send application/json, with binary tensors after it where the header says so.",
+                    details=[Detail("content-type", f"received {kind!r}")],
+                )
+            body = await self._body(call)
+            small = len(body) <= INLINE_BYTES
+            request = await self._run(small, lambda: open_inference.parse(body, header_length=header_length))
+            check_rows(request.payload, max_rows=self._limits.rows)
+            loaded = await self._cache.get(variant)
+            inline = small and loaded.row_ms < INLINE_MS
+            payload = open_inference.resolve_matrix(request.payload, loaded.bundle)
+            raw, ms = await self._run(inline, lambda: _predict(payload, loaded.bundle))
+            _add_timing(call, "predict", ms)
+            answer_body, length = await self._run(
+                inline,
+                lambda: open_inference.format_answer(
+                    raw, loaded.bundle, name=variant.name, version=variant.version, request=request
+                ),
+            )
+            if length is not None:
+                call.answer_headers[open_inference.BINARY_HEADER] = str(length)
+                call.answer_headers["content-type"] = "application/octet-stream"
+            return answer_body
+
+    # --- steps -------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _bounded(self, call: Call) -> AsyncIterator[None]:
+        """Take one of the places, and end the request at its deadline.
+
+        Raises:
+            Overloaded: all places are taken.
+            SlowRequest: the body did not arrive in time.
+            DeadlineExceeded: the answer was not ready in time.
+        """
+        limits = self._limits
+        if self._ongoing >= limits.ongoing:
+            raise Overloaded(
+                f"{self._ongoing} requests are being answered; no more are taken.", hint="Try again in a moment."
+            )
+        self._ongoing += 1
+        try:
+            async with asyncio.timeout(limits.deadline_s):
+                yield
+        except TimeoutError as error:
+            if call.reading:
+                raise SlowRequest(
+                    f"The body did not arrive within {limits.deadline_s:g} s.", hint="Send it faster, or send less."
+                ) from error
+            raise DeadlineExceeded(
+                f"The answer was not ready within {limits.deadline_s:g} s.",
+                hint="Send fewer rows, or try again: a variant that is being loaded stays in memory.",
+            ) from error
+        finally:
+            self._ongoing -= 1
+
+    async def _resolve(self, call: Call, values: dict[str, str]) -> Variant:
+        reference = Reference.parse(values["name"], version=values.get("version"))
+        variant = await self._table.resolve(reference)
+        call.answer_headers["x-variant"] = f"{variant.name}/{variant.version}"
+        return variant
+
+    async def _read_features(self, call: Call, entities: EntityRows, loaded: Loaded) -> NamedColumns:
+        started = time.perf_counter()
+        columns = await self._in(
+            "features", lambda: self._features.columns(entities, variant=loaded.variant, bundle=loaded.bundle)
+        )
+        _add_timing(call, "features", (time.perf_counter() - started) * 1e3)
+        return columns
+
+    async def _body(self, call: Call) -> bytes:
+        """Read the body, and stop as soon as it is too large."""
+        most = int(self._limits.body_mb * 1e6)
+        if (encoding := call.header("content-encoding")) not in ("", "identity"):
+            raise UnsupportedMedia(
+                f"The content encoding {encoding!r} is not read.",
+                hint="Send the body uncompressed.",
+                details=[Detail("content-encoding", f"received {encoding!r}")],
+            )
+        declared = call.header("content-length")
+        if declared.isdigit() and int(declared) > most:
+            raise _too_large(declared, self._limits.body_mb)
+        chunks, size = [], 0
+        call.reading = True
+        while True:
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise InvalidRequest("The caller hung up before the body was complete.")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > most:
+                raise _too_large(f"more than {most}", self._limits.body_mb)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                call.reading = False
+                return b"".join(chunks)
+
+    async def _run(self, inline: bool, call: Callable[[], T]) -> T:
+        return call() if inline else await self._in("predict", call)
+
+    async def _in(self, pool: str, call: Callable[[], T]) -> T:
+        executor: Executor = self._pools[pool]
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+
+_ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
+    ("POST", ("variants", "{name}", "invocations"), Predictor.invoke),
+    ("POST", ("variants", "{name}", "versions", "{version}", "invocations"), Predictor.invoke),
+    ("POST", ("v2", "models", "{name}", "infer"), Predictor.infer),
+    ("POST", ("v2", "models", "{name}", "versions", "{version}", "infer"), Predictor.infer),
+    ("GET", ("v2", "models", "{name}"), Predictor.model),
+    ("GET", ("v2", "models", "{name}", "versions", "{version}"), Predictor.model),
+    ("GET", ("v2", "models", "{name}", "ready"), Predictor.model_ready),
+    ("GET", ("v2", "models", "{name}", "versions", "{version}", "ready"), Predictor.model_ready),
+    ("GET", ("v2",), Predictor.server),
+    ("GET", ("v2", "health", "live"), Predictor.live),
+    ("GET", ("v2", "health", "ready"), Predictor.ready),
+)
+
+
+def _route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
+    """Return who answers a request, and what stands in the route's braces.
+
+    Raises:
+        NotFound: there is no such route.
+        MethodNotAllowed: there is, for another method; the answer's header says which.
+    """
+    allowed = []
+    for method, pattern, handler in _ROUTES:
+        if len(pattern) != len(call.parts):
+            continue
+        values = {}
+        for expected, part in zip(pattern, call.parts, strict=True):
+            if expected[0] == "{":
+                values[expected[1:-1]] = part
+            elif expected != part:
+                break
+        else:
+            if method == call.method:
+                return handler, values
+            allowed.append(method)
+    if allowed:
+        call.answer_headers["allow"] = ", ".join(allowed)
+        raise MethodNotAllowed(f"{call.method} is not allowed on {path!r}.", hint=f"Use {' or '.join(allowed)}.")
+    routes = "; ".join(f"{method} /{'/'.join(pattern)}" for method, pattern, _ in _ROUTES)
+    raise NotFound(f"There is no route {path!r}.", hint=f"Routes: {routes}.", details=[Detail("path", path)])
+
+
+def _predict(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> tuple[np.ndarray, float]:
+    """Return the raw prediction of a checked payload, and its time in ms with the checks."""
+    started = time.perf_counter()
+    raw = bundle.predict_raw(arrays(payload, bundle))
+    return raw, (time.perf_counter() - started) * 1e3
+
+
+def _timed(bundle: Bundle, row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    raw = bundle.predict_raw(row)
+    return raw, (time.perf_counter() - started) * 1e3
+
+
+def _add_timing(call: Call, name: str, ms: float) -> None:
+    """Add an entry to the header ``Server-Timing`` (W3C)."""
+    before = call.answer_headers.get("server-timing")
+    entry = f"{name};dur={ms:.3f}"
+    call.answer_headers["server-timing"] = f"{before}, {entry}" if before else entry
+
+
+def _too_large(size: str, limit_mb: float) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body has {size} bytes; {limit_mb:g} MB are allowed.",
+        hint="Send several smaller requests, or predict a file with `factory predict NAME --data FILE`.",
+        details=[Detail("body", f"is larger than FACTORY_MAX_REQUEST_MB={limit_mb:g}")],
+    )
+
+
+def _version() -> str:
+    try:
+        return version("model-variant-factory")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,109 @@
+"""HTTP's view of the one error tree: which status and which body an error becomes.
+
+Adds to the tree what only HTTP can do wrong.  Everything that answers over
+HTTP goes through :func:`answer`, so that all errors have one shape.
+"""
+
+from __future__ import annotations
+
+from pydantic_core import to_json
+
+from factory.errors import (
+    Conflict,
+    FactoryError,
+    InvalidData,
+    InvalidRequest,
+    NotFound,
+    ServiceFault,
+    StorageFault,
+    SystemFault,
+    TrainingFault,
+    UntrustedBundle,
+    UserFault,
+)
+
+
+class MethodNotAllowed(UserFault):
+    """The route exists, but not for this HTTP method."""
+
+    code = "method_not_allowed"
+
+
+class SlowRequest(UserFault):
+    """The body did not arrive within the deadline."""
+
+    code = "slow_request"
+
+
+class BodyTooLarge(UserFault):
+    """The body has more bytes, or more rows, than one request may have."""
+
+    code = "body_too_large"
+
+
+class UnsupportedMedia(UserFault):
+    """The body is of a content type that this route does not read."""
+
+    code = "unsupported_media_type"
+
+
+class Overloaded(SystemFault):
+    """More requests are being answered than may be at one time."""
+
+    code = "overloaded"
+
+
+class DeadlineExceeded(SystemFault):
+    """The answer was not ready within the deadline."""
+
+    code = "deadline_exceeded"
+
+
+STATUS: dict[type[FactoryError], int] = {
+    FactoryError: 500,
+    UserFault: 400,
+    InvalidRequest: 400,
+    InvalidData: 422,
+    NotFound: 404,
+    Conflict: 409,
+    MethodNotAllowed: 405,
+    SlowRequest: 408,
+    BodyTooLarge: 413,
+    UnsupportedMedia: 415,
+    SystemFault: 500,
+    StorageFault: 503,
+    ServiceFault: 503,
+    TrainingFault: 500,
+    UntrustedBundle: 500,
+    Overloaded: 503,
+    DeadlineExceeded: 504,
+}
+"""HTTP status of each class; a class that is not named has its base's."""
+
+RETRY_AFTER_S = 1
+"""A loaded predictor is free again within a request's time, so the shortest wait that the header can name."""
+
+
+def status_of(error: FactoryError) -> int:
+    """Return the HTTP status of an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def answer(error: FactoryError, *, as_text: bool = False) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and JSON body of an error.
+
+    Args:
+        error: What went wrong.
+        as_text: ``error`` is the sentence itself, as the Open Inference Protocol has it, and the fields of the one
+            shape stand beside it. For clients that can show nothing else.
+    """
+    status = status_of(error)
+    headers = {"content-type": "application/json"}
+    if status == 503:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    body = error.as_dict()
+    if as_text:
+        fields = body["error"]
+        assert isinstance(fields, dict)
+        body = {"error": f"{error.message} {error.hint}".strip(), **fields}
+    return status, headers, to_json(body)

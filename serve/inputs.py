@@ -1,0 +1,174 @@
+"""From what a protocol carries to the arrays that a bundle predicts.
+
+Every protocol ends in one of three payloads; what is checked and how values
+become arrays is the same for all of them, and needs no data frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from factory.errors import Detail, InvalidData, InvalidRequest, listing
+from factory.spec import ColumnType
+from factory.variants.bundle import Bundle
+from serve.errors import BodyTooLarge
+
+Values = Sequence[object] | np.ndarray
+
+
+@dataclass(frozen=True)
+class NamedColumns:
+    """Columns by name, each (n_rows,)."""
+
+    columns: Mapping[str, Values]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the longest column."""
+        return max((len(values) for values in self.columns.values()), default=0)
+
+
+@dataclass(frozen=True)
+class NamelessColumns:
+    """Columns in the order of the variant's signature, each (n_rows,)."""
+
+    columns: Sequence[Values]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the first column."""
+        return len(self.columns[0]) if self.columns else 0
+
+
+@dataclass(frozen=True)
+class EntityRows:
+    """Rows of entity keys (and of columns that are not features), whose features are read online."""
+
+    rows: Sequence[Mapping[str, object]]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of entities."""
+        return len(self.rows)
+
+
+Payload = NamedColumns | NamelessColumns | EntityRows
+
+
+def columns_of_records(records: Sequence[object], *, where: str) -> NamedColumns:
+    """Turn row objects into columns; a key that a row lacks is a missing value of that row.
+
+    Raises:
+        InvalidRequest: a row is not an object.
+    """
+    for i, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise shape_error(f"{where}[{i}]", "an object with a value for each column", record)
+    rows: Sequence[dict[str, object]] = records  # type: ignore[assignment]
+    if len(rows) == 1:
+        return NamedColumns({name: (value,) for name, value in rows[0].items()})
+    names = dict.fromkeys(name for row in rows for name in row)
+    return NamedColumns({name: [row.get(name) for row in rows] for name in names})
+
+
+def columns_of_rows(rows: Sequence[object], *, where: str) -> list[tuple[object, ...]]:
+    """Turn rows of equal length into columns.
+
+    Raises:
+        InvalidRequest: a row is not a list, or has another length than the first.
+    """
+    width = len(rows[0]) if rows and isinstance(rows[0], list) else 0
+    for i, row in enumerate(rows):
+        if not isinstance(row, list):
+            raise shape_error(f"{where}[{i}]", "a list with a value for each column", row)
+        if len(row) != width:
+            raise InvalidRequest(
+                f"{where}[{i}] has {len(row)} values; the first row has {width}.",
+                hint="Give every row the same number of values; null is a missing one.",
+                details=[Detail(f"{where}[{i}]", f"{len(row)} values instead of {width}")],
+            )
+    return list(zip(*rows, strict=True))
+
+
+def shape_error(field: str, expected: str, received: object) -> InvalidRequest:
+    """Return the error for a part of a document that is of another JSON type than it should be."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    message = f"Expected {expected}; received {kinds.get(type(received), 'a number')}."
+    hint = "docs/serving.md shows each kind of body."
+    return InvalidRequest(f"{field}: {message}", hint=hint, details=[Detail(field, message)])
+
+
+def check_rows(payload: Payload, *, max_rows: int) -> None:
+    """Refuse more rows than one request may have.
+
+    Raises:
+        BodyTooLarge: with both numbers.
+    """
+    if payload.n_rows > max_rows:
+        raise BodyTooLarge(
+            f"The request has {payload.n_rows} rows; {max_rows} are allowed.",
+            hint="Send several smaller requests, or predict a file with `factory predict NAME --data FILE`.",
+            details=[Detail("rows", f"{payload.n_rows} is more than FACTORY_MAX_REQUEST_ROWS={max_rows}")],
+        )
+
+
+def column_types(bundle: Bundle) -> dict[str, ColumnType]:
+    """Return the type of each input column by name, in the order of the signature."""
+    return {column.name: column.type for column in bundle.columns}
+
+
+def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str, np.ndarray]:
+    """Return checked arrays (n_rows,) by column name.
+
+    A missing value (null, NaN, an empty CSV cell) and an unknown category are fine: they are predicted as in training.
+
+    Raises:
+        InvalidData: with one detail for each column that is unknown, missing, of another length or of another type,
+            or that holds an infinite number.
+    """
+    types = column_types(bundle)
+    if isinstance(payload, NamelessColumns):
+        if len(payload.columns) != len(types):
+            message = f"The input has {len(payload.columns)} columns without names; the variant has {len(types)}."
+            raise InvalidData(
+                message,
+                hint=f"Send {len(types)} values a row in this order, or name the columns: {', '.join(types)}.",
+                details=[Detail("columns", message)],
+            )
+        named: Mapping[str, Values] = dict(zip(types, payload.columns, strict=True))
+    else:
+        named = payload.columns
+    columns = {name: _array(values, types.get(name)) for name, values in named.items()}
+    problems = bundle.check_input(columns)
+    problems += [
+        Detail(name, "This column holds an infinite number; send null where a value is missing.")
+        for name, values in columns.items()
+        if values.dtype.kind == "f" and np.isinf(values).any()
+    ]
+    if problems:
+        raise InvalidData(
+            "The input cannot be predicted: " + " ".join(f"{p.field}: {p.message}" for p in problems),
+            hint=f"The variant's columns are: {listing(types, most=40)}. GET /v2/models/NAME tells their types.",
+            details=problems,
+        )
+    return columns
+
+
+_NUMBERS = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
+_PLAIN = {int, float, bool, type(None)}
+
+
+def _array(values: Values, kind: ColumnType | None) -> np.ndarray:
+    """Return values as numbers where they are, or as objects, which the bundle reads one by one as in training."""
+    if isinstance(values, np.ndarray):
+        return values
+    if kind in _NUMBERS and {type(value) for value in values} <= _PLAIN:
+        try:
+            return np.array(values, dtype=np.float64)
+        except OverflowError:
+            # An integer beyond what a double holds is as infinite as 1e999.
+            return np.full(len(values), np.inf)
+    return np.fromiter(values, dtype=object, count=len(values))

@@ -1,0 +1,338 @@
+"""KServe's Open Inference Protocol v2 over REST, with Triton's binary tensor extension.
+
+Each column is a tensor of its name, of shape [n] or [n, 1]; a variant whose
+columns are all numbers also takes one matrix [n, n_columns] of any other name.
+Source: KServe, "Open Inference Protocol", ``rest_predict_v2``, and Triton's
+"Binary Tensor Data Extension".  The extension is here because ``tritonclient``
+sends and asks for binary tensors unless it is told not to.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic_core import to_json
+
+from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
+from factory.spec import ColumnType
+from factory.variants.bundle import Bundle
+from serve.inputs import NamedColumns, NamelessColumns, Values, column_types
+from serve.invocations import read_json
+
+BINARY_HEADER = "inference-header-content-length"
+
+_DTYPES = {
+    "BOOL": np.dtype("?"),
+    **{f"UINT{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+    **{f"INT{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
+    **{f"FP{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
+}
+_DATATYPES = (*_DTYPES, "BYTES")
+_COLUMN_DATATYPES = {ColumnType.NUMERIC: "FP64", ColumnType.BOOLEAN: "BOOL"}
+"""What a column is declared as; all other kinds are BYTES. Any number type is accepted for a number."""
+
+
+class _Part(BaseModel):
+    """Parts of the protocol may have fields that we do not know; they are ignored, as the protocol asks."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _TensorParameters(_Part):
+    binary_data_size: StrictInt | None = Field(None, ge=0)
+    binary_data: bool | None = None
+    classification: int | None = None
+
+
+class _Tensor(_Part):
+    name: str
+    shape: tuple[StrictInt, ...]
+    datatype: str
+    parameters: _TensorParameters = _TensorParameters()
+    data: list[Any] | None = None
+
+
+class _Wanted(_Part):
+    name: str
+    parameters: _TensorParameters = _TensorParameters()
+
+
+class _RequestParameters(_Part):
+    binary_data_output: bool = False
+
+
+class _Request(_Part):
+    id: str | None = None
+    inputs: tuple[_Tensor, ...] = Field(min_length=1)
+    outputs: tuple[_Wanted, ...] | None = None
+    parameters: _RequestParameters = _RequestParameters()
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request as it was read.
+
+    Attributes:
+        id: The caller's id, given back with the answer.
+        payload: The columns.
+        outputs: Outputs that are wanted and whether each is to be binary; None for all of them.
+        binary: Whether an output is binary where ``outputs`` does not say.
+    """
+
+    id: str | None
+    payload: NamedColumns | NamelessColumns
+    outputs: tuple[tuple[str, bool], ...] | None
+    binary: bool
+
+
+def parse(body: bytes, *, header_length: str | None = None) -> Inference:
+    """Read the body of an ``/infer`` request.
+
+    Args:
+        body: JSON, or JSON followed by the binary tensors.
+        header_length: Value of the header ``Inference-Header-Content-Length``: bytes of the JSON part.
+
+    Raises:
+        InvalidRequest: it does not follow the protocol; all problems that can be seen together are named.
+    """
+    length = _json_length(header_length, len(body))
+    request = _document(body[:length])
+    tensors, problems, at = [], [], length
+    for i, tensor in enumerate(request.inputs):
+        size = tensor.parameters.binary_data_size
+        raw = None if size is None else body[at : at + size]
+        at += size or 0
+        try:
+            tensors.append((tensor, _values(tensor, raw)))
+        except ValueError as error:
+            problems.append(Detail(f"inputs[{i}].{tensor.name}", f"{error}."))
+    if at != len(body) and not problems:
+        problems.append(Detail("body", f"The tensors take {at} bytes; the body has {len(body)}."))
+    names = [tensor.name for tensor in request.inputs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems += [Detail(f"inputs.{name}", f"{name!r} stands more than once.") for name in repeated]
+    problems += [
+        Detail(f"outputs.{wanted.name}", "The classification extension is not supported; ask for the output itself.")
+        for wanted in request.outputs or ()
+        if wanted.parameters.classification
+    ]
+    if problems:
+        raise _not_protocol(problems)
+    binary = request.parameters.binary_data_output
+    outputs = None
+    if request.outputs:
+        outputs = tuple(
+            (w.name, binary if w.parameters.binary_data is None else w.parameters.binary_data) for w in request.outputs
+        )
+    return Inference(id=request.id, payload=_payload(tensors), outputs=outputs, binary=binary)
+
+
+def resolve_matrix(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> NamedColumns | NamelessColumns:
+    """Refuse a matrix where a column of the variant is not a number; it could not have carried it.
+
+    Raises:
+        InvalidData: the columns that are not numbers are named.
+    """
+    if isinstance(payload, NamelessColumns):
+        types = column_types(bundle)
+        others = [name for name, kind in types.items() if kind not in _COLUMN_DATATYPES]
+        if others:
+            raise InvalidData(
+                "One matrix can be sent only for a variant whose columns are all numbers.",
+                hint="Send one tensor of shape [n] for each column.",
+                details=[Detail(name, f"This column holds {types[name]} values.") for name in others],
+            )
+    return payload
+
+
+def format_answer(
+    raw: np.ndarray, bundle: Bundle, *, name: str, version: int, request: Inference
+) -> tuple[bytes, int | None]:
+    """Return the answer's body, and the length of its JSON part if binary tensors follow it.
+
+    Args:
+        raw: What :meth:`~factory.variants.bundle.Bundle.predict_raw` returned.
+        bundle: The bundle that predicted.
+        name: Name of the variant.
+        version: Its version.
+        request: What was asked.
+
+    Raises:
+        InvalidRequest: an output is wanted that there is not.
+    """
+    columns = _output_columns(raw, bundle)
+    wanted = request.outputs
+    if wanted is None:
+        wanted = tuple((output, request.binary) for output in columns)
+    if unknown := [output for output, _ in wanted if output not in columns]:
+        details = [Detail(f"outputs.{n}", f"There is no such output.{suggest(n, columns)}") for n in unknown]
+        raise InvalidRequest(
+            f"There are no outputs {listing(unknown)}.", hint=f"Outputs: {listing(columns, most=40)}.", details=details
+        )
+    outputs, blobs = [], []
+    for output, binary in wanted:
+        values = columns[output]
+        number = isinstance(values, np.ndarray)
+        entry: dict[str, object] = {"name": output, "datatype": "FP64" if number else "BYTES", "shape": [len(values)]}
+        if binary:
+            blob = values.astype("<f8").tobytes() if isinstance(values, np.ndarray) else _pack(values)
+            blobs.append(blob)
+            entry["parameters"] = {"binary_data_size": len(blob)}
+        else:
+            entry["data"] = values.tolist() if isinstance(values, np.ndarray) else values
+        outputs.append(entry)
+    answer: dict[str, object] = {"model_name": name, "model_version": str(version), "outputs": outputs}
+    if request.id is not None:
+        answer["id"] = request.id
+    document = to_json(answer, inf_nan_mode="null")
+    return b"".join((document, *blobs)), len(document) if blobs else None
+
+
+def metadata(bundle: Bundle, *, name: str, versions: Sequence[int]) -> dict[str, object]:
+    """Return the protocol's model metadata: inputs and outputs with datatype and shape."""
+    return {
+        "name": name,
+        "versions": [str(version) for version in versions],
+        "platform": "model-variant-factory",
+        "inputs": [
+            {"name": column.name, "datatype": _COLUMN_DATATYPES.get(column.type, "BYTES"), "shape": [-1]}
+            for column in bundle.columns
+        ],
+        "outputs": [
+            {
+                "name": output,
+                "datatype": "BYTES" if bundle.classes and output == "prediction" else "FP64",
+                "shape": [-1],
+            }
+            for output in bundle.output_names
+        ],
+    }
+
+
+def _document(body: bytes) -> _Request:
+    try:
+        return _Request.model_validate(read_json(body))
+    except ValidationError as error:
+        details = [Detail(".".join(map(str, e["loc"])), f"{e['msg']}.") for e in error.errors()]
+        raise _not_protocol(details) from error
+
+
+def _not_protocol(details: list[Detail]) -> InvalidRequest:
+    return InvalidRequest(
+        "The request does not follow the Open Inference Protocol: "
+        + " ".join(f"{d.field}: {d.message}" for d in details),
+        hint='Each input needs "name", "shape", "datatype" and "data"; GET /v2/models/NAME tells the inputs.',
+        details=details,
+    )
+
+
+def _json_length(header_length: str | None, most: int) -> int:
+    if header_length is None:
+        return most
+    if not header_length.isascii() or not header_length.isdigit() or int(header_length) > most:
+        message = f"Received {header_length!r}; expected a number of bytes up to the body's {most}."
+        raise InvalidRequest(
+            f"The header Inference-Header-Content-Length is wrong. {message}",
+            hint="It is the length in bytes of the JSON part that precedes the binary tensors.",
+            details=[Detail(BINARY_HEADER, message)],
+        )
+    return int(header_length)
+
+
+def _values(tensor: _Tensor, raw: bytes | None) -> Values:
+    """Return a tensor's values in row-major order, (n_elements,).
+
+    Raises:
+        ValueError: with what is wrong with it.
+    """
+    if tensor.datatype not in _DATATYPES:
+        raise ValueError(
+            f"datatype {tensor.datatype!r} is not known.{suggest(tensor.datatype, _DATATYPES)} "
+            f"Allowed: {listing(_DATATYPES, most=20)}"
+        )
+    if not 1 <= len(tensor.shape) <= 2 or any(length < 0 for length in tensor.shape):
+        raise ValueError(f"shape {list(tensor.shape)} is neither [n], [n, 1] nor [n, n_columns]")
+    if (raw is None) == (tensor.data is None):
+        raise ValueError('needs either "data" or the parameter "binary_data_size"')
+    values = _from_binary(tensor.datatype, raw) if raw is not None else _from_json(tensor)
+    expected = math.prod(tensor.shape)
+    if len(values) != expected:
+        raise ValueError(f"has {len(values)} values; its shape {list(tensor.shape)} has {expected}")
+    return values
+
+
+def _from_json(tensor: _Tensor) -> list[object]:
+    values: list[object] = tensor.data or []
+    if len(tensor.shape) == 2 and values and isinstance(values[0], list):
+        if not all(isinstance(row, list) and len(row) == tensor.shape[1] for row in values):
+            raise ValueError(f"is not a list of rows of {tensor.shape[1]} values")
+        values = [value for row in values if isinstance(row, list) for value in row]
+    allowed: tuple[type, ...] = (str,) if tensor.datatype == "BYTES" else (bool,)
+    if tensor.datatype in _DTYPES and tensor.datatype != "BOOL":
+        allowed = (float, int) if tensor.datatype.startswith("FP") else (int,)
+    # A null is no value of the protocol, but the only way to say in JSON that one is missing.
+    wrong = [v for v in values if v is not None and type(v) not in allowed]
+    if wrong:
+        raise ValueError(f"holds {wrong[0]!r}, which is not of its datatype {tensor.datatype}")
+    return values
+
+
+def _from_binary(datatype: str, raw: bytes) -> Values:
+    if datatype == "BYTES":
+        return _unpack(raw)
+    dtype = _DTYPES[datatype]
+    if len(raw) % dtype.itemsize:
+        raise ValueError(f"has {len(raw)} bytes, which is no multiple of {dtype.itemsize}")
+    return np.frombuffer(raw, dtype=dtype)
+
+
+def _unpack(raw: bytes) -> list[object]:
+    """Read BYTES elements: each a 4-byte little-endian length and its UTF-8 text."""
+    values: list[object] = []
+    at = 0
+    while at < len(raw):
+        if at + 4 > len(raw):
+            raise ValueError("ends within the length of an element")
+        (length,) = struct.unpack_from("<I", raw, at)
+        at += 4 + length
+        if at > len(raw):
+            raise ValueError("ends within an element")
+        try:
+            values.append(raw[at - length : at].decode())
+        except UnicodeDecodeError as error:
+            raise ValueError("holds an element that is not UTF-8") from error
+    return values
+
+
+def _pack(values: list[str]) -> bytes:
+    encoded = [value.encode() for value in values]
+    return b"".join(part for text in encoded for part in (struct.pack("<I", len(text)), text))
+
+
+def _payload(tensors: list[tuple[_Tensor, Values]]) -> NamedColumns | NamelessColumns:
+    """One matrix of several columns is taken by position; everything else by name."""
+    if len(tensors) == 1 and len(tensors[0][0].shape) == 2 and tensors[0][0].shape[1] != 1:
+        tensor, values = tensors[0]
+        width = tensor.shape[1]
+        return NamelessColumns([values[column::width] for column in range(width)])
+    wide = [
+        Detail(f"inputs.{tensor.name}", f"shape {list(tensor.shape)} is not [n] or [n, 1].")
+        for tensor, _ in tensors
+        if tensor.shape[1:] not in ((), (1,))
+    ]
+    if wide:
+        raise _not_protocol(wide)
+    return NamedColumns({tensor.name: values for tensor, values in tensors})
+
+
+def _output_columns(raw: np.ndarray, bundle: Bundle) -> dict[str, np.ndarray | list[str]]:
+    if not bundle.classes:
+        return {"prediction": raw}
+    labels = [bundle.classes[i] for i in raw.argmax(axis=1).tolist()]
+    return dict(zip(bundle.output_names, (labels, *raw.T), strict=True))

@@ -1,0 +1,126 @@
+"""``python -m serve.predictor --port 8000``: all variants behind one Ray Serve application.
+
+One ingress deployment holds the variants itself: every further hop would cost
+6 ms (docs/decisions).  Without ``RAY_ADDRESS`` a small Ray is started for it on
+this machine.  It listens on the loopback address, since teams and tokens, and
+with them authentication, do not exist yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from factory.errors import FactoryError, ServiceFault
+from factory.operate.deployments import HOST, MARK, free_port
+from factory.settings import Settings, load_settings
+from serve.proxy import proxy_environment
+from serve.replica import PredictorDeployment
+
+APPLICATION = "predictor"
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+"""The least that Ray takes; requests do not pass through the object store."""
+_ONE_THREAD = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+    ),
+    "1",
+)
+"""One row is predicted faster by one thread than by several that have to be woken."""
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m serve.predictor", description=__doc__.partition("\n")[0])
+    parser.add_argument("--port", type=int, help="port of the HTTP endpoint; default: FACTORY_SERVE_PORT")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    # Not below FACTORY_HOME: the path of a socket may have 107 characters, of which Serve takes 75.
+    folder = Path(tempfile.mkdtemp(prefix="mvf-"))
+    try:
+        settings = load_settings()
+        settings.prepare_home()
+        port = free_port(settings.serve_port if options.port is None else options.port)
+        environment = {**proxy_environment(folder), **_ONE_THREAD}
+        os.environ.update(environment)
+        run(settings, port=port, environment=environment, stop=stop)
+    except FactoryError as error:
+        logger.error("%s %s", error.message, error.hint)
+        return error.exit_code
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def run(settings: Settings, *, port: int, environment: dict[str, str], stop: threading.Event) -> None:
+    """Start Ray and Serve, wait for ``stop``, and stop both.
+
+    Raises:
+        ServiceFault: Ray or Serve cannot be started.
+    """
+    import ray
+    from ray import serve
+
+    own = not os.environ.get("RAY_ADDRESS")
+    try:
+        _connect(ray, settings, own=own, environment=environment)
+        serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+        deployment = serve.deployment(
+            name=APPLICATION,
+            num_replicas=settings.serve_replicas,
+            # Above our own limit, which answers at once where Serve would let callers wait.
+            max_ongoing_requests=4 * settings.serve_max_ongoing,
+            graceful_shutdown_timeout_s=5,
+            ray_actor_options={"num_cpus": 1},
+            logging_config={"enable_access_log": False},
+        )(serve.ingress()(PredictorDeployment))
+        serve.run(deployment.bind(settings), name=APPLICATION, route_prefix="/")
+        logger.info("the predictor listens on http://%s:%d", HOST, port)
+        stop.wait()
+        logger.info("the predictor stops")
+    except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+        raise ServiceFault(
+            f"Ray Serve could not be started: {error}", hint="`factory doctor` checks Ray; see also RAY_ADDRESS."
+        ) from error
+    finally:
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _connect(ray: Any, settings: Settings, *, own: bool, environment: dict[str, str]) -> None:
+    if own:
+        ray.init(
+            # "local": without it Ray would join any Ray that it finds on this machine.
+            address="local",
+            num_cpus=settings.serve_replicas,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
+        return
+    # Serve's controller, proxy and replicas are processes of the cluster, which do not have our environment.
+    carried = ("PYTHONPATH", MARK)
+    variables = environment | {name: os.environ[name] for name in carried if name in os.environ}
+    ray.init(address=os.environ["RAY_ADDRESS"], runtime_env={"env_vars": variables}, log_to_driver=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What runs in each replica: the ASGI application over the ledger, the registry and the feature store."""
+
+from __future__ import annotations
+
+from factory.variants.registry import Registry
+
+from factory.ledger import Ledger
+from factory.settings import Settings
+from factory.spec import Variant
+from factory.variants.bundle import Bundle, folder_size_mb
+from serve.app import Limits, Loaded, Predictor
+from serve.online import FeatureReaders
+
+
+def build(settings: Settings) -> Predictor:
+    """Return the predictor's ASGI application.
+
+    Raises:
+        StorageFault: the ledger cannot be used.
+    """
+    registry = Registry(settings)
+
+    def load(variant: Variant) -> Loaded:
+        folder = registry.local_bundle(variant.name, variant.version)
+        bundle = Bundle.load(folder, digest=variant.bundle_digest)
+        return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
+
+    return Predictor(
+        Ledger.open(settings.ledger), load=load, features=FeatureReaders(settings), limits=Limits.of(settings)
+    )
+
+
+class PredictorDeployment:
+    """The class that Ray Serve makes in each replica; ``serve.ingress`` asks it for the application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> Predictor:
+        """Return the application of this replica."""
+        return build(self._settings)
