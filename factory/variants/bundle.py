@@ -1,0 +1,339 @@
+"""What a variant is on disk: a folder of plain files that loads without unpickling anything.
+
+::
+
+    variant.json            format version, task, classes, columns, members, metadata
+    preparations/<i>/       fitted preparations (JSON and npz)
+    members/<i>/            models, each in its framework's own safe format
+
+A folder's digest is written in the ledger when the variant is made.  Before
+anything of the folder is read by a framework, :meth:`Bundle.load` checks that
+it holds plain files only, that its digest is the ledger's and that its format
+is known; otherwise it raises :class:`~factory.errors.UntrustedBundle`.
+
+MLflow loads the same folder through :func:`_load_pyfunc`
+(``loader_module="factory.variants.bundle"``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, ValidationError
+
+from factory.data.preparation import Preparation
+from factory.errors import Detail, InvalidData, UntrustedBundle
+from factory.families.base import Model
+from factory.search.plan import family
+from factory.spec import Document, Task
+from factory.variants.inputs import BundleColumn, Columns, check_columns
+
+FORMAT_VERSION = 1
+READABLE_FORMATS = frozenset({1})
+"""Every format that was ever released stays here, with a bundle of it in ``tests/variants/fixtures``."""
+
+MANIFEST = "variant.json"
+
+
+class MemberEntry(Document):
+    """A member as the manifest names it."""
+
+    family: str
+    weight: float = Field(gt=0, le=1)
+    preparation: int = Field(ge=0)
+    folder: str = Field(pattern=r"^members/\d+$")
+
+
+class Manifest(Document):
+    """The content of ``variant.json``."""
+
+    format_version: int
+    task: Task
+    classes: tuple[str, ...]
+    columns: tuple[BundleColumn, ...]
+    ignored: tuple[str, ...] = ()
+    preparations: int = Field(ge=1)
+    members: tuple[MemberEntry, ...] = Field(min_length=1)
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the ensemble.
+
+    Attributes:
+        family: Name of its family, by which it is loaded again.
+        model: The fitted model.
+        preparation: Index of the preparation whose table it sees.
+        weight: Its share in the blend; the weights of a bundle sum to 1.
+    """
+
+    family: str
+    model: Model
+    preparation: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A variant in memory: fitted preparations and the models that blend over them.
+
+    Attributes:
+        task: What is predicted.
+        classes: Class labels in the order of the probability columns; () for regression.
+        columns: Input columns that are needed.
+        ignored: Columns of the training data that are not used (target, identifiers, screened out); a caller who
+            sends them along is not wrong.
+        preparations: Fitted preparations; each transforms the input once, whatever the number of members.
+        members: The models with their weights.
+        metadata: Lineage, as text.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    columns: tuple[BundleColumn, ...]
+    preparations: tuple[Preparation, ...]
+    members: tuple[Member, ...]
+    ignored: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Column names of :meth:`predict`'s answer."""
+        return ("prediction", *(f"probability_{label}" for label in self.classes))
+
+    def predict_raw(self, columns: Columns) -> np.ndarray:
+        """Return the blended prediction; the hot path, which needs no data frame.
+
+        Args:
+            columns: Data frame, or arrays (n_rows,) by column name.
+
+        Returns:
+            Probabilities float64 (n_rows, n_classes), or predictions float64 (n_rows,).
+        """
+        if _n_rows(columns) == 0:
+            return np.empty((0, len(self.classes)) if self.classes else 0)
+        tables = [preparation.transform(columns) for preparation in self.preparations]
+        first, *others = self.members
+        blend = first.weight * first.model.predict(tables[first.preparation])
+        for member in others:
+            blend += member.weight * member.model.predict(tables[member.preparation])
+        return blend
+
+    def predict(self, frame: Columns) -> pd.DataFrame:
+        """Return ``prediction``, and for classification a ``probability_<class>`` for each class.
+
+        The index of a data frame is kept; ``prediction`` holds class labels as strings, or float64.
+        """
+        raw = self.predict_raw(frame)
+        index = frame.index if isinstance(frame, pd.DataFrame) else None
+        if not self.classes:
+            return pd.DataFrame({"prediction": raw}, index=index)
+        labels = np.asarray(self.classes, dtype=object)[raw.argmax(axis=1)]
+        answer = dict(zip(self.output_names, (labels, *raw.T), strict=True))
+        return pd.DataFrame(answer, index=index)
+
+    def check_input(self, columns: Columns) -> list[Detail]:
+        """Return every problem of an input, none if it can be predicted.
+
+        Wrong are: a column that is not known, a needed column that is missing, a value that does not fit the
+        column's type, and columns of unequal length. Missing values, NaN and unknown categories are fine: they are
+        predicted as in training.
+        """
+        return check_columns(columns, self.columns, ignored=self.ignored)
+
+    def save(self, folder: Path) -> str:
+        """Write the bundle into a new or empty folder and return the folder's digest."""
+        entries = []
+        for i, preparation in enumerate(self.preparations):
+            preparation.save(_created(folder / "preparations" / str(i)))
+        for i, member in enumerate(self.members):
+            member.model.save(_created(folder / "members" / str(i)))
+            entry = MemberEntry(
+                family=member.family, weight=member.weight, preparation=member.preparation, folder=f"members/{i}"
+            )
+            entries.append(entry)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            task=self.task,
+            classes=self.classes,
+            columns=self.columns,
+            ignored=self.ignored,
+            preparations=len(self.preparations),
+            members=tuple(entries),
+            metadata=dict(self.metadata),
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        return folder_digest(folder)
+
+    @classmethod
+    def load(cls, folder: Path, *, digest: str | None = None) -> Bundle:
+        """Load a bundle after checking that it is what it is said to be.
+
+        Args:
+            folder: The bundle's folder.
+            digest: What :meth:`save` returned, from the ledger; not checked if None.
+
+        Raises:
+            UntrustedBundle: the folder holds links or special files, its digest differs, or its format is not known.
+        """
+        found = folder_digest(folder)
+        if digest is not None and found != digest:
+            raise UntrustedBundle(
+                f"The bundle {folder.name!r} has the digest {found[:12]}…, but the ledger says {digest[:12]}….",
+                hint="Somebody changed the stored files. Restore them, or make the variant again.",
+            )
+        manifest = read_manifest(folder)
+        preparations = tuple(
+            Preparation.load(_inside(folder, f"preparations/{i}")) for i in range(manifest.preparations)
+        )
+        members = tuple(
+            Member(
+                family=entry.family,
+                model=family(entry.family).load(_inside(folder, entry.folder)),
+                preparation=entry.preparation,
+                weight=entry.weight,
+            )
+            for entry in manifest.members
+        )
+        return cls(
+            task=manifest.task,
+            classes=manifest.classes,
+            columns=manifest.columns,
+            preparations=preparations,
+            members=members,
+            ignored=manifest.ignored,
+            metadata=manifest.metadata,
+        )
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the SHA-256 over the sorted relative paths and the contents of all files of a folder.
+
+    Raises:
+        UntrustedBundle: there is no such folder, or it holds a link or something else that is not a plain file.
+    """
+    total = hashlib.sha256()
+    for path in _plain_files(folder):
+        name = path.relative_to(folder).as_posix()
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{len(name)}:{name}:{content}\n".encode())
+    return total.hexdigest()
+
+
+def folder_size_mb(folder: Path) -> float:
+    """Return the size of a folder's files in MB (10^6 bytes)."""
+    return sum(path.stat().st_size for path in _plain_files(folder)) / 1e6
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``variant.json`` without loading any model.
+
+    Raises:
+        UntrustedBundle: it is missing, not readable, of an unknown format or contradicts itself.
+    """
+    hint = "Make the variant again, or read it with the version of the factory that wrote it."
+    try:
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = document.get("format_version") if isinstance(document, dict) else None
+        if version not in READABLE_FORMATS:
+            known = ", ".join(map(str, sorted(READABLE_FORMATS)))
+            raise UntrustedBundle(f"The bundle's format is {version!r}; this factory reads {known}.", hint=hint)
+        manifest = Manifest.model_validate(document)
+    except (OSError, ValueError) as error:
+        cause = f"{error.error_count()} problems" if isinstance(error, ValidationError) else str(error)
+        raise UntrustedBundle(f"{MANIFEST} of the bundle cannot be read: {cause}.", hint=hint) from error
+    if any(entry.preparation >= manifest.preparations for entry in manifest.members):
+        raise UntrustedBundle(f"{MANIFEST} names a preparation that the bundle does not have.", hint=hint)
+    if not math.isclose(sum(entry.weight for entry in manifest.members), 1, abs_tol=1e-6):
+        raise UntrustedBundle(f"The weights in {MANIFEST} do not sum to 1.", hint=hint)
+    return manifest
+
+
+class PyfuncVariant:
+    """What MLflow calls: a bundle behind MLflow's ``predict(model_input, params)``."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    def predict(self, model_input: object, params: dict[str, object] | None = None) -> pd.DataFrame:  # noqa: ARG002
+        """Return :meth:`Bundle.predict` of a data frame, a mapping, a list of records or a matrix.
+
+        Args:
+            model_input: A matrix (n_rows, n_columns) has its columns in the order of the signature.
+            params: There are none; MLflow hands over what its own interface names.
+
+        Raises:
+            InvalidData: with one detail for each problem.
+        """
+        frame = self._frame(model_input)
+        if problems := self.bundle.check_input(frame):
+            raise InvalidData(
+                "The input cannot be predicted: " + " ".join(f"{p.field}: {p.message}" for p in problems),
+                hint="Send the columns of the model's signature.",
+                details=problems,
+            )
+        return self.bundle.predict(frame)
+
+    def _frame(self, model_input: object) -> pd.DataFrame:
+        names = [column.name for column in self.bundle.columns]
+        if isinstance(model_input, pd.DataFrame):
+            return model_input
+        if isinstance(model_input, Mapping):
+            lone = all(np.ndim(value) == 0 for value in model_input.values())
+            return pd.DataFrame([dict(model_input)] if lone else dict(model_input))
+        rows = list(model_input) if isinstance(model_input, Iterable) else [model_input]
+        if rows and isinstance(rows[0], Mapping):
+            return pd.DataFrame(rows)
+        matrix = np.atleast_2d(np.asarray(rows))
+        if matrix.shape[1] != len(names):
+            raise InvalidData(
+                f"The input has {matrix.shape[1]} columns without names; the model has {len(names)}.",
+                hint=f"Send {len(names)} columns in this order: {', '.join(names)}.",
+            )
+        return pd.DataFrame(matrix, columns=names)
+
+
+def _load_pyfunc(data_path: str) -> PyfuncVariant:
+    """Load the bundle for ``mlflow.pyfunc.load_model``."""
+    return PyfuncVariant(Bundle.load(Path(data_path)))
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    """Return the files of a folder, sorted by their relative path."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise UntrustedBundle(f"{str(folder)!r} is not a folder.", hint="Check the variant's artifacts.")
+    files = []
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UntrustedBundle(
+                f"The bundle holds {path.relative_to(folder).as_posix()!r}, which is not a plain file.",
+                hint="A bundle never holds links or devices. Make the variant again.",
+            )
+        if path.is_file():
+            files.append(path)
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    path = folder / relative
+    if not path.is_dir() or not path.resolve().is_relative_to(folder.resolve()):
+        raise UntrustedBundle(f"The bundle lacks its folder {relative!r}.", hint="Make the variant again.")
+    return path
+
+
+def _created(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _n_rows(columns: Columns) -> int:
+    return len(columns) if isinstance(columns, pd.DataFrame) else max((len(v) for v in columns.values()), default=0)

@@ -1,0 +1,228 @@
+"""What a variant is worth on rows that nobody chose it by: scores, pictures, cost.
+
+Everything here is computed from predictions of held-out rows, from the bundle
+and its folder, and comes out as frozen documents that the gate judges, MLflow
+stores and the model card draws.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+
+from factory.search.metric import Metric
+from factory.spec import Document, Task
+from factory.variants.bundle import Bundle
+from factory.variants.resampling import Interval, bootstrap
+
+REPORTED: dict[Task, tuple[str, ...]] = {
+    Task.BINARY: (
+        "roc_auc",
+        "average_precision",
+        "neg_log_loss",
+        "neg_brier_score",
+        "accuracy",
+        "balanced_accuracy",
+        "f1",
+    ),
+    Task.MULTICLASS: ("neg_log_loss", "accuracy", "balanced_accuracy", "f1_macro", "roc_auc_ovr"),
+    Task.REGRESSION: ("neg_root_mean_squared_error", "neg_mean_absolute_error", "neg_median_absolute_error", "r2"),
+}
+"""Scores that every variant of a task shows, whatever it was optimized for; scikit-learn scorer names."""
+
+_POINTS = 400
+"""Points of a scatter plot: the card stays small, the eye sees the same."""
+_IMPORTANCE_CELLS = 60_000
+"""Predicted rows of a permutation importance over all columns: seconds even for slow ensembles."""
+
+
+class Confusion(Document):
+    """Counts (n_classes, n_classes): rows are true classes, columns predicted ones."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+class CalibrationBin(Document):
+    """Rows of similar predicted probability: what was promised and what happened."""
+
+    predicted: float
+    observed: float
+    n_rows: int
+
+
+class Residuals(Document):
+    """Residuals (true minus predicted) and a sample of points to draw.
+
+    Attributes:
+        mean: Bias.
+        std: Spread.
+        quantiles: At 5, 25, 50, 75 and 95 %.
+        points: Pairs (predicted, true) of a sample of rows.
+    """
+
+    mean: float
+    std: float
+    quantiles: tuple[float, float, float, float, float]
+    points: tuple[tuple[float, float], ...]
+
+
+class Importance(Document):
+    """Loss of score when one column is shuffled; mean and spread over the repeats."""
+
+    column: str
+    drop: float
+    spread: float
+
+
+class Evaluation(Document):
+    """How well a variant predicts held-out rows.
+
+    Attributes:
+        metric: scikit-learn scorer name of the metric that was optimized.
+        score: Its value with a bootstrap interval; greater is better.
+        scores: Further scores by scorer name.
+        n_rows: Held-out rows.
+        confusion: Classification only.
+        calibration: Classification only; ten bins of equal size, fewer for few rows.
+        residuals: Regression only.
+    """
+
+    metric: str
+    task: Task
+    score: Interval
+    scores: dict[str, float]
+    n_rows: int
+    confusion: Confusion | None = None
+    calibration: tuple[CalibrationBin, ...] = ()
+    residuals: Residuals | None = None
+
+
+def evaluate(
+    metric: Metric, y: np.ndarray, prediction: np.ndarray, *, classes: tuple[str, ...], seed: int
+) -> Evaluation:
+    """Score the predictions of held-out rows.
+
+    Args:
+        metric: What was optimized; gets the interval.
+        y: Class indices (n_rows,) or targets (n_rows,).
+        prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
+        classes: Labels in index order; () for regression.
+        seed: Of the bootstrap.
+    """
+    scores = {name: _score(name, metric.task, y, prediction) for name in REPORTED[metric.task]}
+    evaluation = Evaluation(
+        metric=metric.name,
+        task=metric.task,
+        score=bootstrap(metric, y, prediction, seed=seed),
+        scores={name: value for name, value in scores.items() if np.isfinite(value)},
+        n_rows=len(y),
+    )
+    if metric.task is Task.REGRESSION:
+        return evaluation.model_copy(update={"residuals": residuals(y, prediction, seed=seed)})
+    return evaluation.model_copy(
+        update={"confusion": confusion(y, prediction, classes=classes), "calibration": calibration(y, prediction)}
+    )
+
+
+def _score(name: str, task: Task, y: np.ndarray, prediction: np.ndarray) -> float:
+    """Score, or NaN where the rows at hand do not define it (a class is absent)."""
+    if (
+        task is not Task.REGRESSION
+        and len(np.unique(y)) < prediction.shape[1]
+        and name not in ("neg_log_loss", "accuracy")
+    ):
+        return float("nan")
+    return Metric(name, task).score(y, prediction)
+
+
+def confusion(y: np.ndarray, prediction: np.ndarray, *, classes: tuple[str, ...]) -> Confusion:
+    """Count true against predicted classes."""
+    n = len(classes)
+    counts = np.bincount(y * n + prediction.argmax(axis=1), minlength=n * n).reshape(n, n)
+    return Confusion(labels=classes, counts=tuple(tuple(row) for row in counts.tolist()))
+
+
+def calibration(y: np.ndarray, prediction: np.ndarray, *, bins: int = 10) -> tuple[CalibrationBin, ...]:
+    """Compare promised with observed frequencies in bins of equal size.
+
+    For two classes the probability of the second one, for more that of the predicted one ("confidence calibration",
+    Guo et al., 2017). A bin holds at least 10 rows.
+    """
+    binary = prediction.shape[1] == 2
+    promised = prediction[:, 1] if binary else prediction.max(axis=1)
+    happened = (y == 1) if binary else (y == prediction.argmax(axis=1))
+    order = np.argsort(promised, kind="stable")
+    groups = np.array_split(order, max(1, min(bins, len(y) // 10)))
+    return tuple(
+        CalibrationBin(predicted=float(promised[g].mean()), observed=float(happened[g].mean()), n_rows=len(g))
+        for g in groups
+        if len(g)
+    )
+
+
+def residuals(y: np.ndarray, prediction: np.ndarray, *, seed: int) -> Residuals:
+    """Summarize true minus predicted."""
+    difference = y - prediction
+    chosen = np.random.default_rng(seed).permutation(len(y))[:_POINTS]
+    quantiles = np.quantile(difference, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+    return Residuals(
+        mean=float(difference.mean()),
+        std=float(difference.std()),
+        quantiles=tuple(quantiles),
+        points=tuple(zip(prediction[chosen].tolist(), y[chosen].tolist(), strict=True)),
+    )
+
+
+def permutation_importance(
+    bundle: Bundle, frame: pd.DataFrame, y: np.ndarray, *, metric: Metric, seed: int, max_rows: int = 1000
+) -> tuple[Importance, ...]:
+    """Return how much each column matters to the variant as a whole, the most important first (Breiman, 2001).
+
+    Args:
+        bundle: The variant.
+        frame: Held-out rows with the variant's columns.
+        y: Their class indices or targets (n_rows,).
+        metric: What is lost.
+        seed: Of the sample of rows and of the shuffles.
+        max_rows: Rows at most; fewer where there are many columns, so that the work is bounded.
+    """
+    names = [name for name in dict.fromkeys(c for p in bundle.preparations for c in p.columns) if name in frame]
+    generator = np.random.default_rng(seed)
+    rows = min(len(y), max_rows, max(50, _IMPORTANCE_CELLS // max(len(names), 1)))
+    repeats = 3 if rows * len(names) * 3 <= _IMPORTANCE_CELLS else 1
+    chosen = generator.permutation(len(y))[:rows]
+    columns = {name: frame[name].to_numpy()[chosen] for name in names}
+    whole = _score(metric.name, metric.task, y[chosen], bundle.predict_raw(columns))
+    found = []
+    for name in names:
+        drops = np.empty(repeats)
+        for i in range(repeats):
+            shuffled = {**columns, name: generator.permutation(columns[name])}
+            drops[i] = whole - _score(metric.name, metric.task, y[chosen], bundle.predict_raw(shuffled))
+        if np.isfinite(drops).all():
+            found.append(Importance(column=name, drop=float(drops.mean()), spread=float(drops.std())))
+    return tuple(sorted(found, key=lambda one: -one.drop))
+
+
+def one_row_latency_ms(bundle: Bundle, frame: pd.DataFrame, *, runs: int = 40) -> float:
+    """Return the median time of predicting one row, in milliseconds, after two rows to warm up.
+
+    Args:
+        bundle: The variant.
+        frame: Rows to take turns with.
+        runs: Timed predictions.
+    """
+    names = [name for name in dict.fromkeys(c for p in bundle.preparations for c in p.columns) if name in frame]
+    arrays = {name: frame[name].to_numpy() for name in names}
+    rows = [{name: a[i : i + 1] for name, a in arrays.items()} for i in range(min(len(frame), runs))]
+    for row in rows[:2]:
+        bundle.predict_raw(row)
+    times = np.empty(runs)
+    for i in range(runs):
+        start = time.perf_counter()
+        bundle.predict_raw(rows[i % len(rows)])
+        times[i] = time.perf_counter() - start
+    return float(np.median(times) * 1e3)

@@ -1,0 +1,134 @@
+"""Bootstrap intervals: right, repeatable and quick."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from factory.search.metric import Metric
+from factory.spec import Task
+from factory.variants import resampling
+from factory.variants.resampling import MIN_RESAMPLES, bootstrap, paired_bootstrap
+
+
+def classes_sample(n_rows: int, n_classes: int, *, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    y = generator.integers(n_classes, size=n_rows)
+    logits = 2 * np.eye(n_classes)[y] + generator.normal(0, noise, (n_rows, n_classes))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return y, np.round(p / p.sum(axis=1, keepdims=True), 6)
+
+
+def numbers_sample(n_rows: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    y = generator.normal(1e5, 100, n_rows)
+    return y, y + generator.normal(0, 50, n_rows)
+
+
+COUNTED = [
+    *((Task.BINARY, name) for name in resampling._CLASSIFICATION),
+    *((Task.MULTICLASS, name) for name in ("neg_log_loss", "accuracy", "balanced_accuracy")),
+    *((Task.REGRESSION, name) for name in resampling._REGRESSION),
+]
+
+
+@pytest.mark.parametrize(("task", "name"), COUNTED, ids=str)
+def test_counted_form_equals_the_metric_on_drawn_rows(task, name):
+    y, prediction = numbers_sample(80) if task is Task.REGRESSION else classes_sample(80, 2 + (task is Task.MULTICLASS))
+    metric = Metric.of(name, task)
+    form = resampling._counted_form(metric, y, prediction)
+    assert form is not None
+    generator = np.random.default_rng(1)
+    drawn = [generator.integers(len(y), size=len(y)) for _ in range(5)]
+    counts = np.stack([np.bincount(rows, minlength=len(y)) for rows in drawn]).astype(float)
+    expected = [metric.score(y[rows], prediction[rows]) for rows in drawn]
+    np.testing.assert_allclose(form(counts), expected, rtol=1e-9)
+
+
+def test_auc_counts_ties_half():
+    y = np.array([0, 1, 0, 1, 1, 0])
+    p = np.array([0.2, 0.2, 0.5, 0.5, 0.9, 0.9])
+    prediction = np.column_stack([1 - p, p])
+    form = resampling._counted_form(Metric.of("roc_auc", Task.BINARY), y, prediction)
+    assert form(np.ones((1, 6)))[0] == pytest.approx(0.5)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    metric = Metric.of("accuracy", Task.BINARY)
+    truth = metric.score(*classes_sample(200_000, 2, seed=999))
+    covered = [
+        interval.low <= truth <= interval.high
+        for seed in range(120)
+        for interval in [bootstrap(metric, *classes_sample(200, 2, seed=seed), seed=seed, confidence=0.9)]
+    ]
+    assert 0.82 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+def test_same_seed_same_interval(name):
+    y, p = classes_sample(150, 2)
+    metric = Metric.of(name, Task.BINARY)
+    first, again, other = (bootstrap(metric, y, p, seed=seed, n=50) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first.low < first.value < first.high
+
+
+def test_pairing_sees_a_difference_that_two_intervals_hide():
+    y, baseline = numbers_sample(300)
+    candidate = y + (baseline - y) * 0.97
+    metric = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
+    one, two = (bootstrap(metric, y, p, seed=0) for p in (candidate, baseline))
+    assert one.low < two.value
+    comparison = paired_bootstrap(metric, y, candidate, baseline, seed=0)
+    assert comparison.low > 0
+    assert comparison.probability == 1
+    assert comparison.difference == pytest.approx(one.value - two.value)
+    assert comparison.n_resamples == 1000
+
+
+def test_no_difference_is_no_improvement():
+    y, p = classes_sample(200, 2)
+    comparison = paired_bootstrap(Metric.of("roc_auc", Task.BINARY), y, p, p, seed=0)
+    assert (comparison.difference, comparison.low, comparison.high, comparison.probability) == (0, 0, 0, 0)
+
+
+def test_margin_is_part_of_the_probability():
+    y, baseline = numbers_sample(300)
+    candidate = y + (baseline - y) * 0.9
+    metric = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
+    assert paired_bootstrap(metric, y, candidate, baseline, seed=0, margin=4).probability > 0.9
+    assert paired_bootstrap(metric, y, candidate, baseline, seed=0, margin=20).probability == 0
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+def test_resamples_of_one_class_are_left_out(name):
+    y = np.zeros(20, dtype=np.int64)
+    y[0] = 1
+    p = np.linspace(0.1, 0.9, 20)
+    comparison = paired_bootstrap(
+        Metric.of(name, Task.BINARY), y, np.column_stack([p, 1 - p]), np.full((20, 2), 0.5), seed=0, n=100
+    )
+    assert 0 < comparison.n_resamples < 100
+    assert np.isfinite([comparison.low, comparison.high]).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "least"),
+    [
+        (Task.BINARY, "roc_auc", 1000),
+        (Task.BINARY, "average_precision", MIN_RESAMPLES),
+        (Task.MULTICLASS, "neg_log_loss", 1000),
+        (Task.MULTICLASS, "roc_auc_ovr", MIN_RESAMPLES),
+        (Task.REGRESSION, "neg_root_mean_squared_error", 1000),
+    ],
+    ids=str,
+)
+def test_five_thousand_rows_take_about_two_seconds_at_most(task, name, least):
+    y, p = numbers_sample(5000) if task is Task.REGRESSION else classes_sample(5000, 2 if task is Task.BINARY else 4)
+    metric = Metric.of(name, task)
+    other = p * 0.999 if task is Task.REGRESSION else 0.99 * p + 0.01 / p.shape[1]
+    start = time.process_time()
+    assert paired_bootstrap(metric, y, p, other, seed=0).n_resamples == least
+    assert time.process_time() - start < 4
