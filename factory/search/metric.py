@@ -71,6 +71,7 @@ _FAST: dict[Task, dict[str, Score]] = {
     Task.MULTICLASS: _CLASSIFICATION,
     Task.REGRESSION: _REGRESSION,
 }
+_WRITTEN = {"roc": "ROC", "auc": "AUC", "f1": "F1", "r2": "R²", "rmse": "RMSE", "ovr": "one-vs-rest", "ovo": "one-vs-one"}
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """Name for people: ``neg_log_loss`` is shown as ``log loss``."""
-        return self.name.removeprefix("neg_").replace("_", " ")
+        """Name for people: ``neg_log_loss`` is shown as ``log loss``, ``roc_auc`` as ``ROC AUC``."""
+        return " ".join(_WRITTEN.get(word, word) for word in self.name.removeprefix("neg_").split("_"))
 
 
 def _example(task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -52,7 +52,9 @@ class Made:
 def make(task: Task, *, families: tuple[str, ...] = ("linear", "constant"), n_rows: int = 300) -> Made:
     target = {Task.BINARY: "churned", Task.REGRESSION: "spend", Task.MULTICLASS: "grade"}[task]
     inputs = ["age", "income", "city", "member", "since"]
-    dataset = from_frame(mixed_frame(n_rows)[[*inputs, target]], FileDataset(path="mixed.parquet", target=target, task=task))
+    dataset = from_frame(
+        mixed_frame(n_rows)[[*inputs, target]], FileDataset(path="mixed.parquet", target=target, task=task)
+    )
     half = n_rows // 2
     train, test = dataset.take(np.arange(half)), dataset.take(np.arange(half, n_rows))
     preparations, members = [], []
@@ -64,7 +66,9 @@ def make(task: Task, *, families: tuple[str, ...] = ("linear", "constant"), n_ro
         parameters = family(name).portfolio(task, n_rows=len(rows))[0]
         model = family(name).fit(sample, validation=None, parameters=parameters, context=context)
         preparations.append(preparation)
-        members.append(Member(family=name, model=model, preparation=i, weight=0.75 if i == 0 else 0.25 / (len(families) - 1)))
+        members.append(
+            Member(family=name, model=model, preparation=i, weight=0.75 if i == 0 else 0.25 / (len(families) - 1))
+        )
     if len(members) == 1:
         members = [Member(family=families[0], model=members[0].model, preparation=0, weight=1.0)]
     bundle = Bundle(

@@ -135,7 +135,9 @@ def test_manifest_is_checked(saved, changes, message):
         Bundle.load(folder)
 
 
-@pytest.mark.parametrize("field", [{"folder": "../../elsewhere"}, {"folder": "/etc"}, {"weight": 0.1}, {"folder": "members/7"}])
+@pytest.mark.parametrize(
+    "field", [{"folder": "../../elsewhere"}, {"folder": "/etc"}, {"weight": 0.1}, {"folder": "members/7"}]
+)
 def test_member_outside_the_bundle_is_refused(saved, field):
     folder, _ = saved
     document = json.loads((folder / MANIFEST).read_text())

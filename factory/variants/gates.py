@@ -1,0 +1,156 @@
+"""Whether a variant may become champion: every check with its numbers in a sentence.
+
+A gate never stops the making of a variant.  One that does not pass is
+registered as rejected with this verdict as evidence, and whoever is champion
+stays it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from factory.data.screening import Finding
+from factory.errors import listing
+from factory.search.metric import Metric
+from factory.spec import Ceilings, Document, Gates
+from factory.variants.resampling import Comparison
+
+MIN_ROWS = 20
+"""Held-out rows below which a bootstrap says nothing: its resamples repeat a handful of rows."""
+
+CheckName = Literal["rows", "improvement", "latency", "size", "leakage"]
+
+
+class Check(Document):
+    """One condition.
+
+    Attributes:
+        name: Which one.
+        passed: Whether it holds.
+        value: What was measured; None where there is no number.
+        limit: What was asked for; None where there is no number.
+        sentence: Both, for a person.
+    """
+
+    name: CheckName
+    passed: bool
+    value: float | None = None
+    limit: float | None = None
+    sentence: str
+
+
+class Verdict(Document):
+    """What the gate says, and why."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one paragraph: what failed, or what was proven."""
+        telling = [check for check in self.checks if check.passed == self.passed]
+        return ("Passed. " if self.passed else "Not passed. ") + " ".join(check.sentence for check in telling)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a gate judges.
+
+    Attributes:
+        metric: The metric that was optimized.
+        comparison: Candidate against baseline on rows that neither the search nor the ensemble was chosen on.
+        baseline: What the baseline is: ``constant``, or the champion's name and version.
+        latency_ms: Median one-row prediction.
+        size_mb: Size of the bundle's folder.
+        findings: Of the screening.
+    """
+
+    metric: Metric
+    comparison: Comparison
+    baseline: str
+    latency_ms: float
+    size_mb: float
+    findings: Sequence[Finding] = ()
+
+
+def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
+    """Check every condition, those that failed and those that hold.
+
+    Args:
+        gates: Margin and confidence of the comparison, and whether leakage is allowed.
+        ceilings: Limits on latency and size.
+        evidence: What was measured; its comparison was made with the gate's margin.
+    """
+    checks = (
+        _rows(evidence.comparison),
+        _improvement(gates, evidence),
+        *_ceilings(ceilings, evidence),
+        _leakage(gates, evidence.findings),
+    )
+    return Verdict(passed=all(check.passed for check in checks), checks=checks)
+
+
+def _rows(comparison: Comparison) -> Check:
+    n = comparison.n_rows
+    enough = n >= MIN_ROWS
+    sentence = f"{n} held-out rows were judged" + ("." if enough else f"; at least {MIN_ROWS} are needed.")
+    return Check(name="rows", passed=enough, value=n, limit=MIN_ROWS, sentence=sentence)
+
+
+def _improvement(gates: Gates, evidence: Evidence) -> Check:
+    """Ask that the improvement exceeds the margin, and does so in enough of the resamples (one-sided)."""
+    comparison, metric, margin = evidence.comparison, evidence.metric, gates.min_improvement
+    passed = comparison.difference > margin and comparison.probability >= gates.confidence
+    needed = f"more than {margin:.4g}" if margin else "an improvement"
+    sentence = (
+        f"{_capital(metric.label)} {metric.display(comparison.candidate)} against "
+        f"{metric.display(comparison.baseline)} of {evidence.baseline}: {_better(comparison.difference)} "
+        f"({comparison.confidence:.0%} interval {_signed(comparison.low)} to {_signed(comparison.high)}); "
+        f"{needed} in {comparison.probability:.1%} of {comparison.n_resamples} resamples, "
+        f"{gates.confidence:.1%} needed."
+    )
+    return Check(name="improvement", passed=passed, value=comparison.difference, limit=margin, sentence=sentence)
+
+
+def _ceilings(ceilings: Ceilings, evidence: Evidence) -> tuple[Check, ...]:
+    latency = _ceiling("latency", "One row takes", evidence.latency_ms, ceilings.latency_ms, "ms")
+    size = _ceiling("size", "The variant takes", evidence.size_mb, ceilings.size_mb, "MB")
+    return tuple(check for check in (latency, size) if check)
+
+
+def _ceiling(name: CheckName, subject: str, value: float, limit: float | None, unit: str) -> Check | None:
+    if limit is None:
+        return None
+    passed = value <= limit
+    sentence = f"{subject} {value:.3g} {unit}; {'at most' if passed else 'only'} {limit:.3g} {unit} are allowed."
+    return Check(name=name, passed=passed, value=value, limit=limit, sentence=sentence)
+
+
+def _leakage(gates: Gates, findings: Sequence[Finding]) -> Check:
+    """A column that was left out cannot leak any more; one that was kept still does."""
+    used = [f.column for f in findings if f.kind == "leakage" and f.action != "drop"]
+    left_out = [f.column for f in findings if f.kind == "leakage" and f.action == "drop"]
+    if used:
+        allowed = "and the request allows it" if gates.allow_leakage else "drop it, or set gates.allow_leakage"
+        sentence = f"A column that alone gives the target away is used ({listing(used)}): {allowed}."
+    elif left_out:
+        sentence = f"Columns that alone give the target away were left out ({listing(left_out)})."
+    else:
+        sentence = "No column alone gives the target away."
+    return Check(name="leakage", passed=not used or gates.allow_leakage, value=len(used), limit=0, sentence=sentence)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4g}"
+
+
+def _better(difference: float) -> str:
+    if difference == 0:
+        return "no difference"
+    return f"{'better' if difference > 0 else 'worse'} by {abs(difference):.4g}"
