@@ -365,6 +365,7 @@ class Trial(Document):
     fold_scores: tuple[float, ...] = ()
     train_score: float | None = None
     rounds: int = Field(0, description="Rounds or epochs of the best iteration, mean over the folds.")
+    raised_rate: float | None = Field(None, description="Learning rate, where a near deadline made the fit raise it.")
     cost_s: float = 0.0
     memory_mb: float = 0.0
     reason: str = ""

@@ -24,7 +24,7 @@ from factory.search.ensemble import Blend, greedy
 from factory.search.history import Proposer
 from factory.search.plan import Plan, family
 from factory.search.refit import RefitProposer
-from factory.search.trial import Jobs, TrialData, TrialRunner, out_of_fold_rows
+from factory.search.trial import Jobs, TrialData, TrialRunner
 from factory.search.tune import run_tune
 from factory.settings import Settings
 from factory.spec import Trial, TrialState
@@ -222,8 +222,12 @@ def _blend(data: TrialData, trials: Sequence[Trial]) -> Blend:
             f"None of {len(trials)} trials gave a usable model. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
-    y = data.dataset.y[out_of_fold_rows(data)]
-    return greedy(data.metric, y, predictions, seed=data.seed)
+    ends = np.cumsum([len(split.validation) for split in data.splits])[:-1]
+    return greedy(
+        data.metric,
+        [data.dataset.y[split.validation] for split in data.splits],
+        {number: np.split(array, ends) for number, array in predictions.items()},
+    )
 
 
 def _parts(data: TrialData, trials: Sequence[Trial], blend: Blend) -> tuple[Part, ...]:

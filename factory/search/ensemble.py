@@ -7,6 +7,7 @@ the blend that scored best along the way is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,33 +29,47 @@ class Blend:
 
 
 def greedy(
-    metric: Metric, y: np.ndarray, predictions: dict[int, np.ndarray], *, steps: int = STEPS, seed: int = 0
+    metric: Metric, folds: Sequence[np.ndarray], predictions: dict[int, Sequence[np.ndarray]], *, steps: int = STEPS
 ) -> Blend:
-    """Choose the blend of candidates that scores best.
+    """Choose the blend of candidates that scores best, as the mean over the folds.
+
+    Fold by fold, since models of different folds need not agree on a scale (ranking metrics would suffer).
 
     Args:
         metric: Greater is better.
-        y: Class indices or targets, (n_rows,).
-        predictions: Candidate → probabilities (n_rows, n_classes) or predictions (n_rows,).
+        folds: Class indices or targets of each fold, (n_rows_of_fold,).
+        predictions: Candidate → its out-of-fold predictions of each fold, (n_rows_of_fold[, n_classes]).
         steps: Additions at most.
-        seed: Chooses the rows where there are more than :data:`MOST_ROWS`.
 
     Returns:
         The best blend seen; equal scores keep the smaller one.
     """
-    if len(y) > MOST_ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(len(y), MOST_ROWS, replace=False))
-        y, predictions = y[rows], {k: p[rows] for k, p in predictions.items()}
+    bounded = [_thinned(y, MOST_ROWS // len(folds)) for y in folds]
+    targets = [y[rows] for y, rows in zip(folds, bounded, strict=True)]
     names = sorted(predictions)
-    candidates = {k: predictions[k].astype(np.float64) for k in names}
+    candidates = {
+        k: [p[rows].astype(np.float64) for p, rows in zip(predictions[k], bounded, strict=True)] for k in names
+    }
     counts = dict.fromkeys(names, 0)
-    total = np.zeros_like(candidates[names[0]])
+    totals = [np.zeros_like(part) for part in candidates[names[0]]]
     best = Blend({}, -np.inf)
     for step in range(1, steps + 1):
-        scores = {k: metric.score(y, (total + candidates[k]) / step) for k in names}
+        scores = {
+            k: float(
+                np.mean(
+                    [metric.score(y, (t + c) / step) for y, t, c in zip(targets, totals, candidates[k], strict=True)]
+                )
+            )
+            for k in names
+        }
         winner = max(names, key=lambda k: (scores[k], -k))
-        total += candidates[winner]
+        totals = [t + c for t, c in zip(totals, candidates[winner], strict=True)]
         counts[winner] += 1
         if scores[winner] > best.score:
             best = Blend({k: n / step for k, n in counts.items() if n}, scores[winner])
     return best
+
+
+def _thinned(y: np.ndarray, most: int) -> np.ndarray:
+    """Return evenly spaced positions, at most about ``most`` of them."""
+    return np.arange(0, len(y), max(1, len(y) // most))

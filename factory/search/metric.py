@@ -71,7 +71,15 @@ _FAST: dict[Task, dict[str, Score]] = {
     Task.MULTICLASS: _CLASSIFICATION,
     Task.REGRESSION: _REGRESSION,
 }
-_WRITTEN = {"roc": "ROC", "auc": "AUC", "f1": "F1", "r2": "R²", "rmse": "RMSE", "ovr": "one-vs-rest", "ovo": "one-vs-one"}
+_WRITTEN = {
+    "roc": "ROC",
+    "auc": "AUC",
+    "f1": "F1",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "ovr": "one-vs-rest",
+    "ovo": "one-vs-one",
+}
 
 
 @dataclass(frozen=True)

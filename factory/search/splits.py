@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from factory.data.dataset import Dataset
-from factory.errors import InvalidRequest, listing, suggest
+from factory.errors import InvalidRequest
 from factory.spec import (
     AutoValidation,
     CrossValidation,
@@ -104,17 +104,8 @@ def _random(dataset: Dataset, share: float, seed: int) -> Split:
     return Split(np.setdiff1d(np.arange(n_rows), held), np.sort(held))
 
 
-def _column(dataset: Dataset, name: str, *, field: str) -> np.ndarray:
-    if name not in dataset.frame:
-        raise InvalidRequest(
-            f"{field}: the dataset has no column {name!r}.{suggest(name, dataset.frame.columns)}",
-            hint=f"Columns: {listing(dataset.frame.columns)}.",
-        )
-    return np.asarray(dataset.frame[name])
-
-
 def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
-    order = np.argsort(_column(dataset, split.column, field="validation.column"), kind="stable")
+    order = np.argsort(np.asarray(dataset.column(split.column)), kind="stable")
     n_held = max(1, round(share * len(order)))
     n_train = len(order) - n_held - split.gap
     if n_train < n_held:
@@ -127,7 +118,7 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
 
 def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:
     """Whole groups, dealt out by size to the fold that has the fewest rows."""
-    _, group = np.unique(_column(dataset, split.column, field="validation.column").astype(str), return_inverse=True)
+    _, group = np.unique(np.asarray(dataset.column(split.column)).astype(str), return_inverse=True)
     sizes = np.bincount(group)
     n_folds = min(n_folds, len(sizes))
     if n_folds < 2:

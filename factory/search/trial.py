@@ -193,6 +193,12 @@ class TrialRunner:
                 return self._ended(trial, TrialState.PRUNED, f"Time was up after {k} of {len(data.splits)} folds.")
             until = now + (job.deadline_at - now) / (len(data.splits) - k)
             model = self._fit(job, family, k, Deadline(until), watch)
+            # A rate that the deadline raised stays the same for the other folds and the refit.
+            if model.learning_rate is not None:
+                job = job.model_copy(
+                    update={"trial": job.trial.model_copy(update={"raised_rate": model.learning_rate})}
+                )
+                trial = job.trial
             if watch.exceeded:
                 reason = f"Stopped: the worker passed its {self.memory_limit_mb:,.0f} MB."
                 return self._ended(trial, TrialState.OUT_OF_MEMORY, reason)
@@ -209,13 +215,11 @@ class TrialRunner:
             if k == 0 and len(data.splits) > 1 and job.prune_below is not None and fold_scores[0] < job.prune_below:
                 reason = f"First fold scored {fold_scores[0]:.5g}, below the {job.prune_below:.5g} of better trials."
                 return self._ended(trial, TrialState.PRUNED, reason, fold_scores=tuple(fold_scores))
-        out_of_fold = np.concatenate(parts)
-        y = np.concatenate([self._samples(k)[1].y for k in range(len(data.splits))])
-        _write_atomically(folder / "out_of_fold.npy", out_of_fold)
+        _write_atomically(folder / "out_of_fold.npy", np.concatenate(parts))
         return trial.model_copy(
             update={
                 "state": TrialState.SUCCEEDED,
-                "score": data.metric.score(y, out_of_fold.astype(np.float64)),
+                "score": float(np.mean(fold_scores)),
                 "fold_scores": tuple(fold_scores),
                 "train_score": float(np.mean(train_scores)),
                 "rounds": round(float(np.mean(rounds))),
@@ -245,18 +249,21 @@ class TrialRunner:
             keep_going=watch.keep_going,
         )
         held_out = validation if fold is not None else None
+        parameters = dict(job.trial.parameters)
+        if job.trial.raised_rate is not None:
+            parameters["learning_rate"] = job.trial.raised_rate
         if job.workers > 1 and family.distributed:
             return fit_distributed(
                 family,
                 train,
                 validation=held_out,
-                parameters=job.trial.parameters,
+                parameters=parameters,
                 context=context,
                 workers=job.workers,
                 gpus_per_worker=job.gpus_per_worker,
                 storage=self.data.workspace / "train",
             )
-        return family.fit(train, validation=held_out, parameters=job.trial.parameters, context=context)
+        return family.fit(train, validation=held_out, parameters=parameters, context=context)
 
     def _samples(self, fold: int | None) -> tuple[Sample, Sample]:
         """Return a fold's prepared training and validation rows; the preparation sees the training rows only."""
@@ -295,11 +302,6 @@ def fit_preparation(data: TrialData, fold: int | None) -> Preparation:
     preparation = Preparation.fit(frame, data.dataset.types, seed=data.seed)
     _into_folder(folder, preparation.save)
     return preparation
-
-
-def out_of_fold_rows(data: TrialData) -> np.ndarray:
-    """Return the rows that ``out_of_fold.npy`` stands for, in its order, int64 (n_validated,)."""
-    return np.concatenate([split.validation for split in data.splits])
 
 
 def _save(model: Model, folder: Path) -> None:

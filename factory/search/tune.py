@@ -67,6 +67,7 @@ def run_tune(
             storage_path=str(data.workspace / "tune"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     tuner.fit()
@@ -100,7 +101,8 @@ def _worker_class() -> type:
             """Run the whole trial and report once: many reports are what is slow in Tune."""
             trial = self._runner.run(TrialJob.model_validate_json(self.config["job"]))
             resident_mb = psutil.Process().memory_info().rss / 1e6
-            return {"trial": trial.model_dump_json(), "resident_mb": resident_mb, "done": True}
+            score = float("nan") if trial.score is None else trial.score
+            return {"score": score, "trial": trial.model_dump_json(), "resident_mb": resident_mb, "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:  # noqa: ARG002 - Tune's signature
             return True
@@ -116,6 +118,10 @@ class _Exchange:
         self._on_first_end = on_first_end
         self._numbers: dict[str, tuple[int, str]] = {}
         self._generation: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Tune pickles its searcher for a restore that never happens here; nothing of ours goes along."""
+        return {}
 
     def suggest(self, trial_id: str, finished: str) -> dict[str, Any] | str | None:
         """Return the next configuration, None to wait, or Tune's word for finished."""
