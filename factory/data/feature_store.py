@@ -1,0 +1,434 @@
+"""The Feast store of a process: its configuration, its definitions, what it offers.
+
+Importing Feast takes seconds, so it happens inside the functions here and once
+for a process.  The shipped example is applied the first time it is needed and
+keeps its state below FACTORY_HOME; a repository of one's own is used exactly as
+its ``feature_store.yaml`` says and is changed by :func:`apply` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from factory.errors import Conflict, Detail, InvalidRequest, ServiceFault, listing, suggest
+from factory.settings import Settings
+from factory.spec import Document
+
+logger = logging.getLogger(__name__)
+
+STORE_VARIABLE = "FACTORY_FEATURE_STORE"
+"""Set to the folder of the embedded store while a repository is read; its files may use it."""
+
+LOCK = threading.RLock()
+"""Offline work is done by one thread at a time: Feast shares one DuckDB connection in a process."""
+
+_STORES: dict[tuple[Path, Path], Any] = {}
+
+
+class Change(Document):
+    """One object of the registry that :func:`apply` touched."""
+
+    action: Literal["created", "updated", "deleted"]
+    kind: str = Field(description="Kind of object: entity, feature view, feature service.")
+    name: str
+    properties: tuple[str, ...] = Field((), description="Properties that an update changed.")
+
+
+class ApplyReport(Document):
+    """What :func:`apply` did."""
+
+    repository: str
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class KeyColumn:
+    """A join key: its name in the store, its name in entity tables and rows, and its Feast type."""
+
+    name: str
+    column: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """A feature: its name in the view, the column it becomes, and its Feast type."""
+
+    name: str
+    column: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ViewDefinition:
+    """One view as a feature service uses it.
+
+    Attributes:
+        name: Name of the view in the store.
+        keys: Join keys of the view.
+        features: The features that the service takes from it.
+        ttl: Age beyond which a value no longer counts, or None.
+        view: Feast's own object.
+    """
+
+    name: str
+    keys: tuple[KeyColumn, ...]
+    features: tuple[FeatureColumn, ...]
+    ttl: timedelta | None
+    view: Any
+
+    def in_own_names(self) -> ViewDefinition:
+        """Return the view without what a service renames in it."""
+        return replace(
+            self,
+            keys=tuple(replace(key, column=key.name) for key in self.keys),
+            features=tuple(replace(feature, column=feature.name) for feature in self.features),
+        )
+
+
+@dataclass(frozen=True)
+class ServiceDefinition:
+    """A feature service resolved against the registry.
+
+    Attributes:
+        name: Name of the service.
+        views: Its views, in the service's order.
+        full_names: Whether columns are called ``view__feature``, since two views share a feature's name.
+        digest: SHA-256 of what decides its values: views, features, types, TTL, entities, source columns.
+        service: Feast's own object; looking it up on each read would cost 7 to 29 ms.
+    """
+
+    name: str
+    views: tuple[ViewDefinition, ...]
+    full_names: bool
+    digest: str
+    service: Any
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the feature columns."""
+        return tuple(feature.column for view in self.views for feature in view.features)
+
+    @property
+    def keys(self) -> tuple[KeyColumn, ...]:
+        """The join keys that an entity row must have, each once."""
+        return tuple({key.column: key for view in self.views for key in view.keys}.values())
+
+
+def open_store(settings: Settings) -> Any:
+    """Return the process's ``feast.FeatureStore``, applying the shipped example where nothing is applied yet.
+
+    Raises:
+        InvalidRequest: the folder is no Feast repository, or its feature_store.yaml is not valid.
+        Conflict: a repository of one's own has not been applied.
+        ServiceFault: Feast or its registry cannot be reached.
+    """
+    key = (settings.feature_repo_folder, settings.feature_store)
+    with LOCK:
+        if key not in _STORES:
+            store = _connect(settings)
+            with feast_errors("open the registry"):
+                applied = bool(store.list_feature_services())
+            if not applied:
+                if settings.feature_repo is not None:
+                    raise Conflict(
+                        f"The feature repository {str(key[0])!r} has no feature service in its registry.",
+                        hint="Run `factory features apply` (or `feast apply` in the repository) first.",
+                        details=[Detail("FACTORY_FEATURE_REPO", "The repository is not applied.")],
+                    )
+                apply(settings)
+                store = _connect(settings)
+            _STORES[key] = store
+        return _STORES[key]
+
+
+def refresh(store: Any) -> None:
+    """Read the registry again, so that definitions applied elsewhere are seen."""
+    with feast_errors("refresh the registry"):
+        store.refresh_registry()
+
+
+def apply(settings: Settings) -> ApplyReport:
+    """Apply the repository's definitions to the registry and the online store, as ``feast apply`` does.
+
+    Raises:
+        InvalidRequest: the folder is no Feast repository, or a definition is not valid.
+        ServiceFault: the registry or the online store cannot be written.
+    """
+    with LOCK:
+        store = _connect(settings)
+        from feast.repo_operations import apply_total_with_repo_instance
+
+        folder = settings.feature_repo_folder
+        with _variable(settings):
+            contents = _definitions(folder, project=store.project)
+        with offline("apply the feature repository"):
+            try:
+                difference, _, _ = store.plan(contents)
+            except ValueError as error:
+                raise _bad_repository(folder, f"A definition is not valid: {error}") from error
+            changes = _changes(difference)
+            apply_total_with_repo_instance(store, store.project, store.registry, contents, False)
+        logger.info("feast apply of %s: %d changes", folder, len(changes))
+        _STORES.pop((folder, settings.feature_store), None)
+        return ApplyReport(repository=str(folder), changes=tuple(changes))
+
+
+def resolve(store: Any, name: str) -> ServiceDefinition:
+    """Return a feature service with its views, as the registry has them now.
+
+    Raises:
+        InvalidRequest: there is no such service, or it uses an on-demand view or one without an entity.
+    """
+    services = {service.name: service for service in store.list_feature_services()}
+    if name not in services:
+        raise InvalidRequest(
+            f"There is no feature service {name!r}.{suggest(name, services)}",
+            hint=f"Feature services of this store: {listing(services)}.",
+            details=[Detail("feature_service", f"Received {name!r}; allowed: {listing(services)}.")],
+        )
+    service = services[name]
+    projections = service.feature_view_projections
+    counts = Counter(feature.name for projection in projections for feature in projection.features)
+    full = max(counts.values(), default=0) > 1
+    views = tuple(_view_definition(store, projection, service=name, full=full) for projection in projections)
+    return ServiceDefinition(name=name, views=views, full_names=full, digest=_digest(views), service=service)
+
+
+@contextlib.contextmanager
+def feast_errors(doing: str) -> Iterator[None]:
+    """Turn what Feast, its stores and its files raise into a ServiceFault that names the act."""
+    import duckdb
+    from feast.errors import FeastError
+    from pyarrow import ArrowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (FeastError, SQLAlchemyError, duckdb.Error, ArrowException, OSError) as error:
+        raise ServiceFault(
+            f"Feast could not {doing}: {type(error).__name__}: {error}",
+            hint="Check feature_store.yaml and that its registry, offline and online store can be reached; "
+            "`factory features apply` sets the store up anew.",
+        ) from error
+
+
+@contextlib.contextmanager
+def offline(doing: str) -> Iterator[None]:
+    """Do offline work: alone, errors named, and Feast's prints and progress bars in the log, not on the terminal."""
+    said = io.StringIO()
+    with LOCK, feast_errors(doing), warnings.catch_warnings():
+        # ibis 10 calls a method that DuckDB renamed.
+        warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    logger.debug("feast, to %s: %s", doing, said.getvalue())
+
+
+def _connect(settings: Settings) -> Any:
+    """Build a FeatureStore from feature_store.yaml; for the shipped example with its state below FACTORY_HOME."""
+    folder = settings.feature_repo_folder
+    path = folder / "feature_store.yaml"
+    if not path.is_file():
+        raise _bad_repository(folder, "There is no feature_store.yaml in it.")
+    import yaml
+
+    # Importing Feast makes every DeprecationWarning of the process visible from then on.
+    with warnings.catch_warnings():
+        from feast import FeatureStore, RepoConfig
+        from feast.errors import FeastError
+
+    try:
+        with _variable(settings):
+            raw = yaml.safe_load(os.path.expandvars(path.read_text()))
+        if settings.feature_repo is None:
+            settings.prepare_home()
+            settings.feature_store.mkdir(exist_ok=True)
+            raw["registry"]["path"] = f"sqlite:///{settings.feature_store / 'registry.db'}"
+            raw["online_store"]["path"] = str(settings.feature_store / "online.db")
+        config = RepoConfig(**raw)
+    except (yaml.YAMLError, TypeError, ValueError, FeastError) as error:
+        raise _bad_repository(folder, f"Its feature_store.yaml is not valid: {error}") from error
+    config.repo_path = folder
+    if settings.feature_repo is not None:
+        _anchor_registry(config, folder)
+    with feast_errors("open the registry"):
+        return FeatureStore(repo_path=str(folder), config=config)
+
+
+def _anchor_registry(config: Any, folder: Path) -> None:
+    """Resolve a relative SQLite registry against the repository, as ``feast apply`` run inside it would."""
+    prefix = "sqlite:///"
+    path = str(config.registry.path)
+    if path.startswith(prefix) and not Path(path.removeprefix(prefix)).is_absolute():
+        target = folder / path.removeprefix(prefix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        config.registry.path = f"{prefix}{target}"
+
+
+def _definitions(folder: Path, *, project: str) -> Any:
+    """Import the repository's modules and collect Feast's objects, as ``feast apply`` does.
+
+    Feast's own reader needs the process's working directory to be the repository, which other threads would feel.
+    """
+    from feast.feature_view import DUMMY_ENTITY
+    from feast.project import Project
+    from feast.repo_contents import RepoContents
+    from feast.repo_operations import get_repo_files
+
+    files = get_repo_files(folder)
+    names = [".".join(path.relative_to(folder).with_suffix("").parts) for path in files]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(folder))
+    try:
+        objects = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    except Exception as error:  # any code may run in a repository
+        raise _bad_repository(folder, f"Its definitions cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+    groups = _grouped({id(o): o for o in objects}.values())
+    groups["entities"].append(DUMMY_ENTITY)
+    if not groups["projects"]:
+        groups["projects"].append(Project(name=project))
+    return RepoContents(**groups)
+
+
+def _grouped(objects: Any) -> dict[str, list[Any]]:
+    """Sort Feast's objects by kind; the sources of views are added."""
+    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView, StreamFeatureView
+    from feast.data_source import DataSource
+    from feast.labeling.label_view import LabelView
+    from feast.permissions.permission import Permission
+    from feast.project import Project
+
+    # A stream view is a feature view too: the first kind that fits counts.
+    kinds: dict[str, type] = {
+        "projects": Project,
+        "data_sources": DataSource,
+        "stream_feature_views": StreamFeatureView,
+        "feature_views": FeatureView,
+        "on_demand_feature_views": OnDemandFeatureView,
+        "label_views": LabelView,
+        "entities": Entity,
+        "feature_services": FeatureService,
+        "permissions": Permission,
+    }
+    groups: dict[str, list[Any]] = {name: [] for name in kinds}
+    for item in objects:
+        if group := next((name for name, kind in kinds.items() if isinstance(item, kind)), None):
+            groups[group].append(item)
+    sources = {id(source): source for source in groups["data_sources"]}
+    for holder in [*groups["feature_views"], *groups["stream_feature_views"], *groups["data_sources"]]:
+        for attribute in ("batch_source", "stream_source"):
+            if (source := getattr(holder, attribute, None)) is not None:
+                sources[id(source)] = source
+    groups["data_sources"] = list(sources.values())
+    return groups
+
+
+def _changes(difference: Any) -> list[Change]:
+    from feast.diff.property_diff import TransitionType
+    from feast.feature_view import DUMMY_ENTITY_NAME
+
+    actions: dict[Any, Literal["created", "updated", "deleted"]] = {
+        TransitionType.CREATE: "created",
+        TransitionType.UPDATE: "updated",
+        TransitionType.DELETE: "deleted",
+    }
+    return [
+        Change(
+            action=actions[item.transition_type],
+            kind=item.feast_object_type.value,
+            name=item.name,
+            properties=tuple(p.property_name for p in item.feast_object_property_diffs),
+        )
+        for item in difference.feast_object_diffs
+        if item.transition_type in actions and item.name != DUMMY_ENTITY_NAME
+    ]
+
+
+def _view_definition(store: Any, projection: Any, *, service: str, full: bool) -> ViewDefinition:
+    from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
+
+    view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
+    if not isinstance(view, FeatureView) or any(c.name == DUMMY_ENTITY_ID for c in view.entity_columns):
+        raise InvalidRequest(
+            f"The feature service {service!r} uses the view {projection.name!r}, which is computed on demand or has no "
+            "entity; such views cannot be joined point-in-time here.",
+            hint="Use a feature service of plain feature views with an entity.",
+            details=[Detail("feature_service", f"View {projection.name!r} is a {type(view).__name__}.")],
+        )
+    label = projection.name_alias or projection.name
+    return ViewDefinition(
+        name=projection.name,
+        keys=tuple(
+            KeyColumn(name=c.name, column=projection.join_key_map.get(c.name, c.name), dtype=str(c.dtype))
+            for c in view.entity_columns
+        ),
+        features=tuple(
+            FeatureColumn(name=f.name, column=f"{label}__{f.name}" if full else f.name, dtype=str(f.dtype))
+            for f in projection.features
+        ),
+        # Feast takes a TTL of zero for none.
+        ttl=view.ttl or None,
+        view=view,
+    )
+
+
+def _digest(views: tuple[ViewDefinition, ...]) -> str:
+    """Hash what decides a service's values; owners, tags, descriptions and file locations do not."""
+    content = [
+        {
+            "view": v.name,
+            "keys": [[k.name, k.column, k.dtype] for k in v.keys],
+            "features": [[f.name, f.column, f.dtype] for f in v.features],
+            "ttl_s": v.ttl.total_seconds() if v.ttl else None,
+            "timestamp": v.view.batch_source.timestamp_field,
+            "created": v.view.batch_source.created_timestamp_column,
+            "mapping": dict(v.view.batch_source.field_mapping),
+        }
+        for v in views
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _variable(settings: Settings) -> Iterator[None]:
+    """Let the repository's files see the embedded store's folder, for as long as they are read."""
+    before = os.environ.get(STORE_VARIABLE)
+    os.environ[STORE_VARIABLE] = str(settings.feature_store)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[STORE_VARIABLE]
+        else:
+            os.environ[STORE_VARIABLE] = before
+
+
+def _bad_repository(folder: Path, problem: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{str(folder)!r} is not a feature repository that can be used. {problem}",
+        hint="Set FACTORY_FEATURE_REPO to the folder of a Feast repository in which `feast apply` works.",
+        details=[Detail("FACTORY_FEATURE_REPO", problem)],
+    )
