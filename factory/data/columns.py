@@ -190,7 +190,7 @@ def clean(series: pd.Series, wanted: ColumnType | None = None) -> tuple[pd.Serie
         moments = as_datetime(values, text_format=kept)
         return pd.Series(moments, name=series.name), kind, kept
     if kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
-        if values.dtype.kind in "iu" and kind is ColumnType.NUMERIC:
+        if kind is ColumnType.NUMERIC and values.dtype.kind in "iu" and values.dtype != np.uint64:
             return pd.Series(values.astype(np.int64), name=series.name), kind, None
         numbers = as_numeric(values)
         whole = kind is ColumnType.BOOLEAN and not np.isnan(numbers).any()

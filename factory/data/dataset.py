@@ -28,6 +28,8 @@ MIN_ROWS = 20
 """Fewer rows cannot be split into folds whose scores mean anything."""
 _MOST_CLASSES_OF_INTEGERS = 20
 """A whole-number target with more distinct values is a quantity, not a label."""
+_LEAST_ROWS_PER_CLASS = 5
+"""Whole numbers that repeat less than this on average are a quantity, too."""
 
 
 class FeatureLineage(BaseModel):
@@ -202,7 +204,7 @@ def from_frame(
         target=ref.target,
         dropped_rows=dropped,
         features=features,
-        context=frame[[c for c in names if c in left]],
+        context=_context(frame[[c for c in names if c in left]]),
     )
 
 
@@ -281,7 +283,8 @@ def _infer_task(series: pd.Series, numbers: np.ndarray | None) -> Task:
     if len(values) <= 2:
         return Task.BINARY
     whole = np.isfinite(values).all() and bool((values == np.floor(values)).all())
-    return Task.MULTICLASS if whole and len(values) <= _MOST_CLASSES_OF_INTEGERS else Task.REGRESSION
+    few = len(values) <= min(_MOST_CLASSES_OF_INTEGERS, len(numbers) / _LEAST_ROWS_PER_CLASS)
+    return Task.MULTICLASS if whole and few else Task.REGRESSION
 
 
 def _check_numbers(series: pd.Series, numbers: np.ndarray, ref: DatasetRef) -> list[Detail]:
@@ -338,6 +341,12 @@ def _clean_all(
         if text_format is not None:
             formats[name] = text_format
     return columns, types, formats
+
+
+def _context(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns that are no features, in canonical form where they have one."""
+    columns = {c: frame[c] if _nested(frame[c]) else clean(frame[c])[0] for c in frame.columns}
+    return pd.DataFrame(columns, index=frame.index)
 
 
 def _nested(series: pd.Series) -> bool:

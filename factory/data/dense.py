@@ -100,7 +100,7 @@ class DenseEncoder:
             out[rows, self._n_numeric + self._offsets[columns] + codes[rows, columns]] = 1.0
         if len(self._many):
             encoded = self._values[self._starts + table.codes[:, self._many]]
-            out[:, self._n_numeric + self._n_one_hot :] = encoded.reshape(n_rows, -1)
+            out[:, self._n_numeric + self._n_one_hot :] = encoded.reshape(n_rows, 2 * len(self._many))
         return out
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -32,12 +32,12 @@ HIGH_MISSING = 0.8
 
 _ROWS = 6000
 """Rows that the leakage check looks at, drawn by class; enough to tell .999 from .99 within a few milliseconds."""
-_PROMISING = 0.99
+_PROMISING = 0.95
 """Score on one split below which a column is not looked at again."""
 _LEAST_PER_CLASS = 10
 """Rows of a class below which a perfect separation by one column may be luck; such a class is not judged."""
 _ID_NAME = re.compile(
-    r"(^|[_\s.-])(id|ids|uuid|guid|index|rownum|row_number|row|key)$|[a-z](ID|Id|Uuid|Key)$", re.ASCII
+    r"^(id|key|index|row|rownum|row_number)$|[_\s.-](id|uuid|guid|key)$|[a-z](ID|Id|Uuid|Key)$", re.ASCII
 )
 
 Action = Literal["drop", "warn", "keep"]
@@ -160,13 +160,10 @@ def _alone(dataset: Dataset, columns: list[str], *, seed: int) -> dict[str, floa
     folds = _folds(y, 4, regression=regression)
     found: dict[str, float] = {}
     for column in columns:
-        x = _signal(dataset.frame[column].iloc[rows], dataset.types[column], regression=regression)
-        if x is None:
+        signals = _signals(dataset.frame[column].iloc[rows], dataset.types[column], regression=regression)
+        if not signals or _score_alone(signals[0], y, [folds == 0], score) < _PROMISING:
             continue
-        first = _score_alone(x, y, [folds == 0], score)
-        if first < _PROMISING:
-            continue
-        whole = _score_alone(x, y, [folds == k for k in range(4)], score)
+        whole = max(_score_alone(x, y, [folds == k for k in range(4)], score) for x in signals)
         if whole >= LEAKAGE:
             found[column] = whole
     return found
@@ -188,28 +185,34 @@ def _ranks(y: np.ndarray) -> np.ndarray:
     return pd.Series(y).rank(pct=True).to_numpy()
 
 
-def _signal(series: pd.Series, kind: ColumnType, *, regression: bool) -> tuple[np.ndarray, bool] | None:
-    """Return the column as numbers or codes (n_rows,) and whether it is codes; None if it cannot be judged so."""
+_Signal = tuple[np.ndarray, bool]
+"""A column as numbers (n_rows,), and whether these are codes of levels."""
+
+
+def _signals(series: pd.Series, kind: ColumnType, *, regression: bool) -> list[_Signal]:
+    """Return the forms in which a column is judged: codes, or ranks and values; none for prose.
+
+    Ranks keep apart what lies close beside an outlier, values keep the gaps between groups.
+    """
     values = series.to_numpy()
     if kind is ColumnType.TEXT:
-        return None
+        return []
     if kind is ColumnType.CATEGORICAL:
-        codes, _ = factorize(values)
-        return codes + 1, True
-    if kind is ColumnType.DATETIME:
-        if regression:  # a slow series is interpolated between neighbouring dates, which is no leak; absence may be one
-            return np.isnat(values.astype("M8[us]")).astype(np.float64), False
-        numbers = values.astype("M8[us]").astype(np.int64).astype(np.float64)
-        numbers[np.isnat(values.astype("M8[us]"))] = -np.inf
-    else:
-        numbers = values.astype(np.float64)
-        numbers[np.isnan(numbers)] = -np.inf
-    ranked = np.unique(numbers, return_inverse=True)[1].astype(np.float64)
-    return ranked, False
+        return [(factorize(values)[0] + 1, True)]
+    numbers = values.astype("M8[us]").astype(np.float64) if kind is ColumnType.DATETIME else values.astype(np.float64)
+    missing = series.isna().to_numpy()
+    if missing.all():
+        return []
+    if kind is ColumnType.DATETIME and regression:
+        # A slow series is interpolated between neighbouring dates, which is no leak; the absence of a date may be one.
+        return [(missing.astype(np.float64), False)]
+    low, high = numbers[~missing].min(), numbers[~missing].max()
+    scaled = np.where(missing, -1.0, (numbers - low) / max(high - low, 1e-300))
+    return [(np.unique(scaled, return_inverse=True)[1].astype(np.float64), False), (scaled, False)]
 
 
 def _score_alone(
-    signal: tuple[np.ndarray, bool],
+    signal: _Signal,
     y: np.ndarray,
     held_out: list[np.ndarray],
     score: Callable[[np.ndarray, np.ndarray], float],

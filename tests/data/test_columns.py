@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from factory.data.columns import as_datetime, as_numeric, as_text, clean, column_digest, infer_type, text_of
+from factory.spec import ColumnType
+
+
+def words(n: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(["red", "green", "blue", "grey", "pink"], 8)) for _ in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2, 3] * 20, ColumnType.NUMERIC),
+        ([1.5, None, 2.0] * 20, ColumnType.NUMERIC),
+        (["1.5", "2", " ", "7"] * 3 + ["4"] * 60, ColumnType.NUMERIC),
+        (["12", "x"] * 30, ColumnType.CATEGORICAL),
+        ([True, False] * 30, ColumnType.BOOLEAN),
+        (["true", "False", None] * 20, ColumnType.BOOLEAN),
+        (["yes", "no"] * 30, ColumnType.CATEGORICAL),
+        (["2021-01-02", "2021-03-04 10:00:00", None] * 20, ColumnType.DATETIME),
+        (["13/02/2021", "01/03/2021"] * 30, ColumnType.DATETIME),
+        ([f"AB-{i}" for i in range(60)], ColumnType.IDENTIFIER),
+        ([f"level {i % 9}" for i in range(60)], ColumnType.CATEGORICAL),
+        (words(60), ColumnType.TEXT),
+        (["Bank transfer made (automatic) monthly", "Mailed check by post to us"] * 30, ColumnType.CATEGORICAL),
+        ([None] * 60, ColumnType.NUMERIC),
+        (["", "NA", "null"] * 20, ColumnType.NUMERIC),
+    ],
+)
+def test_types_are_inferred_from_values(values: list[object], expected: ColumnType) -> None:
+    assert infer_type(pd.Series(values)) is expected
+    assert clean(pd.Series(values))[1] is expected
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["int8", "uint64", "float32", "Int64", "Float64", "int64[pyarrow]", "category"],
+)
+def test_every_numeric_dtype_cleans_to_the_same_numbers(dtype: str) -> None:
+    cleaned, kind, _ = clean(pd.Series([3, 1, 2] * 40).astype(dtype))
+    assert kind is ColumnType.NUMERIC
+    assert cleaned.to_numpy().astype(float).tolist() == [3.0, 1.0, 2.0] * 40
+
+
+def test_missing_in_nullable_dtypes_becomes_nan() -> None:
+    for dtype in ("Int64", "boolean", "Float64"):
+        cleaned = clean(pd.Series([1, None, 0] * 40, dtype=dtype))[0]
+        assert cleaned.isna().sum() == 40
+        assert cleaned.dtype == np.float64
+
+
+def test_stray_marks_in_numeric_text_become_missing() -> None:
+    cleaned = clean(pd.Series(["1.5"] * 99 + ["?"]))[0]
+    assert cleaned.dtype == np.float64
+    assert cleaned.isna().tolist() == [False] * 99 + [True]
+
+
+def test_few_and_many_values_are_read_alike() -> None:
+    few = np.array(["3", "x", None, True, "TRUE", 2, " 7 ", float("nan")], dtype=object)
+    many = np.tile(few, 20)
+    assert np.array_equal(as_numeric(many), np.tile(as_numeric(few), 20), equal_nan=True)
+    dates = np.array(["2021-05-06", "2021-05-06T07:08:09+02:00", "no", None, pd.Timestamp("2020-01-01")], dtype=object)
+    assert np.array_equal(as_datetime(np.tile(dates, 20)), np.tile(as_datetime(dates), 20), equal_nan=True)
+
+
+def test_offsets_are_turned_into_utc() -> None:
+    moment = as_datetime(np.array(["2021-05-06T07:00:00+02:00"], dtype=object))[0]
+    assert moment == np.datetime64("2021-05-06T05:00:00", "us")
+    zoned = pd.Series(pd.to_datetime(["2021-05-06T07:00:00+02:00"] * 3).tz_convert("Europe/Oslo"))
+    assert clean(zoned)[0].iloc[0] == pd.Timestamp("2021-05-06 05:00:00")
+
+
+def test_day_first_dates_are_recognised_and_the_format_is_kept() -> None:
+    cleaned, kind, text_format = clean(pd.Series(["03/04/2021", "25/12/2021"] * 30))
+    assert (kind, text_format) == (ColumnType.DATETIME, "%d/%m/%Y")
+    assert cleaned.iloc[0] == pd.Timestamp("2021-04-03")
+
+
+def test_text_of_numbers_does_not_depend_on_their_dtype() -> None:
+    assert {text_of(v) for v in (7, 7.0, np.float32(7), np.int8(7), "7")} == {"7"}
+    assert as_text(np.array([1.0, np.nan, 2.5])).tolist() == ["1", None, "2.5"]
+
+
+def test_digest_depends_on_values_and_their_order_only() -> None:
+    floats = clean(pd.Series([1.0, 2.0, 3.0]))[0]
+    ints = clean(pd.Series([1, 2, 3]))[0]
+    assert column_digest(floats) == column_digest(ints)
+    assert column_digest(floats) != column_digest(floats[::-1])
+    single = clean(pd.Series(np.linspace(0, 1, 101), dtype="float32"))[0]
+    double = clean(pd.Series([float(str(v)) for v in np.linspace(0, 1, 101, dtype="float32")]))[0]
+    assert column_digest(single) == column_digest(double)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert column_digest(pd.Series(["a", None, "b"])) != column_digest(pd.Series(["a", "b", None]))

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from factory.data.dataset import Dataset, from_frame
+from factory.data.preparation import Preparation, Table
+from factory.errors import InvalidData, UntrustedBundle
+from factory.spec import ColumnType, FileDataset
+
+
+@pytest.fixture
+def dataset(mixed: pd.DataFrame) -> Dataset:
+    return from_frame(mixed, FileDataset(path="in memory", target="bought"))
+
+
+@pytest.fixture
+def preparation(dataset: Dataset) -> Preparation:
+    return Preparation.fit(dataset.frame, dataset.types, seed=1)
+
+
+def same(a: Table, b: Table, *, atol: float = 0.0) -> bool:
+    close = np.allclose(a.numeric, b.numeric, rtol=0, atol=atol, equal_nan=True)
+    return close and np.array_equal(a.codes, b.codes) and (a.levels, a.numeric_names) == (b.levels, b.numeric_names)
+
+
+def one(value: Any, dtype: Any = object) -> np.ndarray:
+    return np.array([value], dtype=dtype)
+
+
+def test_shapes_and_dtypes(dataset: Dataset, preparation: Preparation) -> None:
+    table = preparation.transform(dataset.frame)
+    assert preparation.columns == ("amount", "visits", "member", "city", "joined", "comment")
+    assert table.numeric.dtype == np.float32
+    assert table.codes.dtype == np.int32
+    assert table.numeric.shape == (200, len(table.numeric_names))
+    assert table.codes.shape == (200, 1)
+    assert (table.categorical_names, table.levels) == (("city",), (4,))
+    assert table.n_columns == len(table.numeric_names) + 1
+    assert (table.codes < np.array(table.levels)).all()
+    assert len(table) == 200
+    assert len(table.rows(np.array([3, 1]))) == 2
+    assert np.array_equal(table.rows(np.array([3, 1])).codes, table.codes[[3, 1]])
+
+
+def test_numbers_and_levels(dataset: Dataset, preparation: Preparation) -> None:
+    table = preparation.transform(dataset.frame)
+    amount = table.numeric[:, table.numeric_names.index("amount")]
+    assert np.allclose(amount, dataset.frame["amount"], equal_nan=True)
+    expected = dataset.frame["city"].map({"Lima": 1, "Oslo": 2, "Rome": 3}).fillna(0)
+    assert table.codes[:, 0].tolist() == expected.tolist()
+
+
+def test_calendar_parts_equal_pandas(dataset: Dataset, preparation: Preparation) -> None:
+    table = preparation.transform(dataset.frame)
+    moments = dataset.frame["joined"].dt
+    expected = {
+        "year": moments.year,
+        "month": moments.month,
+        "day": moments.day,
+        "weekday": moments.weekday,
+        "days": (dataset.frame["joined"] - dataset.frame["joined"].min()).dt.days,
+    }
+    found = {n.split(":")[1]: table.numeric[:, i] for i, n in enumerate(table.numeric_names) if n.startswith("joined:")}
+    assert found.keys() == expected.keys()
+    for part, values in expected.items():
+        assert np.array_equal(found[part], values), part
+
+
+def test_the_hour_is_kept_where_it_varies() -> None:
+    frame = pd.DataFrame({"at": pd.date_range("1969-12-30 01:00", periods=60, freq="h")})
+    table = Preparation.fit(frame, {"at": ColumnType.DATETIME}).transform(frame)
+    hour = table.numeric[:, table.numeric_names.index("at:hour")]
+    assert np.array_equal(hour, frame["at"].dt.hour)
+
+
+def test_unknown_missing_infinite_and_wrong_values_are_predictable(preparation: Preparation) -> None:
+    row = {
+        "amount": one(np.inf, float),
+        "visits": one("many"),
+        "member": one(None),
+        "city": one("Atlantis"),
+        "joined": one("not a date"),
+        "comment": one(None),
+    }
+    table = preparation.transform(row)
+    assert table.codes.tolist() == [[0]]
+    missing = dict(zip(table.numeric_names, np.isnan(table.numeric[0]), strict=True))
+    assert all(m for n, m in missing.items() if not n.startswith("comment:topic"))
+    assert np.isfinite([v for n, v in zip(table.numeric_names, table.numeric[0], strict=True) if ":topic" in n]).all()
+    assert preparation.transform({**row, "city": one(3.5)}).codes.tolist() == [[0]]
+
+
+def test_one_row_equals_its_row_among_many(dataset: Dataset, preparation: Preparation) -> None:
+    whole = preparation.transform(dataset.frame)
+    for i in (0, 17, 199):
+        arrays = {c: dataset.frame[c].to_numpy()[i : i + 1] for c in preparation.columns}
+        assert same(preparation.transform(arrays), whole.rows(np.array([i])), atol=1e-6)
+        assert same(preparation.transform(dataset.frame.iloc[[i]]), whole.rows(np.array([i])), atol=1e-6)
+
+
+def test_values_as_a_caller_sends_them(dataset: Dataset, preparation: Preparation) -> None:
+    row = dataset.frame.iloc[4]
+    sent = {
+        "amount": one(str(row["amount"])),
+        "visits": one(float(row["visits"])),
+        "member": one(str(row["member"]).lower()),
+        "city": one(row["city"]),
+        "joined": one(row["joined"].isoformat()),
+        "comment": one(row["comment"]),
+    }
+    assert same(preparation.transform(sent), preparation.transform(dataset.frame.iloc[[4]]), atol=1e-6)
+
+
+def test_dates_in_text_keep_their_training_format(mixed: pd.DataFrame) -> None:
+    mixed["joined"] = mixed["joined"].dt.strftime("%d/%m/%Y")
+    dataset = from_frame(mixed, FileDataset(path="in memory", target="bought")).without(["comment"])
+    preparation = Preparation.fit(dataset.take(np.arange(100)).frame, dataset.types)
+    table = preparation.transform({**{c: one(None) for c in preparation.columns}, "joined": one("03/04/2021")})
+    values = dict(zip(table.numeric_names, table.numeric[0], strict=True))
+    assert (values["joined:day"], values["joined:month"]) == (3, 4)
+
+
+def test_whole_numbers_as_categories_match_however_they_are_sent() -> None:
+    frame = pd.DataFrame({"zone": [1.0, 2.0, np.nan] * 20})
+    preparation = Preparation.fit(frame, {"zone": ColumnType.CATEGORICAL})
+    for sent in (one(2), one(2.0), one("2"), np.array([2]), np.array([2.0], dtype=np.float32)):
+        assert preparation.transform({"zone": sent}).codes.tolist() == [[2]]
+    assert preparation.transform({"zone": np.array([np.nan])}).codes.tolist() == [[0]]
+
+
+def test_rare_levels_are_folded_only_where_there_are_many() -> None:
+    few = pd.DataFrame({"a": [f"v{i}" for i in range(50)]})
+    assert Preparation.fit(few, {"a": ColumnType.CATEGORICAL}).transform(few).levels == (51,)
+    many = pd.DataFrame({"a": [f"v{i}" for i in range(150)] + [f"v{i}" for i in range(40)]})
+    table = Preparation.fit(many, {"a": ColumnType.CATEGORICAL}).transform(many)
+    assert table.levels == (41,)
+    assert (table.codes[40:150] == 0).all()
+    assert (table.codes[:40] > 0).all()
+
+
+def test_every_absent_column_is_named(preparation: Preparation, dataset: Dataset) -> None:
+    sent = dataset.frame.drop(columns=["city"]).rename(columns={"amount": "amuont"})
+    with pytest.raises(InvalidData) as caught:
+        preparation.transform(sent)
+    assert [d.field for d in caught.value.details] == ["amount", "city"]
+    assert "Did you mean 'amuont'?" in caught.value.details[0].message
+
+
+def test_nothing_of_other_rows_is_learned(dataset: Dataset) -> None:
+    train = dataset.take(np.arange(100))
+    others = dataset.frame.copy()
+    others.loc[100:, "city"] = "Elsewhere"
+    others.loc[100:, "comment"] = "entirely different words"
+    first = Preparation.fit(train.frame, dataset.types).transform(train.frame)
+    second = Preparation.fit(others.iloc[:100], dataset.types).transform(train.frame)
+    assert same(first, second)
+
+
+def test_same_seed_same_preparation(dataset: Dataset) -> None:
+    tables = [Preparation.fit(dataset.frame, dataset.types, seed=s).transform(dataset.frame) for s in (3, 3, 4)]
+    assert same(tables[0], tables[1])
+
+
+def test_saved_and_loaded_it_prepares_the_same(dataset: Dataset, preparation: Preparation, tmp_path: Path) -> None:
+    preparation.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["preparation.json", "preparation.npz"]
+    loaded = Preparation.load(tmp_path)
+    assert loaded.columns == preparation.columns
+    assert same(loaded.transform(dataset.frame), preparation.transform(dataset.frame))
+    with np.load(tmp_path / "preparation.npz", allow_pickle=False) as stored:
+        assert all(stored[name].dtype.kind == "f" for name in stored.files)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"format": 99, "plans": [], "texts": {}}', '{"format": 1, "plans": [{"kind": "x"}]}']
+)
+def test_a_damaged_preparation_is_not_loaded(tmp_path: Path, content: str) -> None:
+    (tmp_path / "preparation.json").write_text(content)
+    with pytest.raises(UntrustedBundle, match="cannot be read"):
+        Preparation.load(tmp_path)
+
+
+def test_text_without_words_is_left_out() -> None:
+    frame = pd.DataFrame({"t": ["", None, "\n"] * 10, "x": range(30)})
+    table = Preparation.fit(frame, {"t": ColumnType.TEXT, "x": ColumnType.NUMERIC}).transform(frame)
+    assert table.numeric_names == ("x",)
+
+
+def test_topics_tell_spam_from_ham(real: Callable[[str], tuple[pd.DataFrame, dict[str, Any]]]) -> None:
+    frame, _ = real("sms_spam")
+    dataset = from_frame(frame, FileDataset(path="in memory", target="label"))
+    train, test = dataset.take(np.arange(0, 4000)), dataset.take(np.arange(4000, len(dataset)))
+    preparation = Preparation.fit(train.frame, dataset.types)
+    before, after = preparation.transform(train.frame).numeric, preparation.transform(test.frame).numeric
+    spread = np.maximum(before.std(axis=0), 1e-9)
+    centres = [before[train.y == k].mean(axis=0) / spread for k in (0, 1)]
+    distance = [((after / spread - c) ** 2).sum(axis=1) for c in centres]
+    guess = (distance[1] < distance[0]).astype(int)
+    assert (guess[test.y == 1] == 1).mean() > 0.8
+    assert (guess[test.y == 0] == 0).mean() > 0.9
+
+
+def wide(n: int) -> tuple[pd.DataFrame, dict[str, ColumnType]]:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"n{i}": rng.normal(size=n) for i in range(10)})
+    for i in range(10):
+        frame[f"c{i}"] = rng.choice([f"level {k}" for k in range(3 + 5 * i)], n)
+    return frame, {c: ColumnType.NUMERIC if c[0] == "n" else ColumnType.CATEGORICAL for c in frame}
+
+
+def fastest(call: Callable[[], object], *, times: int) -> float:
+    durations = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - start)
+    return min(durations)
+
+
+def test_one_row_of_twenty_columns_is_fast() -> None:
+    frame, types = wide(2000)
+    preparation = Preparation.fit(frame, types)
+    row = {c: frame[c].to_numpy()[:1] for c in frame}
+    assert fastest(lambda: preparation.transform(row), times=200) < 0.3e-3
+
+
+def test_fifty_thousand_rows_are_fast() -> None:
+    frame, types = wide(50_000)
+    assert fastest(lambda: Preparation.fit(frame, types).transform(frame), times=3) < 0.5
