@@ -208,7 +208,7 @@ class Predictor:
             return 200, {"content-type": "application/json", **call.answer_headers}, body
         except FactoryError as problem:
             error = problem
-            if isinstance(error, SystemFault) and not isinstance(error, Overloaded):
+            if isinstance(error, SystemFault) and not isinstance(error, Overloaded | DeadlineExceeded):
                 logger.warning("%s %s: %s", scope["method"], path, error, exc_info=True)
         except Exception as problem:
             logger.exception("%s %s failed", scope["method"], path)

@@ -12,10 +12,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, get_args
+from typing import Any, Generic, Protocol, TypeVar, get_args
 
 from factory.errors import Detail, NotFound, StorageFault, listing, suggest
 from factory.spec import ALIAS, Variant
@@ -157,14 +157,14 @@ class Flights(Generic[K, V]):
     def __init__(self) -> None:
         self._running: dict[K, asyncio.Task[V]] = {}
 
-    async def join(self, key: K, start: Callable[[], asyncio.Future[V]]) -> V:
+    async def join(self, key: K, start: Callable[[], Coroutine[Any, Any, V]]) -> V:
         """Return the result of the running call, or of a new one.
 
         A caller who gives up does not stop the call, since others may wait for it.
         """
         task = self._running.get(key)
         if task is None:
-            task = self._running[key] = asyncio.create_task(_awaited(start()))
+            task = self._running[key] = asyncio.create_task(start())
             task.add_done_callback(lambda done: self._end(key, done))
         return await asyncio.shield(task)
 
@@ -206,11 +206,15 @@ class BundleCache(Generic[L]):
         key = (variant.name, variant.version)
         loaded = self._loaded.get(key)
         if loaded is None:
-            loaded = await self._flights.join(key, lambda: _in(self._executor, self._load, variant))
-            self._loaded[key] = loaded
-            self._shrink()
-        if key in self._loaded:
-            self._loaded.move_to_end(key)
+            return await self._flights.join(key, lambda: self._fetch(variant))
+        self._loaded.move_to_end(key)
+        return loaded
+
+    async def _fetch(self, variant: Variant) -> L:
+        """Load and keep a variant, also where everybody who waited has given up."""
+        loaded = await _in(self._executor, self._load, variant)
+        self._loaded[variant.name, variant.version] = loaded
+        self._shrink()
         return loaded
 
     def _shrink(self) -> None:
@@ -222,9 +226,6 @@ class BundleCache(Generic[L]):
 A = TypeVar("A")
 
 
-def _in(executor: Executor, call: Callable[[A], V], argument: A) -> asyncio.Future[V]:
-    return asyncio.get_running_loop().run_in_executor(executor, call, argument)
+async def _in(executor: Executor, call: Callable[[A], V], argument: A) -> V:
+    return await asyncio.get_running_loop().run_in_executor(executor, call, argument)
 
-
-async def _awaited(future: asyncio.Future[V]) -> V:
-    return await future
