@@ -95,10 +95,13 @@ class Model(ABC):
     Attributes:
         rounds: Rounds or epochs of the best iteration; 0 where the family has none.
         curve: Learning curve, thinned to at most 200 points; empty where there is none.
+        learning_rate: The rate that was used where a near deadline made the fit raise it, else None; a refit with
+            fixed ``rounds`` has to be given it as its parameter.
     """
 
     rounds: int = 0
     curve: tuple[CurvePoint, ...] = ()
+    learning_rate: float | None = None
 
     @abstractmethod
     def predict(self, table: Table) -> np.ndarray:
