@@ -21,6 +21,21 @@ from factory.spec import Task
 
 BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 
+DEFAULTS: Parameters = {
+    "layers": 3,
+    "width": 128,
+    "embedding_size": 8,
+    "activation": "silu",
+    "dropout": 0.1,
+    "optimizer": "adamw",
+    "lr": 0.003,
+    "weight_decay": 0.02,
+}
+
+_BY_ROWS = ((1_000, 32, 64), (5_000, 64, 48), (20_000, 128, 40), (100_000, 256, 24), (500_000, 512, 12))
+"""(rows up to, batch size, epochs): some thousand steps whatever the size, and small sets in well under 10 s."""
+_BY_ROWS_MOST = (1024, 6)
+
 
 class NetworkFamily(Family):
     """A tabular perceptron: dense columns and embeddings, layer normalisation, dropout, decoupled weight decay."""
@@ -44,6 +59,16 @@ class NetworkFamily(Family):
             "batch_size": ChoiceDimension(choices=BATCH_SIZES),
             "epochs": IntDimension(low=4, high=256, log=True),
         }
+
+    @property
+    @abstractmethod
+    def bets(self) -> tuple[Parameters, ...]:
+        """What the portfolio's entries have that does not depend on the number of rows, the best bet first."""
+
+    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:  # noqa: ARG002 - the same for all tasks
+        """Return configurations to try first; batches grow and epochs fall with the rows."""
+        sizes = next(((batch, epochs) for most, batch, epochs in _BY_ROWS if n_rows <= most), _BY_ROWS_MOST)
+        return [{**bet, "batch_size": sizes[0], "epochs": sizes[1]} for bet in self.bets]
 
     def job(
         self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext

@@ -14,8 +14,7 @@ import numpy as np
 
 from factory.families._epochs import Group, Job, Learner, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays
-from factory.families._network import NetworkFamily
-from factory.space import Parameters
+from factory.families._network import DEFAULTS, NetworkFamily
 from factory.spec import Task
 
 if TYPE_CHECKING:
@@ -204,9 +203,7 @@ class KerasNetwork(NetworkFamily):
     pool = "tensorflow"
     base_memory_mb = 500.0
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:  # noqa: ARG002 - the same for all tasks
-        """Return configurations to try first."""
-        return []
+    bets = ({**DEFAULTS, "activation": "relu", "layers": 2, "width": 128},)
 
     def learner(self, job: Job, *, group: Group) -> KerasLearner:
         """Return a fresh copy of the network."""

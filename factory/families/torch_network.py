@@ -8,8 +8,7 @@ import numpy as np
 
 from factory.families._epochs import Examples, Group, Job, Learner, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays
-from factory.families._network import NetworkFamily
-from factory.space import Parameters
+from factory.families._network import DEFAULTS, NetworkFamily
 from factory.spec import Task
 
 if TYPE_CHECKING:
@@ -143,9 +142,10 @@ class TorchNetwork(NetworkFamily):
     pool = "torch"
     base_memory_mb = 200.0
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:  # noqa: ARG002 - the same for all tasks
-        """Return configurations to try first."""
-        return []
+    bets = (
+        {**DEFAULTS},
+        {**DEFAULTS, "activation": "elu", "layers": 2, "width": 64, "dropout": 0.2},
+    )
 
     def learner(self, job: Job, *, group: Group) -> TorchLearner:
         """Return a fresh copy of the network."""

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """Times that a lost worker is replaced; a request's own trial retries are counted elsewhere."""
-MAX_START_FAILURES = 2
-"""Times that a group of workers may fail to start, each after Ray Train's start timeout (60 s)."""
+TRAIN_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+"""Ray Train takes one checkpoint a health check: at its default of 2 s, an epoch of a small network would last 2 s.
+After a lost node it may wait for CPUs that are gone, by default 60 s, before it counts anew."""
 RESIZE_CHECK_S = 20.0
 """An elastic group looks this often whether it can grow again."""
 STOP_GRACE_S = 20.0
@@ -143,6 +144,8 @@ def _supervise(
 
 def _launch(*, framework: str, config: dict[str, Any], workers: tuple[int, int], resources: dict[str, float]) -> None:
     """Run Ray Train to its end; a Ray task of its own, on the caller's node."""
+    for variable, value in TRAIN_VARIABLES.items():
+        os.environ.setdefault(variable, value)
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
     fewest, most = workers
@@ -159,7 +162,7 @@ def _launch(*, framework: str, config: dict[str, Any], workers: tuple[int, int],
             name="run",
             storage_path=config["folder"],
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_START_FAILURES),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
         ),
     }
     if framework == "torch":
@@ -207,7 +210,7 @@ def _report(progress: Progress, rank: int) -> None:
     """Hand an epoch's checkpoint to Ray Train; every worker has to report, the first one writes."""
     from ray.train import Checkpoint, report
 
-    metrics = {"epochs": progress.epochs, "pid": os.getpid()}
+    metrics = {"epochs": progress.epochs}
     if rank:
         report(metrics)
         return
