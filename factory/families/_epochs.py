@@ -114,7 +114,7 @@ class Job:
 
         parts = {"train": self.train, "validation": self.validation}
         arrays = {
-            f"{part}.{name}": np.ascontiguousarray(array)
+            f"{part}.{name}": np.asarray(array, order="C")
             for part, examples in parts.items()
             if examples is not None
             for name, array in (("dense", examples.inputs.dense), ("codes", examples.inputs.codes), ("y", examples.y))
@@ -175,7 +175,7 @@ class Progress:
         from safetensors.numpy import save_file
 
         parts = {"state": self.state, "best": self.best}
-        arrays = {f"{part}.{name}": np.ascontiguousarray(a) for part, of in parts.items() for name, a in of.items()}
+        arrays = {f"{part}.{name}": np.asarray(a, order="C") for part, of in parts.items() for name, a in of.items()}
         save_file(arrays, folder / "progress.safetensors")
         document = {
             "epochs": self.epochs,

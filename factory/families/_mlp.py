@@ -233,7 +233,7 @@ class NetworkModel(Model):
         """Write ``network.json``, ``network.safetensors`` and ``encoder.npz``."""
         from safetensors.numpy import save_file
 
-        save_file({name: np.ascontiguousarray(w) for name, w in self.weights.items()}, folder / "network.safetensors")
+        save_file({name: np.asarray(w, order="C") for name, w in self.weights.items()}, folder / "network.safetensors")
         np.savez(folder / "encoder.npz", allow_pickle=False, **self.encoder.arrays())
         document = {
             "format": FORMAT,

@@ -28,7 +28,7 @@ DEFAULTS: Parameters = {
     "activation": "silu",
     "dropout": 0.1,
     "optimizer": "adamw",
-    "lr": 0.003,
+    "lr": 0.002,
     "weight_decay": 0.02,
 }
 

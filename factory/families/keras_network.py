@@ -85,10 +85,10 @@ class KerasLearner(Learner):
         return np.asarray(self._total(values.astype(np.float64)))
 
     def weights(self) -> Arrays:
-        return {name: np.array(variable) for name, variable in self._variables.items()}
+        return {name: np.array(variable.numpy()) for name, variable in self._variables.items()}
 
     def state(self) -> Arrays:
-        slots = {f"slot{i}": np.array(v) for i, v in enumerate(self._optimizer.variables)}
+        slots = {f"slot{i}": np.array(v.numpy()) for i, v in enumerate(self._optimizer.variables)}
         return self.weights() | slots
 
     def restore(self, state: Arrays) -> None:
@@ -203,7 +203,7 @@ class KerasNetwork(NetworkFamily):
     pool = "tensorflow"
     base_memory_mb = 500.0
 
-    bets = ({**DEFAULTS, "activation": "relu", "layers": 2, "width": 128},)
+    bets = ({**DEFAULTS, "activation": "relu", "layers": 2, "dropout": 0.2, "lr": 0.001},)
 
     def learner(self, job: Job, *, group: Group) -> KerasLearner:
         """Return a fresh copy of the network."""
