@@ -52,7 +52,7 @@ def entity_spine(entities: pd.DataFrame, *, timestamp: str, service: ServiceDefi
     else:
         columns[MOMENT] = _as_moments(entities[timestamp])
         if (bad := columns[MOMENT].isna().to_numpy()).any():
-            count = f"{bad.sum()} of {len(bad)} values are no date, such as {entities[timestamp][bad].iloc[0]!r}"
+            count = f"{bad.sum()} of {len(bad)} values are no date, such as {entities[timestamp][bad].tolist()[0]!r}"
             details.append(Detail(timestamp, f"{count}; allowed: dates and ISO 8601 text."))
     for name in sorted(set(service.columns) & set(names)):
         details.append(Detail(name, "The feature service brings a feature of this name."))
@@ -90,5 +90,4 @@ def _as_moments(column: pd.Series) -> pd.Series:
 
 
 def _first(column: pd.Series) -> object:
-    present = column.dropna()
-    return present.iloc[0] if len(present) else None
+    return next(iter(column.dropna().tolist()), None)
