@@ -160,7 +160,7 @@ def from_frame(
         frame: Rows with the target and the features, (n_rows, n_columns).
         ref: What the request says about them: target, task, types, columns to leave out or to keep.
         features: Lineage of joined features.
-        aside: Columns that are no features unless ``ref.types`` names them (entity keys, timestamp).
+        aside: Further columns that are no features (entity keys, timestamp).
 
     Raises:
         InvalidData: what makes the table unusable, every problem with the column it is about.
@@ -178,7 +178,7 @@ def from_frame(
         )
     frame = frame[known].reset_index(drop=True) if dropped else frame.reset_index(drop=True)
     task, classes, y, problems = _read_target(frame[ref.target], ref)
-    left = set(ref.drop) | {c for c in aside if c not in ref.types}
+    left = {*ref.drop, *aside}
     names = [c for c in frame.columns if c != ref.target]
     columns, types, formats = _clean_all(frame[[c for c in names if c not in left]], ref)
     problems += _infinite(columns)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 import pandas as pd
 
-from factory.data.columns import clean
+from factory.data.columns import as_text, clean
 from factory.data.dataset import Dataset, from_frame, table_digest
 from factory.data.features import join
 from factory.data.tables import read_table, write_table
@@ -22,7 +23,7 @@ def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
     """Read the data of a request.
 
     A file or an upload is read as it is. An entity table is joined to its feature service as of each row's moment;
-    entity keys and timestamp are then no features, unless ``ref.types`` names them.
+    entity keys and timestamp are then no features, unless ``ref.types`` names them (as other than identifiers).
 
     Raises:
         InvalidData: the table cannot be read or used.
@@ -40,12 +41,17 @@ def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
 
 
 def _joined(entities: pd.DataFrame, ref: EntityDataset, settings: Settings) -> Dataset:
+    for name in entities.columns:
+        if ref.types.get(str(name)) in _LABELS:  # a key that looks like a number, but is text in the store
+            entities[name] = as_text(entities[name].to_numpy())
     if ref.timestamp in entities.columns:
-        moments, _, _ = clean(entities[ref.timestamp], ColumnType.DATETIME)
-        entities = entities.assign(**{ref.timestamp: moments})
+        moments, _, text_format = clean(entities[ref.timestamp], ColumnType.DATETIME)
+        if text_format is not None:  # the store reads ISO 8601 only
+            entities[ref.timestamp] = moments
     joined = join(entities, timestamp=ref.timestamp, feature_service=ref.feature_service, settings=settings)
     frame = pd.concat([joined.keys, joined.frame], axis=1)
-    return from_frame(frame, ref, features=joined.lineage, aside=tuple(joined.keys.columns))
+    typed = {name for name, kind in ref.types.items() if kind is not ColumnType.IDENTIFIER}
+    return from_frame(frame, ref, features=joined.lineage, aside=[c for c in joined.keys.columns if c not in typed])
 
 
 def store_upload(path: str | Path, settings: Settings) -> str:
@@ -74,7 +80,8 @@ def store_upload(path: str | Path, settings: Settings) -> str:
             details=[Detail("FACTORY_HOME", str(error))],
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return digest
 
 

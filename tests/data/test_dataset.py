@@ -171,12 +171,6 @@ def test_columns_left_out_stay_at_hand_for_splits(mixed: pd.DataFrame) -> None:
         dataset.column("joind")
 
 
-def test_aside_columns_named_in_types_are_features(mixed: pd.DataFrame) -> None:
-    dataset = from_frame(mixed, ref("bought", types={"customer": "categorical"}), aside=["customer", "joined"])
-    assert "customer" in dataset.frame
-    assert list(dataset.context) == ["joined"]
-
-
 def test_take_and_without(mixed: pd.DataFrame) -> None:
     mixed["day"] = mixed["joined"].dt.strftime("%d/%m/%Y")
     dataset = from_frame(mixed, ref("bought"))
