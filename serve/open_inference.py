@@ -113,7 +113,9 @@ def parse(body: bytes, *, header_length: str | None = None) -> Inference:
         except ValueError as error:
             problems.append(Detail(f"inputs[{i}].{tensor.name}", f"{error}."))
     if at != len(body) and not problems:
-        problems.append(Detail("body", f"The binary tensors take {at - length} bytes; the body has {len(body) - length}."))
+        problems.append(
+            Detail("body", f"The binary tensors take {at - length} bytes; the body has {len(body) - length}.")
+        )
     names = [tensor.name for tensor in request.inputs]
     repeated = sorted({name for name in names if names.count(name) > 1})
     problems += [Detail(f"inputs.{name}", f"{name!r} stands more than once.") for name in repeated]

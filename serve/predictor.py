@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError, ServiceFault
 from factory.operate.deployments import HOST, MARK, free_port
 from factory.settings import Settings, load_settings
-from serve.proxy import proxy_environment
+from serve.proxy import proxy_environment, proxy_folder
 from serve.replica import PredictorDeployment
 
 APPLICATION = "predictor"
@@ -49,28 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="port of the HTTP endpoint; default: FACTORY_SERVE_PORT")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    # Not below FACTORY_HOME: the path of a socket may have 107 characters, of which Serve takes 75.
-    folder = Path(tempfile.mkdtemp(prefix="mvf-"))
     try:
         settings = load_settings()
-        settings.prepare_home()
         port = free_port(settings.serve_port if options.port is None else options.port)
-        environment = {**proxy_environment(folder), **_ONE_THREAD}
-        os.environ.update(environment)
-        run(settings, port=port, environment=environment, stop=stop)
+        with proxy_folder(settings.prepare_home()) as folder:
+            environment = {**proxy_environment(folder), **_ONE_THREAD}
+            os.environ.update(environment)
+            run(settings, port=port, environment=environment)
     except FactoryError as error:
         logger.error("%s %s", error.message, error.hint)
         return error.exit_code
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def run(settings: Settings, *, port: int, environment: dict[str, str], stop: threading.Event) -> None:
-    """Start Ray and Serve, wait for ``stop``, and stop both.
+def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
+    """Start Ray and Serve, wait for SIGTERM or SIGINT, and stop both.
 
     Raises:
         ServiceFault: Ray or Serve cannot be started.
@@ -78,9 +68,12 @@ def run(settings: Settings, *, port: int, environment: dict[str, str], stop: thr
     import ray
     from ray import serve
 
-    own = not os.environ.get("RAY_ADDRESS")
+    stop = threading.Event()
     try:
-        _connect(ray, settings, own=own, environment=environment)
+        _connect(ray, settings, environment=environment)
+        # After ray.init, which sets handlers of its own that end the process at once.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
         deployment = serve.deployment(
             name=APPLICATION,
@@ -105,8 +98,8 @@ def run(settings: Settings, *, port: int, environment: dict[str, str], stop: thr
             ray.shutdown()
 
 
-def _connect(ray: Any, settings: Settings, *, own: bool, environment: dict[str, str]) -> None:
-    if own:
+def _connect(ray: Any, settings: Settings, *, environment: dict[str, str]) -> None:
+    if not os.environ.get("RAY_ADDRESS"):
         ray.init(
             # "local": without it Ray would join any Ray that it finds on this machine.
             address="local",

@@ -9,20 +9,51 @@ only their ports be chosen.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 STOP_S = 5
 """How long HAProxy waits for open connections when it stops or reloads; a request takes milliseconds."""
 
 
+LONGEST_PATH = 29
+"""Of the proxy's folder: HAProxy takes socket paths of 97 characters, and Serve's own part below it has 68."""
+
+
+@contextlib.contextmanager
+def proxy_folder(root: Path) -> Iterator[Path]:
+    """Yield a folder of mode 0700 for the proxy's sockets, which is gone afterwards.
+
+    It lies in ``root`` where the path is short enough, else in the folder for temporary files, with a lock on it that
+    keeps systemd-tmpfiles from cleaning it up under a predictor that runs for long.
+    """
+    folder = root / "proxy"
+    if len(str(folder)) <= LONGEST_PATH:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="mvfs-"))
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def proxy_environment(folder: Path) -> dict[str, str]:
     """Return the variables for one proxy.
 
     Args:
-        folder: A folder of its own with mode 0700, since the admin socket in it is writable for everybody who can
-            reach it. Its path must be short: with Serve's own 57 characters below it, a socket's path may have 107.
+        folder: A folder of its own (:func:`proxy_folder`): Serve makes the admin socket in it writable for everybody
+            who can reach it.
     """
     stats, metrics = free_ports(2)
     prefix = "RAY_SERVE_HAPROXY"

@@ -228,4 +228,3 @@ A = TypeVar("A")
 
 async def _in(executor: Executor, call: Callable[[A], V], argument: A) -> V:
     return await asyncio.get_running_loop().run_in_executor(executor, call, argument)
-

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -145,17 +144,15 @@ def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
     if known is None:
         return False
     ran = known.alive
+    processes = _processes(known)
     if ran:
         os.kill(known.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
-    while (left := list(_processes(known.mark))) and ran and time.monotonic() < deadline:
-        time.sleep(0.1)
-        _reap(known.pid)
+        psutil.wait_procs(processes, timeout=timeout_s)
+    left = list({*processes, *_processes(known)})
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=5)
-    _reap(known.pid)
     _state(settings).unlink(missing_ok=True)
     return ran or bool(left)
 
@@ -228,14 +225,18 @@ def _known(settings: Settings) -> RunningPredictor | None:
     return None
 
 
-def _processes(mark: str) -> Iterator[psutil.Process]:
+def _processes(predictor: RunningPredictor) -> list[psutil.Process]:
+    """Return its process, what descends from it, and whatever bears its mark.
+
+    A process that is renamed (Ray's agents are) may lose its environment, and one whose parent died its ancestry.
+    """
+    found = []
+    with contextlib.suppress(psutil.Error):
+        if predictor.alive:
+            process = psutil.Process(predictor.pid)
+            found = [process, *process.children(recursive=True)]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-
-
-def _reap(pid: int) -> None:
-    """Collect the predictor's exit status where it is our child."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+            if process.environ().get(MARK) == predictor.mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return list(dict.fromkeys(found))
