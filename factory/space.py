@@ -68,6 +68,7 @@ def narrow(space: Space, by: dict[str, Narrowing], *, path: str) -> tuple[Space,
             problems.append(Detail(where, message))
             continue
         dimension = space[name]
+        narrowed: Dimension | str
         if isinstance(dimension, ChoiceDimension):
             narrowed = _narrow_choice(dimension, value)
         else:

@@ -135,9 +135,7 @@ class Family(ABC):
         """Return configurations to try first, the best bet first; every value lies within the space."""
 
     @abstractmethod
-    def fit(
-        self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext
-    ) -> Model:
+    def fit(self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext) -> Model:
         """Fit one model.
 
         With ``validation`` and no ``context.rounds``, early stopping uses the validation rows. The deadline and
@@ -148,6 +146,6 @@ class Family(ABC):
     def load(self, folder: Path) -> Model:
         """Load what :meth:`Model.save` wrote, without unpickling anything."""
 
-    def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
+    def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:  # noqa: ARG002
         """Estimate the additional memory of a fit, before it is started."""
         return 3 * n_rows * n_columns * 8 / 1e6 + 50

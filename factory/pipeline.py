@@ -1,0 +1,431 @@
+"""The single path: one request becomes registered variants.
+
+``produce`` is called by every door.  Each stage writes its event to the
+ledger and is idempotent: a driver that was killed anywhere is followed by
+another ``produce`` of the same request, which takes the finished trials from
+the ledger and goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from factory.data.dataset import Dataset
+from factory.data.loading import load
+from factory.data.profile import DatasetProfile, profile
+from factory.data.screening import Finding, screen
+from factory.errors import FactoryError, SystemFault
+from factory.families.base import Deadline
+from factory.ledger import Ledger, RequestRecord
+from factory.search.cluster import local_cpus
+from factory.search.engine import RaySession, SearchResult, search
+from factory.search.plan import Plan, check_request, make_plan
+from factory.search.splits import folds, set_aside
+from factory.search.trial import TrialData
+from factory.settings import Settings
+from factory.spec import (
+    Recipe,
+    RequestState,
+    Segments,
+    Trial,
+    TrialState,
+    Validation,
+    Variant,
+    VariantRequest,
+)
+from factory.variants.bundle import Bundle
+from factory.variants.delivery import Appraisal, Baseline, appraise, appraised, constant_baseline, evidence_files
+from factory.variants.gates import Verdict
+from factory.variants.registry import Registry
+
+log = logging.getLogger(__name__)
+
+POOLED_SHARE = 0.4
+"""Part of the time that the pooled variant gets where there are segments; the others share the rest."""
+FINISH_SHARE, FINISH_LEAST_S, FINISH_MOST_S = 0.12, 3.0, 20.0
+"""Part of the budget kept for bundle, scores, gate and registration; measured 2 to 5 s for one variant."""
+LEAST_SEARCH_S = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a request, as a listener sees it."""
+
+    request_id: str
+    state: RequestState
+    message: str
+    trial: Trial | None = None
+    segment: str = ""
+    left_s: float = 0.0
+
+
+Listener = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request came to: its variants, each with its verdict and whether it was promoted."""
+
+    request_id: str
+    state: RequestState
+    variants: tuple[Variant, ...]
+    verdicts: tuple[Verdict, ...]
+    results: tuple[SearchResult, ...]
+    pooled_segments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Material:
+    """The request's data, screened, typed and split: search rows and unseen rows."""
+
+    dataset: Dataset
+    findings: tuple[Finding, ...]
+    profile: DatasetProfile
+    seen: np.ndarray
+    unseen: np.ndarray
+    ignored: tuple[str, ...]
+
+
+@dataclass
+class Unit:
+    """One variant to be made: the pooled one, or that of one segment."""
+
+    segment: str
+    name: str
+    data: TrialData
+    unseen: Dataset
+    result: SearchResult | None = field(default=None)
+
+
+def submit(document: object, *, ledger: Ledger, settings: Settings, retry_of: str | None = None) -> RequestRecord:
+    """Check a request and put it into the queue.
+
+    Raises:
+        InvalidRequest: with one detail for each problem; nothing is stored.
+        NotFound: the recipe does not exist.
+    """
+    request, _ = check_request(document, settings=settings)
+    record = ledger.create_request(request, retry_of=retry_of)
+    ledger.reach(record.id, RequestState.QUEUED, "Waiting for a driver.")
+    return ledger.request(record.id)
+
+
+def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: Listener = lambda _: None) -> Outcome:
+    """Make what a request asks for, from where an earlier attempt may have stopped.
+
+    Args:
+        request_id: A request of the ledger that has not ended.
+        ledger: The state.
+        settings: Of this process.
+        listen: Told every state and every trial.
+
+    Returns:
+        The variants, promoted or rejected by their gates.
+
+    Raises:
+        UserFault, SystemFault: the request ended as FAILED for this reason; nothing is half-registered.
+        Conflict: the request has ended, or another live driver works on it.
+    """
+    settings.prepare_home()
+    with ledger.claim(request_id) as claim, RaySession(settings) as ray:
+        making = _Making(claim.record, ledger, settings, ray, listen)
+        with making.ending_as_failed():
+            return making.run()
+
+
+class _Making:
+    """The stages of one request, in order."""
+
+    def __init__(
+        self, record: RequestRecord, ledger: Ledger, settings: Settings, ray: RaySession, listen: Listener
+    ) -> None:
+        self.id, self.ledger, self.settings, self.ray, self.listen = record.id, ledger, settings, ray, listen
+        self.request: VariantRequest
+        self.recipe: Recipe
+        self.request, self.recipe = check_request(record.request, settings=settings)
+        self.registry = Registry(settings)
+        self.workspace = settings.workspace(record.id)
+        budget = self.request.budget or self.recipe.budget.default
+        spent_s = sum(t.cost_s for t in ledger.trials(record.id)) / local_cpus(settings)
+        self.deadline = Deadline.after(max(budget.time_s - spent_s, 2 * LEAST_SEARCH_S))
+        self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
+        self.state = record.state
+
+    @contextmanager
+    def ending_as_failed(self) -> Iterator[None]:
+        """Record an error as the request's end; an interruption leaves the request as it is, to be gone on with."""
+        try:
+            yield
+        except FactoryError as error:
+            self.ledger.fail(self.id, error)
+            raise
+        except Exception as error:
+            log.exception("request %s failed", self.id)
+            fault = SystemFault(
+                f"Unexpected {type(error).__name__}: {error}.", hint="Please report it with the log of the request."
+            )
+            self.ledger.fail(self.id, fault)
+            raise fault from error
+
+    def run(self) -> Outcome:
+        self.reach(RequestState.PREPARING, "Reading and screening the data.")
+        material = self.prepare()
+        plan = make_plan(self.request, self.recipe, material.dataset.task)
+        units, pooled = self.units(material, plan)
+        self.reach(RequestState.SEARCHING, self.search_message(material, plan, units))
+        with self.registry_warming_up():
+            for position, unit in enumerate(units):
+                unit.result = self.search(unit, plan, share=self.share(position, len(units)))
+        self.reach(RequestState.EVALUATING, "Scoring the best blend on rows that the search has not seen.")
+        judged = [self.deliver(unit, plan, material) for unit in units]
+        passed = [variant for variant, appraisal in judged if appraisal.verdict.passed]
+        end = RequestState.REGISTERED if passed else RequestState.REJECTED
+        names = ", ".join(f"{v.name}/{v.version}" for v in passed)
+        self.reach(end, f"Registered {names}." if passed else judged[0][1].verdict.sentence)
+        return Outcome(
+            request_id=self.id,
+            state=end,
+            variants=tuple(variant for variant, _ in judged),
+            verdicts=tuple(appraisal.verdict for _, appraisal in judged),
+            results=tuple(unit.result for unit in units if unit.result is not None),
+            pooled_segments=pooled,
+        )
+
+    # --- preparing -----------------------------------------------------------
+
+    def prepare(self) -> Material:
+        ref = self.request.dataset
+        dataset = load(ref, settings=self.settings)
+        if dataset.dropped_rows:
+            self.note("data", f"{dataset.dropped_rows} rows without a target were left out.")
+        rows = set_aside(dataset, self.validation, seed=self.request.seed)
+        findings = screen(dataset.take(rows.train), keep=ref.keep, seed=self.request.seed)
+        for finding in findings:
+            self.note("screening", finding.message)
+        screened = dataset.without([f.column for f in findings if f.action == "drop"])
+        if dataset.features is not None:
+            self.note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
+        kept = set(screened.frame.columns)
+        others = [*dataset.frame.columns, *dataset.context.columns, dataset.target]
+        ignored = tuple(dict.fromkeys(c for c in others if c not in kept))
+        return Material(screened, findings, profile(dataset), rows.train, rows.validation, ignored)
+
+    @property
+    def validation(self) -> Validation:
+        return self.request.validation or self.recipe.validation
+
+    def units(self, material: Material, plan: Plan) -> tuple[list[Unit], tuple[str, ...]]:
+        """Return the variants to make, the pooled one first, and the segments that stay with it."""
+        units = [self.unit("", material, plan, material.seen, material.unseen)]
+        if (segments := self.request.segments) is None:
+            return units, ()
+        values = material.dataset.column(segments.by).astype(str).to_numpy()
+        pooled: list[str] = []
+        for value in sorted(set(values.tolist())):
+            seen = material.seen[values[material.seen] == value]
+            unseen = material.unseen[values[material.unseen] == value]
+            if reason := self.too_thin(segments, material.dataset, seen, unseen):
+                pooled.append(value)
+                self.note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
+            else:
+                units.append(self.unit(value, material, plan, seen, unseen))
+        return units, tuple(pooled)
+
+    @staticmethod
+    def too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np.ndarray) -> str:
+        n_rows = len(seen) + len(unseen)
+        if n_rows < segments.min_rows:
+            return f"it has {n_rows} rows, fewer than segments.min_rows {segments.min_rows}."
+        for k, label in enumerate(dataset.classes):
+            if (dataset.y[seen] == k).sum() < 2 or not (dataset.y[unseen] == k).any():
+                return f"it has too few rows of class {label!r}."
+        return ""
+
+    def unit(self, segment: str, material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray) -> Unit:
+        slug = re.sub(r"[^a-z0-9]+", "-", segment.lower()).strip("-") or "segment"
+        folder = self.workspace / (f"segment-{slug}" if segment else "pooled")
+        rows = material.dataset.take(seen)
+        data = TrialData(
+            dataset=rows,
+            splits=folds(rows, plan.validation, seed=self.request.seed),
+            metric=plan.metric,
+            workspace=folder,
+            seed=self.request.seed,
+        )
+        name = f"{self.request.variant}.{slug}" if segment else self.request.variant
+        return Unit(segment, name, data, material.dataset.take(unseen))
+
+    # --- searching -----------------------------------------------------------
+
+    def share(self, position: int, n_units: int) -> float:
+        """Part of the remaining search time that a unit gets."""
+        if n_units == 1:
+            return 1.0
+        return POOLED_SHARE if position == 0 else 1 / (n_units - position)
+
+    def search(self, unit: Unit, plan: Plan, *, share: float) -> SearchResult:
+        left_s = max(self.deadline.left_s - self.finish_s, LEAST_SEARCH_S)
+        unit.data.workspace.mkdir(parents=True, exist_ok=True)
+        result = search(
+            plan,
+            unit.data,
+            ray=self.ray,
+            settings=self.settings,
+            history=self.history(unit.segment),
+            deadline=Deadline.after(left_s * share),
+            record=self.record,
+            segment=unit.segment,
+        )
+        for family, reason in result.skipped.items():
+            self.note("search", f"{family} was left out: {reason}.")
+        return result
+
+    def history(self, segment: str) -> list[Trial]:
+        """Return this search's finished trials; one that an earlier driver left running is recorded as killed."""
+        finished = []
+        for trial in self.ledger.trials(self.id, segment=segment):
+            if not trial.finished:
+                update = {"state": TrialState.KILLED, "reason": "Its driver was interrupted."}
+                trial = trial.model_copy(update=update)
+                self.ledger.record_trial(self.id, trial)
+            finished.append(trial)
+        return finished
+
+    def record(self, trial: Trial) -> None:
+        self.ledger.record_trial(self.id, trial)
+        self.tell(f"trial {trial.number} ({trial.family}) {trial.state}", trial=trial, segment=trial.segment)
+
+    def search_message(self, material: Material, plan: Plan, units: list[Unit]) -> str:
+        data = units[0].data
+        folds_text = "a holdout" if len(data.splits) == 1 else f"{len(data.splits)} folds"
+        more = f", {len(units) - 1} segments" if len(units) > 1 else ""
+        return (
+            f"Searching {len(plan.families)} families on {len(data.dataset.y):,} rows and "
+            f"{material.dataset.frame.shape[1]} columns ({plan.task}, {plan.metric.label}, {folds_text}{more}); "
+            f"{len(units[0].unseen.y):,} rows are set aside for the gate."
+        )
+
+    @contextmanager
+    def registry_warming_up(self) -> Iterator[None]:
+        """Let MLflow import and create its database beside the search; its errors come up at registration."""
+        thread = threading.Thread(target=self.registry.warm_up, name="mlflow-warm-up", daemon=True)
+        thread.start()
+        yield
+        thread.join()
+
+    # --- delivering ----------------------------------------------------------
+
+    def deliver(self, unit: Unit, plan: Plan, material: Material) -> tuple[Variant, Appraisal]:
+        """Judge a unit's blend, register it, and promote it if its gate says yes."""
+        if unit.result is None:
+            raise SystemFault(f"The search of {unit.name} left no result.", hint="Run the request again.")
+        result, baseline = unit.result, self.baseline(unit, plan)
+        lineage = self.lineage(unit, plan, material)
+        appraisal = appraise(
+            result,
+            plan=plan,
+            data=unit.data,
+            unseen=unit.unseen,
+            baseline=baseline,
+            findings=material.findings,
+            ignored=material.ignored,
+            metadata={"variant": unit.name, "request": self.id, "recipe": plan.recipe.name},
+            folder=unit.data.workspace / "bundle",
+        )
+        variant = appraised(lineage, appraisal)
+        variant = self.registry.register(
+            appraisal.folder,
+            variant=variant,
+            example=unit.unseen.frame.head(3),
+            metrics={**appraisal.evaluation.scores, "latency_ms": appraisal.latency_ms, "size_mb": appraisal.size_mb},
+            parameters={"families": ",".join(plan.families), "validation": plan.validation.kind, "seed": variant.seed},
+            curves={f"{t.number}-{t.family}": t.curve for t in result.trials if t.number in appraisal.weights},
+            files=evidence_files(
+                variant, appraisal, result, plan=plan, findings=material.findings, profile=material.profile
+            ),
+            description=appraisal.verdict.sentence,
+        )
+        variant = self.ledger.record_variant(variant)
+        self.note("gate", f"{variant.name}/{variant.version}: {appraisal.verdict.sentence}")
+        if appraisal.verdict.passed:
+            self.promote(variant, appraisal)
+        return variant, appraisal
+
+    def lineage(self, unit: Unit, plan: Plan, material: Material) -> Variant:
+        """Return the variant before it was scored: where it comes from."""
+        features = material.dataset.features
+        return Variant(
+            name=unit.name,
+            version=0,
+            request_id=self.id,
+            segment=unit.segment,
+            task=plan.task,
+            metric=plan.metric.name,
+            score=0.0,
+            score_low=0.0,
+            score_high=0.0,
+            recipe=plan.recipe.name,
+            recipe_digest=plan.recipe.digest,
+            dataset_digest=material.dataset.digest,
+            bundle_digest="",
+            feature_service=features.service if features else None,
+            feature_service_digest=features.digest if features else None,
+            parent=self.request.variant if unit.segment else self.request.parent,
+            seed=self.request.seed,
+            cost_s=round(sum(t.cost_s for t in unit.result.trials), 2) if unit.result else 0.0,
+        )
+
+    def promote(self, variant: Variant, appraisal: Appraisal) -> None:
+        """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes."""
+        wish = self.request.deployment
+        if wish.as_ == "none":
+            return
+        alias = "champion" if wish.as_ == "champion" else "challenger"
+        self.ledger.set_alias(
+            variant.name,
+            alias,
+            variant.version,
+            who=f"request {self.id}",
+            why=appraisal.verdict.sentence,
+            evidence=appraisal.comparison.model_dump(mode="json"),
+        )
+        self.registry.set_alias(variant.name, alias, variant.version)
+        self.ledger.set_deployment(variant.name, wish, version=variant.version)
+        self.note("alias", f"{variant.name}/{variant.version} is {alias} now.")
+
+    def baseline(self, unit: Unit, plan: Plan) -> Baseline:
+        """Return what the gate compares with: the champion where there is one and the gates want it."""
+        version = self.ledger.alias(unit.name, "champion")
+        if plan.gates.baseline != "constant" and version is not None:
+            champion = self.ledger.variant(unit.name, version)
+            bundle = Bundle.load(self.registry.local_bundle(unit.name, version), digest=champion.bundle_digest)
+            problems = bundle.check_input(
+                unit.unseen.frame[[c.name for c in bundle.columns if c.name in unit.unseen.frame]]
+            )
+            if bundle.task is plan.task and bundle.classes == unit.unseen.classes and not problems:
+                return Baseline(f"the champion {unit.name}/{version}", bundle.predict_raw(unit.unseen.frame))
+            self.note(
+                "gate", f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."
+            )
+        return constant_baseline(unit.data.dataset, unit.unseen)
+
+    # --- telling -------------------------------------------------------------
+
+    def reach(self, state: RequestState, message: str) -> None:
+        self.state = state
+        self.ledger.reach(self.id, state, message)
+        self.tell(message)
+
+    def note(self, kind: str, message: str) -> None:
+        self.ledger.note(self.id, kind, message)
+        self.tell(message)
+
+    def tell(self, message: str, *, trial: Trial | None = None, segment: str = "") -> None:
+        self.listen(Progress(self.id, self.state, message, trial, segment, self.deadline.left_s))
