@@ -1,0 +1,39 @@
+# The targets that people and scripts rely on; `make help` lists them.
+# Everything runs in .venv, which the first target that needs it makes.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# Larger datasets than those that packages bring; tests that want them skip without.
+export FACTORY_TEST_DATA ?= $(realpath ../shared/data)
+
+.PHONY: help demo test check bench
+
+help:  ## List the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(INSTALLED)  ## Run the main job end to end on the embedded default
+	$(BIN)/factory demo
+
+test: check  ## Run the checks and all tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_docs.py
+
+bench: $(INSTALLED)  ## Run the benchmarks, one file after the other
+	set -e; for file in bench/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+# The stamp is newer than what it was made from, so a second run installs nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
