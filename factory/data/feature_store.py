@@ -179,7 +179,7 @@ def apply(settings: Settings) -> ApplyReport:
         folder = settings.feature_repo_folder
         with _variable(settings):
             contents = _definitions(folder, project=store.project)
-        with offline("apply the feature repository"):
+        with offline("apply the feature repository"), silence():
             try:
                 difference, _, _ = store.plan(contents)
             except ValueError as error:
@@ -232,14 +232,23 @@ def feast_errors(doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def offline(doing: str) -> Iterator[None]:
-    """Do offline work: alone, errors named, and Feast's prints and progress bars in the log, not on the terminal."""
-    said = io.StringIO()
+    """Do offline work alone, with its errors named."""
     with LOCK, feast_errors(doing), warnings.catch_warnings():
-        # ibis 10 calls a method that DuckDB renamed.
+        # ibis 12 calls a method that DuckDB 2 renamed.
         warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            yield
-    logger.debug("feast, to %s: %s", doing, said.getvalue())
+        yield
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep Feast's prints and progress bars in the log, off the terminal.
+
+    The streams are the whole process's, so this is for materializing and applying only, which print.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        yield
+    logger.debug("feast: %s", said.getvalue())
 
 
 def _connect(settings: Settings) -> Any:

@@ -28,6 +28,7 @@ from factory.data.feature_store import (
     open_store,
     refresh,
     resolve,
+    silence,
 )
 from factory.errors import Detail, InvalidData, InvalidRequest, ServiceFault, listing, suggest
 from factory.settings import Settings
@@ -228,7 +229,7 @@ def _materialize_view(store: Any, view: Any, *, end: datetime, full: bool) -> Ma
     start = _utc(last) if last and not full else (end - view.ttl if view.ttl else _BEGINNING)
     if start >= end:
         return Materialized(view=view.name, since=start, until=end, skipped=True)
-    with offline(f"materialize {view.name}"):
+    with offline(f"materialize {view.name}"), silence():
         store.materialize(start_date=start, end_date=end, feature_views=[view.name])
     return Materialized(view=view.name, since=start, until=end)
 

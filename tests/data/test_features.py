@@ -288,6 +288,12 @@ def test_own_repository_must_be_applied_and_apply_says_what_changed(tmp_path: Pa
     assert catalogue(settings)[0].definition != before
     assert (repository / "data" / "registry.db").exists()
 
+    less = CDNOW.replace("[totals, latest]", "[totals]").replace("latest = view(", "unused = dict(name=")
+    less = less.replace('dict(name="latest", 45, ', 'dict(name="latest", ')
+    (repository / "features.py").write_text(less)
+    assert ("deleted", "latest") in {(c.action, c.name) for c in apply(settings).changes}
+    assert [view.name for view in catalogue(settings)[0].views] == ["totals"]
+
 
 def test_broken_repositories_are_the_users_to_mend(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", feature_repo=tmp_path)
