@@ -41,11 +41,7 @@ class KerasLearner(Learner):
         self._seed = 0
         self._number = 0
         self._step = self._traced_step(job)
-        self._total = tf.function(
-            lambda values: self._strategy.run(
-                lambda v: tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, v), args=(values,)
-            )
-        )
+        self._total = tf.function(lambda values: self._strategy.run(_sum_of_replicas, args=(values,)))
 
     def _traced_step(self, job: Job) -> Any:
         import tensorflow as tf
@@ -115,6 +111,13 @@ def _tensorflow(threads: int) -> Any:
     except RuntimeError as error:
         logger.debug("TensorFlow was running before, its threads stay as they are: %s", error)
     return tf
+
+
+def _sum_of_replicas(values: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    # The copy lies on the replica's device; the argument itself lies on none, and the sum is refused.
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
 
 
 def _layers(architecture: Architecture) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 
 from factory.data.preparation import Table
-from factory.errors import InvalidRequest
+from factory.errors import InvalidRequest, TrainingFault
 from factory.families.base import Deadline, FitContext, Model, Sample
 from factory.plugins import load
-from factory.search.distributed import fit_distributed
+from factory.search.distributed import STOP_GRACE_S, fit_distributed
 from factory.spec import Task
 
+KILL_AFTER = 6
 FAMILIES = ["torch_network", "keras_network"]
 TOLERANCE = 1e-5
 """Of a probability after a few hundred steps of plain SGD: float32 sums in another order, nothing else."""
@@ -34,7 +36,7 @@ PARAMETERS: dict[str, Any] = {
     "lr": 0.1,
     "weight_decay": 0.01,
     "batch_size": 50,
-    "epochs": 6,
+    "epochs": 4,
 }
 
 
@@ -69,79 +71,92 @@ def context(**changes: Any) -> FitContext:
     return FitContext(**{"task": Task.BINARY, "n_classes": 2, "seed": 3, "deadline": Deadline.after(300)} | changes)
 
 
-def newest_epoch(storage: Path) -> int:
-    """Return the epochs of the newest whole checkpoint; 0 where there is none."""
-    for path in sorted(storage.glob("*/run/checkpoint_*/progress.json"), reverse=True):
-        try:
-            return int(json.loads(path.read_text())["epochs"])
-        except (OSError, ValueError):
-            continue
-    return 0
+def distributed(
+    name: str, parameters: dict[str, Any], workers: int | tuple[int, int], storage: Path, **changes: Any
+) -> Model:
+    train, validation = samples()
+    return fit_distributed(
+        load("families", name),
+        train,
+        validation=validation,
+        parameters=parameters,
+        context=context(**changes),
+        workers=workers,
+        gpus_per_worker=0,
+        storage=storage,
+    )
 
 
-def assert_equal(one: Model, many: Model, validation: Sample) -> None:
+def alone(name: str, parameters: dict[str, Any]) -> Model:
+    train, validation = samples()
+    return load("families", name).fit(train, validation=validation, parameters=parameters, context=context())
+
+
+def assert_equal(one: Model, many: Model) -> None:
+    _, validation = samples()
     assert many.rounds == one.rounds
     assert [p.step for p in many.curve] == [p.step for p in one.curve]
     assert [p.validation for p in many.curve] == pytest.approx([p.validation for p in one.curve], abs=TOLERANCE)
     np.testing.assert_allclose(many.predict(validation.table), one.predict(validation.table), atol=TOLERANCE)
 
 
+class NodeKiller(threading.Thread):
+    """Kills the second node once some epochs have their checkpoint, and notes the lowest epoch written after that."""
+
+    def __init__(self, cluster: SimpleNamespace, storage: Path) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.storage = cluster, storage
+        self.last_before, self.lowest_after = 0, 1000
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while max(self.checkpoints().values(), default=0) < KILL_AFTER:
+            time.sleep(0.02)
+        self.cluster.nodes.remove_node(self.cluster.second, allow_graceful=False)
+        before = self.checkpoints()
+        self.last_before = max(before.values())
+        while not self.over.wait(0.02):
+            later = [epoch for path, epoch in self.checkpoints().items() if path > max(before)]
+            self.lowest_after = min([self.lowest_after, *later])
+
+    def checkpoints(self) -> dict[str, int]:
+        """Return path → epochs of the checkpoints that are whole."""
+        found = {}
+        for path in self.storage.glob("*/run/checkpoint_*/progress.json"):
+            with contextlib.suppress(OSError, ValueError):
+                found[path.parent.name] = int(json.loads(path.read_text())["epochs"])
+        return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_two_workers_equal_one_and_survive_the_loss_of_a_node(
-    name: str, cluster: SimpleNamespace, tmp_path: Path
-) -> None:
-    family = load("families", name)
-    train, validation = samples()
-    t0 = time.time()
-    one = family.fit(train, validation=validation, parameters=PARAMETERS, context=context())
-    print("single", time.time() - t0)
-    t0 = time.time()
-    two = fit_distributed(
-        family,
-        train,
-        validation=validation,
-        parameters=PARAMETERS,
-        context=context(),
-        workers=2,
-        gpus_per_worker=0,
-        storage=tmp_path,
-    )
-    print("two", time.time() - t0)
-    assert_equal(one, two, validation)
+def test_two_workers_equal_one_and_outlive_a_node(name: str, cluster: SimpleNamespace, tmp_path: Path) -> None:
+    assert_equal(alone(name, PARAMETERS), distributed(name, PARAMETERS, 2, tmp_path))
 
-    longer = PARAMETERS | {"epochs": 40}
-    seen: list[int] = []
-
-    def kill_when_under_way() -> None:
-        while (epoch := newest_epoch(tmp_path)) < 4:
-            time.sleep(0.05)
-        cluster.nodes.remove_node(cluster.second, allow_graceful=False)
-        print("killed after epoch", epoch, time.time() - t0)
-        seen.append(newest_epoch(tmp_path))
-        while newest_epoch(tmp_path) <= seen[0] and not over.is_set():
-            time.sleep(0.02)
-        seen.append(newest_epoch(tmp_path))
-        print("first after", seen, time.time() - t0)
-
-    over = threading.Event()
-    killer = threading.Thread(target=kill_when_under_way)
-    t0 = time.time()
+    longer = PARAMETERS | {"epochs": 24}
+    killer = NodeKiller(cluster, tmp_path)
     killer.start()
-    survived = fit_distributed(
-        family,
-        train,
-        validation=validation,
-        parameters=longer,
-        context=context(),
-        workers=(1, 2),
-        gpus_per_worker=0,
-        storage=tmp_path,
-    )
-    over.set()
+    survived = distributed(name, longer, (1, 2), tmp_path)
+    killer.over.set()
     killer.join()
-    print("survived", time.time() - t0, seen)
-    assert_equal(family.fit(train, validation=validation, parameters=longer, context=context()), survived, validation)
+    assert killer.last_before >= KILL_AFTER
+    assert killer.lowest_after >= killer.last_before - 2, "it began anew instead of at the last checkpoint"
+    assert_equal(alone(name, longer), survived)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_deadline_ends_training_and_waiting(cluster: SimpleNamespace, tmp_path: Path) -> None:
+    started = time.monotonic()
+    endless = PARAMETERS | {"epochs": 256, "lr": 1e-3}
+    model = distributed("torch_network", endless, 2, tmp_path, deadline=Deadline.after(30))
+    assert 0 < model.rounds <= len(model.curve) < 256
+    assert time.monotonic() - started < 30 + STOP_GRACE_S
+
+    started = time.monotonic()
+    with pytest.raises(TrainingFault, match="workers did not end in time"):
+        distributed("torch_network", PARAMETERS, 3, tmp_path, deadline=Deadline.after(2))
+    assert time.monotonic() - started < 2 + STOP_GRACE_S + 10
 
 
 @pytest.mark.parametrize(
@@ -150,7 +165,7 @@ def test_two_workers_equal_one_and_survive_the_loss_of_a_node(
         ("constant", 2, 0.0, "cannot train on several workers"),
         ("torch_network", 0, 0.0, "workers 0"),
         ("torch_network", (3, 2), 0.0, r"workers \(3, 2\)"),
-        ("torch_network", 2, 2.0, "gpus_per_worker 2.0"),
+        ("torch_network", 2, 2.0, r"gpus_per_worker 2.0"),
     ],
 )
 def test_what_cannot_be_distributed_is_refused(
