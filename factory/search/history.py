@@ -8,6 +8,7 @@ and warm starting are the same act, seeding the study with history.
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ POOL_START_S = {"trees": 0.0, "torch": 8.0, "tensorflow": 20.0}
 """Seconds until a worker of that pool has imported its framework, measured on two cores (docs/decisions/workers.md)."""
 POOL_START_SHARE = 0.08
 """A pool is used when its start takes no more than this part of the search's time."""
+
+
+_HOPEFUL = (TrialState.RUNNING, TrialState.SUCCEEDED)
 
 
 @dataclass
@@ -71,7 +75,9 @@ class Proposer:
         for trial in sorted(self.history, key=lambda t: t.number):
             self.trials[trial.number] = trial
             self._learn(trial)
-        done = {(t.family, _key(t.parameters)) for t in self.history}
+        self._told = max(self.trials, default=-1) + 1
+        # A killed trial says nothing about its configuration, so that is tried again.
+        done = {(t.family, _key(t.parameters)) for t in self.history if t.state is not TrialState.KILLED}
         self._families = self._affordable_families()
         self._portfolio = [
             (name, parameters) for name, parameters in self._all_portfolios() if (name, _key(parameters)) not in done
@@ -124,7 +130,8 @@ class Proposer:
             resources = self.plan.request.resources
             return TrialJob(
                 trial=trial,
-                deadline_at=self._trial_deadline(),
+                limit_s=self._limit_s(),
+                deadline_at=max(self.deadline.at, time.time() + SHORTEST_TRIAL_S),
                 prune_below=self._prune_below() if trial.origin == "search" else None,
                 workers=resources.workers,
                 gpus_per_worker=resources.gpus_per_worker,
@@ -133,11 +140,18 @@ class Proposer:
     @property
     def exhausted(self) -> bool:
         """Whether no further trial will be proposed."""
-        if self.stopped or self.deadline.left_s < SHORTEST_TRIAL_S:
-            return True
-        if self.plan.budget.trials is not None and len(self._counted()) >= self.plan.budget.trials:
-            return True
-        return not self._portfolio and not self._searchable() and not self.running
+        with self._lock:
+            if self.stopped or (self.deadline.left_s < SHORTEST_TRIAL_S and not self._owes_a_model):
+                return True
+            if self.plan.budget.trials is not None and len(self._counted()) >= self.plan.budget.trials:
+                return True
+            return not self._portfolio and not self._searchable() and not self.running
+
+    @property
+    def _owes_a_model(self) -> bool:
+        """Whether a budget too short for any search has not led to a single real model yet."""
+        real = [t for t in self.trials.values() if t.family != "constant" and t.state in _HOPEFUL]
+        return not real and bool(self._portfolio)
 
     @property
     def running(self) -> list[Trial]:
@@ -154,7 +168,7 @@ class Proposer:
             self.record(trial)
             if not self.plan.repeatable:
                 self._learn(trial)
-            elif not self.running:
+            elif self._between_batches and not self.running:
                 self._learn_batch()
 
     def lost(self, number: int, reason: str) -> None:
@@ -167,11 +181,13 @@ class Proposer:
         return [t for t in self.trials.values() if t.state is not TrialState.KILLED]
 
     def _waits_for_batch(self) -> bool:
-        """In a repeatable search the next four are asked for when the last four have ended."""
-        if not self.plan.repeatable or self._portfolio:
-            return False
-        started = sum(1 for t in self.trials.values() if t.origin == "search")
-        return bool(self.running) and (started % BATCH == 0 or not self._asked)
+        """In a repeatable search the next four are asked for when the portfolio or the last four have ended."""
+        return self.plan.repeatable and self._between_batches and bool(self.running)
+
+    @property
+    def _between_batches(self) -> bool:
+        """Whether the portfolio is used up and no batch is half asked for: who waits then may learn."""
+        return not self._portfolio and len(self._asked) in (0, BATCH)
 
     def _learn_batch(self) -> None:
         for number in sorted(self.trials):
@@ -191,23 +207,23 @@ class Proposer:
             segment=self.segment,
         )
 
-    def _trial_deadline(self) -> float:
-        left_s = self.deadline.left_s
-        share_s = max(SHORTEST_TRIAL_S, left_s * self.parallel / TARGET_TRIALS)
-        return self.deadline.at - left_s + min(share_s, left_s)
+    def _limit_s(self) -> float:
+        """Return what the next trial may take: its share of what is left on all CPUs."""
+        return max(SHORTEST_TRIAL_S, self.deadline.left_s * self.parallel / TARGET_TRIALS)
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""
         best: dict[str, float] = {}
         for trial in self._settled():
-            if trial.score is not None and any(_free(d) for d in self.plan.spaces[trial.family].values()):
+            space = self.plan.spaces.get(trial.family, {})
+            if trial.score is not None and any(_free(d) for d in space.values()):
                 best[trial.family] = max(best.get(trial.family, -np.inf), trial.score)
         return sorted(best, key=lambda name: -best[name])
 
     def _settled(self) -> list[Trial]:
         """Finished trials whose end may influence the next; in a repeatable search, whole batches only."""
         finished = [t for t in self.trials.values() if t.finished]
-        return [t for t in finished if t.number < self._told] if self.plan.repeatable and self._told else finished
+        return [t for t in finished if t.number < self._told] if self.plan.repeatable else finished
 
     def _ask(self) -> Trial:
         name = self._choose_family()
@@ -248,7 +264,9 @@ class Proposer:
         if asked is not None:
             self._study.tell(asked, trial.score)
             return
-        space = self.plan.spaces.get(trial.family, {})
+        if trial.family not in self.plan.spaces:
+            return
+        space = self.plan.spaces[trial.family]
         inside = {p: v for p, v in trial.parameters.items() if p in space and clip({p: space[p]}, {p: v})[p] == v}
         self._study.add_trial(
             optuna.trial.create_trial(
