@@ -71,8 +71,7 @@ def run_tune(
         ),
     )
     tuner.fit()
-    for trial in jobs.running:
-        jobs.lost(trial.number, "It was stopped when the search's time was up.")
+    exchange.abandon("It was stopped when the search's time was up.")
 
 
 def _configuration(job: TrialJob, *, threads: int, generation: int) -> dict[str, Any]:
@@ -146,6 +145,12 @@ class _Exchange:
         if result["resident_mb"] > RECYCLE_SHARE * self._limit_mb:
             self._generation[pool] += 1
         self._jobs.done(Trial.model_validate_json(result["trial"]))
+
+    def abandon(self, reason: str) -> None:
+        """Give up what Tune has not brought back; a trial that another executor runs is not Tune's to give up."""
+        for number, _ in self._numbers.values():
+            self._jobs.lost(number, reason)
+        self._numbers.clear()
 
 
 def _searcher(exchange: _Exchange) -> object:
