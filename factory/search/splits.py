@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from factory.data.dataset import Dataset
-from factory.errors import InvalidRequest
+from factory.errors import Detail, InvalidData, InvalidRequest
 from factory.spec import (
     AutoValidation,
     CrossValidation,
@@ -76,8 +76,14 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split
 
 
 def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:
-    """K folds; a class with fewer rows than folds is spread over as many folds as it has rows."""
+    """K folds; a class with fewer rows than folds is spread over as many folds as it has rows.
+
+    With two classes there are no more folds than that, since a fold with one class only has no AUC.
+    """
     generator = np.random.default_rng(seed)
+    n_folds = min(n_folds, len(dataset.y))
+    if dataset.task is Task.BINARY:
+        n_folds = max(2, min(n_folds, int(np.bincount(dataset.y, minlength=2).min())))
     fold = np.empty(len(dataset.y), dtype=np.int64)
     strata = [np.arange(len(dataset.y))]
     if dataset.task is not Task.REGRESSION:
@@ -105,7 +111,14 @@ def _random(dataset: Dataset, share: float, seed: int) -> Split:
 
 
 def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
-    order = np.argsort(np.asarray(dataset.column(split.column)), kind="stable")
+    times = dataset.column(split.column)
+    if missing := int(times.isna().sum()):
+        raise InvalidData(
+            f"validation.column: {missing} of {len(times)} rows have no time in {split.column!r}.",
+            hint="Fill them in, leave those rows out, or choose another validation.",
+            details=[Detail("validation.column", f"{missing} missing values")],
+        )
+    order = np.argsort(np.asarray(times), kind="stable")
     n_held = max(1, round(share * len(order)))
     n_train = len(order) - n_held - split.gap
     if n_train < n_held:

@@ -68,10 +68,13 @@ class TrialData:
 class TrialJob(Document):
     """A trial to run and what it may take.
 
-    ``refit_rounds`` makes it a refit: one fit on all rows with that many rounds (0 where the family has none).
+    ``limit_s`` counts from the trial's own start, since a worker may need seconds until it is up; ``deadline_at`` is
+    the moment at which it has to end in any case. ``refit_rounds`` makes it a refit: one fit on all rows with that
+    many rounds (0 where the family has none).
     """
 
     trial: Trial
+    limit_s: float = float("inf")
     deadline_at: float = float("inf")
     prune_below: float | None = None
     refit_rounds: int | None = None
@@ -141,6 +144,7 @@ class TrialRunner:
     def run(self, job: TrialJob) -> Trial:
         """Run one trial to its end and return it with its end state."""
         trial, started = job.trial, time.monotonic()
+        job = job.model_copy(update={"deadline_at": min(job.deadline_at, time.time() + job.limit_s)})
         watch = MemoryWatch(self.memory_limit_mb)
         watch.keep_going()
         try:
@@ -207,7 +211,11 @@ class TrialRunner:
             if not np.isfinite(prediction).all():
                 return self._ended(trial, TrialState.FAILED, "The model predicts values that are not numbers.")
             parts.append(prediction.astype(np.float32))
-            fold_scores.append(data.metric.score(validation.y, prediction))
+            score = data.metric.score(validation.y, prediction)
+            if not np.isfinite(score):
+                reason = f"Fold {k} has no {data.metric.label}: does it lack a class among its validation rows?"
+                return self._ended(trial, TrialState.FAILED, reason)
+            fold_scores.append(score)
             train_scores.append(self._train_score(model, train))
             curve = curve or model.curve
             rounds.append(model.rounds)
