@@ -7,6 +7,7 @@ its path, its value and what is allowed.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -91,7 +92,7 @@ def _narrow_choice(dimension: ChoiceDimension, value: Narrowing) -> ChoiceDimens
 def _narrow_interval(dimension: FloatDimension | IntDimension, value: Narrowing) -> FloatDimension | IntDimension | str:
     ends = value if isinstance(value, list) else [value, value]
     numbers = [v for v in ends if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) != 2 or len(ends) != 2:
+    if len(numbers) != 2 or len(ends) != 2 or not all(math.isfinite(v) for v in numbers):
         return f"{value!r} is not a number or a pair [low, high]; allowed: {dimension.low} to {dimension.high}."
     low, high = numbers
     if isinstance(dimension, IntDimension) and (low != int(low) or high != int(high)):

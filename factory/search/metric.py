@@ -8,6 +8,7 @@ convention: greater is better, losses are negative.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ def _neg_mae(y: np.ndarray, p: np.ndarray) -> float:
 
 
 def _r2(y: np.ndarray, p: np.ndarray) -> float:
-    spread = float(np.square(y - y.mean()).mean())
-    return 1 - float(np.square(y - p).mean()) / spread if spread else 0.0
+    spread, error = float(np.square(y - y.mean()).mean()), float(np.square(y - p).mean())
+    return 1 - error / spread if spread else float(error == 0)
 
 
 _CLASSIFICATION: dict[str, Score] = {"neg_log_loss": _neg_log_loss, "accuracy": _accuracy}
@@ -108,8 +109,10 @@ class Metric:
                 hint=f"Usual ones for a {task} task: {listing(_FAST[task])}.",
             )
         try:
-            value = metric.score(*_example(task))
-        except (ValueError, TypeError, AttributeError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                value = metric.score(*_example(task))
+        except (ValueError, TypeError, AttributeError, UserWarning) as error:
             value, cause = float("nan"), str(error)
         else:
             cause = "it gives no number"
@@ -168,10 +171,13 @@ class Metric:
 
 
 def _example(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return targets and predictions with every class among both and some errors: every score is defined."""
     if task is Task.REGRESSION:
         return np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.1, 1.9, 3.2, 3.9])
     n_classes = 2 if task is Task.BINARY else 3
     y = np.tile(np.arange(n_classes), 4)
-    p = np.full((len(y), n_classes), 0.5 / (n_classes - 1))
-    p[np.arange(len(y)), y] = 0.5
+    said = np.roll(y, 1)
+    said[n_classes:] = y[n_classes:]
+    p = np.full((len(y), n_classes), 0.4 / (n_classes - 1))
+    p[np.arange(len(y)), said] = 0.6
     return y, p
