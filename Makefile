@@ -9,7 +9,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 # Larger datasets than those that packages bring; tests that want them skip without.
+ifneq ($(wildcard ../shared/data),)
 export FACTORY_TEST_DATA ?= $(realpath ../shared/data)
+endif
 
 .PHONY: help demo test check bench
 
