@@ -33,8 +33,8 @@ PATIENCE = 2
 """Rounds without gain; validation loss along the path has one valley."""
 MOST_ONE_HOT = 1_500
 """One-hot columns at most; a column with more levels than fit is encoded by frequency."""
-MOST_CELLS = 40_000_000
-"""Cells of the float64 design matrix (320 MB); of a larger table a random part of the rows is used."""
+MOST_CELLS = 15_000_000
+"""Cells of the float64 design matrix (120 MB); of a larger table a random part of the rows is used."""
 BLOCK = 25
 """Iterations of the solver between two looks at the deadline."""
 MOST_BLOCKS = 12
@@ -160,9 +160,9 @@ class Linear(Family):
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         width = n_columns * (10 if parameters.get("splines") else 3)
         outputs = max(n_classes, 1)
-        # The design and a copy of it in the solver; logits and their gradients; the Hessian or Gram matrix.
+        # The design and copies of it in the solver; logits and their gradients; the Hessian or Gram matrix.
         cells = min(n_rows * width, MOST_CELLS)
-        return (n_rows * n_columns * 8 + cells * 16 + n_rows * outputs * 32 + (width * outputs) ** 2 * 16) / 1e6 + 60
+        return (n_rows * n_columns * 8 + cells * 28 + n_rows * outputs * 32 + (width * outputs) ** 2 * 16) / 1e6 + 60
 
 
 def _one_hot_levels(levels: tuple[int, ...]) -> int:
