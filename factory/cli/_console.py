@@ -32,7 +32,10 @@ REJECTED = 3
 OVERFIT_GAP = 0.1
 """Relative difference of training and validation score from which on the leaderboard warns."""
 
-out = Console(highlight=False)
+WIDE = 160
+"""Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False)
 
 

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from factory.cli._console import Json, ProgressLine, exit_code, leaderboard, opened_ledger, out, outcome, print_json
-from factory.data.tables import read_table, write_table
+from factory.data.tables import write_table
 from factory.errors import InvalidRequest
 from factory.pipeline import produce, submit
 from factory.search.metric import Metric
 from factory.variants.bundle import Bundle
-from factory.variants.delivery import predictions_table
+from factory.variants.delivery import predict_table
 from factory.variants.registry import Registry
 
 PLUGIN = typer.Typer()
@@ -50,15 +50,14 @@ def fit(
         **({"budget": {"time_s": budget}} if budget else {}),
     }
     with opened_ledger() as (ledger, settings):
-        rows = None if test is None else read_table(test, max_rows=settings.max_rows)
         record = submit(document, ledger=ledger, settings=settings)
         with ProgressLine(quiet=json) as line:
             result = produce(record.id, ledger=ledger, settings=settings, listen=line)
         variant = result.variants[0]
-        if rows is not None and out_file is not None:
+        if test is not None and out_file is not None:
             folder = Registry(settings).local_bundle(variant.name, variant.version)
             bundle = Bundle.load(folder, digest=variant.bundle_digest)
-            write_table(predictions_table(bundle, rows), Path(out_file))
+            write_table(predict_table(bundle, test, max_rows=settings.max_rows), Path(out_file))
     if json:
         print_json({"request": result.request_id, "state": result.state, "variant": variant})
     else:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from factory.cli._console import Json, opened_ledger, out, print_json, table
-from factory.data.tables import read_table, write_table
+from factory.data.tables import write_table
 from factory.variants.bundle import Bundle
-from factory.variants.delivery import predictions_table
+from factory.variants.delivery import predict_table
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
 
@@ -27,9 +27,9 @@ def predict(
     """Predict the rows of a table with a registered variant, in this process."""
     with opened_ledger() as (ledger, settings):
         variant = resolve(name, ledger=ledger)
-        rows = read_table(data, max_rows=settings.max_rows)
         folder = Registry(settings).local_bundle(variant.name, variant.version)
-        predictions = predictions_table(Bundle.load(folder, digest=variant.bundle_digest), rows)
+        bundle = Bundle.load(folder, digest=variant.bundle_digest)
+        predictions = predict_table(bundle, data, max_rows=settings.max_rows)
     if out_file is not None:
         write_table(predictions, Path(out_file))
         out.print(f"{len(predictions):,} predictions of {variant.name}/{variant.version} are in {out_file}")

@@ -19,12 +19,13 @@ from factory.data.dataset import Dataset
 from factory.data.preparation import Preparation
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
+from factory.data.tables import read_table
 from factory.errors import InvalidData
 from factory.search.engine import Part, SearchResult
 from factory.search.metric import Metric
 from factory.search.plan import Plan, family
 from factory.search.trial import TrialData, preparation_folder
-from factory.spec import Task, Variant
+from factory.spec import ColumnType, Task, Variant
 from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.evaluation import (
     Evaluation,
@@ -183,20 +184,22 @@ def evidence_files(
     }
 
 
-def predictions_table(bundle: Bundle, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return predictions in the form that files of predictions have.
+def predict_table(bundle: Bundle, path: str, *, max_rows: int) -> pd.DataFrame:
+    """Read rows from a file and return their predictions in the form that files of predictions have.
 
     Classification: one probability column per class, named by the class; regression: a column ``prediction``; rows in
-    the order of ``frame``.
+    the order of the file.
 
     Raises:
-        InvalidData: columns are missing or of the wrong type; all of them are named.
+        InvalidData: the file cannot be read, or columns are missing or of the wrong type; all of them are named.
     """
+    labels = [c.name for c in bundle.columns if c.type in (ColumnType.CATEGORICAL, ColumnType.TEXT)]
+    frame = read_table(path, max_rows=max_rows, text_columns=labels)
     known = {column.name for column in bundle.columns}
     problems = bundle.check_input(frame[[c for c in frame.columns if c in known]])
     if problems:
         raise InvalidData(
-            "These rows cannot be predicted: " + " ".join(f"{d.field}: {d.message}" for d in problems),
+            f"The rows of {path!r} cannot be predicted: " + " ".join(f"{d.field}: {d.message}" for d in problems),
             hint="Bring the columns that the variant was trained on; `factory variants show NAME` lists them.",
             details=problems,
         )
