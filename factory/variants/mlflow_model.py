@@ -1,0 +1,103 @@
+"""A bundle as a plain MLflow model folder, and back.
+
+``mlflow.pyfunc.load_model`` and ``mlflow models serve --env-manager local``
+work on what :func:`save_model` writes with nothing but the installed package:
+the loader is named, the data are plain files, no code and no pickle is stored.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from factory.errors import UntrustedBundle
+from factory.spec import ColumnType
+from factory.variants.bundle import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from mlflow.models import Model, ModelSignature
+
+LOADER = "factory.variants.bundle"
+DISTRIBUTION = "model-variant-factory"
+"""What a logged model requires; never the bare import name, which is another project's on the package index."""
+
+
+def save_model(folder: Path, path: Path, *, example: pd.DataFrame, model: Model) -> None:
+    """Write the MLflow model of a bundle.
+
+    Args:
+        folder: The saved bundle.
+        path: New folder of the MLflow model.
+        example: Rows of input; the first three are kept as the model's input example.
+        model: MLflow's description of the model, to which signature and loader are added.
+    """
+    from mlflow import pyfunc
+
+    manifest = read_manifest(folder)
+    pyfunc.save_model(
+        path=str(path),
+        loader_module=LOADER,
+        data_path=str(folder),
+        signature=signature(manifest),
+        input_example=_example(example, manifest),
+        pip_requirements=[_requirement()],
+        mlflow_model=model,
+    )
+
+
+def bundle_of(folder: Path) -> Path:
+    """Return the bundle inside an MLflow model's folder, if the model is one of ours and nothing else."""
+    from mlflow.models import Model
+
+    try:
+        flavour = Model.load(str(folder)).flavors["python_function"]
+        loader, data, code = flavour["loader_module"], flavour["data"], flavour.get("code")
+    except (OSError, KeyError, ValueError) as error:
+        raise UntrustedBundle(
+            f"The MLflow model in {str(folder)!r} cannot be read: {error}.", hint="Make the variant again."
+        ) from error
+    bundle = folder / str(data)
+    if loader != LOADER or code or not bundle.resolve().is_relative_to(folder.resolve()):
+        raise UntrustedBundle(
+            f"The MLflow model in {str(folder)!r} is not one of ours: it is loaded by {loader!r}"
+            + (" and brings code along." if code else "."),
+            hint="Only variants that the factory registered are loaded.",
+        )
+    return bundle
+
+
+def signature(manifest: Manifest) -> ModelSignature:
+    """Return the MLflow signature of a bundle.
+
+    Inputs are declared by name and as required, but with MLflow's ``Any`` type: its ``double`` refuses whole numbers,
+    its ``long`` refuses missing values and its ``string`` refuses pandas categories, all of which a variant predicts.
+    The bundle checks values itself, with better sentences.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, Schema
+
+    inputs = [
+        ColSpec(AnyType(), name=column.name, required=column.type is not ColumnType.IDENTIFIER)
+        for column in manifest.columns
+    ]
+    prediction = ColSpec("string" if manifest.classes else "double", name="prediction")
+    probabilities = [ColSpec("double", name=f"probability_{label}") for label in manifest.classes]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([prediction, *probabilities]))
+
+
+def _example(example: pd.DataFrame, manifest: Manifest) -> pd.DataFrame:
+    """Take three rows of the needed columns, dates as text: the example is stored as JSON."""
+    names = [column.name for column in manifest.columns if column.name in example]
+    rows = example[names].head(3).reset_index(drop=True)
+    dates = {name: rows[name].dt.strftime("%Y-%m-%dT%H:%M:%S") for name in names if rows[name].dtype.kind == "M"}
+    return rows.assign(**dates)
+
+
+def _requirement() -> str:
+    try:
+        return f"{DISTRIBUTION}>={version(DISTRIBUTION)}"
+    except PackageNotFoundError:
+        return DISTRIBUTION

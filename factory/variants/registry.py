@@ -1,0 +1,420 @@
+"""Variants in MLflow: logged and registered as plain models, aliases as a mirror of the ledger's.
+
+Everything goes through clients that are given their URI, never through
+MLflow's global state: a notebook that calls the factory keeps its own tracking
+server and its own active run.  A variant is registered once for each request
+and segment, however often a killed driver comes back: the model version, which
+is created last and carries their names as tags, is the sign that it was done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+import pandas as pd
+from sqlalchemy.exc import SQLAlchemyError
+
+from factory.errors import Detail, NotFound, ServiceFault, StorageFault
+from factory.settings import Settings
+from factory.spec import CurvePoint, Variant
+from factory.variants.mlflow_model import bundle_of, save_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+TAG = "factory."
+"""Prefix of our tags in MLflow."""
+ONCE = TAG + "once"
+"""Tag that no two versions share."""
+_LINEAGE = (
+    "request_id", "segment", "state", "kind", "task", "metric", "score", "score_low", "score_high", "recipe",
+    "recipe_digest", "dataset_digest", "bundle_digest", "feature_service", "feature_service_digest", "parent", "seed",
+    "cost_s", "size_mb", "latency_ms",
+)  # fmt: skip
+_CURVE_POINTS = 60
+"""Points of a learning curve that go to MLflow; each is a row of its database."""
+_BATCH = 1000
+"""MLflow's limit of metrics in one call."""
+
+
+class Registry:
+    """MLflow as the factory uses it.
+
+    Args:
+        settings: Says where MLflow is and where artifacts of the embedded default lie.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.uri = settings.tracking_uri
+        self._client: MlflowClient | None = None
+        _quieten()
+
+    def warm_up(self) -> None:
+        """Import MLflow and create its database; can run in a thread while something else starts.
+
+        Raises:
+            StorageFault: FACTORY_HOME cannot be written.
+            ServiceFault: MLflow does not answer.
+        """
+        with self._asking("answer"):
+            self.client().search_registered_models(max_results=1)
+
+    def client(self) -> MlflowClient:
+        """Return the client, made at the first call."""
+        if self._client is None:
+            if self.uri.startswith("sqlite:"):
+                self.settings.prepare_home()
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return self._client
+
+    def register(
+        self,
+        folder: Path,
+        *,
+        variant: Variant,
+        example: pd.DataFrame,
+        metrics: Mapping[str, float],
+        parameters: Mapping[str, object] | None = None,
+        curves: Mapping[str, Sequence[CurvePoint]] | None = None,
+        files: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        description: str = "",
+    ) -> Variant:
+        """Log a bundle as an MLflow model and register it as the next version of ``variant.name``.
+
+        A second call for the same request and segment returns the version of the first one.
+
+        Args:
+            folder: The saved bundle.
+            variant: Its lineage; ``version``, ``model_uri`` and ``created`` are filled by this call.
+            example: A few rows of input, kept as the model's input example.
+            metrics: Scores on held-out rows by name; what is not finite is left out.
+            parameters: How it was made, by name.
+            curves: Learning curves by member.
+            files: Texts by file name that are kept with the run: model card, leaderboard, evidence.
+            tags: Further tags of the version.
+            description: A sentence for people.
+
+        Raises:
+            ServiceFault: MLflow refused or is not there.
+            StorageFault: there is no room for the artifacts.
+        """
+        with self._asking("register the variant"):
+            if (found := self._registered(variant)) is not None:
+                return found
+            experiment = self._experiment(variant.name.partition(".")[0])
+            lineage = {**_lineage(variant), **(tags or {})}
+            run = self._run(experiment, variant, lineage)
+            model_id = self._log_model(folder, experiment=experiment, run=run, variant=variant, example=example)
+            self._log_evidence(run, model_id, metrics=metrics, parameters=parameters or {}, curves=curves or {})
+            self._log_files(run, files or {})
+            self.client().set_terminated(run)
+            self._create_model(variant.name)
+            made = self.client().create_model_version(
+                name=variant.name,
+                source=self._source(model_id),
+                run_id=run,
+                tags=lineage,
+                description=description,
+                model_id=model_id,
+            )
+            link = json.dumps([{"name": made.name, "version": made.version}])
+            self.client().set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
+        return _completed(variant, made)
+
+    def set_alias(self, name: str, alias: str, version: int | None) -> None:
+        """Point an alias of a registered model to a version, or clear it with None.
+
+        Raises:
+            NotFound: there is no such version.
+            ServiceFault: MLflow refused or is not there.
+        """
+        with self._asking("move an alias"):
+            if version is None:
+                self.client().delete_registered_model_alias(name, alias)
+                return
+            self._version(name, version)
+            self.client().set_registered_model_alias(name, alias, str(version))
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return MLflow's aliases of a registered model, version by alias; empty where there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        with self._asking("list aliases"):
+            try:
+                found = self.client().get_registered_model(name).aliases
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+        return {alias: int(number) for alias, number in found.items()}
+
+    def differences(self, ledger: Mapping[str, Mapping[str, int]]) -> list[Detail]:
+        """Compare the ledger's aliases with their mirror in MLflow; the ledger decides, this only reports.
+
+        Args:
+            ledger: Version by alias, by variant name.
+        """
+        found = []
+        for name, expected in ledger.items():
+            mirrored = self.aliases(name)
+            for alias in sorted({*expected, *mirrored}):
+                here, there = expected.get(alias), mirrored.get(alias)
+                if here != there:
+                    message = f"The ledger says {_said(here)}, MLflow says {_said(there)}; the ledger decides."
+                    found.append(Detail(f"{name}@{alias}", message))
+        return found
+
+    def local_bundle(self, name: str, version: int) -> Path:
+        """Return the folder of a version's bundle on this machine; artifacts elsewhere are downloaded once.
+
+        What is returned is not trusted yet: :meth:`Bundle.load` checks it against the ledger's digest.
+
+        Raises:
+            NotFound: there is no such version.
+            UntrustedBundle: the model is not one of ours, or brings code along.
+            ServiceFault: MLflow refused or is not there.
+        """
+        with self._asking("find a variant's files"):
+            found = self._version(name, version)
+            location = str(found.source)
+            if location.startswith("models:/"):
+                location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
+            folder = _local(location) or self._downloaded(location, f"{name}-{version}")
+        return bundle_of(folder)
+
+    # --- steps of a registration ---------------------------------------------------
+
+    def _registered(self, variant: Variant) -> Variant | None:
+        once = f"tag.`{ONCE}` = '{_once(variant)}'"
+        versions = self.client().search_model_versions(f"name = '{variant.name}' and {once}")
+        return _completed(variant, versions[0]) if versions else None
+
+    def _experiment(self, team: str) -> str:
+        """Return the id of the team's experiment, with artifacts in FACTORY_HOME unless a server keeps them."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client().get_experiment_by_name(team)
+        if found is None:
+            location = (self.settings.artifacts / team).as_uri() if self._is_database else None
+            try:
+                return str(self.client().create_experiment(team, artifact_location=location))
+            except MlflowException:
+                # Another process created it in the meantime.
+                found = self.client().get_experiment_by_name(team)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client().restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    @property
+    def _is_database(self) -> bool:
+        """Whether we talk to MLflow's database ourselves, without a server of its own."""
+        return urlparse(self.uri).scheme not in ("http", "https", "databricks")
+
+    def _source(self, model_id: str) -> str:
+        """Return where a logged model lies; without a server, MLflow would look an id up in its global state."""
+        if self._is_database:
+            return str(self.client().get_logged_model(model_id).artifact_location)
+        return f"models:/{model_id}"
+
+    def _run(self, experiment: str, variant: Variant, tags: Mapping[str, str]) -> str:
+        """Start a run, after ending the unfinished ones that a killed driver left behind."""
+        unfinished = f"tags.`{ONCE}` = '{_once(variant)}' and attributes.status = 'RUNNING'"
+        stale = self.client().search_runs([experiment], unfinished)
+        for run in stale:
+            self.client().set_terminated(run.info.run_id, status="KILLED")
+        title = f"{variant.name} {variant.segment}".strip()
+        return str(self.client().create_run(experiment, run_name=title, tags=dict(tags)).info.run_id)
+
+    def _log_model(self, folder: Path, *, experiment: str, run: str, variant: Variant, example: pd.DataFrame) -> str:
+        """Do what ``pyfunc.log_model`` does, without its global state and without running the model."""
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        client = self.client()
+        logged = client.create_logged_model(
+            experiment, name=variant.name.replace(".", "-"), source_run_id=run, tags=_lineage(variant)
+        )
+        client.log_outputs(run, models=[LoggedModelOutput(logged.model_id, step=0)])
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "model"
+            save_model(
+                folder,
+                path,
+                example=example,
+                model=Model(
+                    artifact_path=logged.artifact_location,
+                    model_uuid=logged.model_id,
+                    run_id=run,
+                    model_id=logged.model_id,
+                    metadata={"bundle_digest": variant.bundle_digest, "task": str(variant.task)},
+                ),
+            )
+            client.log_model_artifacts(logged.model_id, str(path))
+        client.finalize_logged_model(logged.model_id, "READY")
+        return str(logged.model_id)
+
+    def _log_evidence(
+        self,
+        run: str,
+        model_id: str,
+        *,
+        metrics: Mapping[str, float],
+        parameters: Mapping[str, object],
+        curves: Mapping[str, Sequence[CurvePoint]],
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        final = [Metric(_key(k), v, now, 0, model_id=model_id) for k, v in metrics.items() if math.isfinite(v)]
+        points = iter([*final, *(Metric(key, value, now, step) for key, value, step in _curve_points(curves))])
+        given = [Param(_key(key), str(value)[:6000]) for key, value in parameters.items()][:100]
+        first = list(islice(points, _BATCH))
+        self.client().log_batch(run, metrics=first, params=given)
+        while batch := list(islice(points, _BATCH)):
+            self.client().log_batch(run, metrics=batch)
+
+    def _log_files(self, run: str, files: Mapping[str, str]) -> None:
+        if not files:
+            return
+        with tempfile.TemporaryDirectory() as place:
+            for name, text in files.items():
+                (Path(place) / name).write_text(text, encoding="utf-8")
+            self.client().log_artifacts(run, place)
+
+    def _create_model(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client().create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+                raise
+
+    # --- reading ---------------------------------------------------------------------
+
+    def _version(self, name: str, version: int) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client().get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise NotFound(
+                f"MLflow at {_public(self.uri)} has no version {version} of {name!r}.",
+                hint="`factory variants list` shows what there is.",
+            ) from error
+
+    def _downloaded(self, location: str, label: str) -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        folder = self.settings.root / "cache" / "models" / label
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+                got = Path(download_artifacts(artifact_uri=location, dst_path=place, tracking_uri=self.uri))
+                got.rename(folder)
+        return folder
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        """Turn MLflow's, the database's and the disk's errors into ours."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError) as error:
+            raise ServiceFault(
+                f"MLflow at {_public(self.uri)} could not {what}: {str(error).splitlines()[0][:300]}",
+                hint="Check MLFLOW_TRACKING_URI and that the server or database answers; `factory doctor` looks.",
+            ) from error
+        except OSError as error:
+            raise StorageFault(
+                f"The artifacts of MLflow could not be written or read: {error}.",
+                hint="Free some space, or check the rights on FACTORY_HOME.",
+            ) from error
+
+
+def _quieten() -> None:
+    """Set what MLflow reads when it is imported: no pickles, no telemetry, no chatter on the terminal."""
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow warns about its own classes when it is imported.
+    warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType")
+
+
+def _once(variant: Variant) -> str:
+    """Return what tells one making of a variant from all others; a digest, since a filter cannot hold quotes."""
+    return hashlib.sha256(json.dumps([variant.request_id, variant.segment]).encode()).hexdigest()[:32]
+
+
+def _lineage(variant: Variant) -> dict[str, str]:
+    fields = variant.model_dump(mode="json", include=set(_LINEAGE))
+    given = {TAG + key: str(value) for key, value in fields.items() if value not in (None, "")}
+    return {**given, ONCE: _once(variant)}
+
+
+def _completed(variant: Variant, made: Any) -> Variant:
+    number = int(made.version)
+    return variant.model_copy(
+        update={
+            "version": number,
+            "model_uri": f"models:/{variant.name}/{number}",
+            "created": datetime.fromtimestamp(made.creation_timestamp / 1000, tz=UTC),
+        }
+    )
+
+
+def _curve_points(curves: Mapping[str, Sequence[CurvePoint]]) -> Iterator[tuple[str, float, int]]:
+    for name, curve in curves.items():
+        step = max(1, math.ceil(len(curve) / _CURVE_POINTS))
+        for point in [*curve[:-1:step], *curve[-1:]]:
+            for side, value in (("train", point.train), ("validation", point.validation)):
+                if value is not None and math.isfinite(value):
+                    yield _key(f"curve/{name}/{side}"), value, point.step
+
+
+def _key(name: str) -> str:
+    """Keep what MLflow allows in a metric's or parameter's name."""
+    return re.sub(r"[^\w\-. /]", "_", name)[:250]
+
+
+def _said(version: int | None) -> str:
+    return f"version {version}" if version is not None else "no version"
+
+
+def _public(uri: str) -> str:
+    """Return a URI without user and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _local(location: str) -> Path | None:
+    parsed = urlparse(location)
+    if parsed.scheme in ("", "file"):
+        return Path(unquote(parsed.path))
+    return None
