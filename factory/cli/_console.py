@@ -114,7 +114,7 @@ def overfits(trial: Trial) -> bool:
 
 
 def outcome(result: Outcome) -> None:
-    """Print what a request came to: the verdict of each gate and the versions."""
+    """Print what a request came to: the versions, and why a gate said no."""
     rows = [
         (
             f"{v.name}/{v.version}",
@@ -129,7 +129,8 @@ def outcome(result: Outcome) -> None:
     ]
     table("Variants", ("variant", "segment", "gate", "score on unseen rows.", "one row.", "size.", "cost."), rows)
     for variant, verdict in zip(result.variants, result.verdicts, strict=True):
-        out.print(f"Gate of {variant.name}/{variant.version}: {verdict.sentence}")
+        if not verdict.passed:
+            out.print(f"Gate of {variant.name}/{variant.version}: {verdict.sentence}", soft_wrap=True)
     if result.pooled_segments:
         out.print(f"Served by the pooled variant: {', '.join(result.pooled_segments)}")
 

@@ -106,6 +106,7 @@ def _features_request(entities: Path) -> dict[str, object]:
             "entities": str(entities),
             "target": "life_expectancy_in_5_years",
             "feature_service": "country_v1",
+            "drop": ["continent"],
         },
         "validation": {"kind": "time", "column": "event_timestamp"},
         "segments": {"by": "continent", "min_rows": 200},

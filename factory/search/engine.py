@@ -148,7 +148,7 @@ class _Executor:
 
     def __init__(self, plan: Plan, data: TrialData, *, ray: RaySession, settings: Settings) -> None:
         self._plan, self._data, self._ray, self._settings = plan, data, ray, settings
-        memory_mb = plan.budget.memory_gb * 1000
+        memory_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
         self._worker_mb = max(800.0, (memory_mb - DRIVER_MB) / local_cpus(settings))
         self._inline = TrialRunner(data, threads=1, memory_limit_mb=max(memory_mb, 1000.0))
 

@@ -267,7 +267,7 @@ class TrialRunner:
                 validation=held_out,
                 parameters=parameters,
                 context=context,
-                workers=job.workers,
+                workers=(1, job.workers),
                 gpus_per_worker=job.gpus_per_worker,
                 storage=self.data.workspace / "train",
             )
