@@ -71,9 +71,9 @@ class Progress:
 
     @property
     def on_curve(self) -> bool:
-        """Whether the coming round is a point of the curve: each of the first 20, then ever fewer, below 200 in all."""
+        """Whether the coming round is a point of the curve: each of the first 31, then 16 in every doubling."""
         step = self.done + 1
-        return step <= 20 or step % (step // 20) == 0
+        return step % (1 << max(step.bit_length() - 5, 0)) == 0
 
     def record(self, *, train: float | None, validation: float | None) -> bool:
         """Take one round's losses (train only where :attr:`on_curve` asked for it); return whether to go on."""

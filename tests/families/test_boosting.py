@@ -38,7 +38,7 @@ def test_curve_is_thinned() -> None:
         progress.record(train=0.0, validation=1 / (1 + progress.done))
     assert progress.done == 10_000
     assert 100 < len(progress.points) <= 200
-    assert [p.step for p in progress.points[:20]] == list(range(1, 21))
+    assert [p.step for p in progress.points[:31]] == list(range(1, 32))
 
 
 def test_rate_is_raised_only_where_the_rounds_left_are_too_few() -> None:
