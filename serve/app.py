@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Mutable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol, TypeVar
 
@@ -49,6 +50,8 @@ T = TypeVar("T")
 INLINE_MS = 5.0
 """A prediction below this runs in the event loop: handing it to a thread costs about as much (0.1 to 0.3 ms) as it
 takes, and a stall of 5 ms is below what a caller notices."""
+PRELOADED = 16
+"""Champions loaded at start; of thousands of names most are never called."""
 INLINE_BYTES = 16_384
 """A larger body is read, checked and predicted in a thread."""
 _OIP_TEXT_CLIENTS = (b"gevent-http-client",)
@@ -60,6 +63,9 @@ class Columns(Protocol):
 
     def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
         """Return the variant's columns for entity rows."""
+
+    def warm_up(self, service: str) -> None:
+        """Make ready for a feature service."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +155,22 @@ class Predictor:
         load: Loads a variant's bundle; called in a thread.
         features: Reads online features.
         limits: What it takes on.
+        warm_up: Called in a thread when the server starts, before champions are loaded; what it raises is logged.
     """
 
     def __init__(
-        self, catalogue: Catalogue, *, load: Callable[[Variant], Loaded], features: Columns, limits: Limits
+        self,
+        catalogue: Catalogue,
+        *,
+        load: Callable[[Variant], Loaded],
+        features: Columns,
+        limits: Limits,
+        warm_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._catalogue = catalogue
         self._features = features
         self._limits = limits
+        self._warm_up = warm_up
         self._ongoing = 0
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {
@@ -185,14 +199,26 @@ class Predictor:
             await send({"type": "websocket.close", "code": 1003})
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        while True:
-            event = (await receive())["type"]
-            if event == "lifespan.shutdown":
-                for pool in self._pools.values():
-                    pool.shutdown(wait=False, cancel_futures=True)
-            await send({"type": f"{event}.complete"})
-            if event == "lifespan.shutdown":
-                return
+        await receive()
+        preload = asyncio.create_task(self._preload())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        preload.cancel()
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _preload(self) -> None:
+        """Load the first champions before somebody asks for them; requests are answered meanwhile."""
+        try:
+            await self._in("load", self._warm_up)
+            names = await self._in("ledger", lambda: [d.name for d in self._catalogue.deployments()])
+            for name in list(dict.fromkeys(names))[:PRELOADED]:
+                loaded = await self._cache.get(await self._table.resolve(Reference(name)))
+                if (service := loaded.variant.feature_service) is not None:
+                    await self._in("features", partial(self._features.warm_up, service))
+        except FactoryError:
+            logger.warning("champions are loaded when they are asked for", exc_info=True)
 
     async def _answer(self, scope: Message, receive: Receive) -> tuple[int, dict[str, str], bytes]:
         path: str = scope["path"]

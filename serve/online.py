@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
+
 from factory.data.online import OnlineReader
-from factory.errors import Detail, InvalidRequest
+from factory.errors import Detail, FactoryError, InvalidRequest, ServiceFault, UserFault
 from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.bundle import Bundle
@@ -46,7 +48,7 @@ class FeatureReaders:
         own = [column.name for column in bundle.columns if column.name not in features]
         keys = reader.entity_keys
         asked = [{k: v for k, v in row.items() if k in keys or k not in own} for row in entities.rows]
-        read = reader.read(asked).values
+        read = _read(reader, asked)
         columns: dict[str, Values] = {
             column.name: read[column.name] if column.name in features else _column(entities, column.name)
             for column in bundle.columns
@@ -54,11 +56,36 @@ class FeatureReaders:
         }
         return NamedColumns(columns)
 
+    def warm_up(self, service: str) -> None:
+        """Make a service's reader before somebody asks for it: importing Feast takes seconds.
+
+        Raises:
+            ServiceFault: the store or the service is not there.
+        """
+        self._reader(service)
+
     def _reader(self, service: str) -> OnlineReader:
         with self._lock:
             if service not in self._readers:
-                self._readers[service] = OnlineReader(self._settings, service)
+                try:
+                    self._readers[service] = OnlineReader(self._settings, service)
+                except UserFault as error:
+                    # What is wrong with the store is no fault of a caller's.
+                    raise ServiceFault(error.message, hint=error.hint, details=error.details) from error
             return self._readers[service]
+
+
+def _read(reader: OnlineReader, rows: list[dict[str, object]]) -> dict[str, np.ndarray]:
+    try:
+        return reader.read(rows).values
+    except FactoryError:
+        raise
+    except Exception as error:
+        # Every online store raises its own driver's errors, and Feast hands them on as they are.
+        raise ServiceFault(
+            f"The online store could not be read: {type(error).__name__}: {error}",
+            hint="Check feature_store.yaml and that the online store answers; `factory doctor` looks.",
+        ) from error
 
 
 def _column(entities: EntityRows, name: str) -> list[object]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from factory.variants.registry import Registry
-
 from factory.ledger import Ledger
 from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.bundle import Bundle, folder_size_mb
+from factory.variants.registry import Registry
 from serve.app import Limits, Loaded, Predictor
 from serve.online import FeatureReaders
 
@@ -26,7 +25,12 @@ def build(settings: Settings) -> Predictor:
         return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
 
     return Predictor(
-        Ledger.open(settings.ledger), load=load, features=FeatureReaders(settings), limits=Limits.of(settings)
+        Ledger.open(settings.ledger),
+        load=load,
+        features=FeatureReaders(settings),
+        limits=Limits.of(settings),
+        # Importing MLflow takes seconds, which no caller should wait for.
+        warm_up=registry.warm_up,
     )
 
 

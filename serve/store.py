@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, get_args
 
 from factory.errors import Detail, NotFound, StorageFault, listing, suggest
+from factory.ledger import Deployment
 from factory.spec import ALIAS, Variant
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ class Catalogue(Protocol):
 
     def variants(self, name: str | None = None) -> list[Variant]:
         """Return the versions of a name."""
+
+    def deployments(self) -> list[Deployment]:
+        """Return what is to be served."""
 
 
 @dataclass(frozen=True)

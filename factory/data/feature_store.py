@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import sqlite3
 import sys
 import threading
 import warnings
@@ -222,7 +223,7 @@ def feast_errors(doing: str) -> Iterator[None]:
 
     try:
         yield
-    except (FeastError, SQLAlchemyError, duckdb.Error, ArrowException, OSError) as error:
+    except (FeastError, SQLAlchemyError, sqlite3.Error, duckdb.Error, ArrowException, OSError) as error:
         raise ServiceFault(
             f"Feast could not {doing}: {type(error).__name__}: {error}",
             hint="Check feature_store.yaml and that its registry, offline and online store can be reached; "

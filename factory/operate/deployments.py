@@ -35,6 +35,9 @@ START_S = 120.0
 STOP_S = 20.0
 """A stop takes 5 s; what is left after this is killed."""
 
+_STARTED: list[subprocess.Popen[bytes]] = []
+"""Python warns of a child that is forgotten while it runs; this one is meant to outlive us."""
+
 
 @dataclass(frozen=True)
 class RunningPredictor:
@@ -95,7 +98,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
             return present
         raise Conflict(
             f"The predictor of this FACTORY_HOME runs on port {present.port} already; {wanted} was asked for.",
-            hint="`factory down` stops it.",
+            hint="`factory deployments stop` stops it.",
             details=[Detail("port", f"{wanted} is not {present.port}")],
         )
     root = settings.prepare_home()
@@ -113,6 +116,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
             env=_environment(settings, mark=mark),
             start_new_session=True,
         )
+    _STARTED.append(process)
     started = RunningPredictor(
         pid=process.pid,
         created=psutil.Process(process.pid).create_time(),
@@ -122,7 +126,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
     )
     _state(settings).write_text(json.dumps(asdict(started)), encoding="utf-8")
     try:
-        _await_ready(started, timeout_s=timeout_s, process=process)
+        _await_ready(started, timeout_s=timeout_s)
     except BaseException:
         stop_predictor(settings)
         raise
@@ -153,6 +157,8 @@ def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(left, timeout=5)
+    for child in _STARTED:
+        child.poll()
     _state(settings).unlink(missing_ok=True)
     return ran or bool(left)
 
@@ -196,14 +202,9 @@ def _environment(settings: Settings, *, mark: str) -> dict[str, str]:
     return {**os.environ, **given, "FACTORY_HOME": str(settings.root), "PYTHONPATH": path, MARK: mark}
 
 
-def _await_ready(
-    predictor: RunningPredictor, *, timeout_s: float, process: subprocess.Popen[bytes] | None = None
-) -> None:
+def _await_ready(predictor: RunningPredictor, *, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not predictor.ready:
-        if process is not None:
-            # A child that has ended stays in the process table until it is asked for.
-            process.poll()
         ended = not predictor.alive
         if ended or time.monotonic() > deadline:
             tail = "\n".join(Path(predictor.log).read_text(errors="replace").splitlines()[-15:])

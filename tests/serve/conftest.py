@@ -19,11 +19,14 @@ from factory.data.preparation import Preparation
 from factory.families.base import Family, FitContext, Sample
 from factory.ledger import Ledger
 from factory.plugins import load as load_plugin
-from factory.spec import FileDataset, Task, Variant, VariantRequest
+from factory.settings import Settings
+from factory.spec import DeploymentWish, FileDataset, Task, Variant, VariantRequest
 from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
+from factory.variants.registry import Registry
 from serve.app import Limits, Loaded, Predictor
 from serve.inputs import EntityRows, NamedColumns
+
 
 def customers(n_rows: int = 240, *, seed: int = 0) -> pd.DataFrame:
     """Numbers with gaps, categories, a flag, dates, and two targets that they explain partly."""
@@ -116,6 +119,9 @@ class NoFeatures:
     def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
         raise AssertionError("no variant of this test reads features")
 
+    def warm_up(self, service: str) -> None:
+        raise AssertionError("no variant of this test has a feature service")
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -169,9 +175,16 @@ MakePredictor = Callable[..., Caller]
 
 @pytest.fixture(scope="module")
 def make_caller() -> MakePredictor:
-    def make(shelf: Shelf, *, load: Any = None, features: Any = None, **limits: Any) -> Caller:
-        taken = Limits(**({"rows": 50, "body_mb": 0.1} | limits))
-        app = Predictor(shelf.ledger, load=load or shelf.load, features=features or NoFeatures(), limits=taken)
+    def make(
+        shelf: Shelf, *, load: Any = None, features: Any = None, warm_up: Any = lambda: None, **limits: Any
+    ) -> Caller:
+        app = Predictor(
+            shelf.ledger,
+            load=load or shelf.load,
+            features=features or NoFeatures(),
+            limits=Limits(**({"rows": 50, "body_mb": 0.1} | limits)),
+            warm_up=warm_up,
+        )
         return Caller(app)
 
     return make
@@ -180,3 +193,20 @@ def make_caller() -> MakePredictor:
 @pytest.fixture(scope="module")
 def caller(shelf: Shelf, make_caller: MakePredictor) -> Caller:
     return make_caller(shelf)
+
+
+@pytest.fixture(scope="module")
+def registered_home(tmp_path_factory: pytest.TempPathFactory, churn: Bundle) -> Settings:
+    """A home whose MLflow registry and ledger know growth.churn; its champion is deployed."""
+    home = tmp_path_factory.mktemp("home")
+    settings = Settings(home=home, serve_port=0, max_request_mb=1)
+    digest = churn.save(home / "made")
+    with Ledger.open(settings.ledger) as ledger:
+        request_id = ledger.create_request(order("growth.churn")).id
+        wanted = variant_of("growth.churn", 0, request_id=request_id, task=churn.task, digest=digest)
+        example = customers().drop(columns=["churned", "spend"]).head(3)
+        made = Registry(settings).register(home / "made", variant=wanted, example=example, metrics={})
+        ledger.record_variant(made)
+        ledger.set_alias(made.name, "champion", made.version, who="test", why="first")
+        ledger.set_deployment(made.name, DeploymentWish(), version=made.version)
+    return settings

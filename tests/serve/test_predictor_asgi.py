@@ -15,7 +15,7 @@ import pytest
 
 from factory.errors import ServiceFault
 from factory.settings import Settings
-from factory.spec import Variant
+from factory.spec import DeploymentWish, Variant
 from factory.variants.bundle import Bundle
 from serve.app import Loaded
 from serve.online import FeatureReaders
@@ -338,7 +338,11 @@ def test_wanted_outputs_only(caller):
         ({"inputs": [tensor("age", [1]), tensor("income", [1, 2])]}, 422, "1 values; another one has 2"),
         ({"inputs": [tensor("age", ["x"], "BYTES"), tensor("income", [1])]}, 422, "expected a number"),
         ({"inputs": [tensor("age", [0] * 51), tensor("income", [0] * 51)]}, 413, "51 rows"),
-        ({"inputs": [tensor("age", [1])], "outputs": [{"name": "p", "parameters": {"classification": 2}}]}, 400, "class"),
+        (
+            {"inputs": [tensor("age", [1])], "outputs": [{"name": "p", "parameters": {"classification": 2}}]},
+            400,
+            "class",
+        ),
     ],
 )
 def test_inference_requests_that_are_wrong(caller, document, status, says):
@@ -562,18 +566,51 @@ def test_a_large_body_is_predicted_in_a_thread(shelf, make_caller, churn):
     assert answer.json()["predictions"] == expected(churn, rows)
 
 
-def test_websockets_are_refused_and_the_application_ends_with_the_server(shelf, make_caller):
-    app = make_caller(shelf).app
-    sent: list[dict[str, Any]] = []
+def lifespan(app: Any, *, between: float) -> list[str]:
+    """Start the application and end it as a server does; return what it says."""
+    sent: list[str] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
 
     async def receive() -> dict[str, Any]:
-        return {"type": "lifespan.startup"} if not sent else {"type": "lifespan.shutdown"}
+        if sent:
+            await asyncio.sleep(between)
+        return {"type": "lifespan.shutdown" if sent else "lifespan.startup"}
+
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    return sent
+
+
+def test_champions_are_loaded_when_the_server_starts(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn)
+    own_shelf.put("growth.idle", churn)
+    own_shelf.ledger.set_deployment("growth.churn", DeploymentWish(), version=1)
+    loads: list[str] = []
+
+    def load(variant: Variant) -> Loaded:
+        loads.append(variant.name)
+        return own_shelf.load(variant)
+
+    app = make_caller(own_shelf, load=load).app
+    assert lifespan(app, between=0.3) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert loads == ["growth.churn"]
+
+
+def test_a_failing_warm_up_does_not_stop_the_server(shelf, make_caller, caplog):
+    def warm_up() -> None:
+        raise ServiceFault("MLflow could not answer.")
+
+    app = make_caller(shelf, warm_up=warm_up).app
+    assert len(lifespan(app, between=0.1)) == 2
+    assert "MLflow could not answer" in caplog.text
+
+
+def test_websockets_are_refused(caller):
+    sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(dict(message))
 
-    asyncio.run(app({"type": "lifespan"}, receive, send))
-    assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    sent.clear()
-    asyncio.run(app({"type": "websocket"}, receive, send))
+    asyncio.run(caller.app({"type": "websocket"}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1003}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import serve.errors
 from factory.errors import FactoryError, InvalidRequest, NotFound
 from serve import invocations, open_inference
 from serve.errors import STATUS, answer, status_of
-from serve.inputs import EntityRows, NamedColumns, NamelessColumns, arrays
+from serve.inputs import EntityRows, NamedColumns, arrays
 from serve.store import Reference
 
 JSON = st.recursive(
@@ -40,39 +41,48 @@ TENSOR = st.fixed_dictionaries(
     },
 )
 
+CLIENT_SIDE = {200, *range(400, 500)}
+
+
+def status(call: Callable[[], object]) -> int:
+    """Return the status that a call would be answered with; an error that is none of ours goes through."""
+    try:
+        call()
+    except FactoryError as error:
+        return status_of(error)
+    return 200
+
 
 @given(st.dictionaries(KINDS, JSON | SPLIT | st.dictionaries(COLUMNS, JSON | st.lists(JSON, max_size=3)), max_size=2))
 @settings(max_examples=300, deadline=None)
 def test_any_invocation_is_predicted_or_refused(churn, document):
-    try:
+    def predict() -> None:
         payload = invocations.parse(json.dumps(document).encode(), "application/json")
         if not isinstance(payload, EntityRows):
             raw = churn.predict_raw(arrays(payload, churn))
             invocations.format_predictions(raw, churn)
-    except FactoryError as error:
-        assert 400 <= status_of(error) < 500
+
+    assert status(predict) in CLIENT_SIDE
 
 
 @given(st.lists(TENSOR, max_size=5), st.binary(max_size=20))
 @settings(max_examples=300, deadline=None)
 def test_any_inference_is_predicted_or_refused(churn, tensors, tail):
     document = json.dumps({"inputs": tensors}).encode()
-    try:
+
+    def predict() -> None:
         request = open_inference.parse(document + tail, header_length=str(len(document)))
         payload = open_inference.resolve_matrix(request.payload, churn)
         raw = churn.predict_raw(arrays(payload, churn))
         open_inference.format_answer(raw, churn, name="a.b", version=1, request=request)
-    except FactoryError as error:
-        assert 400 <= status_of(error) < 500
+
+    assert status(predict) in CLIENT_SIDE
 
 
 @given(st.binary(max_size=60), st.sampled_from(["application/json", "text/csv", "", "text/csv; charset=utf-8"]))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_are_read_or_refused(body, content_type):
-    try:
-        assert isinstance(invocations.parse(body, content_type), NamedColumns | NamelessColumns | EntityRows)
-    except FactoryError as error:
-        assert 400 <= status_of(error) < 500
+    assert status(lambda: invocations.parse(body, content_type)) in CLIENT_SIDE
 
 
 @given(st.lists(st.text(max_size=5).filter(lambda text: "\x00" not in text), max_size=5))
@@ -128,12 +138,12 @@ def test_every_error_has_a_status_and_the_one_shape():
     known = {kind for kind in every_error() if kind.__module__ in (factory.errors.__name__, serve.errors.__name__)}
     assert set(STATUS) == known
     for kind in known:
-        status, headers, body = answer(kind("Something.", hint="Do this."))
-        assert status == STATUS[kind]
+        code, headers, body = answer(kind("Something.", hint="Do this."))
+        assert code == STATUS[kind]
         assert json.loads(body) == {
             "error": {"code": kind.code, "message": "Something.", "hint": "Do this.", "details": []}
         }
-        assert ("retry-after" in headers) == (status == 503)
+        assert ("retry-after" in headers) == (code == 503)
     codes = [kind.code for kind in known]
     assert len(codes) == len(set(codes)), "a code names one kind of error"
 

@@ -1,0 +1,164 @@
+"""The predictor as a process of its own: Ray, Serve, HAProxy, MLflow and the ledger, started once for all tests."""
+
+from __future__ import annotations
+
+import stat
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from factory.errors import Conflict
+from factory.operate.deployments import MARK, RunningPredictor, running_predictor, start_predictor, stop_predictor
+from factory.settings import Settings
+from factory.variants.bundle import Bundle
+
+pytestmark = pytest.mark.slow
+
+ROW = {"age": 41, "income": 52_000.5, "city": "Bern", "member": True, "since": "2021-03-04"}
+INVOCATIONS = "/variants/growth.churn/invocations"
+
+
+@dataclass(frozen=True)
+class Running:
+    settings: Settings
+    predictor: RunningPredictor
+    client: httpx.Client
+
+
+@pytest.fixture(scope="module")
+def running(registered_home: Settings) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        predictor = start_predictor(registered_home)
+        try:
+            with httpx.Client(base_url=predictor.url, timeout=60, trust_env=False) as client:
+                yield Running(registered_home, predictor, client)
+        finally:
+            stop_predictor(registered_home)
+
+
+def marked(predictor: RunningPredictor) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == predictor.mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def probabilities(bundle: Bundle) -> dict[str, object]:
+    row: dict[str, object] = bundle.predict({k: np.array([v], dtype=object) for k, v in ROW.items()}).iloc[0].to_dict()
+    return row
+
+
+def test_it_predicts_over_http(running, churn):
+    answer = running.client.post(INVOCATIONS, json={"dataframe_records": [ROW]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"predictions": [probabilities(churn)]}
+    assert answer.headers["x-variant"] == "growth.churn/1"
+
+
+def test_one_row_takes_milliseconds(running):
+    inside, outside = [], []
+    for _ in range(200):
+        started = time.perf_counter()
+        answer = running.client.post(INVOCATIONS, json={"dataframe_records": [ROW]})
+        outside.append((time.perf_counter() - started) * 1e3)
+        inside.append(float(answer.headers["server-timing"].removeprefix("predict;dur=")))
+    assert statistics.median(inside) < 5
+    # httpx itself takes one of these; the rest is for a machine that is busy with other tests.
+    assert statistics.median(outside) < 25
+
+
+def test_tritonclient_works_untouched(running, churn):
+    with triton.InferenceServerClient(running.predictor.url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("growth.churn")
+        assert client.is_model_ready("growth.churn", "1")
+        assert not client.is_model_ready("growth.chrun")
+        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        assert client.get_model_metadata("growth.churn", "1")["versions"] == ["1"]
+        inputs = []
+        for name, values, datatype in (
+            ("age", np.array([41], dtype=np.int64), "INT64"),
+            ("income", np.array([52_000.5]), "FP64"),
+            ("city", np.array(["Bern"], dtype=object), "BYTES"),
+            ("member", np.array([True]), "BOOL"),
+            ("since", np.array(["2021-03-04"], dtype=object), "BYTES"),
+        ):
+            inputs.append(triton.InferInput(name, [1], datatype))
+            inputs[-1].set_data_from_numpy(values)
+        expected = probabilities(churn)
+        answer = client.infer("growth.churn", inputs)
+        assert answer.as_numpy("prediction").tolist() == [str(expected["prediction"]).encode()]
+        assert answer.as_numpy("probability_yes").tolist() == [expected["probability_yes"]]
+        for tensor, values in ((inputs[0], [41]), (inputs[1], [52_000.5])):
+            tensor.set_data_from_numpy(np.array(values, dtype=type(values[0])), binary_data=False)
+        wanted = [triton.InferRequestedOutput("probability_no", binary_data=False)]
+        plain = client.infer("growth.churn", inputs, model_version="1", outputs=wanted)
+        assert plain.as_numpy("probability_no").tolist() == [expected["probability_no"]]
+        with pytest.raises(InferenceServerException, match=r"Did you mean 'growth\.churn'") as error:
+            client.infer("growth.chrun", inputs)
+        assert error.value.status() == "404"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status"),
+    [
+        ("POST", INVOCATIONS, b'{"dataframe_records": [{"age": 1}]}', 422),
+        ("POST", INVOCATIONS, b"{", 400),
+        ("POST", INVOCATIONS, b" " * 8_000_000, 413),
+        ("POST", "/variants/growth.other/invocations", b"{}", 404),
+        ("GET", "/nothing", b"", 404),
+        ("PUT", INVOCATIONS, b"", 405),
+    ],
+)
+def test_errors_pass_the_proxy_in_the_one_shape(running, method, path, content, status):
+    answer = running.client.request(method, path, content=content)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"code", "message", "hint", "details"}
+    assert running.client.get("/v2/health/ready").json() == {"ready": True}
+
+
+def test_a_running_predictor_is_found_and_not_started_twice(running):
+    assert running_predictor(running.settings) == running.predictor
+    assert start_predictor(running.settings) == running.predictor
+    assert start_predictor(running.settings, port=running.predictor.port) == running.predictor
+    with pytest.raises(Conflict, match="runs on port"):
+        start_predictor(running.settings, port=running.predictor.port % 60_000 + 1)
+
+
+def test_it_listens_on_the_loopback_address_and_its_sockets_are_private(running):
+    (proxy,) = [process for process in marked(running.predictor) if process.name() == "haproxy"]
+    addresses = {c.laddr.ip for c in proxy.net_connections("tcp") if c.laddr.port == running.predictor.port}
+    assert addresses == {"127.0.0.1"}
+    config = next(part for part in proxy.cmdline() if part.endswith("haproxy.cfg"))
+    folder = Path(config).parents[1]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_stop_leaves_nothing_behind(running):
+    processes = marked(running.predictor)
+    assert {"raylet", "gcs_server", "haproxy"} <= {process.name() for process in processes}
+    started = time.monotonic()
+    assert stop_predictor(running.settings)
+    assert time.monotonic() - started < 20
+    assert not marked(running.predictor)
+    assert not any(process.is_running() for process in processes)
+    assert running_predictor(running.settings) is None
+    assert not stop_predictor(running.settings)
+    with pytest.raises(httpx.ConnectError):
+        running.client.get("/v2/health/live")
