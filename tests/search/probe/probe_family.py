@@ -1,0 +1,86 @@
+"""A third party's family for tests: its parameters say how a fit goes and how good it is.
+
+It is real, and comes through the entry-point door; no framework can be asked to
+run out of memory, to hang or to give NaN on order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from factory.families.base import Family, Model
+from factory.space import ChoiceDimension, FloatDimension
+
+NOTES = "PROBE_NOTES"
+"""Environment variable with a folder: each fit leaves a file there, named by its process and its configuration."""
+
+
+class ProbeModel(Model):
+    """Guesses the first column's sign with the given skill."""
+
+    def __init__(self, skill: float, n_classes: int, value: float) -> None:
+        self._skill, self._n_classes, self._value = skill, n_classes, value
+
+    def predict(self, table):
+        if not self._n_classes:
+            return np.full(len(table), self._value)
+        high = np.where(np.nan_to_num(table.numeric[:, 0]) > 0, 0.5 + self._skill / 2, 0.5 - self._skill / 2)
+        rest = [np.full(len(table), 1e-3)] * (self._n_classes - 2)
+        p = np.stack([(1 - high), high, *rest], axis=1)
+        return p / p.sum(axis=1, keepdims=True)
+
+    def save(self, folder: Path) -> None:
+        (folder / "probe.json").write_text(json.dumps([self._skill, self._n_classes, self._value]))
+
+
+class Probe(Family):
+    """See the module."""
+
+    name = "probe"
+    framework = "probe"
+    iterative = True
+
+    def space(self, task):
+        return {
+            "does": ChoiceDimension(choices=("fit", "raise", "exhaust", "swell", "nan", "hang")),
+            "skill": FloatDimension(low=0.0, high=1.0),
+        }
+
+    def portfolio(self, task, *, n_rows):
+        return [{"does": "fit", "skill": 0.2}, {"does": "fit", "skill": 0.6}]
+
+    def fit(self, train, *, validation, parameters, context):
+        if folder := os.environ.get(NOTES):
+            note = Path(folder) / f"{os.getpid()}-{parameters['does']}-{parameters['skill']}-{time.monotonic_ns()}"
+            note.write_text(str(len(train)))
+        match parameters["does"]:
+            case "raise":
+                raise ValueError("the probe was asked to raise")
+            case "exhaust":
+                raise MemoryError("the probe was asked to exhaust")
+            case "swell":
+                held = []
+                while context.keep_going():
+                    held.append(np.ones(1_000_000))
+                    time.sleep(0.02)
+            case "hang":
+                while not context.stopped:
+                    time.sleep(0.02)
+        skill = float("nan") if parameters["does"] == "nan" else float(parameters["skill"])
+        model = ProbeModel(skill, context.n_classes, float(train.y.mean()))
+        model.rounds = context.rounds or 10
+        return model
+
+    def load(self, folder: Path):
+        return ProbeModel(*json.loads((folder / "probe.json").read_text()))
+
+    def memory_mb(self, *, n_rows, n_columns, n_classes, parameters):
+        return 1.0
+
+
+PLUGIN = Probe()

@@ -1,0 +1,76 @@
+"""Greedy selection: what it must choose, what it may never do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory.search.ensemble import STEPS, Blend, greedy
+from factory.search.metric import Metric
+from factory.spec import Task
+
+RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
+AUC = Metric.of("roc_auc", Task.BINARY)
+
+
+def blended(blend: Blend, predictions: dict[int, list[np.ndarray]], fold: int) -> np.ndarray:
+    return np.sum([w * predictions[k][fold] for k, w in blend.weights.items()], axis=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), n_candidates=st.integers(1, 6), n_folds=st.integers(1, 4))
+def test_a_blend_is_no_worse_than_its_best_candidate(seed: int, n_candidates: int, n_folds: int) -> None:
+    generator = np.random.default_rng(seed)
+    folds = [generator.normal(size=40) for _ in range(n_folds)]
+    predictions = {k: [y + generator.normal(size=40) for y in folds] for k in range(n_candidates)}
+    blend = greedy(RMSE, folds, predictions)
+    alone = [np.mean([RMSE.score(y, p) for y, p in zip(folds, predictions[k], strict=True)]) for k in predictions]
+    assert blend.score >= max(alone) - 1e-12
+    assert sum(blend.weights.values()) == pytest.approx(1)
+    assert all(0 < w <= 1 for w in blend.weights.values())
+    recomputed = np.mean([RMSE.score(y, blended(blend, predictions, i)) for i, y in enumerate(folds)])
+    assert blend.score == pytest.approx(recomputed)
+    assert greedy(RMSE, folds, predictions) == blend
+
+
+def test_errors_that_cancel_are_blended_and_a_useless_candidate_is_left_out() -> None:
+    generator = np.random.default_rng(0)
+    y, error = generator.normal(size=200), generator.normal(size=200)
+    predictions = {3: [y + error], 7: [y - error], 9: [generator.normal(size=200) * 5]}
+    blend = greedy(RMSE, [y], predictions)
+    assert blend.weights == {3: 0.5, 7: 0.5}
+    assert blend.score == pytest.approx(0)
+
+
+def test_equal_scores_keep_the_smaller_blend_and_the_earlier_candidate() -> None:
+    y = np.array([0, 1, 0, 1])
+    good = np.array([[0.8, 0.2], [0.2, 0.8], [0.7, 0.3], [0.3, 0.7]])
+    assert greedy(AUC, [y], {5: [good], 2: [good], 4: [good[::-1]]}).weights == {2: 1.0}
+
+
+def test_folds_may_be_on_different_scales() -> None:
+    """Ranking across folds would call this blend bad; fold by fold it is perfect."""
+    y = np.array([0, 0, 1, 1])
+    low, high = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.6, 0.7, 0.8, 0.9])
+    predictions = {0: [np.stack([1 - p, p], axis=1) for p in (low, high)]}
+    assert greedy(AUC, [y, y], predictions).score == 1.0
+
+
+def test_steps_bound_the_weights() -> None:
+    generator = np.random.default_rng(1)
+    y = generator.normal(size=300)
+    predictions = {k: [y + generator.normal(size=300)] for k in range(60)}
+    blend = greedy(RMSE, [y], predictions)
+    assert len(blend.weights) <= STEPS
+    assert min(blend.weights.values()) >= 1 / STEPS
+    best = max(predictions, key=lambda k: RMSE.score(y, predictions[k][0]))
+    assert greedy(RMSE, [y], predictions, steps=1).weights == {best: 1.0}
+
+
+def test_many_rows_are_thinned() -> None:
+    generator = np.random.default_rng(2)
+    y = generator.normal(size=100_000)
+    blend = greedy(RMSE, [y], {0: [y + 1.0], 1: [y - 1.0]})
+    assert blend.weights == {0: 0.5, 1: 0.5}

@@ -1,0 +1,144 @@
+"""Splits: nothing on two sides, nothing lost, classes and groups and time where they belong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory.data.dataset import Dataset
+from factory.errors import InvalidData, InvalidRequest, NotFound
+from factory.search.splits import CROSS_VALIDATION_ROWS, Split, evaluation_share, folds, set_aside
+from factory.spec import AutoValidation, CrossValidation, GroupSplit, Holdout, Task, TimeSplit, Validation
+
+from .conftest import make_dataset, make_frame
+
+KINDS: list[Validation] = [
+    AutoValidation(),
+    CrossValidation(folds=4),
+    Holdout(share=0.3),
+    TimeSplit(column="day", gap=5),
+    GroupSplit(column="shop"),
+]
+
+
+def assert_sound(split: Split, n_rows: int, *, left_out: int = 0) -> None:
+    """Both sides are there, sorted, disjoint, and together all rows but those left out on purpose."""
+    both = np.concatenate([split.train, split.validation])
+    assert len(split.train)
+    assert len(split.validation)
+    assert len(np.unique(both)) == len(both) == n_rows - left_out
+    assert both.min() >= 0
+    assert both.max() < n_rows
+    for side in (split.train, split.validation):
+        assert (np.diff(side) > 0).all()
+
+
+def with_labels(counts: dict[str, int]) -> Dataset:
+    labels = [label for label, n in counts.items() for _ in range(n)]
+    frame = make_frame(len(labels)).assign(grade=labels)
+    return make_dataset(Task.MULTICLASS if len(counts) > 2 else Task.BINARY, frame=frame.assign(flag=labels))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("task", list(Task))
+def test_folds_and_the_rows_set_aside_are_sound(task: Task, kind: Validation) -> None:
+    dataset = make_dataset(task)
+    gap = kind.gap if isinstance(kind, TimeSplit) else 0
+    made = folds(dataset, kind, seed=3)
+    for split in [*made, set_aside(dataset, kind, seed=3)]:
+        assert_sound(split, len(dataset), left_out=gap)
+    if len(made) > 1:
+        validated = np.concatenate([split.validation for split in made])
+        assert sorted(validated) == list(range(len(dataset)))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_the_seed_decides(kind: Validation) -> None:
+    dataset = make_dataset()
+
+    def made(seed: int) -> list[list[int]]:
+        parts = [*folds(dataset, kind, seed=seed), set_aside(dataset, kind, seed=seed)]
+        return [part.validation.tolist() for part in parts]
+
+    assert made(1) == made(1)
+    assert (made(1) == made(2)) is isinstance(kind, TimeSplit)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(2, 60), min_size=2, max_size=5).filter(lambda c: sum(c) >= 20),
+    n_folds=st.integers(2, 8),
+    share=st.floats(0.05, 0.8),
+)
+def test_classes_are_shared_out_evenly(counts: list[int], n_folds: int, share: float) -> None:
+    dataset = with_labels({f"c{i}": n for i, n in enumerate(counts)})
+    made = folds(dataset, CrossValidation(folds=n_folds), seed=0)
+    in_folds = np.array([np.bincount(dataset.y[s.validation], minlength=len(counts)) for s in made])
+    assert (in_folds.max(axis=0) - in_folds.min(axis=0) <= 1).all()
+    assert np.ptp(in_folds.sum(axis=1)) <= 1
+    (held,) = folds(dataset, Holdout(share=share), seed=0)
+    for side in (held.train, held.validation):
+        assert set(dataset.y[side]) == set(range(len(counts))), "each class stands on both sides"
+    in_held = np.bincount(dataset.y[held.validation], minlength=len(counts))
+    assert (np.abs(in_held - share * np.array(counts)) <= 1).all()
+
+
+def test_two_classes_get_no_more_folds_than_the_rare_one_has_rows() -> None:
+    made = folds(with_labels({"no": 50, "yes": 3}), CrossValidation(folds=5), seed=0)
+    assert len(made) == 3
+    dataset = with_labels({"no": 50, "yes": 3})
+    assert all(set(dataset.y[split.validation]) == {0, 1} for split in made)
+    assert len(folds(with_labels({"no": 50, "yes": 3, "maybe": 9}), CrossValidation(folds=5), seed=0)) == 5
+
+
+def test_no_fold_is_empty() -> None:
+    dataset = make_dataset(Task.REGRESSION, n_rows=20).take(np.arange(15))
+    made = folds(dataset, CrossValidation(folds=20), seed=0)
+    assert [len(split.validation) for split in made] == [1] * 15
+
+
+@pytest.mark.parametrize(("n_rows", "expected"), [(CROSS_VALIDATION_ROWS, 5), (CROSS_VALIDATION_ROWS + 1, 1)])
+def test_auto_takes_folds_where_rows_are_few(n_rows: int, expected: int) -> None:
+    made = folds(make_dataset(n_rows=n_rows), AutoValidation(), seed=0)
+    assert len(made) == expected
+
+
+@pytest.mark.parametrize(("n_rows", "share"), [(100, 0.2), (4_000, 0.15), (1_000_000, 0.1)])
+def test_the_gate_gets_six_hundred_rows_within_a_tenth_and_a_fifth(n_rows: int, share: float) -> None:
+    assert evaluation_share(n_rows) == pytest.approx(share)
+
+
+def test_time_validates_on_the_latest_rows_after_the_gap() -> None:
+    dataset = make_dataset()
+    day = dataset.column("day").to_numpy()
+    for split in (*folds(dataset, TimeSplit(column="day", gap=7), seed=0), set_aside(dataset, KINDS[3], seed=0)):
+        assert day[split.train].max() < day[split.validation].min()
+    (split,) = folds(dataset, TimeSplit(column="day", gap=7), seed=0)
+    between = (day > day[split.train].max()) & (day < day[split.validation].min())
+    assert between.sum() == 7
+
+
+def test_groups_never_stand_on_two_sides() -> None:
+    dataset = make_dataset()
+    shop = dataset.column("shop").to_numpy()
+    made = folds(dataset, GroupSplit(column="shop"), seed=0)
+    for split in (*made, set_aside(dataset, GroupSplit(column="shop"), seed=0)):
+        assert not set(shop[split.train]) & set(shop[split.validation])
+    assert max(len(s.validation) for s in made) < 2 * min(len(s.validation) for s in made)
+
+
+def test_what_cannot_be_split_is_refused() -> None:
+    frame = make_frame(60)
+    dataset = make_dataset(frame=frame.assign(shop="one"))
+    with pytest.raises(InvalidRequest, match=r"validation.gap: 40 leaves 8 of 60 rows"):
+        folds(dataset, TimeSplit(column="day", gap=40), seed=0)
+    with pytest.raises(InvalidRequest, match="'shop' holds one group only"):
+        folds(dataset, GroupSplit(column="shop"), seed=0)
+    with pytest.raises(NotFound, match=r"no column 'dya'. Did you mean 'day'\?"):
+        set_aside(dataset, TimeSplit(column="dya"), seed=0)
+    gaps = frame.assign(day=frame["day"].where(frame.index > 1, pd.NaT))
+    with pytest.raises(InvalidData, match="2 of 60 rows have no time in 'day'"):
+        set_aside(make_dataset(frame=gaps), TimeSplit(column="day"), seed=0)
