@@ -41,7 +41,15 @@ from factory.spec import (
     VariantRequest,
 )
 from factory.variants.bundle import Bundle
-from factory.variants.delivery import Appraisal, Baseline, appraise, appraised, constant_baseline, evidence_files
+from factory.variants.delivery import (
+    Appraisal,
+    Baseline,
+    appraise,
+    appraised,
+    constant_baseline,
+    evidence_files,
+    model_card,
+)
 from factory.variants.gates import Verdict
 from factory.variants.registry import Registry
 
@@ -340,6 +348,19 @@ class _Making:
             folder=unit.data.workspace / "bundle",
         )
         variant = appraised(lineage, appraisal)
+        card = model_card(
+            variant,
+            appraisal,
+            result,
+            plan=plan,
+            baseline=baseline,
+            findings=material.findings,
+            profile=material.profile,
+            features=material.dataset.features,
+            example=unit.unseen.frame,
+        )
+        files = evidence_files(card, result)
+        (unit.data.workspace / "card.html").write_text(files["card.html"], encoding="utf-8")
         variant = self.registry.register(
             appraisal.folder,
             variant=variant,
@@ -347,9 +368,7 @@ class _Making:
             metrics={**appraisal.evaluation.scores, "latency_ms": appraisal.latency_ms, "size_mb": appraisal.size_mb},
             parameters={"families": ",".join(plan.families), "validation": plan.validation.kind, "seed": variant.seed},
             curves={f"{t.number}-{t.family}": t.curve for t in result.trials if t.number in appraisal.weights},
-            files=evidence_files(
-                variant, appraisal, result, plan=plan, findings=material.findings, profile=material.profile
-            ),
+            files=files,
             description=appraisal.verdict.sentence,
         )
         variant = self.ledger.record_variant(variant)

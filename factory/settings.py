@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     recipes: Path | None = Field(None, description="Folder of recipes; default: the recipes shipped with the factory.")
     feature_repo: Path | None = Field(None, description="Feast repository; default: the shipped example.")
     cpus: int | None = Field(None, ge=1, description="CPUs a local Ray may use; default: all that the process may.")
-    memory_gb: float | None = Field(None, gt=0, description="Most memory of a request in GB, whatever its budget says; default: no limit.")
+    memory_gb: float | None = Field(None, gt=0, description="Most memory of a request in GB; default: its budget's.")
     max_rows: int = Field(
         20_000_000, ge=1, description="Largest dataset that is read, in rows; a larger one is refused."
     )

@@ -25,12 +25,11 @@ from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.settings import Settings, load_settings
 from factory.spec import RequestState, Trial, TrialState, Variant, duration
+from factory.variants.report import overfits
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 REJECTED = 3
 """Exit code of a request whose variant was turned down by its gate."""
-OVERFIT_GAP = 0.1
-"""Relative difference of training and validation score from which on the leaderboard warns."""
 
 WIDE = 160
 """Columns of a table that goes to a file or a pipe, where no terminal says how wide it is."""
@@ -103,14 +102,6 @@ def _best_of_each_family_first(scored: list[Trial], most: int) -> list[Trial]:
     others = [t for t in scored if t not in first]
     chosen = first + others[: max(0, most - len(first))]
     return sorted(chosen, key=lambda t: -(t.score or 0))
-
-
-def overfits(trial: Trial) -> bool:
-    """Whether a trial's training score is so far above its validation score that a person should look."""
-    if trial.score is None or trial.train_score is None or trial.score == trial.train_score:
-        return False
-    scale = max(abs(trial.score), 1e-9)
-    return (trial.train_score - trial.score) / scale > OVERFIT_GAP
 
 
 def outcome(result: Outcome) -> None:

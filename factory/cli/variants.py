@@ -53,7 +53,7 @@ def show(name: Name, json: Json = False) -> None:
         variant = _resolve_any(name, ledger)
         folder = Registry(settings).local_bundle(variant.name, variant.version)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
-        card = settings.workspace(variant.request_id)
+        cards = sorted(settings.workspace(variant.request_id).glob("*/card.html"))
         history = ledger.alias_history(variant.name)
     columns = [{"name": c.name, "type": c.type.value} for c in bundle.columns]
     members = [{"family": m.family, "weight": round(m.weight, 4)} for m in bundle.members]
@@ -64,7 +64,8 @@ def show(name: Name, json: Json = False) -> None:
     table(f"{variant.name}/{variant.version}", ("field", "value"), rows)
     table("Input columns", ("column", "type"), [(c["name"], c["type"]) for c in columns])
     table("Members", ("family", "weight."), [(m["family"], m["weight"]) for m in members])
-    out.print(f"Model card: {card}/**/card.html, and in MLflow's run of {variant.model_uri}")
+    for card in cards:
+        out.print(f"Model card: {card}", soft_wrap=True)
 
 
 @PLUGIN.command()

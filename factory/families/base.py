@@ -124,6 +124,8 @@ class Family(ABC):
     """Whether it can train on several workers through Ray Train."""
     iterative: ClassVar[bool] = False
     """Whether it trains in rounds or epochs (has learning curves and honours ``rounds``)."""
+    rounds_grow: ClassVar[bool] = True
+    """Whether more rows want more rounds; not so where rounds are steps of a penalty path."""
     tasks: ClassVar[frozenset[Task]] = frozenset(Task)
 
     @abstractmethod

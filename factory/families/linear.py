@@ -110,6 +110,7 @@ class Linear(Family):
     name: ClassVar[str] = "linear"
     framework: ClassVar[str] = "scikit-learn"
     iterative: ClassVar[bool] = True
+    rounds_grow: ClassVar[bool] = False
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
         return {

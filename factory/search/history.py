@@ -28,6 +28,8 @@ RANK_CYCLE = (0, 1, 0, 2)
 """How the search shares its trials among the best families: half to the first, a quarter each to the next two."""
 TARGET_TRIALS = 10
 """A trial may take this part of the time that is left on one CPU, so that at least so many trials are seen."""
+DISTRIBUTED_TRIALS = 3
+"""The same where a trial trains on several workers: their start alone takes 20 to 40 s."""
 SHORTEST_TRIAL_S = 3.0
 POOL_START_S = {"trees": 0.0, "torch": 8.0, "tensorflow": 20.0}
 """Seconds until a worker of that pool has imported its framework, measured on two cores (docs/decisions/workers.md)."""
@@ -209,7 +211,10 @@ class Proposer:
 
     def _limit_s(self) -> float:
         """Return what the next trial may take: its share of what is left on all CPUs."""
-        return max(SHORTEST_TRIAL_S, self.deadline.left_s * self.parallel / TARGET_TRIALS)
+        trials = DISTRIBUTED_TRIALS if self.plan.request.resources.workers > 1 else TARGET_TRIALS
+        if self.plan.budget.trials is not None:
+            trials = max(1, min(trials, self.plan.budget.trials - len(self._counted())))
+        return max(SHORTEST_TRIAL_S, self.deadline.left_s * self.parallel / trials)
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""

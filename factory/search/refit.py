@@ -13,6 +13,7 @@ from pathlib import Path
 
 from factory.families.base import Deadline
 from factory.search.ensemble import Blend
+from factory.search.plan import family
 from factory.search.trial import TrialData, TrialJob
 from factory.spec import Trial
 
@@ -54,7 +55,7 @@ class RefitProposer:
                 trial = self._waiting.pop(0)
                 if trial.cost_s * growth * SAFETY < self.deadline.left_s:
                     self._running[trial.number] = trial
-                    rounds = round(trial.rounds * growth)
+                    rounds = round(trial.rounds * growth) if family(trial.family).rounds_grow else trial.rounds
                     return TrialJob(trial=trial, deadline_at=self.deadline.at, refit_rounds=rounds)
         return None
 

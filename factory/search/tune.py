@@ -50,7 +50,7 @@ def run_tune(
 
     trainable = tune.with_resources(
         tune.with_parameters(_worker_class(), data=data, memory_limit_mb=memory_limit_mb, threads=threads),
-        lambda config: tune.PlacementGroupFactory([{"CPU": config["cpus"], "memory": config["memory_mb"] * 1_000_000}]),
+        lambda config: tune.PlacementGroupFactory([config["resources"]]),
     )
     exchange = _Exchange(jobs, threads=threads, memory_limit_mb=memory_limit_mb, on_first_end=on_first_end)
     left_s = jobs.deadline.left_s
@@ -78,12 +78,9 @@ def _configuration(job: TrialJob, *, threads: int, generation: int) -> dict[str,
     """Return a trial's Tune configuration: the job, and the resource shape that decides which worker takes it."""
     kind = family(job.trial.family)
     # Ray Train's own workers hold the CPUs of a distributed trial; the trial itself only waits for them.
-    waits = job.workers > 1 and kind.distributed
-    return {
-        "job": job.model_dump_json(),
-        "cpus": 0.01 if waits else threads,
-        "memory_mb": POOL_MEMORY_MB.get(kind.pool, 1_000) + generation,
-    }
+    cpus = {} if job.workers > 1 and kind.distributed else {"CPU": threads}
+    memory_mb = POOL_MEMORY_MB.get(kind.pool, 1_000) + generation
+    return {"job": job.model_dump_json(), "resources": {**cpus, "memory": memory_mb * 1_000_000}}
 
 
 @cache

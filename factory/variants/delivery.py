@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from factory.data.dataset import Dataset
+from factory.data.dataset import Dataset, FeatureLineage
 from factory.data.preparation import Preparation
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
@@ -36,6 +36,7 @@ from factory.variants.evaluation import (
 )
 from factory.variants.gates import Evidence, Verdict, judge
 from factory.variants.inputs import input_columns
+from factory.variants.report import Card, example_row, leaderboard, learning_curves, render
 from factory.variants.resampling import Comparison, paired_bootstrap
 
 NEGLIGIBLE = 0.04
@@ -166,21 +167,44 @@ def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:
     )
 
 
-def evidence_files(
+def model_card(
     variant: Variant,
     appraisal: Appraisal,
     result: SearchResult,
     *,
     plan: Plan,
-    findings: Sequence[Finding],
+    baseline: Baseline,
+    findings: tuple[Finding, ...],
     profile: DatasetProfile,
-) -> dict[str, str]:
-    """Return the texts that are kept with a version: the study, the gate's verdict, the screening, the profile."""
+    features: FeatureLineage | None,
+    example: pd.DataFrame,
+) -> Card:
+    """Return everything that the variant's model card shows."""
+    return Card(
+        variant=variant,
+        baseline=baseline.name,
+        verdict=appraisal.verdict,
+        comparison=appraisal.comparison,
+        evaluation=appraisal.evaluation,
+        importance=appraisal.importance,
+        leaderboard=leaderboard(result.trials, weights=appraisal.weights),
+        curves=learning_curves(result.trials, weights=appraisal.weights),
+        findings=findings,
+        profile=profile,
+        features=features,
+        example=example_row(example),
+        budget_s=plan.budget.time_s,
+    )
+
+
+def evidence_files(card: Card, result: SearchResult) -> dict[str, str]:
+    """Return the texts that are kept with a version: its card, the study, the verdict, the screening, the profile."""
     return {
+        "card.html": render(card),
         "trials.json": json.dumps([trial.model_dump(mode="json", exclude={"curve"}) for trial in result.trials]),
-        "verdict.json": appraisal.verdict.model_dump_json(indent=2),
-        "screening.json": json.dumps([finding.model_dump(mode="json") for finding in findings]),
-        "profile.json": profile.model_dump_json(),
+        "verdict.json": card.verdict.model_dump_json(indent=2),
+        "screening.json": json.dumps([finding.model_dump(mode="json") for finding in card.findings]),
+        "profile.json": card.profile.model_dump_json(),
     }
 
 
