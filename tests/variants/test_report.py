@@ -1,0 +1,238 @@
+"""The model card: complete, offline, and safe with strangers' names."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from factory.data.profile import profile
+from factory.data.screening import Finding
+from factory.search.metric import Metric
+from factory.spec import Ceilings, CurvePoint, Gates, Task, Trial, TrialState, Variant
+from factory.variants import charts
+from factory.variants.evaluation import Confusion, evaluate, permutation_importance
+from factory.variants.gates import Evidence, judge
+from factory.variants.report import Card, example_row, leaderboard, learning_curves, overfits, render
+from factory.variants.resampling import paired_bootstrap
+
+EVIL = '<script>alert("x")</script>\'"&'
+VOID = {"meta", "br"}
+
+
+def trials() -> list[Trial]:
+    curve = tuple(CurvePoint(step=i, train=0.6 / i, validation=0.3 + 0.3 / i) for i in range(1, 60))
+    return [
+        Trial(number=0, family="linear", parameters={}, state=TrialState.SUCCEEDED, score=0.80, train_score=0.81),
+        Trial(
+            number=1,
+            family="lightgbm",
+            parameters={},
+            state=TrialState.SUCCEEDED,
+            score=0.83,
+            train_score=1.0,
+            curve=curve,
+        ),
+        Trial(number=2, family="xgboost", parameters={}, state=TrialState.FAILED, reason=EVIL),
+        Trial(number=3, family="constant", parameters={}, state=TrialState.SUCCEEDED, score=0.5, train_score=0.5),
+    ]
+
+
+def card_of(made, **changes: object) -> Card:
+    task, y = made.bundle.task, made.test.y
+    names = {Task.BINARY: "roc_auc", Task.MULTICLASS: "neg_log_loss", Task.REGRESSION: "neg_root_mean_squared_error"}
+    metric = Metric.of(names[task], task)
+    prediction = made.bundle.predict_raw(made.test.frame)
+    constant = (
+        np.full(len(y), y.mean()) if task is Task.REGRESSION else np.full_like(prediction, 1 / prediction.shape[1])
+    )
+    comparison = paired_bootstrap(metric, y, prediction, constant, seed=0)
+    evidence = Evidence(metric=metric, comparison=comparison, baseline="a constant", latency_ms=0.4, size_mb=1.2)
+    evaluation = evaluate(metric, y, prediction, classes=made.bundle.classes, seed=0)
+    variant = Variant(
+        name="growth.churn", version=3, request_id="r-1", task=task, metric=metric.name, score=evaluation.score.value,
+        score_low=evaluation.score.low, score_high=evaluation.score.high, recipe="tabular-auto", recipe_digest="a" * 64,
+        dataset_digest="b" * 64, bundle_digest="c" * 64, cost_s=83, size_mb=1.2, latency_ms=0.4,
+    )  # fmt: skip
+    weights = {0: 0.25, 1: 0.75}
+    fields = {
+        "variant": variant,
+        "baseline": "a constant",
+        "verdict": judge(Gates(), Ceilings(latency_ms=5), evidence),
+        "comparison": comparison,
+        "evaluation": evaluation,
+        "importance": permutation_importance(made.bundle, made.test.frame, y, metric=metric, seed=0),
+        "leaderboard": leaderboard(trials(), weights=weights),
+        "curves": learning_curves(trials(), weights=weights),
+        "findings": (
+            Finding(kind="leakage", column="gone", action="drop", value=1.0, message="'gone' gives it away."),
+        ),
+        "profile": profile(made.dataset),
+        "example": example_row(made.test.frame),
+        "budget_s": 60,
+    }
+    return Card(**{**fields, **changes})
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed in order; collects tags, attributes and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.extend(attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_card_has_all_that_a_reader_needs(made):
+    card = card_of(made)
+    page = Balanced(render(card))
+    text = re.sub(r"\s+", " ", page.text)
+    metric = Metric(card.variant.metric, card.variant.task)
+    assert f"{metric.label}, " in text
+    assert metric.display(card.evaluation.score.value) in text
+    for expected in (
+        "growth.churn version 3", "Gate", "Leaderboard", "lightgbm", "scikit-learn", "75 %", "⚠", "Learning curves",
+        "permutation importance", "'gone' gives it away.", "a" * 64, "models:/growth.churn@champion", "/invocations",
+        "factory predict growth.churn", "within a budget of 1:00", card.profile.target,
+    ):  # fmt: skip
+        assert expected in text, expected
+    assert ("Confusion matrix" in text) == bool(card.variant.task is not Task.REGRESSION)
+    assert ("Predicted and true" in text) == bool(card.variant.task is Task.REGRESSION)
+    assert page.tags.count("svg") == 3
+    assert render(card) == render(card)
+
+
+def test_card_asks_nothing_of_a_network(binary):
+    page = Balanced(render(card_of(binary)))
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name in ("src", "href", "srcset") or name.startswith("on")]
+    assert "url(" not in render(card_of(binary))
+    assert "@import" not in render(card_of(binary))
+    assert any(value and value.startswith("default-src 'none'") for _, value in page.attributes)
+
+
+def test_names_of_strangers_are_text(binary):
+    card = card_of(binary)
+    confusion = Confusion(labels=(EVIL, "yes"), counts=((3, 1), (0, 4)))
+    profiled = card.profile.model_copy(update={"target": EVIL, "class_balance": {EVIL: 0.5, "yes": 0.5}})
+    importance = tuple(one.model_copy(update={"column": EVIL}) for one in card.importance)
+    finding = card.findings[0].model_copy(update={"message": EVIL})
+    page = render(
+        card.model_copy(
+            update={
+                "evaluation": card.evaluation.model_copy(update={"confusion": confusion}),
+                "profile": profiled,
+                "importance": importance,
+                "findings": (finding,),
+                "baseline": EVIL,
+                "example": {EVIL: EVIL},
+                "variant": card.variant.model_copy(update={"segment": EVIL, "parent": EVIL}),
+            }
+        )
+    )
+    assert "<script" not in page
+    assert EVIL in Balanced(page).text
+    assert "<script" not in charts.scatter_chart([(0, 1), (1, 2)], target=EVIL)
+    assert "<script" not in charts.curve_chart([(1, 0.5, None)], name=EVIL)
+
+
+def test_card_of_a_rejected_variant_says_why(regression):
+    card = card_of(regression)
+    worse = card.comparison.model_copy(update={"difference": -1.0, "low": -2.0, "high": 0.5, "probability": 0.1})
+    metric = Metric(card.variant.metric, card.variant.task)
+    verdict = judge(
+        Gates(),
+        Ceilings(),
+        Evidence(metric=metric, comparison=worse, baseline="growth.churn/2", latency_ms=1, size_mb=1),
+    )
+    page = render(card.model_copy(update={"verdict": verdict, "comparison": worse}))
+    assert "rejected by its gate" in page
+    assert "worse by 1" in page
+    assert "the champion stays as it was" in page
+
+
+def test_bare_card_is_drawn_too(binary):
+    card = card_of(
+        binary, importance=(), leaderboard=(), curves=(), findings=(), example={}, budget_s=None, features=None
+    )
+    unregistered = card.model_copy(update={"variant": card.variant.model_copy(update={"version": 0})})
+    text = Balanced(render(unregistered)).text
+    assert "version" not in text.split("Predicts")[0].replace("model-variant", "")
+    assert "Nothing suspicious was found" in text
+
+
+def test_many_classes_are_listed_by_their_mistakes(multiclass):
+    n = 30
+    counts = np.diag(np.full(n, 9))
+    counts[3, 4] = 5
+    confusion = Confusion(labels=tuple(f"c{i}" for i in range(n)), counts=tuple(map(tuple, counts.tolist())))
+    card = card_of(multiclass)
+    page = render(card.model_copy(update={"evaluation": card.evaluation.model_copy(update={"confusion": confusion})}))
+    assert "Most frequent mistakes" in page
+    assert "35.7%" in page
+    assert 'class="confusion"' not in page
+
+
+def test_many_trials_are_folded_away(binary):
+    many = [
+        Trial(number=i, family="linear", parameters={}, state=TrialState.SUCCEEDED, score=i / 50) for i in range(50)
+    ]
+    page = render(card_of(binary, leaderboard=leaderboard(many, weights={49: 1.0})))
+    assert "30 more trials" in page
+    assert page.index(">49<") < page.index(">48<")
+
+
+def test_overfitting_is_relative_to_the_score():
+    def trial(score: float, train: float) -> Trial:
+        return Trial(number=0, family="linear", parameters={}, score=score, train_score=train)
+
+    assert overfits(trial(0.8, 0.95))
+    assert not overfits(trial(0.8, 0.85))
+    assert overfits(trial(-0.5, -0.1))
+    assert not overfits(trial(-50_000, -48_000))
+
+
+def test_example_is_the_most_complete_row_as_json():
+    frame = pd.DataFrame(
+        {
+            "n": [np.nan, np.int64(3)],
+            "flag": [True, False],
+            "day": pd.to_datetime(["2024-01-01", "2024-01-02"]),
+            "word": [None, "a"],
+        }
+    )
+    assert example_row(frame) == {"n": 3.0, "flag": False, "day": "2024-01-02T00:00:00", "word": "a"}
+    assert example_row(frame.iloc[:0]) == {}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (5.0, 5.0), (-1e-9, 1e9), (0.1234, 0.1235), (-3.0, -2.0)])
+def test_charts_of_any_range_have_ticks_inside(low, high):
+    start, end = charts.padded(low, high)
+    found = charts.ticks(start, end)
+    assert 2 <= len(found) <= 9
+    assert all(start - 1e-9 <= tick <= end + 1e-9 for tick in found)
+    charts.difference_chart(low, (low + high) / 2, high, margin=0)
+    charts.curve_chart([(1, low, high), (2, high, None)], name="one")
