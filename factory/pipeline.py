@@ -9,34 +9,25 @@ the ledger and goes on.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from factory.data.dataset import Dataset
-from factory.data.loading import load
-from factory.data.profile import DatasetProfile, profile
-from factory.data.screening import Finding, screen
 from factory.errors import FactoryError, SystemFault
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
 from factory.search.cluster import local_cpus
 from factory.search.engine import RaySession, SearchResult, search
 from factory.search.plan import Plan, check_request, make_plan
-from factory.search.splits import folds, set_aside
-from factory.search.trial import TrialData
 from factory.settings import Settings
 from factory.spec import (
     Recipe,
     RequestState,
-    Segments,
     Trial,
     TrialState,
-    Validation,
     Variant,
     VariantRequest,
 )
@@ -51,6 +42,7 @@ from factory.variants.delivery import (
     model_card,
 )
 from factory.variants.gates import Verdict
+from factory.variants.material import Material, Unit, divide, gather
 from factory.variants.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -89,29 +81,6 @@ class Outcome:
     pooled_segments: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Material:
-    """The request's data, screened, typed and split: search rows and unseen rows."""
-
-    dataset: Dataset
-    findings: tuple[Finding, ...]
-    profile: DatasetProfile
-    seen: np.ndarray
-    unseen: np.ndarray
-    ignored: tuple[str, ...]
-
-
-@dataclass
-class Unit:
-    """One variant to be made: the pooled one, or that of one segment."""
-
-    segment: str
-    name: str
-    data: TrialData
-    unseen: Dataset
-    result: SearchResult | None = field(default=None)
-
-
 def submit(document: object, *, ledger: Ledger, settings: Settings, retry_of: str | None = None) -> RequestRecord:
     """Check a request and put it into the queue.
 
@@ -142,10 +111,29 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
         Conflict: the request has ended, or another live driver works on it.
     """
     settings.prepare_home()
-    with ledger.claim(request_id) as claim, RaySession(settings) as ray:
-        making = _Making(claim.record, ledger, settings, ray, listen)
-        with making.ending_as_failed():
-            return making.run()
+    with (
+        ledger.claim(request_id) as claim,
+        _ending_as_failed(claim.record.id, ledger),
+        RaySession(settings) as ray,
+    ):
+        return _Making(claim.record, ledger, settings, ray, listen).run()
+
+
+@contextmanager
+def _ending_as_failed(request_id: str, ledger: Ledger) -> Iterator[None]:
+    """Record an error as the request's end; an interruption leaves the request as it is, to be gone on with."""
+    try:
+        yield
+    except FactoryError as error:
+        ledger.fail(request_id, error)
+        raise
+    except Exception as error:
+        log.exception("request %s failed", request_id)
+        fault = SystemFault(
+            f"Unexpected {type(error).__name__}: {error}.", hint="Please report it with the log of the request."
+        )
+        ledger.fail(request_id, fault)
+        raise fault from error
 
 
 class _Making:
@@ -166,27 +154,12 @@ class _Making:
         self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
         self.state = record.state
 
-    @contextmanager
-    def ending_as_failed(self) -> Iterator[None]:
-        """Record an error as the request's end; an interruption leaves the request as it is, to be gone on with."""
-        try:
-            yield
-        except FactoryError as error:
-            self.ledger.fail(self.id, error)
-            raise
-        except Exception as error:
-            log.exception("request %s failed", self.id)
-            fault = SystemFault(
-                f"Unexpected {type(error).__name__}: {error}.", hint="Please report it with the log of the request."
-            )
-            self.ledger.fail(self.id, fault)
-            raise fault from error
-
     def run(self) -> Outcome:
         self.reach(RequestState.PREPARING, "Reading and screening the data.")
-        material = self.prepare()
+        validation = self.request.validation or self.recipe.validation
+        material = gather(self.request, validation, settings=self.settings, note=self.note)
         plan = make_plan(self.request, self.recipe, material.dataset.task)
-        units, pooled = self.units(material, plan)
+        units, pooled = divide(material, plan, workspace=self.workspace, note=self.note)
         self.reach(RequestState.SEARCHING, self.search_message(material, plan, units))
         with self.registry_warming_up():
             for position, unit in enumerate(units):
@@ -205,70 +178,6 @@ class _Making:
             results=tuple(unit.result for unit in units if unit.result is not None),
             pooled_segments=pooled,
         )
-
-    # --- preparing -----------------------------------------------------------
-
-    def prepare(self) -> Material:
-        ref = self.request.dataset
-        dataset = load(ref, settings=self.settings)
-        if dataset.dropped_rows:
-            self.note("data", f"{dataset.dropped_rows} rows without a target were left out.")
-        rows = set_aside(dataset, self.validation, seed=self.request.seed)
-        findings = screen(dataset.take(rows.train), keep=ref.keep, seed=self.request.seed)
-        for finding in findings:
-            self.note("screening", finding.message)
-        screened = dataset.without([f.column for f in findings if f.action == "drop"])
-        if dataset.features is not None:
-            self.note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
-        kept = set(screened.frame.columns)
-        others = [*dataset.frame.columns, *dataset.context.columns, dataset.target]
-        ignored = tuple(dict.fromkeys(c for c in others if c not in kept))
-        return Material(screened, findings, profile(dataset), rows.train, rows.validation, ignored)
-
-    @property
-    def validation(self) -> Validation:
-        return self.request.validation or self.recipe.validation
-
-    def units(self, material: Material, plan: Plan) -> tuple[list[Unit], tuple[str, ...]]:
-        """Return the variants to make, the pooled one first, and the segments that stay with it."""
-        units = [self.unit("", material, plan, material.seen, material.unseen)]
-        if (segments := self.request.segments) is None:
-            return units, ()
-        values = material.dataset.column(segments.by).astype(str).to_numpy()
-        pooled: list[str] = []
-        for value in sorted(set(values.tolist())):
-            seen = material.seen[values[material.seen] == value]
-            unseen = material.unseen[values[material.unseen] == value]
-            if reason := self.too_thin(segments, material.dataset, seen, unseen):
-                pooled.append(value)
-                self.note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
-            else:
-                units.append(self.unit(value, material, plan, seen, unseen))
-        return units, tuple(pooled)
-
-    @staticmethod
-    def too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np.ndarray) -> str:
-        n_rows = len(seen) + len(unseen)
-        if n_rows < segments.min_rows:
-            return f"it has {n_rows} rows, fewer than segments.min_rows {segments.min_rows}."
-        for k, label in enumerate(dataset.classes):
-            if (dataset.y[seen] == k).sum() < 2 or not (dataset.y[unseen] == k).any():
-                return f"it has too few rows of class {label!r}."
-        return ""
-
-    def unit(self, segment: str, material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray) -> Unit:
-        slug = re.sub(r"[^a-z0-9]+", "-", segment.lower()).strip("-") or "segment"
-        folder = self.workspace / (f"segment-{slug}" if segment else "pooled")
-        rows = material.dataset.take(seen)
-        data = TrialData(
-            dataset=rows,
-            splits=folds(rows, plan.validation, seed=self.request.seed),
-            metric=plan.metric,
-            workspace=folder,
-            seed=self.request.seed,
-        )
-        name = f"{self.request.variant}.{slug}" if segment else self.request.variant
-        return Unit(segment, name, data, material.dataset.take(unseen))
 
     # --- searching -----------------------------------------------------------
 
@@ -322,11 +231,20 @@ class _Making:
 
     @contextmanager
     def registry_warming_up(self) -> Iterator[None]:
-        """Let MLflow import and create its database beside the search; its errors come up at registration."""
-        thread = threading.Thread(target=self.registry.warm_up, name="mlflow-warm-up", daemon=True)
+        """Let MLflow import and create its database beside the search."""
+        thread = threading.Thread(target=self.warm_up_registry, name="mlflow-warm-up", daemon=True)
         thread.start()
-        yield
-        thread.join()
+        try:
+            yield
+        finally:
+            thread.join()
+
+    def warm_up_registry(self) -> None:
+        try:
+            self.registry.warm_up()
+        except FactoryError as error:
+            # It comes up again, and is then the request's end, if it still holds at registration.
+            log.warning("request %s: %s", self.id, error.message)
 
     # --- delivering ----------------------------------------------------------
 

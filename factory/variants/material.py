@@ -1,0 +1,162 @@
+"""What variants are made of: a request's data, screened and split, and divided into the variants to make.
+
+The rows for the gate are set aside here, before anything has been looked at
+but the columns' types; a segment's rows are its part of both sides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from factory.data.dataset import Dataset
+from factory.data.loading import load
+from factory.data.profile import DatasetProfile, profile
+from factory.data.screening import Finding, screen
+from factory.search.engine import SearchResult
+from factory.search.plan import Plan
+from factory.search.splits import folds, set_aside
+from factory.search.trial import TrialData
+from factory.settings import Settings
+from factory.spec import Segments, Validation, VariantRequest
+
+Note = Callable[[str, str], None]
+"""Called with a kind and a sentence for every thing that a person should know."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """A request's data.
+
+    Attributes:
+        dataset: All rows with a target, without the columns that the screening dropped.
+        findings: Of the screening, which looked at the search's rows only.
+        profile: Of the data as they came.
+        seen: Positions of the search's rows.
+        unseen: Positions of the gate's rows.
+        ignored: Columns that a caller may send although no variant uses them.
+    """
+
+    dataset: Dataset
+    findings: tuple[Finding, ...]
+    profile: DatasetProfile
+    seen: np.ndarray
+    unseen: np.ndarray
+    ignored: tuple[str, ...]
+
+
+@dataclass
+class Unit:
+    """One variant to be made: the pooled one, or that of one segment.
+
+    Attributes:
+        segment: Value of the segment; empty for the pooled one.
+        name: Of the registered model.
+        data: What its search works on.
+        unseen: Rows for its gate.
+        result: What its search found.
+    """
+
+    segment: str
+    name: str
+    data: TrialData
+    unseen: Dataset
+    result: SearchResult | None = field(default=None)
+
+
+def gather(request: VariantRequest, validation: Validation, *, settings: Settings, note: Note) -> Material:
+    """Read a request's data, set the gate's rows aside, and screen the others.
+
+    Raises:
+        InvalidData: the data cannot be read or used.
+        InvalidRequest: the feature service or a column that the request names does not exist.
+    """
+    ref = request.dataset
+    dataset = load(ref, settings=settings)
+    if dataset.dropped_rows:
+        note("data", f"{dataset.dropped_rows} rows without a target were left out.")
+    if dataset.features is not None:
+        note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
+    rows = set_aside(dataset, validation, seed=request.seed)
+    findings = screen(dataset.take(rows.train), keep=ref.keep, seed=request.seed)
+    for finding in findings:
+        note("screening", finding.message)
+    screened = dataset.without([f.column for f in findings if f.action == "drop"])
+    others = [*dataset.frame.columns, *dataset.context.columns, dataset.target]
+    ignored = tuple(dict.fromkeys(c for c in others if c not in set(screened.frame.columns)))
+    return Material(screened, findings, profile(dataset), rows.train, rows.validation, ignored)
+
+
+def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tuple[list[Unit], tuple[str, ...]]:
+    """Return the variants to make, the pooled one first, and the segments that stay with it.
+
+    Args:
+        material: The request's data.
+        plan: What is searched; names the segments' column.
+        workspace: Folder of the request; each variant gets a folder in it.
+        note: Told why a segment stays with the pooled variant.
+    """
+    units = [_unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled")]
+    if (segments := plan.request.segments) is None:
+        return units, ()
+    values = material.dataset.column(segments.by).astype(str).to_numpy()
+    taken: dict[str, str] = {}
+    pooled: list[str] = []
+    for value in sorted(set(values.tolist())):
+        seen = material.seen[values[material.seen] == value]
+        unseen = material.unseen[values[material.unseen] == value]
+        if reason := _too_thin(segments, material.dataset, seen, unseen):
+            pooled.append(value)
+            note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
+            continue
+        slug = _slug(value, taken)
+        folder = workspace / f"segment-{slug}"
+        units.append(_unit(material, plan, seen, unseen, folder=folder, segment=value, slug=slug))
+    return units, tuple(pooled)
+
+
+def _too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np.ndarray) -> str:
+    n_rows = len(seen) + len(unseen)
+    if n_rows < segments.min_rows:
+        return f"it has {n_rows} rows, fewer than segments.min_rows {segments.min_rows}."
+    if len(unseen) == 0:
+        return "none of its rows are among those set aside for the gate."
+    for k, label in enumerate(dataset.classes):
+        if (dataset.y[seen] == k).sum() < 2 or not (dataset.y[unseen] == k).any():
+            return f"it has too few rows of class {label!r}."
+    return ""
+
+
+def _unit(
+    material: Material,
+    plan: Plan,
+    seen: np.ndarray,
+    unseen: np.ndarray,
+    *,
+    folder: Path,
+    segment: str = "",
+    slug: str = "",
+) -> Unit:
+    rows, seed = material.dataset.take(seen), plan.request.seed
+    data = TrialData(
+        dataset=rows,
+        splits=folds(rows, plan.validation, seed=seed),
+        metric=plan.metric,
+        workspace=folder,
+        seed=seed,
+    )
+    name = f"{plan.request.variant}.{slug}" if slug else plan.request.variant
+    return Unit(segment, name, data, material.dataset.take(unseen))
+
+
+def _slug(segment: str, taken: dict[str, str]) -> str:
+    """Return a name for a segment's value that no other value of this request has."""
+    plain = re.sub(r"[^a-z0-9]+", "-", segment.lower()).strip("-") or "segment"
+    slug, number = plain, 2
+    while taken.setdefault(slug, segment) != segment:
+        slug, number = f"{plain}-{number}", number + 1
+    return slug
