@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from typing import Any
 
@@ -19,6 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from factory import plugins
 from factory.errors import FactoryError, SystemFault
+
+log = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 
@@ -39,7 +40,17 @@ class LazyGroup(TyperGroup):
             if not isinstance(loaded, typer.Typer):
                 raise SystemFault(f"The command {name!r} is not a typer.Typer.", hint="Let its PLUGIN be one.")
             command = typer.main.get_command(loaded)
+            # typer gives every application options that install a shell's completion; here it is a sub-command only.
+            command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
         return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; typer itself would end an interrupted one without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("\nInterrupted. Finished trials are kept: `factory run ID` goes on where this stopped.\n")
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -65,11 +76,13 @@ def main() -> None:
         app()
     except FactoryError as error:
         sys.exit(_explain(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. Finished trials are kept: `factory run ID` goes on where this stopped.\n")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        log.info("unexpected", exc_info=True)
+        fault = SystemFault(
+            f"Unexpected {type(error).__name__}: {error}.",
+            hint="Please report it with the traceback that `factory --verbose ...` shows.",
+        )
+        sys.exit(_explain(fault))
 
 
 def _explain(error: FactoryError) -> int:
@@ -77,6 +90,9 @@ def _explain(error: FactoryError) -> int:
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps(error.as_dict(), indent=2) + "\n")
     lines = [f"Error: {error.message}"]
+    unnamed = [d for d in error.details if d.field not in error.message]
+    if len(error.details) == len(unnamed) == 1:
+        lines += [f"  - {d.field}: {d.message}" for d in unnamed]
     if len(error.details) > 1:
         lines = [f"Error: {error.message.partition(':')[0]}: {len(error.details)} problems."]
         lines += [f"  - {d.field}: {d.message}" for d in error.details]

@@ -36,6 +36,7 @@ def demo(
 ) -> None:
     """Show the whole way on bundled data: two requests, their gates, and answers over HTTP."""
     base = load_settings()
+    base.prepare_home()
     settings = base.model_copy(update={"home": base.root / "demo", "serve_port": 0})
     _fresh(settings.root)
     with Ledger.open(settings.ledger) as ledger:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from factory.cli._console import Json, opened_ledger, out, plain, print_json, table
+from factory.errors import Conflict
 from factory.operate.deployments import running_predictor, start_predictor, stop_predictor
 from factory.spec import DeploymentWish, RequestState
 from factory.variants.reference import resolve
@@ -32,12 +33,17 @@ def list_deployments(json: Json = False) -> None:
 @PLUGIN.command("set")
 def set_deployment(
     name: Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")],
-    as_: Annotated[str, typer.Option("--as", help="champion or challenger.")] = "champion",
+    as_: Annotated[Literal["champion", "challenger"], typer.Option("--as", help="How it is served.")] = "champion",
     why: Annotated[str, typer.Option(help="The reason; it is kept in the alias ledger.")] = "Set by hand.",
 ) -> None:
     """Serve a version as champion or challenger."""
     with opened_ledger() as (ledger, settings):
         variant = resolve(name, ledger=ledger)
+        if variant.state == "rejected" and as_ == "champion" and ledger.alias(variant.name, as_) != variant.version:
+            raise Conflict(
+                f"{variant.name}/{variant.version} was turned down by its gate.",
+                hint="Serve it as challenger, or make it champion with a reason: factory variants promote --override.",
+            )
         ledger.set_alias(variant.name, as_, variant.version, who="command line", why=why)
         Registry(settings).set_alias(variant.name, as_, variant.version)
         ledger.set_deployment(variant.name, DeploymentWish.model_validate({"as": as_}), version=variant.version)
@@ -46,7 +52,9 @@ def set_deployment(
 
 @PLUGIN.command()
 def start(
-    port: Annotated[int | None, typer.Option(help="Port; FACTORY_SERVE_PORT if empty, 0 takes a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; FACTORY_SERVE_PORT if empty, 0 takes a free one.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start the predictor and wait until it answers."""

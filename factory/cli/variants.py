@@ -11,7 +11,7 @@ from factory.cli._console import Json, opened_ledger, out, plain, print_json, ta
 from factory.errors import Conflict, NotFound
 from factory.ledger import Ledger
 from factory.settings import Settings
-from factory.spec import Variant
+from factory.spec import DeploymentWish, Variant
 from factory.variants.bundle import Bundle
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
@@ -134,6 +134,7 @@ def verify(name: Name) -> None:
 
 def _make_champion(variant: Variant, ledger: Ledger, settings: Settings, *, why: str) -> None:
     ledger.set_alias(variant.name, "champion", variant.version, who=getpass.getuser(), why=why)
+    ledger.set_deployment(variant.name, DeploymentWish(), version=variant.version)
     Registry(settings).set_alias(variant.name, "champion", variant.version)
 
 
