@@ -234,7 +234,7 @@ def _call(card: Card) -> dict[str, str]:
         "command line": f"factory predict {name} --data rows.parquet",
         "HTTP": (
             f"curl -X POST $PREDICTOR/variants/{name}/invocations \\\n"
-            f"  -H 'Authorization: Bearer $TOKEN' -H 'Content-Type: application/json' \\\n  -d '{quoted}'"
+            f"  -H 'Content-Type: application/json' \\\n  -d '{quoted}'"
         ),
         "Python": (
             "import mlflow.pyfunc\n"

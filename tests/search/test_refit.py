@@ -20,11 +20,11 @@ def data(tmp_path: Path) -> TrialData:
     return make_data(tmp_path, kind="holdout", share=0.25)
 
 
-def members(folder: Path, *costs_s: float) -> dict[int, Trial]:
+def members(folder: Path, *costs_s: float, family: str = "lightgbm") -> dict[int, Trial]:
     return {
         n: Trial(
             number=n,
-            family="linear",
+            family=family,
             parameters={},
             state=TrialState.SUCCEEDED,
             score=0.8,
@@ -49,6 +49,12 @@ def test_the_heaviest_member_comes_first_with_rounds_for_all_rows(data: TrialDat
     proposer.done(jobs[0].trial)
     proposer.lost(0, "Its worker process died.")
     assert [t.number for t in proposer.running] == [1]
+
+
+def test_rounds_that_are_steps_of_a_penalty_path_do_not_grow_with_the_rows(data: TrialData, tmp_path: Path) -> None:
+    trials = members(tmp_path, 1, family="linear")
+    (job,) = iter(RefitProposer(data, trials, Blend({0: 1.0}, 0.9), Deadline.after(100)).next, None)
+    assert job.refit_rounds == 30
 
 
 def test_only_members_of_the_blend_are_refitted_and_each_once(data: TrialData, tmp_path: Path) -> None:
