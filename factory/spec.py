@@ -112,7 +112,10 @@ class Document(BaseModel):
 
 def _seconds(value: object) -> object:
     """Accept ``60``, ``"60s"``, ``"5m"`` or ``"1h"`` as seconds."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9.]+)\s*(s|m|h)?\s*", value)):
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(s|m|h)?\s*", value)
+        if match is None:
+            raise ValueError("Write a time above zero as 60, '60s', '5m' or '1h'")
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
     return value
 
@@ -411,6 +414,7 @@ class Variant(Document):
 
 
 D = TypeVar("D", bound=Document)
+_MAPPING = "This holds fields, each as 'name: value'"
 
 
 def parse(model: type[D], document: object, *, what: str) -> D:
@@ -447,7 +451,8 @@ def _explain(model: type[BaseModel], error: Any) -> Detail:
     if error["type"] == "missing":
         return Detail(path, "This field is required.")
     shown = repr(error["input"])
-    return Detail(path, f"{error['msg']}; received {shown if len(shown) <= 80 else shown[:77] + '...'}.")
+    message = _MAPPING if error["type"] in ("model_type", "dict_type") else error["msg"].removeprefix("Value error, ")
+    return Detail(path, f"{message}; received {shown if len(shown) <= 80 else shown[:77] + '...'}.")
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:

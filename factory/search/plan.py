@@ -31,6 +31,8 @@ from factory.spec import (
 )
 
 MAX_DOCUMENT_BYTES = 1_000_000
+_STAND_INS: dict[str, object] = {"team": "team", "name": "name", "dataset": {"path": "table.csv", "target": "target"}}
+"""Stand where a required field of a request is wrong, while its other fields are judged."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def load_recipe(reference: str, *, settings: Settings) -> Recipe:
     files = recipe_files(settings)
     if name not in files:
         raise NotFound(
-            f"recipe: there is no recipe {name!r}.{suggest(name, files)}",
+            f"There is no recipe {name!r}.{suggest(name, files)}",
             hint=f"Allowed: {listing(files)}. `factory recipes list` describes them.",
             details=[Detail("recipe", f"{name!r} is not a recipe")],
         )
@@ -116,8 +118,9 @@ def load_recipe(reference: str, *, settings: Settings) -> Recipe:
         )
     if digest and not recipe.digest.startswith(digest):
         raise NotFound(
-            f"recipe: {name!r} has the digest {recipe.digest[:12]}, not {digest!r}.",
+            f"Recipe {name!r} has the digest {recipe.digest[:12]}, not {digest!r}.",
             hint="The recipe was changed since; order without '@' or with the new digest.",
+            details=[Detail("recipe", f"{name}@{digest} is not the recipe of today")],
         )
     return recipe
 
@@ -146,8 +149,37 @@ def check_request(document: object, *, settings: Settings) -> tuple[VariantReque
         InvalidRequest: with one detail for each problem.
         NotFound: the recipe does not exist.
     """
-    request = document if isinstance(document, VariantRequest) else parse(VariantRequest, document, what="request")
-    recipe = load_recipe(request.recipe, settings=settings)
+    request, refused = _read_request(document)
+    problems = list(refused.details) if refused is not None else []
+    try:
+        recipe = load_recipe(request.recipe, settings=settings)
+    except NotFound as error:
+        if refused is not None:
+            _raise_all([*problems, Detail("recipe", f"{error.message} {error.hint}")], what="request")
+        raise
+    found = _request_problems(request, recipe)
+    if refused is not None and not found:
+        raise refused
+    _raise_all(problems + found, what="request")
+    return request, recipe
+
+
+def _read_request(document: object) -> tuple[VariantRequest, InvalidRequest | None]:
+    """Return a request and what is wrong with its form; a wrong field is replaced, so that others are judged."""
+    if isinstance(document, VariantRequest):
+        return document, None
+    try:
+        return parse(VariantRequest, document, what="request"), None
+    except InvalidRequest as error:
+        wrong = {detail.field.partition(".")[0] for detail in error.details}
+        if not isinstance(document, dict) or "recipe" in wrong:
+            raise
+        right = {name: value for name, value in document.items() if str(name) not in wrong}
+        return VariantRequest.model_validate(_STAND_INS | right), error
+
+
+def _request_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
+    """Return what a recipe does not allow of a well-formed request."""
     chosen = request.families or recipe.families
     problems = list(_unknown(chosen, recipe.families, path="families"))
     chosen = tuple(name for name in chosen if name in recipe.families)
@@ -167,8 +199,7 @@ def check_request(document: object, *, settings: Settings) -> tuple[VariantReque
     problems += [p for p in _common(task_problems) if p not in problems]
     if request.metric is not None:
         problems += _metric_problems(request.metric, tasks)
-    _raise_all(problems, what="request")
-    return request, recipe
+    return problems
 
 
 def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
@@ -263,7 +294,9 @@ def _metric_problems(name: str, tasks: tuple[Task, ...]) -> list[Detail]:
             Metric.of(name, task)
         except InvalidRequest as error:
             errors.append(error)
-    return [Detail("metric", f"{errors[0].message} {errors[0].hint}")] if tasks and len(errors) == len(tasks) else []
+    if not tasks or len(errors) < len(tasks):
+        return []
+    return [Detail("metric", f"{errors[0].message.removeprefix('metric: ')} {errors[0].hint}")]
 
 
 def _merged(asked: Ceilings | None, recipe: Ceilings) -> Ceilings:
