@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from factory.cli._console import Json, ProgressLine, exit_code, leaderboard, opened_ledger, out, outcome, print_json
-from factory.data.tables import write_table
-from factory.errors import InvalidRequest
+from factory.data.tables import check_target, read_table, write_table
+from factory.errors import Detail, InvalidRequest
 from factory.pipeline import produce, submit
 from factory.search.metric import Metric
+from factory.spec import NAME
 from factory.variants.bundle import Bundle
 from factory.variants.delivery import predict_table
 from factory.variants.registry import Registry
@@ -40,6 +41,12 @@ def fit(
     if (test is None) != (out_file is None):
         raise InvalidRequest("--test and --out go together.", hint="Name both, or neither.")
     team, _, short = (name or f"local.{_slug(train)}").partition(".")
+    if name is not None and not (re.fullmatch(NAME, team) and re.fullmatch(NAME, short)):
+        raise InvalidRequest(
+            f"--name {name!r} is not the name of a variant.",
+            hint="Write team.name: two words of lower-case letters, digits, '_' and '-', a letter first: growth.churn.",
+            details=[Detail("--name", f"{name!r} is not team.name")],
+        )
     document: dict[str, object] = {
         "team": team,
         "name": short,
@@ -50,6 +57,10 @@ def fit(
         **({"budget": {"time_s": budget}} if budget else {}),
     }
     with opened_ledger() as (ledger, settings):
+        if test is not None and out_file is not None:
+            # Told now rather than after the search.
+            check_target(out_file)
+            read_table(test, max_rows=settings.max_rows)
         record = submit(document, ledger=ledger, settings=settings)
         with ProgressLine(quiet=json) as line:
             result = produce(record.id, ledger=ledger, settings=settings, listen=line)

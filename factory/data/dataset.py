@@ -187,7 +187,11 @@ def from_frame(
     if problems:
         raise InvalidData(
             "The table cannot be used: " + " ".join(f"{d.field}: {d.message}" for d in problems),
-            hint="Mend the named columns, or leave them out with 'drop'.",
+            hint=(
+                "Mend the target, or name another column as target."
+                if {d.field for d in problems} == {ref.target}
+                else "Mend the named columns, or leave them out with 'drop'."
+            ),
             details=problems,
         )
     features_frame = pd.DataFrame(columns, index=pd.RangeIndex(len(y)))

@@ -97,16 +97,12 @@ def read_table(
     return _to_frame(table)
 
 
-def write_table(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a frame without its index, in the format that the path's suffix names; datetimes in microseconds.
+def check_target(path: str | Path) -> str:
+    """Return the format that :func:`write_table` would write a file in; writes nothing.
 
     Raises:
-        InvalidData: the suffix names no known format.
-        StorageFault: the file cannot be written.
+        InvalidData: the suffix names no known format, or the folder does not exist.
     """
-    import pyarrow as pa
-    from pyarrow import csv, feather, parquet
-
     target = Path(path)
     kind = _suffix_kind(target.name)
     if kind is None or target.suffix == ".gz":
@@ -115,6 +111,27 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
             hint=f"Allowed: {listing(_SUFFIXES)}.",
             details=[Detail("path", f"{target.suffix!r} is not a known suffix")],
         )
+    if not target.parent.is_dir():
+        raise InvalidData(
+            f"{str(path)!r} cannot be written: there is no folder {str(target.parent)!r}.",
+            hint="Create the folder, or name a file in one that exists.",
+            details=[Detail("path", f"{str(target.parent)!r} is not a folder")],
+        )
+    return kind
+
+
+def write_table(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write a frame without its index, in the format that the path's suffix names; datetimes in microseconds.
+
+    Raises:
+        InvalidData: the suffix names no known format, or the folder does not exist.
+        StorageFault: the file cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, feather, parquet
+
+    target = Path(path)
+    kind = check_target(target)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     try:
         if kind == "parquet":

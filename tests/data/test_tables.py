@@ -145,5 +145,8 @@ def test_writing_fails_clearly(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1]})
     with pytest.raises(InvalidData, match="suffix"):
         write_table(frame, tmp_path / "a.xlsx")
-    with pytest.raises(StorageFault, match="cannot be written"):
+    with pytest.raises(InvalidData, match="there is no folder"):
         write_table(frame, tmp_path / "none" / "a.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(StorageFault, match="cannot be written"):
+        write_table(frame, tmp_path / "folder.csv")
