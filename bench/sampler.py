@@ -26,6 +26,8 @@ PR_SET_CHILD_SUBREAPER = 36
 """From Linux's ``prctl.h``."""
 INTERVAL_S = 0.5
 """Between two samples; one costs 2 to 10 ms for each process, according to its memory."""
+EAGER_INTERVAL_S, EAGER_SAMPLES = 0.05, 20
+"""The first second is looked at more closely, for commands that take no longer."""
 GRACE_S = 3.0
 """What still runs this long after the command's end has been left behind."""
 _NAME_WIDTH = 60
@@ -90,7 +92,7 @@ def measure(
     """
     with _subreaper(), _output(log) as output:
         sampler = _Sampler(kept=frozenset(p.pid for p in psutil.Process().children()))
-        machine = _busy_s()
+        machine = busy_s()
         started = time.monotonic()
         process = subprocess.Popen(
             command, env=env, cwd=cwd, stdout=output, stderr=subprocess.STDOUT if output else None
@@ -108,7 +110,7 @@ def measure(
             raise
         finally:
             wall_s = time.monotonic() - started
-            machine = _busy_s() - machine
+            machine = busy_s() - machine
             left_behind = sampler.stop()
     return Measurement(
         returncode=returncode,
@@ -167,7 +169,7 @@ class _Sampler:
         try:
             while not self._over.is_set():
                 self._sample()
-                self._over.wait(INTERVAL_S)
+                self._over.wait(EAGER_INTERVAL_S if self.samples < EAGER_SAMPLES else INTERVAL_S)
         except OSError as failure:
             self._failure = failure
 
@@ -222,7 +224,7 @@ def _look(process: psutil.Process) -> Process | None:
     """Return a process's name and PSS; None where it has just ended."""
     try:
         rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        name = " ".join(process.cmdline())[:_NAME_WIDTH] or process.name()
+        name = " ".join(process.cmdline()) or process.name()
     except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
         return None
     kilobytes = next((line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:")), "0")
@@ -230,7 +232,7 @@ def _look(process: psutil.Process) -> Process | None:
 
 
 def _short(name: str) -> str:
-    """Programs without their folders, which say nothing and differ from machine to machine."""
+    """Return a command line without folders, which say nothing and differ from machine to machine."""
     return " ".join(word.rpartition("/")[2] for word in name.split())[:_NAME_WIDTH]
 
 
@@ -241,8 +243,8 @@ def _kill(process: psutil.Process) -> None:
         return
 
 
-def _busy_s() -> float:
-    """Processor seconds that the machine has spent on anything since it started."""
+def busy_s() -> float:
+    """Return the processor seconds that the machine has spent on anything since it started."""
     times = psutil.cpu_times()
     return float(times.user + times.system + times.nice + times.irq + times.softirq)
 
