@@ -10,26 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from pydantic_core import to_json
 
-from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault
+from factory.errors import Detail, FactoryError, NotFound, SystemFault
 from factory.settings import Settings
-from factory.spec import ColumnType, Variant
+from factory.spec import Variant
 from factory.variants.bundle import Bundle
 from serve import invocations, open_inference
+from serve.call import Call, Message, Receive, Send
 from serve.errors import (
-    BodyTooLarge,
     DeadlineExceeded,
     MethodNotAllowed,
     Overloaded,
@@ -38,13 +37,11 @@ from serve.errors import (
     answer,
 )
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, arrays, check_rows
+from serve.loaded import Loaded
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 T = TypeVar("T")
 
 INLINE_MS = 5.0
@@ -98,50 +95,6 @@ class Limits:
             deadline_s=settings.serve_deadline_s,
             bundles_mb=settings.serve_cache_mb,
         )
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A variant in memory.
-
-    Attributes:
-        variant: What the ledger says of it.
-        bundle: What predicts.
-        size_mb: Size of its folder in MB, which stands for its memory.
-        row_ms: Median time of a prediction of one row, in ms.
-    """
-
-    variant: Variant
-    bundle: Bundle
-    size_mb: float
-    row_ms: float
-
-    @classmethod
-    def warm(cls, variant: Variant, bundle: Bundle, *, size_mb: float) -> Loaded:
-        """Predict one row of missing values a few times: frameworks do their last preparations at the first call."""
-        numbers = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
-        row = {
-            column.name: np.array([np.nan]) if column.type in numbers else np.array([None], dtype=object)
-            for column in bundle.columns
-        }
-        _timed(bundle, row)
-        return cls(variant, bundle, size_mb, statistics.median(_timed(bundle, row)[1] for _ in range(5)))
-
-
-@dataclass
-class Call:
-    """One request while it is answered; what is learnt on the way goes into the answer's headers."""
-
-    method: str
-    parts: tuple[str, ...]
-    headers: Mapping[bytes, bytes]
-    receive: Receive
-    answer_headers: dict[str, str] = field(default_factory=dict)
-    reading: bool = False
-
-    def header(self, name: str) -> str:
-        """Return a request header, empty where there is none."""
-        return self.headers.get(name.encode(), b"").decode("latin-1")
 
 
 Handler = Callable[["Predictor", Call, dict[str, str]], Awaitable[bytes]]
@@ -280,7 +233,7 @@ class Predictor:
         """``POST /variants/{name}[/versions/{n}]/invocations``."""
         async with self._bounded(call):
             variant = await self._resolve(call, values)
-            body = await self._body(call)
+            body = await call.read_body(limit_mb=self._limits.body_mb)
             small = len(body) <= INLINE_BYTES
             payload = await self._run(small, lambda: invocations.parse(body, call.header("content-type")))
             check_rows(payload, max_rows=self._limits.rows)
@@ -290,7 +243,7 @@ class Predictor:
                 payload = await self._read_features(call, payload, loaded)
             columns = payload
             raw, ms = await self._run(inline, lambda: _predict(columns, loaded.bundle))
-            _add_timing(call, "predict", ms)
+            call.add_timing("predict", ms)
             return await self._run(inline, lambda: invocations.format_predictions(raw, loaded.bundle))
 
     async def infer(self, call: Call, values: dict[str, str]) -> bytes:
@@ -305,7 +258,7 @@ class Predictor:
                     hint="Send application/json, with binary tensors after it where the header says so.",
                     details=[Detail("content-type", f"received {kind!r}")],
                 )
-            body = await self._body(call)
+            body = await call.read_body(limit_mb=self._limits.body_mb)
             small = len(body) <= INLINE_BYTES
             request = await self._run(small, lambda: open_inference.parse(body, header_length=header_length))
             check_rows(request.payload, max_rows=self._limits.rows)
@@ -313,7 +266,7 @@ class Predictor:
             inline = small and loaded.row_ms < INLINE_MS
             payload = open_inference.resolve_matrix(request.payload, loaded.bundle)
             raw, ms = await self._run(inline, lambda: _predict(payload, loaded.bundle))
-            _add_timing(call, "predict", ms)
+            call.add_timing("predict", ms)
             answer_body, length = await self._run(
                 inline,
                 lambda: open_inference.format_answer(
@@ -368,35 +321,8 @@ class Predictor:
         columns = await self._in(
             "features", lambda: self._features.columns(entities, variant=loaded.variant, bundle=loaded.bundle)
         )
-        _add_timing(call, "features", (time.perf_counter() - started) * 1e3)
+        call.add_timing("features", (time.perf_counter() - started) * 1e3)
         return columns
-
-    async def _body(self, call: Call) -> bytes:
-        """Read the body, and stop as soon as it is too large."""
-        most = int(self._limits.body_mb * 1e6)
-        if (encoding := call.header("content-encoding")) not in ("", "identity"):
-            raise UnsupportedMedia(
-                f"The content encoding {encoding!r} is not read.",
-                hint="Send the body uncompressed.",
-                details=[Detail("content-encoding", f"received {encoding!r}")],
-            )
-        declared = call.header("content-length")
-        if declared.isdigit() and int(declared) > most:
-            raise _too_large(declared, self._limits.body_mb)
-        chunks, size = [], 0
-        call.reading = True
-        while True:
-            message = await call.receive()
-            if message["type"] == "http.disconnect":
-                raise InvalidRequest("The caller hung up before the body was complete.")
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > most:
-                raise _too_large(f"more than {most}", self._limits.body_mb)
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                call.reading = False
-                return b"".join(chunks)
 
     async def _run(self, inline: bool, call: Callable[[], T]) -> T:
         return call() if inline else await self._in("predict", call)
@@ -406,7 +332,7 @@ class Predictor:
         return await asyncio.get_running_loop().run_in_executor(executor, call)
 
 
-_ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
+ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
     ("POST", ("variants", "{name}", "invocations"), Predictor.invoke),
     ("POST", ("variants", "{name}", "versions", "{version}", "invocations"), Predictor.invoke),
     ("POST", ("v2", "models", "{name}", "infer"), Predictor.infer),
@@ -429,7 +355,7 @@ def _route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
         MethodNotAllowed: there is, for another method; the answer's header says which.
     """
     allowed = []
-    for method, pattern, handler in _ROUTES:
+    for method, pattern, handler in ROUTES:
         if len(pattern) != len(call.parts):
             continue
         values = {}
@@ -445,7 +371,7 @@ def _route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
     if allowed:
         call.answer_headers["allow"] = ", ".join(allowed)
         raise MethodNotAllowed(f"{call.method} is not allowed on {path!r}.", hint=f"Use {' or '.join(allowed)}.")
-    routes = "; ".join(f"{method} /{'/'.join(pattern)}" for method, pattern, _ in _ROUTES)
+    routes = "; ".join(f"{method} /{'/'.join(pattern)}" for method, pattern, _ in ROUTES)
     raise NotFound(f"There is no route {path!r}.", hint=f"Routes: {routes}.", details=[Detail("path", path)])
 
 
@@ -454,27 +380,6 @@ def _predict(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> tuple[n
     started = time.perf_counter()
     raw = bundle.predict_raw(arrays(payload, bundle))
     return raw, (time.perf_counter() - started) * 1e3
-
-
-def _timed(bundle: Bundle, row: Mapping[str, np.ndarray]) -> tuple[np.ndarray, float]:
-    started = time.perf_counter()
-    raw = bundle.predict_raw(row)
-    return raw, (time.perf_counter() - started) * 1e3
-
-
-def _add_timing(call: Call, name: str, ms: float) -> None:
-    """Add an entry to the header ``Server-Timing`` (W3C)."""
-    before = call.answer_headers.get("server-timing")
-    entry = f"{name};dur={ms:.3f}"
-    call.answer_headers["server-timing"] = f"{before}, {entry}" if before else entry
-
-
-def _too_large(size: str, limit_mb: float) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body has {size} bytes; {limit_mb:g} MB are allowed.",
-        hint="Send several smaller requests, or predict a file with `factory predict NAME --data FILE`.",
-        details=[Detail("body", f"is larger than FACTORY_MAX_REQUEST_MB={limit_mb:g}")],
-    )
 
 
 def _version() -> str:

@@ -9,6 +9,7 @@ with them authentication, do not exist yet.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import sys
 import threading
 from typing import Any
 
-from factory.errors import FactoryError, ServiceFault
+from factory.errors import Conflict, Detail, FactoryError, ServiceFault
 from factory.operate.deployments import HOST, MARK, free_port
 from factory.settings import Settings, load_settings
 from serve.proxy import proxy_environment, proxy_folder
@@ -69,8 +70,10 @@ def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
     from ray import serve
 
     stop = threading.Event()
+    ours = False
     try:
         _connect(ray, settings, environment=environment)
+        ours = True
         # After ray.init, which sets handlers of its own that end the process at once.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
@@ -90,12 +93,13 @@ def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
         logger.info("the predictor stops")
     except (RuntimeError, ConnectionError, OSError, ValueError) as error:
         raise ServiceFault(
-            f"Ray Serve could not be started: {error}", hint="`factory doctor` checks Ray; see also RAY_ADDRESS."
+            f"Ray Serve could not be started: {error}{_said(serve)}",
+            hint="`factory doctor` checks Ray; see also RAY_ADDRESS.",
         ) from error
     finally:
-        if ray.is_initialized():
+        if ours:
             serve.shutdown()
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _connect(ray: Any, settings: Settings, *, environment: dict[str, str]) -> None:
@@ -113,6 +117,21 @@ def _connect(ray: Any, settings: Settings, *, environment: dict[str, str]) -> No
     carried = ("PYTHONPATH", MARK)
     variables = environment | {name: os.environ[name] for name in carried if name in os.environ}
     ray.init(address=os.environ["RAY_ADDRESS"], runtime_env={"env_vars": variables}, log_to_driver=False)
+    with contextlib.suppress(ValueError):
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        raise Conflict(
+            f"The Ray cluster {os.environ['RAY_ADDRESS']!r} serves something already, with a proxy of its own.",
+            hint="Stop it (`serve shutdown`), or leave RAY_ADDRESS empty: a small Ray is started for the predictor.",
+            details=[Detail("RAY_ADDRESS", "its Ray Serve cannot be shared")],
+        )
+
+
+def _said(serve: Any) -> str:
+    """Return what Serve says of the replicas that it could not start."""
+    with contextlib.suppress(Exception):
+        deployments = serve.status().applications[APPLICATION].deployments.values()
+        return "".join(f"\n{deployment.message}" for deployment in deployments)
+    return ""
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.registry import Registry
-from serve.app import Limits, Loaded, Predictor
+from serve.app import Limits, Predictor
+from serve.loaded import Loaded
 from serve.online import FeatureReaders
 
 

@@ -24,8 +24,9 @@ from factory.spec import DeploymentWish, FileDataset, Task, Variant, VariantRequ
 from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
-from serve.app import Limits, Loaded, Predictor
+from serve.app import Limits, Predictor
 from serve.inputs import EntityRows, NamedColumns
+from serve.loaded import Loaded
 
 
 def customers(n_rows: int = 240, *, seed: int = 0) -> pd.DataFrame:

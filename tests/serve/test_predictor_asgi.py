@@ -17,7 +17,7 @@ from factory.errors import ServiceFault
 from factory.settings import Settings
 from factory.spec import DeploymentWish, Variant
 from factory.variants.bundle import Bundle
-from serve.app import Loaded
+from serve.loaded import Loaded
 from serve.online import FeatureReaders
 
 CHURN = "/variants/growth.churn/invocations"

@@ -20,7 +20,7 @@ from factory.settings import Settings
 from factory.spec import FileDataset, Task, Variant
 from factory.variants.bundle import Bundle, Member
 from factory.variants.inputs import input_columns
-from serve.app import Loaded
+from serve.loaded import Loaded
 from serve.online import FeatureReaders
 
 pytestmark = pytest.mark.slow
