@@ -76,7 +76,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 def leaderboard(result: SearchResult, metric: Metric, *, most: int = 12) -> None:
     """Print the best trials of a search: score, gap to the training score, cost and weight in the blend."""
     scored = sorted((t for t in result.trials if t.score is not None), key=lambda t: -(t.score or 0))
-    shown = _best_of_each_family_first(scored, most)
+    shown = _worth_a_line(scored, set(result.blend.weights), most)
     rows = [
         (
             t.number,
@@ -96,9 +96,10 @@ def leaderboard(result: SearchResult, metric: Metric, *, most: int = 12) -> None
     out.print(f"[dim]Blend of {len(result.blend.weights)}: {metric.display(result.blend.score)} out of fold[/dim]")
 
 
-def _best_of_each_family_first(scored: list[Trial], most: int) -> list[Trial]:
-    """The best trial of every family has its line, whatever its rank; the rest is filled by score."""
-    first = list({t.family: t for t in reversed(scored)}.values())
+def _worth_a_line(scored: list[Trial], members: set[int], most: int) -> list[Trial]:
+    """Members of the blend and the best trial of every family have a line, whatever their rank; then by score."""
+    best = {t.family: t.number for t in reversed(scored)}
+    first = [t for t in scored if t.number in members or best[t.family] == t.number]
     others = [t for t in scored if t not in first]
     chosen = first + others[: max(0, most - len(first))]
     return sorted(chosen, key=lambda t: -(t.score or 0))
