@@ -8,8 +8,12 @@ that grew is recycled the same way, by a shape that is one megabyte larger.
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -23,8 +27,11 @@ POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 """Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
 RECYCLE_SHARE = 0.8
 """A worker that holds this part of its limit after a trial is replaced: resident memory does not fall again."""
+OVERRUN_S = 2.0
+"""A worker whose trial is still running so long after its deadline, or after twice its limit, ends itself: a framework
+may hang within one round, and Tune takes ten seconds more to stop an actor that does not answer."""
 GRACE_S = 5.0
-"""Trials end by their own deadlines; Tune stops whatever is still running so long after the search's."""
+"""Tune stops whatever is still running so long after the search's deadline: trials on several workers, mostly."""
 
 
 def run_tune(
@@ -83,6 +90,22 @@ def _configuration(job: TrialJob, *, threads: int, generation: int) -> dict[str,
     return {"job": job.model_dump_json(), "resources": {**cpus, "memory": memory_mb * 1_000_000}}
 
 
+@contextmanager
+def _ending_this_process_after(job: TrialJob) -> Iterator[None]:
+    """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself."""
+    left_s = min(job.deadline_at - time.time(), 2 * job.limit_s) + OVERRUN_S
+    if job.workers > 1 or left_s == float("inf"):
+        yield
+        return
+    watchdog = threading.Timer(max(left_s, OVERRUN_S), os._exit, (1,))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
 @cache
 def _worker_class() -> type:
     from ray import tune
@@ -95,7 +118,9 @@ def _worker_class() -> type:
 
         def step(self) -> dict[str, Any]:
             """Run the whole trial and report once: many reports are what is slow in Tune."""
-            trial = self._runner.run(TrialJob.model_validate_json(self.config["job"]))
+            job = TrialJob.model_validate_json(self.config["job"])
+            with _ending_this_process_after(job):
+                trial = self._runner.run(job)
             resident_mb = psutil.Process().memory_info().rss / 1e6
             score = float("nan") if trial.score is None else trial.score
             return {"score": score, "trial": trial.model_dump_json(), "resident_mb": resident_mb, "done": True}
@@ -137,7 +162,7 @@ class _Exchange:
             return
         self._on_first_end()
         if result is None or "trial" not in result or error:
-            self._jobs.lost(number, "Its worker process died or was stopped.")
+            self._jobs.lost(number, "Its worker process died, or ended itself since the trial did not end in time.")
             return
         if result["resident_mb"] > RECYCLE_SHARE * self._limit_mb:
             self._generation[pool] += 1

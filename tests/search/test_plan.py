@@ -200,14 +200,22 @@ def test_a_request_that_widens_is_told_everything_at_once(settings: Settings) ->
     assert set(found) == {"spaces.linear.knots", "spaces.linear.degree", "spaces.linear.splines"}
 
 
-def test_problems_of_form_are_told_together_too(settings: Settings) -> None:
-    found = problems_of(
-        {"team": "Growth!", "recipe": "small", "dataset": {"path": "x.csv"}, "budget": {"time_s": 0}, "buget": {}},
-        settings,
-    )
-    assert set(found) == {"team", "name", "dataset.target", "budget.time_s", "buget"}
+def test_problems_of_form_are_told_together_with_the_others(settings: Settings) -> None:
+    form = {"team": "Growth!", "dataset": {"path": "x.csv"}, "budget": {"time_s": 0}, "buget": {}}
+    content = {"recipe": "small", "families": ["lightgmb"], "resources": {"workers": 3}}
+    found = problems_of(form | content, settings)
+    assert set(found) == {
+        "team",
+        "name",
+        "dataset.target",
+        "budget.time_s",
+        "buget",
+        "families.lightgmb",
+        "resources.workers",
+    }
     assert "Did you mean 'budget'?" in found["buget"]
     assert "greater than 0; received 0" in found["budget.time_s"]
+    assert "recipe" in problems_of(form | {"recipe": "smal"}, settings)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from factory.families.base import Family, Model
 from factory.space import ChoiceDimension, FloatDimension
 
 NOTES = "PROBE_NOTES"
-"""Environment variable with a folder: each fit leaves a file there, named by its process and its configuration."""
+"""Environment variable with a folder: each fit leaves a file there, named by process, family and what it does."""
 
 
 class ProbeModel(Model):
@@ -47,7 +47,7 @@ class Probe(Family):
 
     def space(self, task):
         return {
-            "does": ChoiceDimension(choices=("fit", "raise", "exhaust", "swell", "nan", "hang")),
+            "does": ChoiceDimension(choices=("fit", "raise", "exhaust", "swell", "nan", "hang", "stall")),
             "skill": FloatDimension(low=0.0, high=1.0),
         }
 
@@ -56,7 +56,7 @@ class Probe(Family):
 
     def fit(self, train, *, validation, parameters, context):
         if folder := os.environ.get(NOTES):
-            note = Path(folder) / f"{os.getpid()}-{parameters['does']}-{parameters['skill']}-{time.monotonic_ns()}"
+            note = Path(folder) / f"{os.getpid()}-{self.name}-{parameters['does']}-{time.monotonic_ns()}"
             note.write_text(str(len(train)))
         match parameters["does"]:
             case "raise":
@@ -71,6 +71,8 @@ class Probe(Family):
             case "hang":
                 while not context.stopped:
                     time.sleep(0.02)
+            case "stall":
+                time.sleep(60)
         skill = float("nan") if parameters["does"] == "nan" else float(parameters["skill"])
         model = ProbeModel(skill, context.n_classes, float(train.y.mean()))
         model.rounds = context.rounds or 10
@@ -83,4 +85,12 @@ class Probe(Family):
         return 1.0
 
 
+class OtherPoolProbe(Probe):
+    """A probe that asks for a worker of another pool."""
+
+    name = "probe_other_pool"
+    pool = "torch"
+
+
 PLUGIN = Probe()
+OTHER_POOL = OtherPoolProbe()
