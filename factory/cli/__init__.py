@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from typing import Any
 
@@ -90,7 +91,7 @@ def _explain(error: FactoryError) -> int:
     if "--json" in sys.argv:
         sys.stdout.write(json.dumps(error.as_dict(), indent=2) + "\n")
     lines = [f"Error: {error.message}"]
-    unnamed = [d for d in error.details if d.field not in error.message]
+    unnamed = [d for d in error.details if not re.search(rf"(?<!\w){re.escape(d.field)}(?!\w)", error.message)]
     if len(error.details) == len(unnamed) == 1:
         lines += [f"  - {d.field}: {d.message}" for d in unnamed]
     if len(error.details) > 1:
