@@ -32,7 +32,7 @@ check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_docs*.py
 
 bench: $(INSTALLED)  ## Run the benchmarks, one after the other
 	failed=""; for claim in $(CLAIMS); do echo "== $$claim"; $(BIN)/python -m bench.$$claim || failed="$$failed $$claim"; done; \

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from factory import plugins
 from factory.search.plan import check_recipe, check_request
 from factory.settings import Settings
 from factory.spec import (
@@ -146,6 +148,27 @@ def test_every_state_of_a_trial_is_drawn_and_explained() -> None:
 def test_every_kind_of_body_is_documented() -> None:
     shown = section("serving.md", "Bodies of `/invocations`")
     assert [kind for kind in (*_KINDS, "text/csv") if kind not in shown] == []
+
+
+# --- reference.md ---------------------------------------------------------------
+
+
+def options() -> Iterator[tuple[str, str]]:
+    """Yield each option with its command; ``--json`` and typer's own completion are described once."""
+    for name in plugins.names("commands"):
+        loaded = get_command(plugins.load("commands", name))
+        below = getattr(loaded, "commands", None)
+        for path, command in {f"{name} {sub}": c for sub, c in below.items()}.items() if below else [(name, loaded)]:
+            for option in command.params:
+                flag = option.opts[0]
+                if option.param_type_name == "option" and flag != "--json" and not flag.endswith("-completion"):
+                    yield flag, path
+
+
+def test_every_option_is_documented_and_no_other() -> None:
+    rows = table("reference.md", "Options")
+    documented = {(row.split()[0].strip("`"), c) for row in rows for c in re.findall(r"`([a-z ]+)`", rows[row][1])}
+    assert documented == set(options())
 
 
 # --- extending.md --------------------------------------------------------------
