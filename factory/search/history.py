@@ -37,6 +37,9 @@ POOL_START_SHARE = 0.08
 """A pool is used when its start takes no more than this part of the search's time."""
 
 
+MOST_REPEATS = 20
+"""A family is used up when so many proposals in a row were configurations that have been tried."""
+
 _HOPEFUL = (TrialState.RUNNING, TrialState.SUCCEEDED)
 
 
@@ -79,10 +82,13 @@ class Proposer:
             self._learn(trial)
         self._told = max(self.trials, default=-1) + 1
         # A killed trial says nothing about its configuration, so that is tried again.
-        done = {(t.family, _key(t.parameters)) for t in self.history if t.state is not TrialState.KILLED}
+        self._seen = {(t.family, _key(t.parameters)) for t in self.history if t.state is not TrialState.KILLED}
+        self._used_up: set[str] = set()
         self._families = self._affordable_families()
         self._portfolio = [
-            (name, parameters) for name, parameters in self._all_portfolios() if (name, _key(parameters)) not in done
+            (name, parameters)
+            for name, parameters in self._all_portfolios()
+            if (name, _key(parameters)) not in self._seen
         ]
 
     def _affordable_families(self) -> tuple[str, ...]:
@@ -123,11 +129,12 @@ class Proposer:
             if self._portfolio:
                 name, parameters = self._portfolio.pop(0)
                 trial = self._new(name, parameters, origin="portfolio")
-            elif self._searchable():
-                trial = self._ask()
+            elif (asked := self._ask()) is not None:
+                trial = asked
             else:
                 return None
             self.trials[trial.number] = trial
+            self._seen.add((trial.family, _key(trial.parameters)))
             self.record(trial)
             resources = self.plan.request.resources
             return TrialJob(
@@ -221,7 +228,8 @@ class Proposer:
         best: dict[str, float] = {}
         for trial in self._settled():
             space = self.plan.spaces.get(trial.family, {})
-            if trial.score is not None and any(_free(d) for d in space.values()):
+            searched = trial.family not in self._used_up and any(_free(d) for d in space.values())
+            if trial.score is not None and searched:
                 best[trial.family] = max(best.get(trial.family, -np.inf), trial.score)
         return sorted(best, key=lambda name: -best[name])
 
@@ -230,15 +238,22 @@ class Proposer:
         finished = [t for t in self.trials.values() if t.finished]
         return [t for t in finished if t.number < self._told] if self.plan.repeatable else finished
 
-    def _ask(self) -> Trial:
-        name = self._choose_family()
-        self._study.enqueue_trial({"family": name})
-        asked = self._study.ask()
-        asked.suggest_categorical("family", list(self.plan.families))
-        parameters = {p: _suggest(asked, f"{name}.{p}", d) for p, d in self.plan.spaces[name].items()}
-        trial = self._new(name, parameters, origin="search")
-        self._asked[trial.number] = asked
-        return trial
+    def _ask(self) -> Trial | None:
+        """Return a trial that Optuna proposes for the family whose turn it is, never a configuration twice."""
+        while self._searchable():
+            name = self._choose_family()
+            for _ in range(MOST_REPEATS):
+                self._study.enqueue_trial({"family": name})
+                asked = self._study.ask()
+                asked.suggest_categorical("family", list(self.plan.families))
+                parameters = {p: _suggest(asked, f"{name}.{p}", d) for p, d in self.plan.spaces[name].items()}
+                if (name, _key(parameters)) not in self._seen:
+                    trial = self._new(name, parameters, origin="search")
+                    self._asked[trial.number] = asked
+                    return trial
+                self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            self._used_up.add(name)
+        return None
 
     def _choose_family(self) -> str:
         """Take turns among the best families, passing over one whose trials no longer fit the time."""

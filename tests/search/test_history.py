@@ -121,6 +121,14 @@ def test_the_search_finds_what_is_good(probe: None) -> None:
     assert np.median(errors[-16:]) < 0.5 * np.median(errors[:8])
 
 
+def test_no_configuration_comes_twice_and_a_used_up_space_ends_the_search() -> None:
+    spaces = {"linear": {"knots": [4, 5], "degree": [1, 2]}}
+    trials = work(propose(make_test_plan("linear", spaces=spaces, budget={"time_s": 1e6, "trials": 50})), parallel=2)
+    tried = configurations(trials)
+    assert len(set(tried)) == len(tried)
+    assert 4 <= len(tried) <= 8
+
+
 def test_a_searched_trial_must_reach_the_better_half_of_first_folds() -> None:
     plan = make_test_plan("linear", "lightgbm")
     proposer = propose(plan)
