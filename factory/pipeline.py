@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factory.errors import FactoryError, SystemFault
+from factory.errors import Conflict, FactoryError, SystemFault
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
 from factory.search.cluster import local_cpus
@@ -108,9 +108,14 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
 
     Raises:
         UserFault, SystemFault: the request ended as FAILED for this reason; nothing is half-registered.
-        Conflict: the request has ended, or another live driver works on it.
+        Conflict: the request has ended or its variants are made, or another live driver works on it.
     """
     settings.prepare_home()
+    if (state := ledger.request(request_id).state) in (RequestState.REGISTERED, RequestState.SERVING):
+        raise Conflict(
+            f"Request {request_id} is {state}: its variants are made, there is nothing left to do.",
+            hint=f"`factory requests show {request_id}` lists them; submit its document again for new ones.",
+        )
     with (
         ledger.claim(request_id) as claim,
         _ending_as_failed(claim.record.id, ledger),

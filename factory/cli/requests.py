@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from factory.cli._console import Json, opened_ledger, out, print_json, table
-from factory.errors import Conflict
 from factory.spec import RequestState
 
 PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, cancel and retry requests; read their events and trials.")
@@ -79,12 +78,9 @@ def cancel(request: Id) -> None:
     """Cancel a request that has not ended; its finished trials are kept."""
     with opened_ledger() as (ledger, _):
         record = ledger.request(request)
-        if record.driver is not None:
-            raise Conflict(
-                f"A driver works on {record.id} (pid {record.driver.pid} on {record.driver.host}).",
-                hint="Interrupt that process first (Ctrl-C), then cancel.",
-            )
-        ledger.advance(record.id, RequestState.CANCELLED, "Cancelled by hand.")
+        # The claim is refused while a driver lives, and taken from one that was killed.
+        with ledger.claim(record.id):
+            ledger.advance(record.id, RequestState.CANCELLED, "Cancelled by hand.")
     out.print(f"Request {record.id} is cancelled.")
 
 

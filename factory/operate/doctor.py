@@ -19,7 +19,7 @@ from factory.operate.deployments import running_predictor
 from factory.search.cluster import local_cpus
 from factory.search.plan import load_recipe, recipe_files
 from factory.settings import Settings
-from factory.spec import Document
+from factory.spec import Document, RequestState
 
 PACKAGES = (
     "ray", "optuna", "scikit-learn", "lightgbm", "xgboost", "catboost", "torch", "tensorflow", "feast", "mlflow",
@@ -98,7 +98,7 @@ def _home(settings: Settings) -> Iterator[Check]:
 def _ledger(settings: Settings) -> Iterator[Check]:
     with Ledger.open(settings.ledger) as ledger:
         requests = ledger.requests(limit=1000)
-        waiting = sum(not r.ended for r in requests)
+        waiting = sum(not r.ended and r.state is not RequestState.REGISTERED for r in requests)
     yield Check(name="ledger", state="ok", message=f"{settings.ledger}: {len(requests)} requests, {waiting} open")
 
 
