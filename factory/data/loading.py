@@ -11,7 +11,7 @@ import pandas as pd
 from factory.data.columns import as_text, clean
 from factory.data.dataset import Dataset, from_frame, table_digest
 from factory.data.features import join
-from factory.data.tables import read_table, write_table
+from factory.data.tables import check_names, read_table, write_table
 from factory.errors import Detail, NotFound, StorageFault
 from factory.settings import Settings
 from factory.spec import ColumnType, DatasetRef, EntityDataset, FileDataset, UploadDataset
@@ -63,7 +63,18 @@ def store_upload(path: str | Path, settings: Settings) -> str:
         InvalidData: the table cannot be read.
         StorageFault: the upload folder cannot be written.
     """
-    frame = read_table(str(path), max_rows=settings.max_rows)
+    return store_table(read_table(str(path), max_rows=settings.max_rows), settings)
+
+
+def store_table(frame: pd.DataFrame, settings: Settings) -> str:
+    """Keep a table as an upload; return its content digest, which names it from now on.
+
+    Raises:
+        InvalidData: its columns cannot be told apart by their names.
+        StorageFault: the upload folder cannot be written.
+    """
+    frame = frame.rename(columns=str)
+    check_names(list(frame.columns), "the table")
     digest = table_digest(frame)
     target = settings.uploads / f"{digest}.parquet"
     if target.exists():

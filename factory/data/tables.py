@@ -71,7 +71,7 @@ def read_table(
                 details=[Detail("path", f"not a readable {_NAMES[kind]} file")],
             ) from error
     table = _without_index(table)
-    _check_names(table.column_names, path)
+    check_names(table.column_names, path)
     if columns is not None:
         absent = [c for c in columns if c not in table.column_names]
         if absent:
@@ -266,7 +266,12 @@ def _without_index(table: Any) -> Any:
     return table
 
 
-def _check_names(names: Sequence[str], path: str) -> None:
+def check_names(names: Sequence[str], path: str) -> None:
+    """Refuse columns that cannot be told apart by their names.
+
+    Raises:
+        InvalidData: two have the same name, or one has none; all of them are told.
+    """
     details = [Detail(n, f"{k} columns have this name") for n, k in Counter(names).items() if k > 1 and n]
     details += [Detail(f"column {i + 1}", "The column has no name") for i, n in enumerate(names) if not n.strip()]
     if details:

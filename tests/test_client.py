@@ -1,0 +1,75 @@
+"""The factory from Python: one call on a data frame, inline within seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+import factory
+from factory.errors import InvalidData, InvalidRequest
+from factory.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("home"))
+
+
+def cancer() -> pd.DataFrame:
+    data = load_breast_cancer(as_frame=True)
+    return data.data.iloc[:, :6].assign(diagnosis=data.target.map({0: "malignant", 1: "benign"}))
+
+
+def test_a_classifier_from_a_frame(settings: Settings) -> None:
+    frame = cancer()
+    steps: list[str] = []
+    fitted = factory.fit(
+        frame,
+        "diagnosis",
+        name="clinic.tumour",
+        recipe="tabular-fast",
+        trials=3,
+        settings=settings,
+        listen=lambda progress: steps.append(progress.state),
+    )
+    assert fitted.variant.name == "clinic.tumour"
+    assert fitted.variant.version == 1
+    assert [*dict.fromkeys(steps)][:3] == ["preparing", "searching", "evaluating"]
+    probabilities = fitted.predict_proba(frame)
+    assert probabilities.shape == (len(frame), 2)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert (fitted.predict(frame) == frame["diagnosis"]).mean() > 0.85
+    assert list(fitted.leaderboard.columns[:3]) == ["number", "family", "framework"]
+    assert "clinic.tumour" in fitted.card.read_text()
+    with pytest.raises(InvalidRequest, match="mean radius"):
+        fitted.predict(frame.drop(columns="mean radius"))
+
+
+def test_a_regression_has_no_probabilities(settings: Settings) -> None:
+    data = load_diabetes(as_frame=True)
+    fitted = factory.fit(data.frame, "target", recipe="tabular-fast", trials=2, settings=settings)
+    assert fitted.predict(data.frame).dtype == np.float64
+    with pytest.raises(InvalidRequest, match="no probabilities"):
+        fitted.predict_proba(data.frame)
+
+
+def test_columns_without_names_of_their_own_are_refused(settings: Settings) -> None:
+    frame = pd.DataFrame(np.zeros((30, 2)), columns=["a", "a"])
+    with pytest.raises(InvalidData, match="told apart"):
+        factory.fit(frame, "a", settings=settings)
+
+
+def test_a_file_is_as_good_as_a_frame(settings: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "cancer.csv"
+    cancer().to_csv(path, index=False)
+    fitted = factory.fit(path, "diagnosis", recipe="tabular-fast", trials=2, settings=settings)
+    assert fitted.variant.task == "binary"
+
+
+def test_the_package_offers_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        factory.fitt  # noqa: B018
