@@ -122,9 +122,12 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        details = [Detail(f"FACTORY_{'_'.join(map(str, e['loc'])).upper()}", e["msg"]) for e in error.errors()]
+        details = [
+            Detail(f"FACTORY_{'_'.join(map(str, e['loc'])).upper()}", f"{e['msg']}; received {e['input']!r}.")
+            for e in error.errors()
+        ]
         raise InvalidRequest(
-            "The settings are not valid: " + "; ".join(f"{d.field}: {d.message}" for d in details),
+            "The settings are not valid: " + " ".join(f"{d.field}: {d.message}" for d in details),
             hint="Mend the environment variable or the .env file; docs/reference.md lists every setting.",
             details=details,
         ) from error
