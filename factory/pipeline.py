@@ -174,7 +174,7 @@ class _Making:
         passed = [variant for variant, appraisal in judged if appraisal.verdict.passed]
         end = RequestState.REGISTERED if passed else RequestState.REJECTED
         names = ", ".join(f"{v.name}/{v.version}" for v in passed)
-        self.reach(end, f"Registered {names}." if passed else judged[0][1].verdict.sentence)
+        self.reach(end, f"Registered {names}." if passed else "No variant passed its gate; champions stay.")
         return Outcome(
             request_id=self.id,
             state=end,
@@ -228,8 +228,9 @@ class _Making:
         data = units[0].data
         folds_text = "a holdout" if len(data.splits) == 1 else f"{len(data.splits)} folds"
         more = f", {len(units) - 1} segments" if len(units) > 1 else ""
+        families = f"{len(plan.families)} families" if len(plan.families) > 1 else f"the family {plan.families[0]}"
         return (
-            f"Searching {len(plan.families)} families on {len(data.dataset.y):,} rows and "
+            f"Searching {families} on {len(data.dataset.y):,} rows and "
             f"{material.dataset.frame.shape[1]} columns ({plan.task}, {plan.metric.label}, {folds_text}{more}); "
             f"{len(units[0].unseen.y):,} rows are set aside for the gate."
         )

@@ -95,7 +95,7 @@ def _explain(error: FactoryError) -> int:
     if len(error.details) == len(unnamed) == 1:
         lines += [f"  - {d.field}: {d.message}" for d in unnamed]
     if len(error.details) > 1:
-        lines = [f"Error: {error.message.partition(':')[0]}: {len(error.details)} problems."]
+        lines = [f"Error: {error.message.partition(':')[0].rstrip('.')}: {len(error.details)} problems."]
         lines += [f"  - {d.field}: {d.message}" for d in error.details]
     if error.hint:
         lines.append(f"Hint: {error.hint}")

@@ -65,7 +65,9 @@ def plain(document: object) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table; columns whose name ends in a dot are numbers, set to the right."""
-    drawn = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
+    if title:
+        out.print(title, style="bold", markup=False)
+    drawn = Table(header_style="dim", box=None, pad_edge=False)
     for column in columns:
         drawn.add_column(column.rstrip("."), justify="right" if column.endswith(".") else "left", overflow="fold")
     for row in rows:
@@ -106,7 +108,7 @@ def _worth_a_line(scored: list[Trial], members: set[int], most: int) -> list[Tri
 
 
 def outcome(result: Outcome) -> None:
-    """Print what a request came to: the versions, and why a gate said no."""
+    """Print what a request came to."""
     rows = [
         (
             f"{v.name}/{v.version}",
@@ -120,9 +122,6 @@ def outcome(result: Outcome) -> None:
         for v in result.variants
     ]
     table("Variants", ("variant", "segment", "gate", "score on unseen rows.", "one row.", "size.", "cost."), rows)
-    for variant, verdict in zip(result.variants, result.verdicts, strict=True):
-        if not verdict.passed:
-            out.print(f"Gate of {variant.name}/{variant.version}: {verdict.sentence}", soft_wrap=True)
     if result.pooled_segments:
         out.print(f"Served by the pooled variant: {', '.join(result.pooled_segments)}")
 

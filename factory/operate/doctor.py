@@ -29,6 +29,10 @@ LEAST_FREE_GB = 2.0
 """A variant takes 1 to 100 MB and Ray spills its objects to disk; below this a search may end half-way."""
 LEAST_MEMORY_GB = 3.0
 
+UNFINISHED = frozenset(RequestState) - {
+    RequestState.REGISTERED, RequestState.SERVING, RequestState.REJECTED, RequestState.FAILED, RequestState.CANCELLED
+}  # fmt: skip
+
 State = Literal["ok", "note", "wrong"]
 
 

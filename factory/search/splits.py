@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from factory.data.dataset import Dataset
 from factory.errors import Detail, InvalidData, InvalidRequest
@@ -26,6 +27,8 @@ from factory.spec import (
 CROSS_VALIDATION_ROWS = 12_000
 """Up to here five folds are worth their time on two cores in a minute (docs/decisions/validation.md)."""
 AUTO_FOLDS = 5
+GATE_ROWS = 25
+"""A gate refuses to judge by fewer than 20 rows; stratifying may lose a few."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +40,27 @@ class Split:
 
 
 def evaluation_share(n_rows: int) -> float:
-    """Share of rows that is kept for the gate: 600 rows, but a tenth at least and a fifth at most."""
-    return float(np.clip(600 / n_rows, 0.1, 0.2))
+    """Share of rows that is kept for the gate: 600 rows, but a tenth at least and a fifth at most.
+
+    Of a small table as many as a gate needs to judge by, up to half.
+    """
+    return max(float(np.clip(600 / n_rows, 0.1, 0.2)), min(GATE_ROWS / n_rows, 0.5))
 
 
-def set_aside(dataset: Dataset, validation: Validation, *, seed: int) -> Split:
+def set_aside(dataset: Dataset, validation: Validation) -> Split:
     """Return the rows for the search (``train``) and the rows for the gate (``validation``).
 
-    Follows the validation's kind: the latest rows for a time column, whole groups for a group column.
+    Follows the validation's kind: the latest rows for a time column, whole groups for a group column, else a
+    stratified part. Which rows or groups is decided by what they hold, not by a seed: a champion that was made with
+    another seed, or before the table grew, has not been trained on the rows that it is compared on.
     """
     share = evaluation_share(len(dataset.y))
     if isinstance(validation, TimeSplit):
         return _latest(dataset, validation, share)
     if isinstance(validation, GroupSplit):
-        return _groups(dataset, validation, n_folds=round(1 / share), seed=seed)[0]
-    return _random(dataset, share, seed)
+        return _groups_by_content(dataset, validation, share)
+    order = np.argsort(_content(dataset), kind="stable")
+    return _stratified_part(dataset, order, share)
 
 
 def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split, ...]:
@@ -66,7 +75,8 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split
             )
             return folds(dataset, kind, seed=seed)
         case Holdout():
-            return (_random(dataset, validation.share, seed),)
+            order = np.random.default_rng(seed).permutation(n_rows)
+            return (_stratified_part(dataset, order, validation.share),)
         case TimeSplit():
             return (_latest(dataset, validation, 0.2),)
         case GroupSplit():
@@ -95,19 +105,50 @@ def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:
     return tuple(Split(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_folds))
 
 
-def _random(dataset: Dataset, share: float, seed: int) -> Split:
-    """A stratified part of the rows; each class with two rows or more stands on both sides."""
-    generator = np.random.default_rng(seed)
+def _stratified_part(dataset: Dataset, order: np.ndarray, share: float) -> Split:
+    """Hold out the first rows of ``order`` of each class; a class with two rows or more stands on both sides."""
     n_rows = len(dataset.y)
     if dataset.task is Task.REGRESSION:
-        held = generator.permutation(n_rows)[: max(1, round(share * n_rows))]
+        held = order[: max(1, round(share * n_rows))]
     else:
         parts = []
         for k in range(len(dataset.classes)):
-            rows = generator.permutation(np.flatnonzero(dataset.y == k))
+            rows = order[dataset.y[order] == k]
             parts.append(rows[: min(max(1, round(share * len(rows))), max(len(rows) - 1, 0))])
         held = np.concatenate(parts)
     return Split(np.setdiff1d(np.arange(n_rows), held), np.sort(held))
+
+
+def _content(dataset: Dataset) -> np.ndarray:
+    """Return a number for what each row holds, uint64 (n_rows,); equal rows have equal numbers and stay together.
+
+    Not so where most rows have a twin: there the second, third, ... of them count as different.
+    """
+    content = pd.util.hash_pandas_object(dataset.frame, index=False)
+    if content.nunique() < len(content) / 2:
+        twin = content.groupby(content).cumcount()
+        content = pd.util.hash_pandas_object(pd.DataFrame({"content": content, "twin": twin}), index=False)
+    return content.to_numpy()
+
+
+def _groups_by_content(dataset: Dataset, split: GroupSplit, share: float) -> Split:
+    """Hold out whole groups, in the order of their names' hashes, until they make up the share."""
+    names, group = _group_of(dataset, split)
+    order = np.argsort(pd.util.hash_array(names.astype(object)), kind="stable")
+    rows_until = np.cumsum(np.bincount(group)[order])
+    n_held = min(int(np.searchsorted(rows_until, share * len(group))) + 1, len(order) - 1)
+    held = np.isin(group, order[:n_held])
+    return Split(np.flatnonzero(~held), np.flatnonzero(held))
+
+
+def _group_of(dataset: Dataset, split: GroupSplit) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups' names and the position in them of each row's, int64 (n_rows,)."""
+    names, group = np.unique(np.asarray(dataset.column(split.column)).astype(str), return_inverse=True)
+    if len(names) < 2:
+        raise InvalidRequest(
+            f"validation.column: {split.column!r} holds one group only.", hint="Choose a column with several groups."
+        )
+    return names, group
 
 
 def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
@@ -131,13 +172,9 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
 
 def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:
     """Whole groups, dealt out by size to the fold that has the fewest rows."""
-    _, group = np.unique(np.asarray(dataset.column(split.column)).astype(str), return_inverse=True)
+    _, group = _group_of(dataset, split)
     sizes = np.bincount(group)
     n_folds = min(n_folds, len(sizes))
-    if n_folds < 2:
-        raise InvalidRequest(
-            f"validation.column: {split.column!r} holds one group only.", hint="Choose a column with several groups."
-        )
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind="stable")]
     rows_in, fold_of = np.zeros(n_folds), np.empty(len(sizes), dtype=np.int64)

@@ -81,7 +81,7 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
         note("data", f"{dataset.dropped_rows} rows without a target were left out.")
     if dataset.features is not None:
         note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
-    rows = set_aside(dataset, validation, seed=request.seed)
+    rows = set_aside(dataset, validation)
     findings = screen(dataset.take(rows.train), keep=ref.keep, seed=request.seed)
     for finding in findings:
         note("screening", finding.message)

@@ -48,7 +48,7 @@ def test_folds_and_the_rows_set_aside_are_sound(task: Task, kind: Validation) ->
     dataset = make_dataset(task)
     gap = kind.gap if isinstance(kind, TimeSplit) else 0
     made = folds(dataset, kind, seed=3)
-    for split in [*made, set_aside(dataset, kind, seed=3)]:
+    for split in [*made, set_aside(dataset, kind)]:
         assert_sound(split, len(dataset), left_out=gap)
     if len(made) > 1:
         validated = np.concatenate([split.validation for split in made])
@@ -60,8 +60,7 @@ def test_the_seed_decides(kind: Validation) -> None:
     dataset = make_dataset()
 
     def made(seed: int) -> list[list[int]]:
-        parts = [*folds(dataset, kind, seed=seed), set_aside(dataset, kind, seed=seed)]
-        return [part.validation.tolist() for part in parts]
+        return [part.validation.tolist() for part in folds(dataset, kind, seed=seed)]
 
     assert made(1) == made(1)
     assert (made(1) == made(2)) is isinstance(kind, TimeSplit)
@@ -106,15 +105,47 @@ def test_auto_takes_folds_where_rows_are_few(n_rows: int, expected: int) -> None
     assert len(made) == expected
 
 
-@pytest.mark.parametrize(("n_rows", "share"), [(100, 0.2), (4_000, 0.15), (1_000_000, 0.1)])
-def test_the_gate_gets_six_hundred_rows_within_a_tenth_and_a_fifth(n_rows: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("n_rows", "share"), [(30, 0.5), (50, 0.5), (100, 0.25), (1_000, 0.2), (4_000, 0.15), (1_000_000, 0.1)]
+)
+def test_the_gate_gets_six_hundred_rows_within_a_tenth_and_a_fifth_but_enough_of_a_small_table(
+    n_rows: int, share: float
+) -> None:
     assert evaluation_share(n_rows) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("kind", [AutoValidation(), GroupSplit(column="shop")], ids=lambda kind: kind.kind)
+def test_rows_for_the_gate_stay_unseen_when_the_table_grows_or_is_shuffled(kind: Validation) -> None:
+    grown = make_dataset(Task.REGRESSION, n_rows=4_000)
+    early = grown.take(np.arange(2_000))
+
+    def held(dataset: Dataset) -> set[tuple[object, ...]]:
+        frame = pd.concat([dataset.frame, dataset.context], axis=1)
+        return set(frame.iloc[set_aside(dataset, kind).validation].astype(str).itertuples(index=False, name=None))
+
+    learned = set(pd.concat([early.frame, early.context], axis=1).astype(str).itertuples(index=False, name=None))
+    learned -= held(early)
+    again = len(held(grown) & learned) / len(held(grown))
+    assert again < 0.1, "what an earlier champion learned from is hardly among the rows of a later gate"
+    shuffled = grown.take(np.random.default_rng(1).permutation(4_000))
+    assert held(shuffled) == held(grown)
+
+
+def test_equal_rows_stay_together_unless_most_rows_have_a_twin() -> None:
+    frame = make_frame(400)
+    doubled = make_dataset(Task.REGRESSION, frame=pd.concat([frame, frame.iloc[:150]], ignore_index=True))
+    split = set_aside(doubled, AutoValidation())
+    held = set(split.validation.tolist())
+    parted = [i for i in range(150) if (i in held) != (400 + i in held)]
+    assert len(parted) <= 1, "the share may end between two twins, and only there"
+    few = make_dataset(Task.REGRESSION, frame=pd.concat([frame.iloc[:4]] * 100, ignore_index=True))
+    assert len(set(set_aside(few, AutoValidation()).validation % 4)) == 4
 
 
 def test_time_validates_on_the_latest_rows_after_the_gap() -> None:
     dataset = make_dataset()
     day = dataset.column("day").to_numpy()
-    for split in (*folds(dataset, TimeSplit(column="day", gap=7), seed=0), set_aside(dataset, KINDS[3], seed=0)):
+    for split in (*folds(dataset, TimeSplit(column="day", gap=7), seed=0), set_aside(dataset, KINDS[3])):
         assert day[split.train].max() < day[split.validation].min()
     (split,) = folds(dataset, TimeSplit(column="day", gap=7), seed=0)
     between = (day > day[split.train].max()) & (day < day[split.validation].min())
@@ -125,7 +156,7 @@ def test_groups_never_stand_on_two_sides() -> None:
     dataset = make_dataset()
     shop = dataset.column("shop").to_numpy()
     made = folds(dataset, GroupSplit(column="shop"), seed=0)
-    for split in (*made, set_aside(dataset, GroupSplit(column="shop"), seed=0)):
+    for split in (*made, set_aside(dataset, GroupSplit(column="shop"))):
         assert not set(shop[split.train]) & set(shop[split.validation])
     assert max(len(s.validation) for s in made) < 2 * min(len(s.validation) for s in made)
 
@@ -138,7 +169,7 @@ def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="'shop' holds one group only"):
         folds(dataset, GroupSplit(column="shop"), seed=0)
     with pytest.raises(NotFound, match=r"no column 'dya'. Did you mean 'day'\?"):
-        set_aside(dataset, TimeSplit(column="dya"), seed=0)
+        set_aside(dataset, TimeSplit(column="dya"))
     gaps = frame.assign(day=frame["day"].where(frame.index > 1, pd.NaT))
     with pytest.raises(InvalidData, match="2 of 60 rows have no time in 'day'"):
-        set_aside(make_dataset(frame=gaps), TimeSplit(column="day"), seed=0)
+        set_aside(make_dataset(frame=gaps), TimeSplit(column="day"))
