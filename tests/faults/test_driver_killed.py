@@ -1,0 +1,142 @@
+"""A driver killed in mid-search: nothing of Ray stays, nothing finished runs again, the request ends registered."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from factory.ledger import Ledger
+from factory.settings import Settings
+from factory.spec import RequestState, Trial, TrialState
+
+pytestmark = pytest.mark.slow
+COMMAND = Path(sys.executable).with_name("factory")
+N_TRIALS = 18
+"""Enough that some are left when Ray's workers have taken over from the inline thread."""
+FINISHED_BEFORE = 3
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A FACTORY_HOME whose processes, known by their environment, are all ended afterwards."""
+    home = tmp_path / "home"
+    yield home
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return the live processes that were started with this FACTORY_HOME: the driver, and Ray's that it started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FACTORY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def is_at_a_trial(process: psutil.Process) -> bool:
+    """Whether this is a worker of Ray's that runs a trial; Ray puts the method that runs into the command line."""
+    try:
+        return "Trainable.train" in process.cmdline()[0]
+    except (psutil.Error, IndexError):
+        return False
+
+
+def wait_until(true: Callable[[], bool], *, within_s: float, what: str) -> None:
+    until = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < until, f"{what} did not come within {within_s} s"
+        time.sleep(0.1)
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+    environment |= {"FACTORY_HOME": str(home), "FACTORY_CPUS": "2"}
+    command = [str(COMMAND), *arguments]
+    return subprocess.Popen(
+        command, cwd=home.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def write_request(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    columns = {f"x{i}": generator.normal(size=2_000) for i in range(8)}
+    signal_ = columns["x0"] + columns["x1"] * columns["x2"] + generator.normal(size=2_000)
+    frame = pd.DataFrame(columns | {"bought": np.where(signal_ > 0.5, "yes", "no")})
+    frame.to_csv(folder / "customers.csv", index=False)
+    request = {
+        "team": "growth",
+        "name": "bought",
+        "recipe": "tabular-fast",
+        "dataset": {"path": str(folder / "customers.csv"), "target": "bought"},
+        "families": ["constant", "lightgbm", "xgboost"],
+        "spaces": {name: {"learning_rate": [0.05, 0.3]} for name in ("lightgbm", "xgboost")},
+        "budget": {"time_s": 600, "trials": N_TRIALS},
+    }
+    path = folder / "request.yaml"
+    path.write_text(yaml.safe_dump(request))
+    return path
+
+
+def configurations(trials: list[Trial]) -> list[tuple[str, str]]:
+    return [(t.family, json.dumps(t.parameters, sort_keys=True)) for t in trials]
+
+
+def test_a_killed_driver_is_followed_by_one_that_goes_on(home: Path, tmp_path: Path) -> None:
+    submitted = start(home, "submit", str(write_request(tmp_path)), "--json")
+    output, errors = submitted.communicate(timeout=120)
+    assert submitted.returncode == 0, errors
+    request_id = json.loads(output)["id"]
+
+    with Ledger.open(Settings(home=home).ledger) as ledger:
+
+        def finished() -> list[Trial]:
+            return [t for t in ledger.trials(request_id) if t.finished]
+
+        def in_mid_search_on_ray() -> bool:
+            assert driver.poll() is None, driver.communicate()
+            return len(finished()) >= FINISHED_BEFORE and any(is_at_a_trial(p) for p in processes_of(home))
+
+        driver = start(home, "run", request_id)
+        wait_until(in_mid_search_on_ray, within_s=120, what="mid-search")
+        assert {"raylet", "gcs_server"} <= {p.name() for p in processes_of(home)}
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate(timeout=30)
+        before = finished()
+        assert FINISHED_BEFORE <= len(before) < N_TRIALS
+        assert ledger.request(request_id).state is RequestState.SEARCHING
+        wait_until(lambda: not processes_of(home), within_s=30, what="the end of Ray's processes")
+
+        again = start(home, "run", request_id, "--json")
+        output, errors = again.communicate(timeout=300)
+        assert again.returncode == 0, errors
+        assert json.loads(output)["state"] == "registered"
+        assert ledger.request(request_id).state is RequestState.REGISTERED
+        assert ledger.request(request_id).attempt == 2
+        assert not processes_of(home)
+
+        after = ledger.trials(request_id)
+        assert [t for t in after if t in before] == before, "what had finished is as it was"
+        killed = [t for t in after if t.state is TrialState.KILLED]
+        assert {t.reason for t in killed} <= {"Its driver was interrupted."}
+        ran = [t for t in after if t.state is not TrialState.KILLED]
+        assert len(ran) == N_TRIALS
+        assert len(set(configurations(ran))) == N_TRIALS, "no configuration was run twice"
+        (variant,) = ledger.variants("growth.bought")
+        assert variant.request_id == request_id
+        assert ledger.alias("growth.bought", "champion") == variant.version
