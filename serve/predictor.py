@@ -18,7 +18,7 @@ import threading
 from typing import Any
 
 from factory.errors import Conflict, Detail, FactoryError, ServiceFault
-from factory.operate.deployments import HOST, MARK, free_port
+from factory.operate.deployments import HOST, MARK, announce_ready, free_port
 from factory.settings import Settings, load_settings
 from serve.proxy import proxy_environment, proxy_folder
 from serve.replica import PredictorDeployment
@@ -88,6 +88,7 @@ def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
             logging_config={"enable_access_log": False},
         )(serve.ingress()(PredictorDeployment))
         serve.run(deployment.bind(settings), name=APPLICATION, route_prefix="/")
+        announce_ready(settings)
         logger.info("the predictor listens on http://%s:%d", HOST, port)
         stop.wait()
         logger.info("the predictor stops")

@@ -32,6 +32,8 @@ MARK = "FACTORY_PREDICTOR_ID"
 """Variable that all processes of one predictor have in their environment."""
 START_S = 120.0
 """Ray takes 5 to 12 s to start, and Serve with its first replica 5 to 10; the rest is for a loaded machine."""
+STEADY_ANSWERS = 4
+"""Answers in a row, a fifth of a second apart, after which no reload of the proxy is under way any more."""
 STOP_S = 20.0
 """A stop takes 5 s; what is left after this is killed."""
 
@@ -94,7 +96,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
     wanted = settings.serve_port if port is None else port
     if (present := running_predictor(settings)) is not None:
         if wanted in (0, present.port):
-            _await_ready(present, timeout_s=timeout_s)
+            _await_ready(present, settings, timeout_s=timeout_s)
             return present
         raise Conflict(
             f"The predictor of this FACTORY_HOME runs on port {present.port} already; {wanted} was asked for.",
@@ -126,7 +128,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
     )
     _state(settings).write_text(json.dumps(asdict(started)), encoding="utf-8")
     try:
-        _await_ready(started, timeout_s=timeout_s)
+        _await_ready(started, settings, timeout_s=timeout_s)
     except BaseException:
         stop_predictor(settings)
         raise
@@ -160,6 +162,7 @@ def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
     for child in _STARTED:
         child.poll()
     _state(settings).unlink(missing_ok=True)
+    ready_file(settings).unlink(missing_ok=True)
     return ran or bool(left)
 
 
@@ -202,9 +205,32 @@ def _environment(settings: Settings, *, mark: str) -> dict[str, str]:
     return {**os.environ, **given, "FACTORY_HOME": str(settings.root), "PYTHONPATH": path, MARK: mark}
 
 
-def _await_ready(predictor: RunningPredictor, *, timeout_s: float) -> None:
+def announce_ready(settings: Settings) -> None:
+    """Let whoever waits know that the replicas are behind the proxy; called by the predictor itself."""
+    ready_file(settings).write_text(os.environ.get(MARK, ""), encoding="utf-8")
+
+
+def ready_file(settings: Settings) -> Path:
+    """Return the file that says which predictor has announced itself."""
+    return settings.root / "predictor.ready"
+
+
+def _announced(settings: Settings, predictor: RunningPredictor) -> bool:
+    with contextlib.suppress(OSError):
+        return ready_file(settings).read_text(encoding="utf-8") == predictor.mark
+    return False
+
+
+def _await_ready(predictor: RunningPredictor, settings: Settings, *, timeout_s: float) -> None:
+    """Wait until the predictor has announced itself and answered several times in a row.
+
+    While Serve starts, its proxy answers through a fallback process and is then reloaded; what is in flight at that
+    moment would be lost.
+    """
     deadline = time.monotonic() + timeout_s
-    while not predictor.ready:
+    answers = 0
+    while answers < STEADY_ANSWERS:
+        answers = answers + 1 if _announced(settings, predictor) and predictor.ready else 0
         ended = not predictor.alive
         if ended or time.monotonic() > deadline:
             tail = "\n".join(Path(predictor.log).read_text(errors="replace").splitlines()[-15:])
