@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -45,6 +45,13 @@ def opened_ledger() -> Iterator[tuple[Ledger, Settings]]:
     settings.prepare_home()
     with Ledger.open(settings.ledger) as ledger:
         yield ledger, settings
+
+
+@contextmanager
+def only_ours_on_stdout() -> Iterator[None]:
+    """Send what libraries print to stderr: Ray tells of a dead worker on stdout, where a script expects our JSON."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def print_json(document: object) -> None:

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from factory.cli._console import Json, ProgressLine, exit_code, leaderboard, opened_ledger, out, outcome, print_json
+from factory.cli._console import (
+    Json,
+    ProgressLine,
+    exit_code,
+    leaderboard,
+    only_ours_on_stdout,
+    opened_ledger,
+    out,
+    outcome,
+    print_json,
+)
 from factory.data.tables import check_target, read_table, write_table
 from factory.errors import Detail, InvalidRequest
 from factory.pipeline import produce, submit
@@ -62,7 +72,7 @@ def fit(
             check_target(out_file)
             read_table(test, max_rows=settings.max_rows)
         record = submit(document, ledger=ledger, settings=settings)
-        with ProgressLine(quiet=json) as line:
+        with ProgressLine(quiet=json) as line, only_ours_on_stdout():
             result = produce(record.id, ledger=ledger, settings=settings, listen=line)
         variant = result.variants[0]
         if test is not None and out_file is not None:

@@ -12,6 +12,7 @@ from factory.cli._console import (
     ProgressLine,
     exit_code,
     leaderboard,
+    only_ours_on_stdout,
     opened_ledger,
     out,
     outcome,
@@ -44,7 +45,7 @@ def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) 
     """Produce a request with its progress shown, print what came of it, and leave with its exit code."""
     if not json:
         out.print(f"Request {request_id}")
-    with ProgressLine(quiet=json) as line:
+    with ProgressLine(quiet=json) as line, only_ours_on_stdout():
         result = produce(request_id, ledger=ledger, settings=settings, listen=line)
     if json:
         print_json({"request": request_id, "state": result.state, "variants": list(result.variants)})

@@ -1,4 +1,4 @@
-"""List, show, promote, roll back and verify variants."""
+"""List, show, compare, promote, roll back and verify variants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from factory.variants.bundle import Bundle
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
 
-PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, promote, roll back and verify variants.")
+PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, compare, promote, roll back and verify variants.")
 
 Name = Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")]
 Why = Annotated[str, typer.Option(help="The reason; it is kept in the alias ledger.")]
@@ -91,6 +91,26 @@ def lineage(name: Name, json: Json = False) -> None:
     table(f"{variant.name}/{variant.version}", ("from", "what"), rows)
     changes = [(f"{c.time:%Y-%m-%d %H:%M}", c.alias, c.version, c.who, c.why) for c in history]
     table("Aliases (UTC)", ("when", "alias", "version.", "who", "why"), changes)
+
+
+@PLUGIN.command()
+def compare(
+    first: Name,
+    second: Annotated[str, typer.Argument(help="Another version, of the same variant or of another one.")],
+    json: Json = False,
+) -> None:
+    """Compare two versions field by field; what differs comes first."""
+    with opened_ledger() as (ledger, _):
+        both = [plain(_resolve_any(name, ledger)) for name in (first, second)]
+    rows = [(field, both[0][field], both[1][field]) for field in both[0]]
+    differing = [row for row in rows if row[1] != row[2]]
+    alike = [row for row in rows if row[1] == row[2] and row[1] not in (None, "")]
+    if json:
+        print_json({"differs": {f: [a, b] for f, a, b in differing}, "alike": {f: a for f, a, _ in alike}})
+        return
+    columns = ("field", *(f"{v['name']}/{v['version']}" for v in both))
+    table("What differs", columns, differing)
+    table("Alike", ("field", "both"), [row[:2] for row in alike])
 
 
 @PLUGIN.command()

@@ -17,12 +17,13 @@ from factory.data.dataset import Dataset
 from factory.data.loading import load
 from factory.data.profile import DatasetProfile, profile
 from factory.data.screening import Finding, screen
+from factory.errors import Detail, InvalidData
 from factory.search.engine import SearchResult
 from factory.search.plan import Plan
 from factory.search.splits import folds, set_aside
 from factory.search.trial import TrialData
 from factory.settings import Settings
-from factory.spec import Segments, Validation, VariantRequest
+from factory.spec import Segments, Task, Validation, VariantRequest
 
 Note = Callable[[str, str], None]
 """Called with a kind and a sentence for every thing that a person should know."""
@@ -82,6 +83,7 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
     if dataset.features is not None:
         note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
     rows = set_aside(dataset, validation)
+    _check_classes(dataset, rows.train)
     findings = screen(dataset.take(rows.train), keep=ref.keep, seed=request.seed)
     for finding in findings:
         note("screening", finding.message)
@@ -89,6 +91,25 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
     others = [*dataset.frame.columns, *dataset.context.columns, dataset.target]
     ignored = tuple(dict.fromkeys(c for c in others if c not in set(screened.frame.columns)))
     return Material(screened, findings, profile(dataset), rows.train, rows.validation, ignored)
+
+
+def _check_classes(dataset: Dataset, seen: np.ndarray) -> None:
+    """Refuse two classes of which one is too rare to stand on both sides of a fold.
+
+    Raises:
+        InvalidData: names the class and its rows.
+    """
+    if dataset.task is not Task.BINARY:
+        return
+    for k, label in enumerate(dataset.classes):
+        n_rows = int((dataset.y == k).sum())
+        if (dataset.y[seen] == k).sum() < 2:
+            raise InvalidData(
+                f"Class {label!r} of the target {dataset.target!r} has {n_rows} rows, too few to train on, to validate "
+                "with and to judge by.",
+                hint="Bring at least 4 rows of each class; 50 or more make the score mean something.",
+                details=[Detail("dataset.target", f"class {label!r} has {n_rows} rows")],
+            )
 
 
 def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tuple[list[Unit], tuple[str, ...]]:

@@ -81,6 +81,11 @@ def _one_row_of_a_class() -> pd.DataFrame:
     return frame
 
 
+def _two_rows_of_one_class() -> pd.DataFrame:
+    frame = customers()
+    return frame.assign(left=np.where(frame.index < 2, "yes", "no"))
+
+
 def _csv(frame: pd.DataFrame, **columns: str) -> bytes:
     return frame.rename(columns=columns).to_csv(index=False).encode()
 
@@ -132,6 +137,11 @@ TABLES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {
         "ten.csv",
         lambda: _csv(customers(10)),
         ["dataset", "The table has 10 usable rows", "at least 20 are needed", "Give more rows"],
+    ),
+    "two rows of one of two classes": (
+        "rare.csv",
+        lambda: _csv(_two_rows_of_one_class()),
+        ["dataset.target", "'yes'", "2 rows", "at least 4 rows"],
     ),
     "a class with one row": (
         "single.csv",

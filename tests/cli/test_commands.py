@@ -312,6 +312,21 @@ def test_lineage_names_request_recipe_data_and_every_change_of_an_alias(made: Ma
     assert "Passed." in shown
 
 
+def test_compare_tells_what_differs_first(made: Made) -> None:
+    document = done(factory("variants", "compare", "growth.churn/1", "growth.churn/2", "--json")).json
+    assert document["differs"]["version"] == [1, 2]
+    assert document["alike"]["name"] == "growth.churn"
+    shown = done(factory("variants", "compare", "growth.churn/1", "growth.churn/2")).out
+    assert shown.index("What differs") < shown.index("Alike")
+    refused(factory("variants", "compare", "growth.churn/1", "growth.churn/9"), "no version 9")
+
+
+def test_an_ended_request_leaves_its_card_and_no_working_files(made: Made) -> None:
+    left = [path for path in (made.settings.root / "requests").rglob("*") if path.is_file()]
+    assert left
+    assert {path.name for path in left} == {"card.html"}
+
+
 def test_promote_and_roll_back(made: Made) -> None:
     refused(
         factory("variants", "promote", "growth.churn/3", "--why", "I insist"), "turned down by its gate", "--override"
