@@ -9,12 +9,10 @@ the ledger and goes on.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -177,8 +175,6 @@ class _Making:
         end = RequestState.REGISTERED if passed else RequestState.REJECTED
         names = ", ".join(f"{v.name}/{v.version}" for v in passed)
         self.reach(end, f"Registered {names}." if passed else "No variant passed its gate; champions stay.")
-        for unit in units:
-            self.tidy(unit.data.workspace)
         return Outcome(
             request_id=self.id,
             state=end,
@@ -362,13 +358,6 @@ class _Making:
                 "gate", f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."
             )
         return constant_baseline(unit.data.dataset, unit.unseen)
-
-    @staticmethod
-    def tidy(workspace: Path) -> None:
-        """Delete a unit's working files, which only an unfinished request needs; the model card stays."""
-        for path in workspace.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
 
     # --- telling -------------------------------------------------------------
 

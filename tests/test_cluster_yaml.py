@@ -8,6 +8,7 @@ in the place of SSH (docs/decisions/cluster-files.md).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -120,6 +121,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+ATTEMPTS = 3
+BUSY = "timed out during startup"
+"""What ``ray start`` says when the head, busy starting the fake node, lets it wait for longer than Ray's fixed 30 s."""
+
+
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A home folder as the setup commands leave it; everything that runs in it is ended."""
@@ -131,14 +137,25 @@ def home() -> Iterator[Path]:
     (project / "ray_token").write_text(TOKEN)
     (project / "ray_token").chmod(0o600)
     yield folder
-    mine = [p for p in psutil.process_iter() if _home_of(p) == str(folder)]
-    for process in mine:
-        process.terminate()
-    _, stubborn = psutil.wait_procs(mine, timeout=10)
-    for process in stubborn:
-        process.kill()
-    psutil.wait_procs(stubborn, timeout=10)
+    end(processes_of(folder))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that run in a home folder."""
+    return [process for process in psutil.process_iter() if _home_of(process) == str(folder)]
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Ask processes to end, and kill those that do not."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=10)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=10)
 
 
 def _home_of(process: psutil.Process) -> str | None:
@@ -172,7 +189,7 @@ def with_fake_nodes(config: dict[str, Any], *, gcs_address: str) -> dict[str, An
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_head_and_workers_start_by_the_files_own_commands(home: Path) -> None:
     import ray
 
@@ -187,10 +204,18 @@ def test_head_and_workers_start_by_the_files_own_commands(home: Path) -> None:
     def run(kind: str, options: str) -> None:
         # The `ray stop` before it would end every Ray of this machine.
         command = config[f"{kind}_start_ray_commands"][-1].replace("6379", str(port))
-        log = (home / f"{kind}.log").open("w")
-        result = subprocess.run(["bash", "-c", f"{command} {options}"], env=env, stdout=log, stderr=log, check=False)
-        log.close()
-        assert result.returncode == 0, (home / f"{kind}.log").read_text()
+        for _ in range(ATTEMPTS):
+            before = set(processes_of(home))
+            with (home / f"{kind}.log").open("w") as log:
+                done = subprocess.run(
+                    ["bash", "-c", f"{command} {options}"], env=env, stdout=log, stderr=log, check=False
+                )
+            said = (home / f"{kind}.log").read_text()
+            if done.returncode == 0:
+                return
+            assert BUSY in said, said
+            end(sorted(set(processes_of(home)) - before, key=lambda p: p.pid))
+        pytest.skip(f"Ray's head did not answer within Ray's own fixed 30 s, {ATTEMPTS} times: too busy a machine.")
 
     run("head", f"--num-cpus=1 --dashboard-port={dashboard} --ray-client-server-port={free_port()}")
     run("worker", "--num-cpus=1 --resources='{\"by_command\": 1}'")

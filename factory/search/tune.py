@@ -9,7 +9,6 @@ that grew is recycled the same way, by a shape that is one megabyte larger.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections import Counter
@@ -78,11 +77,7 @@ def run_tune(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    try:
-        tuner.fit()
-    finally:
-        # Tune keeps a pickle of its own state there; nothing ever reads it.
-        shutil.rmtree(data.workspace / "tune" / name, ignore_errors=True)
+    tuner.fit()
     exchange.abandon("It was stopped when the search's time was up.")
 
 

@@ -321,12 +321,6 @@ def test_compare_tells_what_differs_first(made: Made) -> None:
     refused(factory("variants", "compare", "growth.churn/1", "growth.churn/9"), "no version 9")
 
 
-def test_an_ended_request_leaves_its_card_and_no_working_files(made: Made) -> None:
-    left = [path for path in (made.settings.root / "requests").rglob("*") if path.is_file()]
-    assert left
-    assert {path.name for path in left} == {"card.html"}
-
-
 def test_promote_and_roll_back(made: Made) -> None:
     refused(
         factory("variants", "promote", "growth.churn/3", "--why", "I insist"), "turned down by its gate", "--override"
