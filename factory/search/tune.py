@@ -64,7 +64,7 @@ def run_tune(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(exchange),
+            search_alg=_search_algorithm(exchange),
             num_samples=-1,
             reuse_actors=True,
             time_budget_s=left_s + GRACE_S if left_s < 10**6 else None,
@@ -141,7 +141,7 @@ class _Exchange:
         self._generation: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, object]:
-        """Tune pickles its searcher for a restore that never happens here; nothing of ours goes along."""
+        """Tune pickles its tuner for a restore that never happens here; nothing of ours goes along."""
         return {}
 
     def suggest(self, trial_id: str, finished: str) -> dict[str, Any] | str | None:
@@ -175,11 +175,12 @@ class _Exchange:
         self._numbers.clear()
 
 
-def _searcher(exchange: _Exchange) -> object:
+def _search_algorithm(exchange: _Exchange) -> object:
     from ray.tune.search import Searcher
+    from ray.tune.search.search_generator import SearchGenerator
 
     class JobSearcher(Searcher):  # type: ignore[misc]
-        """Tune's view of the exchange. Saves and restores nothing: the ledger holds the history."""
+        """Tune's view of the exchange."""
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
             return exchange.suggest(trial_id, Searcher.FINISHED)
@@ -187,10 +188,13 @@ def _searcher(exchange: _Exchange) -> object:
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             exchange.complete(trial_id, result, error=error)
 
-        def save(self, checkpoint_path: str) -> None:
+    class StatelessGenerator(SearchGenerator):  # type: ignore[misc]
+        """Writes no state: the ledger holds the history.
+
+        Tune's own would be a pickle, and Tune copies the folder in the background while the next one is written.
+        """
+
+        def save_to_dir(self, dirpath: str, session_str: str) -> None:
             pass
 
-        def restore(self, checkpoint_path: str) -> None:
-            pass
-
-    return JobSearcher(metric="score", mode="max")
+    return StatelessGenerator(JobSearcher(metric="score", mode="max"))

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 COMMAND = Path(sys.executable).with_name("factory")
 N_TRIALS = 18
 """Enough that some are left when Ray's workers have taken over from the inline thread."""
+N_ROWS = 20_000
+"""Enough that a trial lasts, so that Ray's workers are up before the inline thread has done them all."""
 FINISHED_BEFORE = 3
 
 
@@ -75,8 +77,8 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def write_request(folder: Path) -> Path:
     generator = np.random.default_rng(0)
-    columns = {f"x{i}": generator.normal(size=2_000) for i in range(8)}
-    signal_ = columns["x0"] + columns["x1"] * columns["x2"] + generator.normal(size=2_000)
+    columns = {f"x{i}": generator.normal(size=N_ROWS) for i in range(8)}
+    signal_ = columns["x0"] + columns["x1"] * columns["x2"] + generator.normal(size=N_ROWS)
     frame = pd.DataFrame(columns | {"bought": np.where(signal_ > 0.5, "yes", "no")})
     frame.to_csv(folder / "customers.csv", index=False)
     request = {
