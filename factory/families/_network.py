@@ -15,7 +15,7 @@ import numpy as np
 from factory.data.dense import DenseEncoder
 from factory.families._epochs import Examples, Group, Job, Learner, Plan, Progress, run
 from factory.families._mlp import ACTIVATIONS, Architecture, NetworkModel, dense_part, embedded_columns, encode
-from factory.families.base import Family, FitContext, Sample
+from factory.families.base import Bet, Family, FitContext, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
@@ -65,10 +65,13 @@ class NetworkFamily(Family):
     def bets(self) -> tuple[Parameters, ...]:
         """What the portfolio's entries have that does not depend on the number of rows, the best bet first."""
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:  # noqa: ARG002 - the same for all tasks
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:  # noqa: ARG002 - the same for all tasks
         """Return configurations to try first; batches grow and epochs fall with the rows."""
-        sizes = next(((batch, epochs) for most, batch, epochs in _BY_ROWS if n_rows <= most), _BY_ROWS_MOST)
-        return [{**bet, "batch_size": sizes[0], "epochs": sizes[1]} for bet in self.bets]
+        sizes = next(((batch, epochs) for most, batch, epochs in _BY_ROWS if shape.n_rows <= most), _BY_ROWS_MOST)
+        return [
+            Bet({**bet, "batch_size": sizes[0], "epochs": sizes[1]}, rank=10 * (k + 1))
+            for k, bet in enumerate(self.bets)
+        ]
 
     def job(
         self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -46,16 +46,50 @@ class Deadline:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a portfolio may look at: size, task and types, never a dataset's name. 0 where something is not known.
+
+    Attributes:
+        n_rows: Training rows of one fold.
+        n_columns: Feature columns.
+        n_categorical: Categorical ones among them.
+        most_levels: Levels of the categorical column that has the most.
+        n_classes: Number of classes; 0 for regression.
+    """
+
+    n_rows: int
+    n_columns: int = 0
+    n_categorical: int = 0
+    most_levels: int = 0
+    n_classes: int = 0
+
+
+@dataclass(frozen=True)
+class Bet:
+    """A configuration to try first.
+
+    Attributes:
+        parameters: A point of the family's space.
+        rank: Place among the bets of all families: 10 is tried before 20; ties go in the recipe's order of families.
+    """
+
+    parameters: Parameters
+    rank: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """Rows to train on or to validate with.
 
     Attributes:
         table: Prepared columns, (n_rows, ...).
         y: Class indices 0..n_classes-1 as int64 (n_rows,), or float64 targets (n_rows,).
+        weight: Weight of each row, float64 (n_rows,) with mean 1; None where all count the same.
     """
 
     table: Table
     y: np.ndarray
+    weight: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -73,6 +107,8 @@ class FitContext:
         deadline: Stop training at this moment and keep the best so far.
         rounds: Fixed number of rounds or epochs (a refit: no early stopping, no validation), or None.
         keep_going: Called after each round or epoch; False stops the fit at once (memory, cancellation).
+        target_scale: Regression: the scale on which the target is learned; ``sqrt`` and ``log`` (of 1 + y) take
+            targets from 0 up only.
     """
 
     task: Task
@@ -82,6 +118,7 @@ class FitContext:
     deadline: Deadline = field(default_factory=Deadline)
     rounds: int | None = None
     keep_going: Callable[[], bool] = lambda: True
+    target_scale: Literal["raw", "sqrt", "log"] = "raw"
 
     @property
     def stopped(self) -> bool:
@@ -111,6 +148,10 @@ class Model(ABC):
     def save(self, folder: Path) -> None:
         """Write the model into an existing empty folder, in the framework's own safe format; never pickle."""
 
+    def gains(self) -> np.ndarray | None:
+        """Return the total gain of each prepared column, float64 (n_columns,); None where the family has none."""
+        return None
+
 
 class Family(ABC):
     """A kind of model. Instances hold no state."""
@@ -133,8 +174,8 @@ class Family(ABC):
         """Return the full search space."""
 
     @abstractmethod
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
-        """Return configurations to try first, the best bet first; every value lies within the space."""
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
+        """Return configurations to try first, the best bet first (lowest rank); every value lies within the space."""
 
     @abstractmethod
     def fit(self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext) -> Model:
@@ -147,6 +188,14 @@ class Family(ABC):
     @abstractmethod
     def load(self, folder: Path) -> Model:
         """Load what :meth:`Model.save` wrote, without unpickling anything."""
+
+    def merge(self, models: Sequence[Model]) -> Model | None:  # noqa: ARG002
+        """Return one model that answers as the mean of these, cheaper than calling each; None where it cannot.
+
+        The models are of this family and saw tables of the same preparation. The mean is of predictions in regression
+        and of log-odds (scores before the link) in classification.
+        """
+        return None
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:  # noqa: ARG002
         """Estimate the additional memory of a fit, before it is started."""

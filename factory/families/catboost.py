@@ -15,7 +15,7 @@ import numpy as np
 from factory.data.preparation import Table
 from factory.families._boosting import BoostingFamily, Progress
 from factory.families._head import Head
-from factory.families.base import FitContext, Model, Sample
+from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
@@ -78,14 +78,14 @@ class CatBoost(BoostingFamily):
             "max_ctr_complexity": IntDimension(low=1, high=4),
         }
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         if task is Task.REGRESSION:
             # From 12,000 rows a round is too dear for the slower rate within a minute.
-            rate = 0.1 if n_rows < 12_000 else 0.14
-            return [{**DEFAULTS, "learning_rate": rate}, {**DEEP, "learning_rate": rate}]
+            rate = 0.1 if shape.n_rows < 12_000 else 0.14
+            return [Bet({**DEFAULTS, "learning_rate": rate}, 10), Bet({**DEEP, "learning_rate": rate}, 20)]
         if task is Task.MULTICLASS:
-            return [DEFAULTS, DEEP]
-        return [ONE_HOT, DEEP]
+            return [Bet(DEFAULTS, 10), Bet(DEEP, 20)]
+        return [Bet(ONE_HOT, 10), Bet(DEEP, 20)]
 
     def load(self, folder: Path) -> Model:
         import catboost

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from factory.data.preparation import Table
-from factory.families.base import Family, FitContext, Model, Sample
+from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import Parameters, Space
 from factory.spec import Task
 
@@ -45,8 +45,8 @@ class Constant(Family):
     def space(self, task: Task) -> Space:  # noqa: ARG002 - nothing to choose for any task
         return {}
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:  # noqa: ARG002
-        return [{}]
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:  # noqa: ARG002
+        return [Bet({}, 10)]
 
     def fit(
         self,

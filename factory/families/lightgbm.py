@@ -11,7 +11,7 @@ import numpy as np
 from factory.data.preparation import Table
 from factory.families._boosting import BoostingFamily, Progress, matrix
 from factory.families._head import Head
-from factory.families.base import FitContext, Model, Sample
+from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
@@ -88,14 +88,16 @@ class LightGBM(BoostingFamily):
             "extra_trees": ChoiceDimension(choices=(False, True)),
         }
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         if task is Task.REGRESSION:
-            return [LEAVES_64, LEAVES_128] + ([LEAVES_8] if n_rows < 8_000 else [])
-        if task is Task.MULTICLASS:
-            return [LEAVES_128, LEAVES_8, PYTABKIT]
-        if n_rows <= 20_000:
-            return [LEAVES_8, AUTOGLUON, PYTABKIT, LEAVES_128]
-        return [LEAVES_31, LEAVES_128, PYTABKIT]
+            entries = [LEAVES_64, LEAVES_128] + ([LEAVES_8] if shape.n_rows < 8_000 else [])
+        elif task is Task.MULTICLASS:
+            entries = [LEAVES_128, LEAVES_8, PYTABKIT]
+        elif shape.n_rows <= 20_000:
+            entries = [LEAVES_8, AUTOGLUON, PYTABKIT, LEAVES_128]
+        else:
+            entries = [LEAVES_31, LEAVES_128, PYTABKIT]
+        return [Bet(entry, 10 * (k + 1)) for k, entry in enumerate(entries)]
 
     def load(self, folder: Path) -> Model:
         import lightgbm

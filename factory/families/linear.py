@@ -20,7 +20,7 @@ import numpy as np
 from factory.data.dense import DenseEncoder
 from factory.data.preparation import Table
 from factory.families._head import Head
-from factory.families.base import Family, FitContext, Model, Sample
+from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, IntDimension, Parameters, Space
 from factory.spec import CurvePoint, Task
 
@@ -119,11 +119,13 @@ class Linear(Family):
             "degree": IntDimension(low=1, high=3),
         }
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         bent: Parameters = {"splines": True, "knots": 6, "degree": 2}
         straight: Parameters = {**bent, "splines": False}
         # Splines cost degrees of freedom that a small table with many classes does not have.
-        return [straight, bent] if task is Task.MULTICLASS and n_rows < 2_000 else [bent, straight]
+        straight_first = task is Task.MULTICLASS and shape.n_rows < 2_000
+        first, second = (straight, bent) if straight_first else (bent, straight)
+        return [Bet(first, 10), Bet(second, 20)]
 
     def fit(self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext) -> Model:
         from threadpoolctl import threadpool_limits

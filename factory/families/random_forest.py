@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from factory.families._forest import MOST_ROWS, ForestFamily, smallest_leaf
-from factory.families.base import FitContext
+from factory.families.base import Bet, FitContext, Shape
 from factory.space import Parameters
 from factory.spec import Task
 
@@ -15,10 +15,14 @@ class RandomForest(ForestFamily):
 
     name: ClassVar[str] = "random_forest"
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         share = 0.5 if task is Task.REGRESSION else 0.3
-        fine: Parameters = {"trees": 200 if n_rows <= 8_000 else 100, "max_features": share, "min_samples_leaf": 1}
-        return [fine, {**fine, "min_samples_leaf": 5}]
+        fine: Parameters = {
+            "trees": 200 if shape.n_rows <= 8_000 else 100,
+            "max_features": share,
+            "min_samples_leaf": 1,
+        }
+        return [Bet(fine, 10), Bet({**fine, "min_samples_leaf": 5}, 20)]
 
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor

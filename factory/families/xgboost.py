@@ -11,7 +11,7 @@ import numpy as np
 from factory.data.preparation import Table
 from factory.families._boosting import BoostingFamily, Progress, matrix
 from factory.families._head import Head
-from factory.families.base import FitContext, Model, Sample
+from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
@@ -78,9 +78,10 @@ class XGBoost(BoostingFamily):
             "reg_alpha": FloatDimension(low=0.0, high=10.0),
         }
 
-    def portfolio(self, task: Task, *, n_rows: int) -> list[Parameters]:
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         first, second = (DEPTH_8, PYTABKIT) if task is Task.REGRESSION else (PYTABKIT, DEPTH_8)
-        return [first, SHALLOW, second] if n_rows <= 8_000 else [first, second]
+        shallow = [Bet(SHALLOW, 20)] if shape.n_rows <= 8_000 else []
+        return [Bet(first, 10), *shallow, Bet(second, 30)]
 
     def load(self, folder: Path) -> Model:
         import xgboost

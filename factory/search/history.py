@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import optuna
 
-from factory.families.base import Deadline
+from factory.families.base import Deadline, Shape
 from factory.search.plan import Plan, family
 from factory.search.trial import TrialJob
 from factory.space import ChoiceDimension, Dimension, FloatDimension, Parameters, Value, clip
@@ -107,18 +107,16 @@ class Proposer:
         return tuple(names)
 
     def _all_portfolios(self) -> list[tuple[str, Parameters]]:
-        """First the best bet of each family, then the second of each; pools one after the other."""
-        task = self.plan.task
-        entries = {name: family(name).portfolio(task, n_rows=self.n_rows) for name in self._families}
+        """By rank, ties in the recipe's order of families; pools one after the other."""
+        task, shape = self.plan.task, Shape(n_rows=self.n_rows)
         ordered: list[tuple[str, Parameters]] = []
         for pool in dict.fromkeys(family(name).pool for name in self._families):
             members = [name for name in self._families if family(name).pool == pool]
-            for k in range(max((len(entries[name]) for name in members), default=0)):
-                for name in members:
-                    if k < len(entries[name]):
-                        parameters = clip(self.plan.spaces[name], entries[name][k])
-                        if (name, parameters) not in ordered:
-                            ordered.append((name, parameters))
+            bets = [(bet, name) for name in members for bet in family(name).portfolio(task, shape=shape)]
+            for bet, name in sorted(bets, key=lambda entry: entry[0].rank):
+                parameters = clip(self.plan.spaces[name], bet.parameters)
+                if (name, parameters) not in ordered:
+                    ordered.append((name, parameters))
         return ordered
 
     def next(self) -> TrialJob | None:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 
 from factory.data.preparation import Table
-from factory.families.base import Deadline, Family, FitContext, Model, Sample
+from factory.families.base import Deadline, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, Dimension, Parameters, Value
 from factory.spec import NAME, Task
 
@@ -112,16 +112,19 @@ class FamilyConformance:
 
     def test_portfolio_lies_within_the_space(self, family: Family, task: Task) -> None:
         space = family.space(task)
-        for n_rows in (20, 500, 5_000, 50_000, 5_000_000):
-            entries = family.portfolio(task, n_rows=n_rows)
-            assert entries
+        shapes = [Shape(n_rows, 8, k, 40 * k, N_CLASSES[task]) for n_rows in (20, 5_000, 50_000) for k in (0, 2)]
+        for shape in (Shape(20), Shape(5_000_000), *shapes):
+            bets = family.portfolio(task, shape=shape)
+            assert bets
+            assert [bet.rank for bet in bets] == sorted(bet.rank for bet in bets)
+            entries = [bet.parameters for bet in bets]
             assert len({tuple(sorted(entry.items(), key=str)) for entry in entries}) == len(entries)
             for entry in entries:
                 assert entry.keys() == space.keys()
                 assert [name for name, value in entry.items() if not _inside(space[name], value)] == []
 
     def test_memory_estimate_grows_with_the_rows(self, family: Family, task: Task) -> None:
-        (first, *_) = family.portfolio(task, n_rows=1_000)
+        first = family.portfolio(task, shape=Shape(1_000))[0].parameters
 
         def estimate(n_rows: int) -> float:
             return family.memory_mb(n_rows=n_rows, n_columns=20, n_classes=N_CLASSES[task], parameters=first)
@@ -319,7 +322,7 @@ def _fit(
     if train is None and validation is None and rounds is None:
         validation = sample(task, seed=1)
     train = train or sample(task)
-    parameters: Parameters = family.portfolio(task, n_rows=len(train))[0]
+    parameters: Parameters = family.portfolio(task, shape=Shape(len(train)))[0].parameters
     context = FitContext(
         task=task,
         n_classes=N_CLASSES[task],

@@ -27,7 +27,7 @@ import json
 
 import numpy as np
 
-from factory.families.base import Family, Model
+from factory.families.base import Bet, Family, Model
 from factory.space import FloatDimension
 from factory.spec import Task
 
@@ -51,8 +51,8 @@ class Stumps(Family):
     def space(self, task):
         return {"quantile": FloatDimension(low=0.1, high=0.9)}
 
-    def portfolio(self, task, *, n_rows):
-        return [{"quantile": 0.5}]
+    def portfolio(self, task, *, shape):
+        return [Bet({"quantile": 0.5}, rank=10)]
 
     def fit(self, train, *, validation, parameters, context):
         x = train.table.numeric[:, 0] if train.table.numeric_names else np.zeros(len(train))

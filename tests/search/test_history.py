@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factory.families.base import Deadline
+from factory.families.base import Deadline, Shape
 from factory.search.history import BATCH, RANK_CYCLE, SHORTEST_TRIAL_S, Proposer
 from factory.search.plan import Plan, family
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, clip
@@ -56,14 +56,11 @@ def configurations(trials: Sequence[Trial]) -> list[tuple[str, tuple[Any, ...]]]
 def test_the_portfolio_comes_first_best_bets_before_second_ones(task: Task) -> None:
     plan = make_test_plan("constant", "linear", "lightgbm", "xgboost", task=task, budget={"trials": 30, "time_s": 1e6})
     trials = work(propose(plan))
-    entries = {name: family(name).portfolio(task, n_rows=500) for name in plan.families}
-    n_entries = sum(map(len, entries.values()))
-    assert [t.origin for t in trials] == ["portfolio"] * n_entries + ["search"] * (30 - n_entries)
-    assert [t.family for t in trials[:4]] == list(plan.families)
-    for name, wanted in entries.items():
-        assert [t.parameters for t in trials[:n_entries] if t.family == name] == wanted
-    ranks = [entries[t.family].index(t.parameters) for t in trials[:n_entries]]
-    assert ranks == sorted(ranks)
+    bets = [(name, bet) for name in plan.families for bet in family(name).portfolio(task, shape=Shape(500))]
+    bets.sort(key=lambda entry: entry[1].rank)  # stable: ties in the recipe's order of families
+    assert [t.origin for t in trials] == ["portfolio"] * len(bets) + ["search"] * (30 - len(bets))
+    for trial, (name, bet) in zip(trials, bets, strict=False):
+        assert (trial.family, trial.parameters) == (name, bet.parameters)
 
 
 def test_pools_come_one_after_the_other() -> None:
@@ -257,7 +254,7 @@ def test_counted_trials_do_not_depend_on_workers_or_their_order(parallel: int, s
 def test_another_seed_searches_elsewhere() -> None:
     plans = [make_test_plan("linear", "lightgbm", budget=REPEATED, seed=seed) for seed in (0, 1)]
     one, other = (configurations(work(propose(plan))) for plan in plans)
-    n_portfolio = len(family("linear").portfolio(Task.BINARY, n_rows=500)) + 4
+    n_portfolio = len(family("linear").portfolio(Task.BINARY, shape=Shape(500))) + 4
     assert one[:n_portfolio] == other[:n_portfolio]
     assert one[n_portfolio:] != other[n_portfolio:]
 
@@ -334,7 +331,7 @@ def test_history_enters_the_study_once() -> None:
 def test_history_of_other_spaces_and_families_is_taken_as_far_as_it_fits() -> None:
     """What a parent or a sibling found: parameters outside this space, other category sets, a family not here."""
     plan = make_test_plan("linear", "lightgbm", spaces={"lightgbm": {"num_leaves": [8, 16]}, "linear": {"knots": 5}})
-    inside = {**family("lightgbm").portfolio(Task.BINARY, n_rows=500)[0], "num_leaves": 12}
+    inside = {**family("lightgbm").portfolio(Task.BINARY, shape=Shape(500))[0].parameters, "num_leaves": 12}
     history = [
         ended(Trial(number=0, family="lightgbm", parameters=inside), 0.9),
         ended(Trial(number=1, family="lightgbm", parameters={**inside, "num_leaves": 200, "unknown": "x"}), 0.8),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from factory.data.preparation import Preparation
-from factory.families.base import Deadline, FitContext, Sample
+from factory.families.base import Deadline, FitContext, Sample, Shape
 from factory.search.plan import family
 from factory.search.trial import MemoryWatch, TrialData, TrialJob, TrialRunner, fit_preparation, preparation_folder
 from factory.spec import ColumnType, Task, Trial, TrialState
@@ -22,7 +22,7 @@ from .conftest import make_data, make_dataset, make_frame
 
 
 def job(name: str = "linear", parameters: dict[str, Any] | None = None, *, number: int = 0, **fields: Any) -> TrialJob:
-    given = family(name).portfolio(Task.BINARY, n_rows=200)[0] if parameters is None else parameters
+    given = family(name).portfolio(Task.BINARY, shape=Shape(200))[0].parameters if parameters is None else parameters
     return TrialJob(trial=Trial(number=number, family=name, parameters=given, seed=7), **fields)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from factory.data.dataset import from_frame
 from factory.data.preparation import Preparation
-from factory.families.base import Family, FitContext, Sample
+from factory.families.base import Family, FitContext, Sample, Shape
 from factory.ledger import Ledger
 from factory.plugins import load as load_plugin
 from factory.settings import Settings
@@ -51,7 +51,7 @@ def make_bundle(columns: list[str], *, target: str, task: Task, family: str = "l
     model = plugin.fit(
         Sample(preparation.transform(dataset.frame), dataset.y),
         validation=None,
-        parameters=plugin.portfolio(task, n_rows=len(dataset.y))[0],
+        parameters=plugin.portfolio(task, shape=Shape(len(dataset.y)))[0].parameters,
         context=FitContext(task=task, n_classes=len(dataset.classes), seed=0),
     )
     return Bundle(

@@ -14,7 +14,7 @@ from factory.data.features import join, materialize
 from factory.data.online import OnlineReader
 from factory.data.preparation import Preparation
 from factory.errors import ServiceFault
-from factory.families.base import Family, FitContext, Sample
+from factory.families.base import Family, FitContext, Sample, Shape
 from factory.plugins import load as load_plugin
 from factory.settings import Settings
 from factory.spec import FileDataset, Task, Variant
@@ -49,7 +49,7 @@ def bundle(settings: Settings) -> Bundle:
     model = family.fit(
         Sample(preparation.transform(dataset.frame), dataset.y),
         validation=None,
-        parameters=family.portfolio(Task.REGRESSION, n_rows=len(dataset.y))[0],
+        parameters=family.portfolio(Task.REGRESSION, shape=Shape(len(dataset.y)))[0].parameters,
         context=FitContext(task=Task.REGRESSION, n_classes=0, seed=0),
     )
     return Bundle(

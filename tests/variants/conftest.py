@@ -10,7 +10,7 @@ import pytest
 
 from factory.data.dataset import Dataset, from_frame
 from factory.data.preparation import Preparation
-from factory.families.base import FitContext, Sample
+from factory.families.base import FitContext, Sample, Shape
 from factory.search.plan import family
 from factory.spec import FileDataset, Task
 from factory.variants.bundle import Bundle, Member
@@ -63,7 +63,7 @@ def make(task: Task, *, families: tuple[str, ...] = ("linear", "constant"), n_ro
         rows = np.arange(half) if i == 0 else np.arange(0, half, 2)
         preparation = Preparation.fit(train.frame.iloc[rows], train.types, seed=0)
         sample = Sample(preparation.transform(train.frame.iloc[rows]), train.y[rows])
-        parameters = family(name).portfolio(task, n_rows=len(rows))[0]
+        parameters = family(name).portfolio(task, shape=Shape(len(rows)))[0].parameters
         model = family(name).fit(sample, validation=None, parameters=parameters, context=context)
         preparations.append(preparation)
         members.append(

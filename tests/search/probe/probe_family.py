@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from factory.families.base import Family, Model
+from factory.families.base import Bet, Family, Model
 from factory.space import ChoiceDimension, FloatDimension
 
 NOTES = "PROBE_NOTES"
@@ -51,8 +51,8 @@ class Probe(Family):
             "skill": FloatDimension(low=0.0, high=1.0),
         }
 
-    def portfolio(self, task, *, n_rows):
-        return [{"does": "fit", "skill": 0.2}, {"does": "fit", "skill": 0.6}]
+    def portfolio(self, task, *, shape):
+        return [Bet({"does": "fit", "skill": 0.2}, rank=10), Bet({"does": "fit", "skill": 0.6}, rank=20)]
 
     def fit(self, train, *, validation, parameters, context):
         if folder := os.environ.get(NOTES):
