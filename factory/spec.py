@@ -1,8 +1,7 @@
 """The nouns of the factory as frozen models, as every door accepts and returns them.
 
-A document is checked as a whole: :func:`parse` reports every problem at once,
-each with its path, the value received, what is allowed and the nearest name.
-The JSON schemas of these models are good enough to draw a form from.
+The JSON schemas of these models are good enough to draw a form from;
+``factory/parsing.py`` checks a document against one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,11 +21,9 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     model_validator,
 )
 
-from factory.errors import Detail, InvalidRequest, listing, suggest
 from factory.space import Narrowing, Parameters
 
 NAME = r"^[a-z][a-z0-9_-]{0,62}$"
@@ -411,66 +408,6 @@ class Variant(Document):
     latency_ms: float = 0.0
     model_uri: str = ""
     created: datetime | None = None
-
-
-D = TypeVar("D", bound=Document)
-_MAPPING = "This holds fields, each as 'name: value'"
-
-
-def parse(model: type[D], document: object, *, what: str) -> D:
-    """Check a document and return it, or report all its problems at once.
-
-    Raises:
-        InvalidRequest: with one detail for each problem.
-    """
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        details = [_explain(model, e) for e in error.errors()]
-        raise InvalidRequest(
-            f"The {what} is not valid: " + " ".join(f"{d.field}: {d.message}" for d in details),
-            hint=f"Mend the named field{'s' if len(details) > 1 else ''} and try again.",
-            details=details,
-        ) from error
-
-
-def _explain(model: type[BaseModel], error: Any) -> Detail:
-    """Turn pydantic's error into a sentence with the value and what is allowed."""
-    tags = {"path", "entities", "upload", "auto", "cross_validation", "holdout", "time", "group"}
-    location = [
-        str(p)
-        for i, p in enumerate(error["loc"])
-        if not (i and p in tags and error["loc"][i - 1] in ("dataset", "validation"))
-    ]
-    path = ".".join(location) or "(document)"
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(model, location[:-1])
-        return Detail(
-            path, f"There is no such field.{suggest(location[-1], fields)} Allowed: {listing(fields, most=40)}."
-        )
-    if error["type"] == "missing":
-        return Detail(path, "This field is required.")
-    shown = repr(error["input"])
-    message = _MAPPING if error["type"] in ("model_type", "dict_type") else error["msg"].removeprefix("Value error, ")
-    return Detail(path, f"{message}; received {shown if len(shown) <= 80 else shown[:77] + '...'}.")
-
-
-def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Field names of the (possibly nested) model that an error's path leads to."""
-    schema = model.model_json_schema()
-    definitions, nodes = schema.get("$defs", {}), [schema]
-    for step in [*location, None]:
-        following: list[dict[str, Any]] = []
-        while nodes:
-            node = nodes.pop()
-            if "$ref" in node:
-                nodes.append(definitions[node["$ref"].rsplit("/", 1)[-1]])
-            elif options := node.get("anyOf") or node.get("oneOf"):
-                nodes.extend(options)
-            elif step is None or step in node.get("properties", {}):
-                following.append(node if step is None else node["properties"][step])
-        nodes = following
-    return sorted({name for node in nodes for name in node.get("properties", {})})
 
 
 def duration(seconds: float) -> str:

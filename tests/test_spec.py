@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from factory.errors import InvalidRequest
+from factory.parsing import parse
 from factory.spec import (
     NEXT_STATES,
     Budget,
@@ -28,7 +29,6 @@ from factory.spec import (
     Variant,
     VariantRequest,
     duration,
-    parse,
 )
 
 REQUEST: dict[str, Any] = {

@@ -16,6 +16,7 @@ import yaml
 from factory import plugins
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault, listing, suggest
 from factory.families.base import Family
+from factory.parsing import parse
 from factory.search.metric import Metric
 from factory.settings import Settings
 from factory.space import Narrowing, Space, narrow
@@ -27,7 +28,6 @@ from factory.spec import (
     Task,
     Validation,
     VariantRequest,
-    parse,
 )
 
 MAX_DOCUMENT_BYTES = 1_000_000
