@@ -8,9 +8,12 @@ is stored as JSON and npz: loading it runs no code of the file's.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +22,8 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from factory.data.columns import FORMATS, as_datetime, as_numeric, factorize, text_of
+from factory.data.crosses import Cross, CrossedColumns
+from factory.data.dates import calendar, days_between, first_day, varying_parts
 from factory.data.text import TextEncoder
 from factory.errors import Detail, InvalidData, UntrustedBundle, listing, suggest
 from factory.spec import ColumnType
@@ -29,6 +34,8 @@ _MOST_LEVELS = 4096
 """Levels kept of one column, the most frequent ones; embeddings and one-vs-rest splits stay bounded."""
 _FEW = 64
 """Below this many rows a dictionary look-up per value is faster than factorizing."""
+_PAIRED_DATES = 5
+"""Date columns between which days are counted; ten pairs at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +48,7 @@ class Table:
         levels: K + 1 for each categorical column, so that every code is below it.
         numeric_names: Names of the numeric columns, (n_numeric,).
         categorical_names: Names of the categorical columns, (n_categorical,).
+        n_crosses: The last so many numeric columns are products and ratios of others.
     """
 
     numeric: np.ndarray
@@ -48,6 +56,7 @@ class Table:
     levels: tuple[int, ...]
     numeric_names: tuple[str, ...]
     categorical_names: tuple[str, ...]
+    n_crosses: int = 0
 
     def __len__(self) -> int:
         return len(self.numeric)
@@ -59,7 +68,22 @@ class Table:
 
     def rows(self, index: np.ndarray) -> Table:
         """Return the rows at integer positions or of a boolean mask, in that order."""
-        return Table(self.numeric[index], self.codes[index], self.levels, self.numeric_names, self.categorical_names)
+        return replace(self, numeric=self.numeric[index], codes=self.codes[index])
+
+    @cached_property
+    def plain(self) -> Table:
+        """The table without products and ratios, for models that make or need none."""
+        if not self.n_crosses:
+            return self
+        n = len(self.numeric_names) - self.n_crosses
+        return replace(self, numeric=self.numeric[:, :n], numeric_names=self.numeric_names[:n], n_crosses=0)
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """Numeric columns, then codes, as float32 (n_rows, n_columns); NaN is missing, code 0 stays 0."""
+        if not self.categorical_names:
+            return np.ascontiguousarray(self.numeric)
+        return np.concatenate([self.numeric, self.codes], axis=1, dtype=np.float32, casting="same_kind")
 
 
 # --- one plan per input column ------------------------------------------------------
@@ -92,8 +116,18 @@ class _Text(_Plan):
     columns: tuple[str, ...]
 
 
+class _Gap(BaseModel):
+    """Days from one date column to another."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    later: str
+    earlier: str
+
+
 _PLANS: dict[str, type[_Plan]] = {"numbers": _Numbers, "levels": _Levels, "calendar": _Calendar, "text": _Text}
-_FORMAT = 1
+_FORMAT = 2
+_READABLE = (1, 2)
+"""Format 1 had neither days between dates nor crosses."""
 
 
 class Preparation:
@@ -103,28 +137,48 @@ class Preparation:
         columns: Input columns that it needs, in the order of the training frame.
     """
 
-    def __init__(self, plans: tuple[Any, ...], texts: Mapping[str, TextEncoder]) -> None:
+    def __init__(
+        self,
+        plans: tuple[Any, ...],
+        texts: Mapping[str, TextEncoder],
+        *,
+        gaps: tuple[_Gap, ...] = (),
+        crosses: Sequence[Cross] = (),
+    ) -> None:
         self._plans = plans
         self._texts = dict(texts)
+        self._gaps = gaps
         self.columns: tuple[str, ...] = tuple(p.column for p in plans)
         self._lookups = {p.column: {t: i + 1 for i, t in enumerate(p.levels)} for p in plans if p.kind == "levels"}
         self._categorical = tuple(p for p in plans if p.kind == "levels")
         self._numeric = tuple(p for p in plans if p.kind != "levels")
         self._levels = tuple(len(p.levels) + 1 for p in self._categorical)
-        self._numeric_names = tuple(name for p in self._numeric for name in _names(p))
+        plain = (*(name for p in self._numeric for name in _names(p)), *(f"{g.later}-{g.earlier}" for g in gaps))
+        self._crosses = CrossedColumns(crosses, plain)
+        self._numeric_names = (*plain, *self._crosses.names)
         self._categorical_names = tuple(p.column for p in self._categorical)
 
     @classmethod
-    def fit(cls, frame: pd.DataFrame, types: Mapping[str, ColumnType], *, seed: int = 0) -> Preparation:
+    def fit(
+        cls,
+        frame: pd.DataFrame,
+        types: Mapping[str, ColumnType],
+        *,
+        seed: int = 0,
+        crosses: Sequence[Cross] = (),
+    ) -> Preparation:
         """Learn levels, calendar parts and text encodings from training rows.
 
         Args:
             frame: Training rows, (n_rows, n_columns); columns that ``types`` lacks are left out.
             types: Type of each feature column; identifiers are left out.
             seed: Seed of the randomized decomposition of text columns.
+            crosses: Products and ratios of prepared numeric columns to add as the last numeric columns; one whose
+                columns do not come out of these rows is left out.
         """
         formats = frame.attrs.get(FORMATS, {})
         plans: list[_Plan] = []
+        moments: dict[str, np.ndarray] = {}
         texts: dict[str, TextEncoder] = {}
         for column in frame.columns:
             kind = types.get(column)
@@ -134,13 +188,16 @@ class Preparation:
             elif kind is ColumnType.CATEGORICAL:
                 plans.append(_Levels(column=column, levels=_fit_levels(values)))
             elif kind is ColumnType.DATETIME:
-                plans.append(_fit_calendar(column, values, formats.get(column)))
+                text_format = formats.get(column)
+                moments[column] = as_datetime(values, text_format=text_format)
+                parts, reference = varying_parts(moments[column]), first_day(moments[column])
+                plans.append(_Calendar(column=column, parts=parts, reference=reference, text_format=text_format))
             elif kind is ColumnType.TEXT:
                 encoder = TextEncoder.fit(values, seed=seed)
                 if encoder is not None:
                     texts[column] = encoder
                     plans.append(_Text(column=column, columns=encoder.names))
-        return cls(tuple(plans), texts)
+        return cls(tuple(plans), texts, gaps=_fit_gaps(moments), crosses=crosses)
 
     def transform(self, columns: pd.DataFrame | Mapping[str, np.ndarray]) -> Table:
         """Return the prepared columns.
@@ -158,29 +215,37 @@ class Preparation:
             raise self._absent(columns) from error
         n_rows = len(next(iter(arrays.values()))) if arrays else len(columns) if _is_frame(columns) else 0
         numeric = np.empty((n_rows, len(self._numeric_names)), dtype=np.float32)
+        moments: dict[str, np.ndarray] = {}
         at = 0
         with np.errstate(over="ignore"):
             for plan in self._numeric:
+                values = arrays[plan.column]
                 if plan.kind == "numbers":
-                    values = arrays[plan.column]
                     numeric[:, at] = values if values.dtype.kind in "fiub" else as_numeric(values)
                     at += 1
                     continue
-                block = self._block(plan, arrays[plan.column])
+                if plan.kind == "calendar":
+                    moments[plan.column] = as_datetime(values, text_format=plan.text_format)
+                    block = calendar(moments[plan.column], plan.parts, reference=plan.reference)
+                else:
+                    block = self._texts[plan.column].transform(values)
                 numeric[:, at : at + block.shape[1]] = block
                 at += block.shape[1]
-        finite = np.isfinite(numeric)
+        for gap in self._gaps:
+            numeric[:, at] = days_between(moments[gap.later], moments[gap.earlier])
+            at += 1
+        plain = numeric[:, :at]
+        finite = np.isfinite(plain)
         if not finite.all():
-            numeric[~finite] = np.nan
+            plain[~finite] = np.nan
+        if len(self._crosses):
+            numeric[:, at:] = self._crosses.evaluate(plain)
         codes = np.empty((n_rows, len(self._categorical)), dtype=np.int32)
         for j, plan in enumerate(self._categorical):
             codes[:, j] = _look_up(self._lookups[plan.column], arrays[plan.column])
-        return Table(numeric, codes, self._levels, self._numeric_names, self._categorical_names)
-
-    def _block(self, plan: Any, values: np.ndarray) -> np.ndarray:
-        if plan.kind == "text":
-            return self._texts[plan.column].transform(values)
-        return _calendar(as_datetime(values, text_format=plan.text_format), plan)
+        return Table(
+            numeric, codes, self._levels, self._numeric_names, self._categorical_names, n_crosses=len(self._crosses)
+        )
 
     def _absent(self, columns: pd.DataFrame | Mapping[str, np.ndarray]) -> InvalidData:
         given = [str(c) for c in columns]
@@ -191,16 +256,37 @@ class Preparation:
             details=[Detail(name, f"This column is required.{suggest(name, given)}") for name in absent],
         )
 
-    def save(self, folder: Path) -> None:
-        """Write ``preparation.json`` and, where text columns exist, ``preparation.npz`` into an existing folder."""
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that it learned; equal digests prepare every row equally."""
+        digest = hashlib.sha256(self._document().encode())
+        for name, array in self._arrays().items():
+            digest.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Preparation) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def _document(self) -> str:
         document = {
             "format": _FORMAT,
             "plans": [p.model_dump(mode="json") for p in self._plans],
             "texts": {name: encoder.document() for name, encoder in self._texts.items()},
+            "gaps": [g.model_dump(mode="json") for g in self._gaps],
+            "crosses": [c.model_dump(mode="json") for c in self._crosses.crosses],
         }
-        (folder / "preparation.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-        arrays = {f"{i}.{key}": a for i, e in enumerate(self._texts.values()) for key, a in e.arrays().items()}
-        if arrays:
+        return json.dumps(document, ensure_ascii=False)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {f"{i}.{key}": a for i, e in enumerate(self._texts.values()) for key, a in e.arrays().items()}
+
+    def save(self, folder: Path) -> None:
+        """Write ``preparation.json`` and, where text columns exist, ``preparation.npz`` into an existing folder."""
+        (folder / "preparation.json").write_text(self._document(), encoding="utf-8")
+        if arrays := self._arrays():
             np.savez(folder / "preparation.npz", allow_pickle=False, **arrays)
 
     @classmethod
@@ -212,9 +298,11 @@ class Preparation:
         """
         try:
             document = json.loads((folder / "preparation.json").read_text(encoding="utf-8"))
-            if document["format"] != _FORMAT:
-                raise ValueError(f"format {document['format']!r}, known is {_FORMAT}")
+            if document["format"] not in _READABLE:
+                raise ValueError(f"format {document['format']!r}, known are {listing(_READABLE)}")
             plans = tuple(_PLANS[p["kind"]].model_validate(p) for p in document["plans"])
+            gaps = tuple(_Gap.model_validate(g) for g in document.get("gaps", ()))
+            crosses = tuple(Cross.model_validate(c) for c in document.get("crosses", ()))
             texts: dict[str, TextEncoder] = {}
             if document["texts"]:
                 with np.load(folder / "preparation.npz", allow_pickle=False) as stored:
@@ -226,7 +314,7 @@ class Preparation:
                 f"The preparation in {str(folder)!r} cannot be read: {error}.",
                 hint="The bundle is damaged or from a newer factory; register the variant again.",
             ) from error
-        return cls(plans, texts)
+        return cls(plans, texts, gaps=gaps, crosses=crosses)
 
 
 def _is_frame(columns: object) -> bool:
@@ -259,36 +347,13 @@ def _look_up(lookup: dict[str, int], values: np.ndarray) -> Any:
     return np.array([*known, 0], dtype=np.int32)[raw]
 
 
-def _days(moments: np.ndarray) -> np.ndarray:
-    return moments.astype("M8[D]").astype(np.int64)
-
-
-_PARTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "year": lambda m: m.astype("M8[Y]").astype(np.int64) + 1970,
-    "month": lambda m: m.astype("M8[M]").astype(np.int64) % 12 + 1,
-    "day": lambda m: (m.astype("M8[D]") - m.astype("M8[M]").astype("M8[D]")).astype(np.int64) + 1,
-    "weekday": lambda m: (_days(m) + 3) % 7,
-    "hour": lambda m: m.astype("M8[h]").astype(np.int64) % 24,
-    "days": _days,
-}
-"""Calendar parts of datetimes; weekday 0 is Monday, since day 0 (1970-01-01) was a Thursday."""
-
-
-def _fit_calendar(column: str, values: np.ndarray, text_format: str | None) -> _Calendar:
-    """Keep the parts that vary in the training rows."""
-    moments = as_datetime(values, text_format=text_format)
-    known = moments[~np.isnat(moments)]
-    parts = tuple(name for name, of in _PARTS.items() if len(known) and np.ptp(of(known)) > 0)
-    reference = int(_days(known).min()) if len(known) else 0
-    return _Calendar(column=column, parts=parts, reference=reference, text_format=text_format)
-
-
-def _calendar(moments: np.ndarray, plan: _Calendar) -> np.ndarray:
-    """Return the parts, float32 (n_rows, n_parts), NaN where the date is missing."""
-    missing = np.isnat(moments)
-    known = np.where(missing, np.datetime64(0, "us"), moments)
-    block = np.empty((len(moments), len(plan.parts)), dtype=np.float32)
-    for j, part in enumerate(plan.parts):
-        block[:, j] = _PARTS[part](known) - (plan.reference if part == "days" else 0)
-    block[missing] = np.nan
-    return block
+def _fit_gaps(moments: Mapping[str, np.ndarray]) -> tuple[_Gap, ...]:
+    """Return the pairs of date columns whose distance varies, the later date first."""
+    gaps = []
+    for a, b in itertools.combinations(list(moments)[:_PAIRED_DATES], 2):
+        days = days_between(moments[a], moments[b])
+        known = days[~np.isnan(days)]
+        if len(known) and np.ptp(known) > 0:
+            later, earlier = (a, b) if np.median(known) >= 0 else (b, a)
+            gaps.append(_Gap(later=later, earlier=earlier))
+    return tuple(gaps)

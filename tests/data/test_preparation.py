@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from factory.data.crosses import Cross
 from factory.data.dataset import Dataset, from_frame
 from factory.data.preparation import Preparation, Table
 from factory.errors import InvalidData, UntrustedBundle
@@ -66,6 +67,8 @@ def test_calendar_parts_equal_pandas(dataset: Dataset, preparation: Preparation)
         "day": moments.day,
         "weekday": moments.weekday,
         "days": (dataset.frame["joined"] - dataset.frame["joined"].min()).dt.days,
+        "season_sin": np.sin(2 * np.pi * (moments.dayofyear - 1) / 365.25).astype(np.float32),
+        "season_cos": np.cos(2 * np.pi * (moments.dayofyear - 1) / 365.25).astype(np.float32),
     }
     found = {n.split(":")[1]: table.numeric[:, i] for i, n in enumerate(table.numeric_names) if n.startswith("joined:")}
     assert found.keys() == expected.keys()
@@ -78,6 +81,81 @@ def test_the_hour_is_kept_where_it_varies() -> None:
     table = Preparation.fit(frame, {"at": ColumnType.DATETIME}).transform(frame)
     hour = table.numeric[:, table.numeric_names.index("at:hour")]
     assert np.array_equal(hour, frame["at"].dt.hour)
+    circle = table.numeric[:, [table.numeric_names.index(f"at:hour_{part}") for part in ("sin", "cos")]]
+    assert np.allclose(np.hypot(*circle.T), 1)
+    assert not any("season" in name for name in table.numeric_names), "60 hours do not meet the turn of the year"
+
+
+def test_days_between_dates() -> None:
+    ordered = pd.Series(pd.date_range("2021-01-01 06:00", periods=40, freq="D"))
+    shipped = ordered + pd.to_timedelta(np.arange(40) % 3 + 0.5, unit="D")
+    frame = pd.DataFrame({"ordered": ordered, "shipped": shipped, "copy": ordered})
+    frame.loc[3, "shipped"] = pd.NaT
+    preparation = Preparation.fit(frame, dict.fromkeys(frame, ColumnType.DATETIME))
+    table = preparation.transform(frame)
+    gaps = [n for n in table.numeric_names if "-" in n]
+    assert gaps == ["shipped-ordered", "shipped-copy"], "a distance that never varies is left out"
+    days = table.numeric[:, table.numeric_names.index("shipped-ordered")]
+    assert np.isnan(days[3])
+    assert np.array_equal(np.delete(days, 3), np.delete(np.arange(40) % 3 + 0.5, 3))
+    row = {"ordered": one("2021-01-01"), "shipped": one("2021-01-11T12:00:00"), "copy": one(None)}
+    assert preparation.transform(row).numeric[0, table.numeric_names.index("shipped-ordered")] == 10.5
+
+
+CROSSES = (
+    Cross(kind="product", left="amount", right="visits"),
+    Cross(kind="ratio", left="amount", right="visits"),
+    Cross(kind="ratio", left="joined:days", right="not a column"),
+)
+
+
+def test_crosses_are_the_last_numeric_columns(dataset: Dataset, tmp_path: Path) -> None:
+    preparation = Preparation.fit(dataset.frame, dataset.types, seed=1, crosses=CROSSES)
+    table = preparation.transform(dataset.frame)
+    assert (table.numeric_names[-2:], table.n_crosses) == (("amount*visits", "amount/visits"), 2)
+    amount, visits = (dataset.frame[c].to_numpy(np.float32) for c in ("amount", "visits"))
+    assert np.allclose(table.numeric[:, -2], amount * visits, equal_nan=True)
+    zero = visits == 0
+    assert zero.any()
+    assert np.isnan(table.numeric[zero, -1]).all()
+    assert np.allclose(table.numeric[~zero, -1], amount[~zero] / visits[~zero], equal_nan=True)
+    without = Preparation.fit(dataset.frame, dataset.types, seed=1).transform(dataset.frame)
+    assert same(table.plain, without)
+    assert table.plain is table.plain
+    assert without.plain is without
+    assert table.rows(np.arange(5)).n_crosses == 2
+    preparation.save(tmp_path)
+    assert same(Preparation.load(tmp_path).transform(dataset.frame), table)
+
+
+def test_matrix_is_numbers_then_codes(dataset: Dataset, preparation: Preparation) -> None:
+    table = preparation.transform(dataset.frame)
+    assert table.matrix.dtype == np.float32
+    assert table.matrix.shape == (200, table.n_columns)
+    assert np.array_equal(table.matrix[:, :-1], table.numeric, equal_nan=True)
+    assert np.array_equal(table.matrix[:, -1], table.codes[:, 0])
+
+
+def test_equal_preparations_have_equal_digests(dataset: Dataset, tmp_path: Path) -> None:
+    first, again = (Preparation.fit(dataset.frame, dataset.types, seed=1) for _ in range(2))
+    assert first == again
+    assert len({first, again}) == 1
+    first.save(tmp_path)
+    assert Preparation.load(tmp_path).digest == first.digest
+    fewer = Preparation.fit(dataset.frame.iloc[:150], dataset.types, seed=1)
+    crossed = Preparation.fit(dataset.frame, dataset.types, seed=1, crosses=CROSSES)
+    assert len({first.digest, fewer.digest, crossed.digest}) == 3
+
+
+def test_format_1_is_still_read() -> None:
+    """``fixtures/preparation_format_1`` was written before days between dates and crosses existed."""
+    preparation = Preparation.load(Path(__file__).parent / "fixtures" / "preparation_format_1")
+    row = {"n": one(2.0), "c": one("b"), "at": one("2020-01-31"), "t": one("two blue fish swim")}
+    table = preparation.transform(row)
+    assert table.numeric_names[:6] == ("n", "at:month", "at:day", "at:weekday", "at:days", "t:topic1")
+    assert np.allclose(table.numeric[0, :7], [2.0, 1.0, 31.0, 4.0, 1.0, 0.733623, -0.432171], atol=1e-5)
+    assert table.numeric[0, -4:].tolist() == [18.0, 4.0, 0.0, 0.0]
+    assert table.codes.tolist() == [[2]]
 
 
 def test_unknown_missing_infinite_and_wrong_values_are_predictable(preparation: Preparation) -> None:
