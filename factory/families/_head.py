@@ -1,7 +1,9 @@
 """How a model's raw output becomes a prediction, and what is kept of it on disk.
 
 Every classical family ends in the same three lines (two-column probabilities,
-rows summing to one, targets scaled back); they are written once here.
+rows summing to one, targets scaled back); they are written once here.  So is
+the scale on which a target is learned: squared error on the square root or the
+logarithm of a skewed target weighs its large values less.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,6 +19,10 @@ from factory.families.base import FitContext
 from factory.spec import Task
 
 FILE = "head.json"
+_BEYOND = 1.0
+"""Standard deviations that an answer on a bent scale may exceed the training targets by; an exponential would run off."""
+
+TargetScale = Literal["raw", "sqrt", "log"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +32,11 @@ class Head:
     Attributes:
         task: What is predicted.
         n_classes: Columns of the probabilities; 0 for regression.
-        shift: Mean of the training targets; 0 for classification.
-        scale: Standard deviation of the training targets; 1 for classification.
+        shift: Mean of the training targets on their scale; 0 for classification.
+        scale: Standard deviation of the training targets on their scale; 1 for classification.
         rounds: Rounds of the best iteration.
+        target_scale: Scale on which the target is learned: as it is, its square root, or log(1 + y).
+        top: Largest answer on a scale that is not ``raw``; None there.
     """
 
     task: Task
@@ -35,18 +44,24 @@ class Head:
     shift: float = 0.0
     scale: float = 1.0
     rounds: int = 0
+    target_scale: TargetScale = "raw"
+    top: float | None = None
 
     @classmethod
     def of(cls, y: np.ndarray, context: FitContext) -> Head:
         """Return the head for training targets (n_rows,)."""
         if context.task is not Task.REGRESSION:
             return cls(context.task, context.n_classes)
-        scale = float(np.std(y))
-        return cls(context.task, 0, float(np.mean(y)), scale if scale > 0 else 1.0)
+        target_scale: TargetScale = context.target_scale if len(y) and np.min(y) >= 0 else "raw"
+        z = _onto(y, target_scale)
+        spread = float(np.std(z))
+        scale = spread if spread > 0 else 1.0
+        top = None if target_scale == "raw" else float(np.max(z)) + _BEYOND * scale
+        return cls(context.task, 0, float(np.mean(z)), scale, target_scale=target_scale, top=top)
 
     def encode(self, y: np.ndarray) -> np.ndarray:
-        """Return what the model is trained on: class indices as they are, targets (n_rows,) standardised."""
-        return (y - self.shift) / self.scale if self.task is Task.REGRESSION else y
+        """Return what the model is trained on: class indices as they are, targets (n_rows,) scaled, standardised."""
+        return (_onto(y, self.target_scale) - self.shift) / self.scale if self.task is Task.REGRESSION else y
 
     def decode(self, raw: np.ndarray) -> np.ndarray:
         """Return predictions from raw output.
@@ -57,7 +72,7 @@ class Head:
         """
         raw = np.asarray(raw, dtype=np.float64)
         if self.task is Task.REGRESSION:
-            return raw * self.scale + self.shift
+            return _back(raw * self.scale + self.shift, self.target_scale, top=self.top)
         if raw.ndim == 1:
             return np.stack([1 - raw, raw], axis=1)
         shares: np.ndarray = raw / raw.sum(axis=1, keepdims=True)
@@ -72,3 +87,19 @@ class Head:
         """Read what :meth:`save` wrote."""
         stored = json.loads((folder / FILE).read_text())
         return cls(**{**stored, "task": Task(stored["task"])})
+
+
+def _onto(y: np.ndarray, target_scale: TargetScale) -> np.ndarray:
+    """Return targets (n_rows,) on a scale; a negative one, which training did not have, counts as 0 there."""
+    if target_scale == "raw":
+        return y
+    known: np.ndarray = np.maximum(y, 0)
+    return np.asarray(np.sqrt(known) if target_scale == "sqrt" else np.log1p(known))
+
+
+def _back(z: np.ndarray, target_scale: TargetScale, *, top: float | None) -> np.ndarray:
+    """Return targets (n_rows,) from a scale, from 0 up to ``top`` on that scale."""
+    if target_scale == "raw":
+        return z
+    bounded = np.clip(z, 0, top)
+    return np.asarray(np.square(bounded) if target_scale == "sqrt" else np.expm1(bounded))
