@@ -20,7 +20,7 @@ from factory.spec import Task
 
 FILE = "head.json"
 _BEYOND = 1.0
-"""Standard deviations that an answer on a bent scale may exceed the training targets by; an exponential would run off."""
+"""Standard deviations that an answer on a bent scale may exceed the training targets by: exponentials run off."""
 
 TargetScale = Literal["raw", "sqrt", "log"]
 

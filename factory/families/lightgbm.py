@@ -64,6 +64,9 @@ class LightGBMModel(Model):
     def predict(self, table: Table) -> np.ndarray:
         return self._head.decode(self._booster.predict(matrix(table), num_threads=1))
 
+    def gains(self) -> np.ndarray:
+        return np.asarray(self._booster.feature_importance("gain"), dtype=np.float64)
+
     def save(self, folder: Path) -> None:
         self._booster.save_model(str(folder / FILE))
         self._head.save(folder)
