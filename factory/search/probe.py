@@ -1,0 +1,255 @@
+"""How columns and target are best shown to the families: a second of quick fits before the search.
+
+Two questions are worth asking before anything else is tried, since the answers
+hold for every family and every fold: on which scale a skewed target is learned,
+and which products and ratios of numeric columns help.  Both are answered by
+small LightGBM fits on a part of the rows; the page ``docs/decisions/representation.md``
+holds what they cost and what they bring.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from factory.data.crosses import Cross, CrossedColumns
+from factory.data.dataset import Dataset
+from factory.data.preparation import Preparation
+from factory.families.base import Deadline, FitContext, Model, Sample, Shape
+from factory.search.metric import Metric
+from factory.search.plan import family
+from factory.search.splits import Split
+from factory.space import Parameters
+from factory.spec import ColumnType, Task
+
+FILE = "representation.json"
+TargetScale = Literal["raw", "sqrt", "log"]
+
+LEAST_ROWS = 50
+"""Training rows below which a quick fit says nothing."""
+MOST_ROWS = 8_000
+"""Training rows of a quick fit."""
+MOST_CELLS = 400_000
+"""Rows times columns of a quick fit; wider tables are probed on fewer rows."""
+MOST_CROSSED = 10
+"""Numeric columns whose pairs are tried, those of the largest gain (45 pairs, 90 candidates)."""
+KEPT_CROSSES = 14
+"""Crosses that are kept (own measurement: 14 of 90 were best on twelve tables)."""
+ACCEPTED = 0.997
+"""Share of the loss that has to be undercut; quick fits are not exact to less."""
+SKEWED = 1.0
+"""Skewness above which another target scale is tried."""
+HEAVY_TAILED = 30.0
+"""Kurtosis of the target above which a quick fit is too noisy to refuse crosses, which help there as a rule."""
+ROUNDS = 60
+"""Rounds of a quick fit."""
+MOST_CLASSES = 20
+"""Classes beyond which there are too few rows of each for a quick fit."""
+
+_WIDER = 6
+"""Times that a fit with all candidates may take the time of a fit without."""
+
+_BENT: tuple[TargetScale, ...] = ("sqrt", "log")
+_QUICK: Parameters = {
+    "learning_rate": 0.12,
+    "num_leaves": 31,
+    "min_data_in_leaf": 10,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.9,
+    "lambda_l1": 0.0,
+    "lambda_l2": 1.0,
+    "cat_smooth": 10.0,
+    "extra_trees": False,
+}
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What a search found out about its data before the first trial.
+
+    Attributes:
+        target_scale: Scale on which a regression target is learned.
+        crosses: Products and ratios to add to the prepared columns.
+    """
+
+    target_scale: TargetScale = "raw"
+    crosses: tuple[Cross, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write it as JSON into an existing folder."""
+        document = {"target_scale": self.target_scale, "crosses": [c.model_dump() for c in self.crosses]}
+        (folder / FILE).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Representation:
+        """Read what :meth:`save` wrote."""
+        document = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return cls(document["target_scale"], tuple(Cross.model_validate(c) for c in document["crosses"]))
+
+
+def represent(dataset: Dataset, split: Split, metric: Metric, *, seed: int, deadline: Deadline) -> Representation:
+    """Return the representation that quick fits prefer.
+
+    A decision that the deadline cuts off stays neutral: the target as it is, no crosses.
+
+    Args:
+        dataset: The rows of the search.
+        split: Fold 0; quick fits learn from a part of its training rows, and are scored on its validation rows and
+            on training rows that they have not seen.
+        metric: What the search optimizes, always on the target as it is.
+        seed: Chooses the rows, and seeds the fits.
+        deadline: No fit is started that may end later.
+    """
+    probe = _Probe.of(dataset, split, metric, seed=seed, deadline=deadline)
+    if probe is None:
+        return Representation()
+    target_scale = probe.target_scale()
+    return Representation(target_scale, probe.crosses(target_scale))
+
+
+@dataclass
+class _Probe:
+    """One table, two draws of training rows, and the rows that score both.
+
+    Attributes:
+        draws: Rows to learn from; the second differs from the first where there are enough.
+        judged: Rows that score.
+        longest_s: Seconds of the longest fit so far.
+        known: Losses that were already found.
+    """
+
+    metric: Metric
+    n_classes: int
+    seed: int
+    deadline: Deadline
+    draws: tuple[Sample, ...]
+    judged: Sample
+    longest_s: float = 0.0
+    known: dict[tuple[tuple[Cross, ...], TargetScale], float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: Split, metric: Metric, *, seed: int, deadline: Deadline) -> _Probe | None:
+        """Return a probe, or None where quick fits cannot say anything."""
+        types = {c: t for c, t in dataset.types.items() if t not in (ColumnType.TEXT, ColumnType.IDENTIFIER)}
+        n_classes = len(dataset.classes)
+        if len(split.train) < LEAST_ROWS or not types or n_classes > MOST_CLASSES:
+            return None
+        width = len(types) * max(n_classes if n_classes > 2 else 1, 1)
+        most = min(max(MOST_CELLS // width, 2 * LEAST_ROWS), MOST_ROWS)
+        pool = np.random.default_rng(seed).permutation(split.train)
+        n_judged = min(len(pool) // 4, most // 2)
+        drawn = [pool[n_judged:][:most], pool[n_judged:][-most:]]
+        judged = np.concatenate([split.validation[:most], pool[:n_judged]])
+        y = dataset.y
+        if any(len(np.unique(y[rows])) < 2 for rows in (*drawn, judged)):
+            return None
+        frame = dataset.frame[list(types)]
+        preparation = Preparation.fit(frame.iloc[drawn[0]], types, seed=seed)
+        if not preparation.columns:
+            return None
+        draws = tuple(Sample(preparation.transform(frame.iloc[rows]), y[rows]) for rows in drawn)
+        held_out = Sample(preparation.transform(frame.iloc[judged]), y[judged])
+        return cls(metric, n_classes, seed, deadline, draws, held_out)
+
+    def target_scale(self) -> TargetScale:
+        """Return the scale of the least loss; ``raw`` where the target is not skewed, or may be negative."""
+        y = np.concatenate([s.y for s in (*self.draws, self.judged)])
+        if self.metric.task is not Task.REGRESSION or y.min() < 0 or _standard_moment(y, 3) <= SKEWED:
+            return "raw"
+        best: TargetScale = "raw"
+        least = self._loss((), "raw")
+        for scale in _BENT:
+            loss = self._loss((), scale)
+            if loss < ACCEPTED * least:
+                best, least = scale, loss
+        return best
+
+    def crosses(self, target_scale: TargetScale) -> tuple[Cross, ...]:
+        """Return the crosses of the largest gain, none where they do not lower the loss."""
+        candidates = self._candidates(target_scale)
+        if not candidates or not self._in_time(_WIDER):
+            return ()
+        first = self.draws[0]
+        n_plain = len(first.table.numeric_names)
+        gains = self._fit(_crossed(first, candidates), target_scale).gains()
+        if gains is None:
+            return ()
+        gains = gains[n_plain : n_plain + len(candidates)]
+        order = np.argsort(-gains, kind="stable")[:KEPT_CROSSES]
+        chosen = tuple(candidates[i] for i in order if gains[i] > 0)
+        if _standard_moment(first.y, 4) > HEAVY_TAILED and self.metric.task is Task.REGRESSION:
+            return chosen
+        helped = self._loss(chosen, target_scale) < ACCEPTED * self._loss((), target_scale)
+        return chosen if helped else ()
+
+    def _candidates(self, target_scale: TargetScale) -> tuple[Cross, ...]:
+        """Return product and ratio of every pair of numeric columns, of those of the largest gain where many."""
+        table = self.draws[0].table
+        usable = [j for j, column in enumerate(table.numeric.T) if len(np.unique(column[~np.isnan(column)])) > 2]
+        if len(usable) > MOST_CROSSED:
+            gains = self._fit(self.draws[0], target_scale).gains()
+            if gains is None:
+                return ()
+            usable = sorted(sorted(usable, key=lambda j: -gains[j])[:MOST_CROSSED])
+        zeros = (table.numeric == 0).mean(axis=0)
+        crosses = []
+        for a, b in itertools.combinations(usable, 2):
+            crosses.append(Cross(kind="product", left=table.numeric_names[a], right=table.numeric_names[b]))
+            over, under = (a, b) if zeros[b] <= zeros[a] else (b, a)
+            crosses.append(Cross(kind="ratio", left=table.numeric_names[over], right=table.numeric_names[under]))
+        return tuple(crosses)
+
+    def _loss(self, crosses: tuple[Cross, ...], target_scale: TargetScale) -> float:
+        """Return the mean loss over the draws; NaN, which is never less than another, where time does not suffice."""
+        key = (crosses, target_scale)
+        if key not in self.known:
+            if not self._in_time(len(self.draws)):
+                return float("nan")
+            judged = _crossed(self.judged, crosses)
+            models = [self._fit(_crossed(draw, crosses), target_scale) for draw in self.draws]
+            scores = [self.metric.score(judged.y, model.predict(judged.table)) for model in models]
+            best = 0.0 if self.metric.name.startswith("neg_") else 1.0
+            self.known[key] = float(np.mean([best - score for score in scores]))
+        return self.known[key]
+
+    def _fit(self, train: Sample, target_scale: TargetScale) -> Model:
+        lightgbm, task = family("lightgbm"), self.metric.task
+        start = time.perf_counter()
+        context = FitContext(task, self.n_classes, seed=self.seed, rounds=ROUNDS, target_scale=target_scale)
+        first_bet = lightgbm.portfolio(task, shape=Shape(n_rows=len(train), n_classes=self.n_classes))[0]
+        parameters = {**first_bet.parameters, **_QUICK}
+        model = lightgbm.fit(train, validation=None, parameters=parameters, context=context)
+        self.longest_s = max(self.longest_s, time.perf_counter() - start)
+        return model
+
+    def _in_time(self, n_fits: int) -> bool:
+        """Whether so many fits can be afforded; before the first one is known, whether there is any time."""
+        return self.deadline.left_s > n_fits * self.longest_s
+
+
+def _crossed(sample: Sample, crosses: Sequence[Cross]) -> Sample:
+    """Return the rows with crosses added, as a preparation would add them."""
+    if not crosses:
+        return sample
+    table = sample.table
+    columns = CrossedColumns(crosses, table.numeric_names)
+    crossed = replace(
+        table,
+        numeric=np.concatenate([table.numeric, columns.evaluate(table.numeric)], axis=1),
+        numeric_names=(*table.numeric_names, *columns.names),
+        n_crosses=len(columns),
+    )
+    return replace(sample, table=crossed)
+
+
+def _standard_moment(y: np.ndarray, order: int) -> float:
+    """Return the third (skewness) or fourth (kurtosis, 3 for a normal distribution) standardised moment."""
+    spread = float(y.std())
+    return float(np.mean(((y - y.mean()) / spread) ** order)) if spread else 0.0
