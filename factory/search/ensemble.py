@@ -3,21 +3,53 @@
 Caruana, Niculescu-Mizil, Crew and Ksikes, "Ensemble selection from libraries
 of models" (ICML 2004): models are added one at a time, with replacement, and
 the blend that scored best along the way is kept.
+
+A step scores one blend for each candidate.  An :class:`Arena` therefore keeps
+of each prediction only what the metric looks at (the probability of the true
+class, the residual, the second class's probability) and scores all candidates
+of a step at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from factory.search.metric import Metric
+from factory.spec import Task
 
 STEPS = 25
 """As in AutoGluon; further steps changed nothing on the measured sets."""
 MOST_ROWS = 20_000
 """Rows that a step is scored on; the blend's noise is far below the differences that it is chosen by."""
+MOST_CANDIDATES = 40
+"""The best single ones go on after the first step; a weaker one was never chosen on the measured sets."""
+SLOW_ROWS, SLOW_CANDIDATES = 4_000, 8
+"""The same bounds for a scorer that only scikit-learn has (1 to 5 ms a call), so that a blend takes seconds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a blend is chosen from: predictions of rows that the models were not fitted on.
+
+    Attributes:
+        metric: Greater is better.
+        targets: Class indices or targets of each fold that all candidates have, (n_rows_of_fold,).
+        predictions: Trial number → its out-of-fold predictions of each of these folds, (n_rows_of_fold[, n_classes]).
+    """
+
+    metric: Metric
+    targets: tuple[np.ndarray, ...]
+    predictions: dict[int, tuple[np.ndarray, ...]]
+
+    def blended(self, weights: Mapping[int, float]) -> tuple[np.ndarray, ...]:
+        """Return the blend's out-of-fold predictions of each fold, float64."""
+        return tuple(
+            np.sum([w * self.predictions[n][k].astype(np.float64) for n, w in weights.items()], axis=0)
+            for k in range(len(self.targets))
+        )
 
 
 @dataclass(frozen=True)
@@ -29,7 +61,7 @@ class Blend:
 
 
 def greedy(
-    metric: Metric, folds: Sequence[np.ndarray], predictions: dict[int, Sequence[np.ndarray]], *, steps: int = STEPS
+    metric: Metric, folds: Sequence[np.ndarray], predictions: Mapping[int, Sequence[np.ndarray]], *, steps: int = STEPS
 ) -> Blend:
     """Choose the blend of candidates that scores best, as the mean over the folds.
 
@@ -44,32 +76,146 @@ def greedy(
     Returns:
         The best blend seen; equal scores keep the smaller one.
     """
-    bounded = [_thinned(y, MOST_ROWS // len(folds)) for y in folds]
-    targets = [y[rows] for y, rows in zip(folds, bounded, strict=True)]
-    names = sorted(predictions)
-    candidates = {
-        k: [p[rows].astype(np.float64) for p, rows in zip(predictions[k], bounded, strict=True)] for k in names
-    }
-    counts = dict.fromkeys(names, 0)
-    totals = [np.zeros_like(part) for part in candidates[names[0]]]
-    best = Blend({}, -np.inf)
-    for step in range(1, steps + 1):
-        scores = {
-            k: float(
-                np.mean(
-                    [metric.score(y, (t + c) / step) for y, t, c in zip(targets, totals, candidates[k], strict=True)]
-                )
+    return Arena(metric, folds, predictions).greedy(steps=steps)
+
+
+class Arena:
+    """Candidates made ready to be blended and scored many times.
+
+    Args:
+        metric: Greater is better.
+        folds: Class indices or targets of each fold, (n_rows_of_fold,).
+        predictions: Candidate → its out-of-fold predictions of each fold, (n_rows_of_fold[, n_classes]).
+        most_rows: Rows that are looked at, evenly spaced over all folds.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        folds: Sequence[np.ndarray],
+        predictions: Mapping[int, Sequence[np.ndarray]],
+        *,
+        most_rows: int = MOST_ROWS,
+    ) -> None:
+        self.names: tuple[int, ...] = tuple(sorted(predictions))
+        self._most = MOST_CANDIDATES if metric.quick else SLOW_CANDIDATES
+        most = max(1, (most_rows if metric.quick else min(most_rows, SLOW_ROWS)) // len(folds))
+        self._folds = []
+        for k, y in enumerate(folds):
+            rows = _thinned(len(y), most)
+            shown = np.stack([predictions[n][k][rows] for n in self.names]).astype(np.float64)
+            self._folds.append(_Fold.of(metric, y[rows], shown))
+
+    def score(self, weights: Mapping[int, float]) -> float:
+        """Return the score of a blend, as the mean over the folds."""
+        at = [self.names.index(n) for n in weights]
+        shares = np.array(list(weights.values())) / sum(weights.values())
+        return float(
+            np.mean([fold.judge(np.tensordot(shares, fold.shown[at], axes=1)[None])[0] for fold in self._folds])
+        )
+
+    def greedy(
+        self,
+        *,
+        steps: int = STEPS,
+        among: Collection[int] | None = None,
+        affords: Callable[[frozenset[int]], bool] | None = None,
+    ) -> Blend:
+        """Choose the blend that scores best.
+
+        Args:
+            steps: Additions at most.
+            among: Candidates that may be chosen; all if None.
+            affords: Whether a set of members is allowed; every set if None. A blend without members, scored -inf, is
+                returned where no single candidate is.
+        """
+        places = [i for i, n in enumerate(self.names) if among is None or n in among]
+        counts = dict.fromkeys(self.names, 0)
+        members: frozenset[int] = frozenset()
+        totals = [np.zeros(fold.shown.shape[1:]) for fold in self._folds]
+        best = Blend({}, -np.inf)
+        for step in range(1, steps + 1):
+            open_ = [
+                i for i in places if affords is None or self.names[i] in members or affords(members | {self.names[i]})
+            ]
+            if not open_:
+                break
+            scores = self._scores(totals, open_, step)
+            # The first of equal ones: candidates stand in the order of their numbers.
+            winner = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
+            if step == 1 and len(open_) > self._most:
+                places = sorted(open_[j] for j in np.argsort(-scores, kind="stable")[: self._most])
+            place, name = open_[winner], self.names[open_[winner]]
+            for total, fold in zip(totals, self._folds, strict=True):
+                total += fold.shown[place]
+            counts[name] += 1
+            members |= {name}
+            if scores[winner] > best.score:
+                best = Blend({n: c / step for n, c in counts.items() if c}, float(scores[winner]))
+        return best
+
+    def _scores(self, totals: Sequence[np.ndarray], places: Sequence[int], step: int) -> np.ndarray:
+        """Return what the blend would score with each of the candidates added, (len(places),)."""
+        scores = np.zeros(len(places))
+        for total, fold in zip(totals, self._folds, strict=True):
+            scores += fold.judge((total + fold.shown[places]) / step)
+        return scores / len(self._folds)
+
+
+Judge = Callable[[np.ndarray], np.ndarray]
+"""Scores of blends (n_blends, n_rows[, n_classes]): float64 (n_blends,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """What the metric looks at of each candidate, float64 (n_candidates, n_rows[, n_classes]), and how it judges."""
+
+    shown: np.ndarray
+    judge: Judge
+
+    @classmethod
+    def of(cls, metric: Metric, y: np.ndarray, predictions: np.ndarray) -> _Fold:
+        """Reduce predictions (n_candidates, n_rows[, n_classes]) to what the metric looks at, where that is less."""
+        if metric.name == "roc_auc" and metric.task is Task.BINARY:
+            return cls(np.ascontiguousarray(predictions[:, :, 1]), _ranking(y))
+        if metric.name == "neg_log_loss":
+            floor = np.finfo(np.float64).eps
+            return cls(
+                predictions[:, np.arange(len(y)), y], lambda blends: np.log(np.clip(blends, floor, 1)).mean(axis=1)
             )
-            for k in names
-        }
-        winner = max(names, key=lambda k: (scores[k], -k))
-        totals = [t + c for t, c in zip(totals, candidates[winner], strict=True)]
-        counts[winner] += 1
-        if scores[winner] > best.score:
-            best = Blend({k: n / step for k, n in counts.items() if n}, scores[winner])
-    return best
+        if metric.task is Task.REGRESSION and metric.name in _OF_RESIDUALS:
+            return cls(predictions - y, _OF_RESIDUALS[metric.name])
+        return cls(predictions, lambda blends: np.array([metric.score(y, blend) for blend in blends]))
 
 
-def _thinned(y: np.ndarray, most: int) -> np.ndarray:
-    """Return evenly spaced positions, at most about ``most`` of them."""
-    return np.arange(0, len(y), max(1, len(y) // most))
+_OF_RESIDUALS: dict[str, Judge] = {
+    "neg_mean_squared_error": lambda r: -np.square(r).mean(axis=1),
+    "neg_root_mean_squared_error": lambda r: -np.sqrt(np.square(r).mean(axis=1)),
+    "neg_mean_absolute_error": lambda r: -np.abs(r).mean(axis=1),
+}
+
+
+def _ranking(y: np.ndarray) -> Judge:
+    """Area under the ROC curve as the share of pairs in order (Mann and Whitney, 1947), from two sorted halves."""
+    few, many = sorted((np.flatnonzero(y == 1), np.flatnonzero(y == 0)), key=len)
+    rising = len(few) == 0 or y[few[0]] == 1
+
+    def judge(blends: np.ndarray) -> np.ndarray:
+        if not len(few):
+            return np.full(len(blends), np.nan)
+        # float32 sorts in half the time; what it cannot tell apart, no caller would.
+        narrow = blends.astype(np.float32)
+        below = np.empty(len(blends))
+        for i, blend in enumerate(narrow):
+            needles, others = np.sort(blend[few]), np.sort(blend[many])
+            left = np.searchsorted(others, needles, side="left").sum(dtype=np.int64)
+            below[i] = (left + np.searchsorted(others, needles, side="right").sum(dtype=np.int64)) / 2
+        share = below / (len(few) * len(many))
+        return share if rising else 1 - share
+
+    return judge
+
+
+def _thinned(n_rows: int, most: int) -> np.ndarray:
+    """Return evenly spaced positions, ``most`` of them at most."""
+    return np.arange(n_rows) if n_rows <= most else np.linspace(0, n_rows - 1, most).astype(np.int64)

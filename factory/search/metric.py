@@ -21,17 +21,23 @@ Score = Callable[[np.ndarray, np.ndarray], float]
 
 
 def _roc_auc(y: np.ndarray, p: np.ndarray) -> float:
-    """Area under the ROC curve by mid-ranks (Mann and Whitney, 1947)."""
-    score = p[:, 1]
-    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
-    mid_rank = np.cumsum(counts) - (counts - 1) / 2
-    positive = y == 1
-    n_positive = int(positive.sum())
-    n_negative = len(y) - n_positive
-    if not n_positive or not n_negative:
+    """Area under the ROC curve: the share of pairs in order, ties half (Mann and Whitney, 1947)."""
+    positive = np.sort(p[y == 1, 1])
+    negative = np.sort(p[y == 0, 1])
+    if not len(positive) or not len(negative):
         return float("nan")
-    rank_sum = float(mid_rank[inverse[positive]].sum())
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    below = sum(np.searchsorted(negative, positive, side=side).sum(dtype=np.int64) for side in ("left", "right"))
+    return float(below / (2 * len(positive) * len(negative)))
+
+
+def _average_precision(y: np.ndarray, p: np.ndarray) -> float:
+    """Precision at each distinct probability, weighted by the recall gained there."""
+    order = np.argsort(-p[:, 1], kind="stable")
+    hits = np.cumsum(y[order] == 1)
+    if not hits[-1]:
+        return float("nan")
+    ends = np.append(np.flatnonzero(np.diff(p[order, 1])), len(y) - 1)
+    return float(np.sum(np.diff(hits[ends], prepend=0) * hits[ends] / (ends + 1)) / hits[-1])
 
 
 def _neg_log_loss(y: np.ndarray, p: np.ndarray) -> float:
@@ -39,8 +45,43 @@ def _neg_log_loss(y: np.ndarray, p: np.ndarray) -> float:
     return float(np.log(np.clip(p[np.arange(len(y)), y], floor, 1)).mean())
 
 
+def _neg_brier(y: np.ndarray, p: np.ndarray) -> float:
+    return -float(np.square(p[:, 1] - y).mean())
+
+
 def _accuracy(y: np.ndarray, p: np.ndarray) -> float:
     return float((p.argmax(axis=1) == y).mean())
+
+
+def _counts(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each class its rows that were found, its rows, and the rows that were given to it, (n_classes,)."""
+    n, said = p.shape[1], p.argmax(axis=1)
+    found = np.bincount(y[said == y], minlength=n)
+    return found, np.bincount(y, minlength=n), np.bincount(said, minlength=n)
+
+
+def _balanced_accuracy(y: np.ndarray, p: np.ndarray) -> float:
+    found, rows, _ = _counts(y, p)
+    there = rows > 0
+    return float((found[there] / rows[there]).mean())
+
+
+def _f1_of_each(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    found, rows, given = _counts(y, p)
+    known = rows + given > 0
+    f1 = np.zeros(len(rows))
+    f1[known] = 2 * found[known] / (rows + given)[known]
+    return f1
+
+
+def _f1(y: np.ndarray, p: np.ndarray) -> float:
+    return float(_f1_of_each(y, p)[1])
+
+
+def _f1_macro(y: np.ndarray, p: np.ndarray) -> float:
+    """Mean over the classes that are there, or were said to be, as scikit-learn has it."""
+    there = np.union1d(np.unique(y), np.unique(p.argmax(axis=1)))
+    return float(_f1_of_each(y, p)[there].mean())
 
 
 def _neg_mse(y: np.ndarray, p: np.ndarray) -> float:
@@ -60,7 +101,12 @@ def _r2(y: np.ndarray, p: np.ndarray) -> float:
     return 1 - error / spread if spread else float(error == 0)
 
 
-_CLASSIFICATION: dict[str, Score] = {"neg_log_loss": _neg_log_loss, "accuracy": _accuracy}
+_CLASSIFICATION: dict[str, Score] = {
+    "neg_log_loss": _neg_log_loss,
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "f1_macro": _f1_macro,
+}
 _REGRESSION: dict[str, Score] = {
     "neg_mean_squared_error": _neg_mse,
     "neg_root_mean_squared_error": _neg_rmse,
@@ -68,10 +114,31 @@ _REGRESSION: dict[str, Score] = {
     "r2": _r2,
 }
 _FAST: dict[Task, dict[str, Score]] = {
-    Task.BINARY: {**_CLASSIFICATION, "roc_auc": _roc_auc},
+    Task.BINARY: {
+        **_CLASSIFICATION,
+        "roc_auc": _roc_auc,
+        "average_precision": _average_precision,
+        "f1": _f1,
+        "neg_brier_score": _neg_brier,
+    },
     Task.MULTICLASS: _CLASSIFICATION,
     Task.REGRESSION: _REGRESSION,
 }
+_OF_PROBABILITIES = frozenset({"roc_auc", "average_precision", "neg_log_loss", "neg_brier_score"})
+REPORTED: dict[Task, tuple[str, ...]] = {
+    Task.BINARY: (
+        "roc_auc",
+        "average_precision",
+        "neg_log_loss",
+        "neg_brier_score",
+        "accuracy",
+        "balanced_accuracy",
+        "f1",
+    ),
+    Task.MULTICLASS: ("neg_log_loss", "accuracy", "balanced_accuracy", "f1_macro", "roc_auc_ovr"),
+    Task.REGRESSION: ("neg_root_mean_squared_error", "neg_mean_absolute_error", "neg_median_absolute_error", "r2"),
+}
+"""Scores that every variant of a task shows, whatever it was optimized for; scikit-learn scorer names."""
 _WRITTEN = {
     "roc": "ROC",
     "auc": "AUC",
@@ -108,18 +175,20 @@ class Metric:
                 f"metric: there is no scikit-learn scorer {name!r}.{suggest(name, known)}",
                 hint=f"Usual ones for a {task} task: {listing(_FAST[task])}.",
             )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)
-                value = metric.score(*_example(task))
-        except (ValueError, TypeError, AttributeError, UserWarning) as error:
-            value, cause = float("nan"), str(error)
-        else:
-            cause = "it gives no number"
-        if not np.isfinite(value):
+        cause = _misfit(name, task)
+        if not cause:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", UserWarning)
+                    cause = "" if np.isfinite(metric.score(*_example(task))) else "it gives no number"
+            except (ValueError, TypeError, AttributeError, UserWarning) as error:
+                cause = str(error).rstrip(".")
+        if cause:
+            akin = [other for other in known if other.startswith(f"{name}_") and not other.endswith("_samples")]
+            usual = f"Usual ones for a {task} task: {listing(_FAST[task])}."
             raise InvalidRequest(
-                f"metric: the scorer {name!r} does not fit a {task} task ({cause}).",
-                hint=f"Usual ones for a {task} task: {listing(_FAST[task])}.",
+                f"metric: the scorer {name!r} does not fit a {task} task: {cause}.",
+                hint=f"Akin to it: {listing(akin)}. {usual}" if akin and task is not Task.REGRESSION else usual,
             )
         return metric
 
@@ -132,6 +201,24 @@ class Metric:
         """
         fast = _FAST[self.task].get(self.name)
         return fast(y, prediction) if fast else self._by_scorer(y, prediction)
+
+    @property
+    def quick(self) -> bool:
+        """Whether a score takes microseconds rather than the milliseconds of scikit-learn's own scorers."""
+        return self.name in _FAST[self.task]
+
+    @property
+    def by_label(self) -> bool:
+        """Whether only the predicted class counts: then a decision threshold matters, and calibration does not."""
+        if self.task is Task.REGRESSION or self.name in _OF_PROBABILITIES:
+            return False
+        from sklearn.metrics import get_scorer
+
+        return get_scorer(self.name)._response_method == "predict"
+
+    def reported(self) -> tuple[Metric, ...]:
+        """Return the scores that a variant of the task shows beside this one, whatever it was optimized for."""
+        return tuple(Metric(name, self.task) for name in REPORTED[self.task] if name != self.name)
 
     def _by_scorer(self, y: np.ndarray, prediction: np.ndarray) -> float:
         from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -157,7 +244,12 @@ class Metric:
                 return X
 
         given = GivenRegressor() if self.task is Task.REGRESSION else GivenClassifier()
-        return float(get_scorer(self.name)(given, prediction, y))
+        try:
+            return float(get_scorer(self.name)(given, prediction, y))
+        except ValueError:
+            if self.task is not Task.REGRESSION and len(np.unique(y)) < prediction.shape[1]:
+                return float("nan")  # a class is absent among the rows, so that the score is not defined
+            raise
 
     def display(self, score: float) -> str:
         """Return the score for people: losses without their sign, four significant digits."""
@@ -168,6 +260,39 @@ class Metric:
     def label(self) -> str:
         """Name for people: ``neg_log_loss`` is shown as ``log loss``, ``roc_auc`` as ``ROC AUC``."""
         return " ".join(_WRITTEN.get(word, word) for word in self.name.removeprefix("neg_").split("_"))
+
+
+def _misfit(name: str, task: Task) -> str:
+    """Say why a scorer of scikit-learn is not for a task; empty if nothing is known against it."""
+    from sklearn.metrics import get_scorer
+
+    scorer = get_scorer(name)
+    judges_numbers = scorer._score_func.__module__.endswith("._regression")
+    if judges_numbers != (task is Task.REGRESSION):
+        return (
+            "it judges numbers, and this task predicts classes"
+            if judges_numbers
+            else "it judges classes or their probabilities, and this task predicts numbers"
+        )
+    if name.endswith("_samples"):
+        return "it is for rows with several labels each"
+    if name == "top_k_accuracy" and task is Task.BINARY:
+        return "of two classes, the two likeliest are always right"
+    two_classes_only = scorer._kwargs.get("average") == "binary" or "likelihood_ratio" in name or name == "roc_auc"
+    return "it is for two classes only" if two_classes_only and task is Task.MULTICLASS else ""
+
+
+def centred(prediction: np.ndarray, threshold: float) -> np.ndarray:
+    """Return probabilities (n_rows, 2) whose odds are counted from a decision threshold.
+
+    The class with the larger one is the second class exactly where its probability was above the threshold, so that
+    a scorer of labels judges the decision; the order of the rows stays.
+    """
+    if threshold == 0.5:
+        return prediction
+    first, second = prediction[:, 0] * threshold, prediction[:, 1] * (1 - threshold)
+    total = first + second
+    return np.stack([first / total, second / total], axis=1)
 
 
 def _example(task: Task) -> tuple[np.ndarray, np.ndarray]:

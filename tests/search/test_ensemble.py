@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.search.ensemble import STEPS, Blend, greedy
+from factory.search.ensemble import STEPS, Arena, Blend, Candidates, greedy
 from factory.search.metric import Metric
 from factory.spec import Task
 
@@ -74,3 +74,29 @@ def test_many_rows_are_thinned() -> None:
     y = generator.normal(size=100_000)
     blend = greedy(RMSE, [y], {0: [y + 1.0], 1: [y - 1.0]})
     assert blend.weights == {0: 0.5, 1: 0.5}
+
+
+def test_only_what_is_allowed_is_blended() -> None:
+    generator = np.random.default_rng(3)
+    y = generator.normal(size=400)
+    predictions = {k: [y + generator.normal(size=400) * (1 + 0.1 * k)] for k in range(6)}
+    arena = Arena(RMSE, [y], predictions)
+    assert len(arena.greedy(affords=lambda members: len(members) <= 2).weights) == 2
+    assert set(arena.greedy(among={1, 4}).weights) <= {1, 4}
+    assert arena.greedy(affords=lambda _: False) == Blend({}, -np.inf)
+    whole = arena.greedy()
+    assert arena.score(whole.weights) == pytest.approx(whole.score)
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "neg_log_loss", "neg_brier_score", "f1", "average_precision"])
+def test_candidates_are_scored_at_once_as_the_metric_scores_each(name: str) -> None:
+    generator = np.random.default_rng(5)
+    metric = Metric.of(name, Task.BINARY)
+    folds = [generator.integers(0, 2, 120) for _ in range(3)]
+    raw = {k: [np.round(generator.random(120), 2) * 0.5 + 0.4 * y for y in folds] for k in range(5)}
+    candidates = Candidates(
+        metric, tuple(folds), {k: tuple(np.stack([1 - p, p], axis=1) for p in parts) for k, parts in raw.items()}
+    )
+    blend = greedy(metric, folds, candidates.predictions)
+    blended = candidates.blended(blend.weights)
+    assert blend.score == pytest.approx(np.mean([metric.score(y, p) for y, p in zip(folds, blended, strict=True)]))

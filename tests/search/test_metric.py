@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import get_scorer_names
 
 from factory.errors import InvalidRequest
-from factory.search.metric import _FAST, Metric
+from factory.search.metric import _FAST, REPORTED, Metric, centred
 from factory.spec import Task
 
 FAST = [(task, name) for task, scores in _FAST.items() for name in scores]
@@ -92,15 +94,69 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_every_scorer_is_taken_or_refused_and_nothing_else(task: Task) -> None:
-    taken = []
+def test_every_scorer_of_scikit_learn_gives_a_number_or_is_refused_in_a_sentence(task: Task) -> None:
+    y, p = predictions(task, 3, n_rows=60, digits=6)
+    if task is Task.REGRESSION:
+        y, p = np.abs(y) + 0.1, np.abs(p) + 0.1
+    taken, reasons = [], set()
     for name in get_scorer_names():
         try:
-            taken.append(Metric.of(name, task).name)
-        except InvalidRequest:
+            metric = Metric.of(name, task)
+        except InvalidRequest as refused:
+            reasons.add(refused.message.split(" task: ")[1])
             continue
+        taken.append(name)
+        assert np.isfinite(metric.score(y, p)), name
+    assert reasons <= {
+        "it judges numbers, and this task predicts classes.",
+        "it judges classes or their probabilities, and this task predicts numbers.",
+        "it is for rows with several labels each.",
+        "it is for two classes only.",
+        "of two classes, the two likeliest are always right.",
+    }
     assert set(_FAST[task]) <= set(taken)
-    assert len(taken) < len(get_scorer_names())
+    assert set(REPORTED[task]) <= set(taken)
+
+
+def test_a_refused_scorer_names_its_kin() -> None:
+    with pytest.raises(InvalidRequest, match="'f1' does not fit a multiclass task: it is for two classes") as refused:
+        Metric.of("f1", Task.MULTICLASS)
+    assert "Akin to it: f1_macro, f1_micro, f1_weighted." in refused.value.hint
+
+
+def test_a_class_that_is_absent_leaves_a_score_undefined_or_out_of_the_mean() -> None:
+    y, p = predictions(Task.MULTICLASS, 0, n_rows=40, digits=6)
+    some = y < 3
+    assert np.isnan(Metric.of("roc_auc_ovr", Task.MULTICLASS).score(y[some], p[some]))
+    for name in ("balanced_accuracy", "f1_macro"):
+        metric = Metric.of(name, Task.MULTICLASS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert metric.score(y[some], p[some]) == pytest.approx(metric._by_scorer(y[some], p[some]))
+
+
+def test_labels_follow_a_threshold_once_the_odds_are_centred_on_it() -> None:
+    _, p = predictions(Task.BINARY, 4, n_rows=200, digits=6)
+    for threshold in (0.1, 0.5, 0.83):
+        moved = centred(p, threshold)
+        np.testing.assert_array_equal(moved.argmax(axis=1), p[:, 1] > threshold)
+        np.testing.assert_array_equal(np.argsort(moved[:, 1]), np.argsort(p[:, 1]))
+    by_label = {name for name in get_scorer_names() if _judges_labels(name)}
+    assert {"accuracy", "balanced_accuracy", "f1", "matthews_corrcoef"} <= by_label
+    assert not by_label & {"roc_auc", "neg_log_loss", "average_precision", "neg_brier_score"}
+
+
+def _judges_labels(name: str) -> bool:
+    try:
+        return Metric.of(name, Task.BINARY).by_label
+    except InvalidRequest:
+        return False
+
+
+def test_reported_scores_are_others_than_the_metric() -> None:
+    assert [m.name for m in Metric("r2", Task.REGRESSION).reported()] == [
+        name for name in REPORTED[Task.REGRESSION] if name != "r2"
+    ]
 
 
 def test_what_people_see() -> None:
