@@ -27,6 +27,12 @@ MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", 
 FORMATS = "datetime_formats"
 """Key in ``frame.attrs``: the strptime format of each date column that was parsed from text, kept for prediction."""
 
+_SYMBOLS = "%$€£¥"
+_WRITTEN_NUMBER = re.compile(
+    rf"[-+]? ?[{_SYMBOLS}]? ?[-+]?(\d{{1,3}}(,\d{{3}})+|\d+)?(\.\d+)? ?[{_SYMBOLS}]?", re.ASCII
+)
+"""A number as people write it: 1,234.5 or $5 or 12 %. A comma is read between thousands only."""
+_UNWRITTEN = str.maketrans("", "", f", {_SYMBOLS}")
 _BOOLEAN_WORDS = {"true": 1.0, "false": 0.0}
 _PARSEABLE = 0.95
 """Share of the rows that must parse before text counts as numbers or dates; the rest are stray marks like '?'."""
@@ -101,12 +107,19 @@ def _plain_floats(values: np.ndarray) -> np.ndarray:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str):
-        value = _BOOLEAN_WORDS.get(value.strip().lower(), value)
+    """Return a value as a number: 12 % is 12, $1,234.5 is 1234.5, true is 1."""
     try:
         return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+    except (TypeError, ValueError, OverflowError):
+        if not isinstance(value, str):
+            return math.nan
+    value = value.strip()
+    if _WRITTEN_NUMBER.fullmatch(value):
+        try:
+            return float(value.translate(_UNWRITTEN))
+        except ValueError:  # a sign or a symbol alone
+            return math.nan
+    return _BOOLEAN_WORDS.get(value.lower(), math.nan)
 
 
 def _numbers(uniques: Any) -> np.ndarray:
@@ -224,11 +237,16 @@ def _infer_objects(values: np.ndarray) -> tuple[ColumnType, str | None]:
     numeric = ~np.isnan(_numbers(np.array(texts[:_SAMPLE], dtype=object)))
     if counts[:_SAMPLE][numeric].sum() >= 0.5 * counts[:_SAMPLE].sum():
         numeric = ~np.isnan(_numbers(np.array(texts, dtype=object)))
-        if counts[numeric].sum() >= _PARSEABLE * n:
+        if counts[numeric].sum() >= _PARSEABLE * n and _same_unit(texts):
             return ColumnType.NUMERIC, None
     if (text_format := date_format(texts)) is not None:
         return ColumnType.DATETIME, text_format
     return _infer_words(texts, n), None
+
+
+def _same_unit(texts: list[str]) -> bool:
+    """Whether at most one currency or percent sign occurs; 5 $ and 5 € are not the same number."""
+    return sum(any(symbol in text for text in texts) for symbol in _SYMBOLS) <= 1
 
 
 def _infer_words(texts: list[str], n: int) -> ColumnType:

@@ -100,3 +100,26 @@ def test_digest_depends_on_values_and_their_order_only() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert column_digest(pd.Series(["a", None, "b"])) != column_digest(pd.Series(["a", "b", None]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (["1,234.5", "-12", "1,000,000"], [1234.5, -12, 1e6]),
+        (["12 %", "7.5%", "-3 %"], [12, 7.5, -3]),
+        (["$5", "-$1,200.50", "$.5"], [5, -1200.5, 0.5]),
+        (["5 €", "10€", "+3 €"], [5, 10, 3]),
+    ],
+)
+def test_numbers_as_people_write_them(texts: list[str], numbers: list[float]) -> None:
+    cleaned, kind, _ = clean(pd.Series(texts * 10))
+    assert kind is ColumnType.NUMERIC
+    assert cleaned[:3].tolist() == numbers
+    assert as_numeric(np.array(texts, dtype=object)).tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    "texts", [["$5", "€6", "$7"], ["1,5", "2,25", "3,1"], ["$", "%", "-"], ["1,2345", "1,23", ","]]
+)
+def test_what_is_no_number_for_certain_stays_text(texts: list[str]) -> None:
+    assert clean(pd.Series(texts * 10))[1] is ColumnType.CATEGORICAL
