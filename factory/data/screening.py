@@ -1,20 +1,28 @@
 """What is suspicious about the columns, each finding with a sentence for a person.
 
-Runs once on the training rows, before any model: columns that cannot help are
-left out, and a column that alone gives the target away is left out as well,
-since a model that uses it is excellent here and useless where it matters.
-Who knows better names the column in ``keep``.
+Runs once on the training rows, before any model.  A column is left out where it
+is near certain that it cannot help, or that it gives the target away, since a
+model that uses it is excellent here and useless where it matters; where there
+is only a correlation it is named.  Who knows better names the column in
+``keep`` or ``drop``.
+
+The checks and most thresholds are those of the SanityChecker and the
+RawFeatureFilter of Salesforce's TransmogrifAI (2018); each constant says where
+we deviate, and why.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from factory.data import sanity
+from factory.data.alone import Alone, score_alone
 from factory.data.columns import column_digest, factorize
 from factory.data.dataset import Dataset
 from factory.errors import Detail, InvalidData
@@ -25,87 +33,198 @@ LEAKAGE = 0.999
 
 Far above honest columns: the best single columns of well-known sets reach .94 to .99 (breast cancer "worst
 perimeter" .975 AUC, diamonds "carat" .92 R2 on ranks), and a leak with no noise reaches 1 up to a few ties.
-TransmogrifAI's SanityChecker takes |correlation| .95, which drops honest columns of physical data.
 """
+CORRELATION, CORRELATION_ROWS = 0.95, 50
+"""Absolute correlation, or Cramér's V, with the target over that many rows that is worth a warning. TransmogrifAI
+leaves such columns out, which costs honest columns of physical data."""
+TWINS = 0.99
+"""Absolute correlation of two columns that is worth a warning; TransmogrifAI leaves one of them out."""
+ABSENCE = 0.95
+"""Correlation of a column's absence with the target from which on it is left out: nobody decides to be missing."""
+RULE, RULE_PRIOR, RULE_ROWS = 0.97, 0.5, 50
+"""A level of that many rows that is of one class this surely (lower end of the interval), though the class has no
+more than this share of all rows. TransmogrifAI asks for a confidence of 1, and has the check off by default: honest
+columns have such levels as well, so it is a warning."""
+FILL, FILL_ROWS = 0.001, 100
+"""Least share of rows with a value, as in TransmogrifAI; a hundred values of a great table are used all the same."""
 HIGH_MISSING = 0.8
 """Share of missing values that is worth a warning; trees and indicators still use such a column."""
+VARIANCE, SAME_ROWS = 1e-5, 3
+"""A column is nearly constant where fewer than this share of the rows, or than this many rows, differ from its most
+frequent value. TransmogrifAI asks for a variance of 1e-5, which of a 0/1 column is this share; on other scales it
+leaves out honest columns (wine density: 9e-6)."""
+DRIFT_FILL, DRIFT_RATIO, DRIFT = 0.9, 20.0, 0.9
+"""Difference and ratio of fill rates, and divergence in bits, from which on nothing learned from a column holds for
+later rows; as in TransmogrifAI. Such columns are left out where the request says so."""
+DRIFT_WARNING, FILL_WARNING = 0.2, 0.3
+"""Divergence and difference of fill rates that are worth a warning: normal distributions one deviation apart have a
+divergence of .15, the columns of a random split less than .05."""
 
-_ROWS = 6000
-"""Rows that the leakage check looks at, drawn by class; enough to tell .999 from .99 within a few milliseconds."""
-_PROMISING = 0.95
-"""Score on one split below which a column is not looked at again."""
-_LEAST_PER_CLASS = 10
-"""Rows of a class below which a perfect separation by one column may be luck; such a class is not judged."""
+_COPY_ROWS, _COPY_ROWS_PER_CLASS = 20, 5
+"""Rows, and rows of each of two classes, below which a column may equal the target by luck."""
+_DRIFT_ROWS = 30
+"""Rows on either side below which a difference of distributions is noise."""
+_TWIN_ROWS = 5000
+_KEEP = " Name it in 'keep' if it is known when predicting."
+_LOOK = "it is used, but check that it is known when predicting"
 _ID_NAME = re.compile(
     r"^(id|key|index|row|rownum|row_number)$|[_\s.-](id|uuid|guid|key)$|[a-z](ID|Id|Uuid|Key)$", re.ASCII
 )
 
 Action = Literal["drop", "warn", "keep"]
+Kind = Literal[
+    "requested",
+    "constant",
+    "all_missing",
+    "nearly_empty",
+    "nearly_constant",
+    "identifier",
+    "duplicate",
+    "target_copy",
+    "leakage",
+    "absence",
+    "correlation",
+    "rule",
+    "twins",
+    "high_missing",
+    "drift",
+]
+LEAKS: frozenset[Kind] = frozenset({"target_copy", "leakage", "absence"})
+"""Kinds of findings that say: this column gives the target away."""
 
 
 class Finding(Document):
-    """One suspicion about one column, and what is done about it."""
+    """One suspicion about one column, and what is done about it.
 
-    kind: Literal["constant", "all_missing", "identifier", "duplicate", "leakage", "high_missing"]
+    Attributes:
+        kind: What it is.
+        column: Which column.
+        action: ``drop`` (left out), ``warn`` (used, look at it), ``keep`` (used, since the request says so).
+        value: What was measured: a share, a correlation, a score, a divergence; None where there is no number.
+        others: Of a column that gives the target away: the best score that another column reaches alone.
+        message: All of it, for a person.
+    """
+
+    kind: Kind
     column: str
     action: Action
     value: float | None = None
+    others: float | None = None
     message: str
 
 
-def screen(dataset: Dataset, *, keep: tuple[str, ...] = (), seed: int = 0) -> tuple[Finding, ...]:
-    """Return what is suspicious; at most one finding that drops for each column, in the order of the columns.
+@dataclass(frozen=True)
+class _Suspicion:
+    """A finding before the request had its say: what was seen, and what follows from it."""
+
+    kind: Kind
+    column: str
+    seen: str
+    follows: str = "it is left out"
+    drops: bool = True
+    advice: str = ""
+    value: float | None = None
+    others: float | None = None
+
+    def finding(self, *, keep: bool) -> Finding:
+        follows = "it is used, since the request names it in 'keep'." if keep else f"{self.follows}.{self.advice}"
+        return Finding(
+            kind=self.kind,
+            column=self.column,
+            action="keep" if keep else "drop" if self.drops else "warn",
+            value=None if self.value is None else round(self.value, 6),
+            others=None if self.others is None else round(self.others, 6),
+            message=f"{self.column!r} {self.seen}; {follows}",
+        )
+
+
+@dataclass(frozen=True)
+class Later:
+    """Rows that come after those to learn from, to compare distributions with.
+
+    Attributes:
+        name: What they are, as in "differs in the rows of the gate".
+        frame: Canonical columns, as far as there are some (n_rows, n_columns).
+        whole: Whether a column that is not there is missing; else it is not compared.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    whole: bool = False
+
+
+def screen(
+    dataset: Dataset,
+    *,
+    keep: Collection[str] = (),
+    drop: Collection[str] = (),
+    later: Sequence[Later] = (),
+    drift: Literal["warn", "drop"] = "warn",
+    seed: int = 0,
+) -> tuple[Finding, ...]:
+    """Return what is suspicious, in the order of the columns; at most one finding of a column, and one of its drift.
 
     Args:
         dataset: Training rows.
         keep: Columns that stay whatever is found; their findings have the action ``keep``.
-        seed: Seed of the sample and of the splits of the leakage check.
+        drop: Columns that the request left out; they are no features of ``dataset`` any more, and are only told.
+        later: Rows whose distributions are compared with the training rows'.
+        drift: What happens to columns that differ altogether in later rows.
+        seed: Seed of the samples and of the splits of the leakage check.
 
     Raises:
         InvalidData: no column would be left.
     """
-    findings: dict[str, Finding] = {}
+    columns = list(dataset.frame.columns)
+    found: dict[str, _Suspicion] = {}
     seen: dict[bytes, str] = {}
-    for column in dataset.frame.columns:
-        found = _useless(dataset, column) or _duplicate(dataset.frame[column], column, seen)
-        if found is not None:
-            findings[column] = found
-    left = [c for c in dataset.frame.columns if c not in findings]
-    for column, score in _alone(dataset, left, seed=seed).items():
-        findings[column] = _leakage(dataset, column, score)
-    for column in left:
-        share = float(dataset.frame[column].isna().mean())
-        if column not in findings and share > HIGH_MISSING:
-            message = f"{column!r} is missing in {share:.0%} of the rows; it is used, but check where it comes from."
-            findings[column] = Finding(kind="high_missing", column=column, action="warn", value=share, message=message)
-    ordered = [findings[c] for c in dataset.frame.columns if c in findings]
-    result = tuple(f.model_copy(update={"action": "keep"}) if f.column in keep else f for f in ordered)
-    if sum(f.action == "drop" for f in result) == len(dataset.frame.columns):
+    for column in columns:
+        one = _useless(dataset, column) or _copy(dataset, column) or _duplicate(dataset.frame[column], column, seen)
+        if one is not None:
+            found[column] = one
+    left = [c for c in columns if c not in found]
+    found |= _giving_away(dataset, left, copies=list(found), seed=seed)
+    found |= {c: one for c in left if c not in found and (one := next(_warnings(dataset, c), None)) is not None}
+    used = [c for c in columns if c in keep or c not in found or not found[c].drops]
+    found |= {one.column: one for one in _twins(dataset, used, seed=seed) if one.column not in found}
+    drifts = {one.column: one for one in _drifts(dataset, used, later, drift=drift)}
+    result = tuple(of[c].finding(keep=c in keep) for c in columns for of in (found, drifts) if c in of)
+    dropped = [f for f in result if f.action == "drop"]
+    if len(dropped) == len(columns):
         raise InvalidData(
-            "No column is left after the screening: " + " ".join(f.message for f in result),
+            "No column is left after the screening: " + " ".join(f.message for f in dropped),
             hint="Give columns that say something about the target, or name one in 'keep' to use it all the same.",
-            details=[Detail(f.column, f.message) for f in result],
+            details=[Detail(f.column, f.message) for f in dropped],
         )
-    return result
+    return (*(_on_request(column) for column in drop), *result)
 
 
-def _useless(dataset: Dataset, column: str) -> Finding | None:
+def _on_request(column: str) -> Finding:
+    message = f"{column!r} is left out, since the request names it in 'drop'."
+    return Finding(kind="requested", column=column, action="drop", message=message)
+
+
+# --- what cannot help -------------------------------------------------------------------
+
+
+def _useless(dataset: Dataset, column: str) -> _Suspicion | None:
     series, kind = dataset.frame[column], dataset.types[column]
-    n_missing = int(series.isna().sum())
-    if n_missing == len(series):
-        message = f"{column!r} has no value in any row; it is left out."
-        return Finding(kind="all_missing", column=column, action="drop", value=1.0, message=message)
+    n_rows, n_missing = len(series), int(series.isna().sum())
+    n_known = n_rows - n_missing
+    if not n_known:
+        return _Suspicion("all_missing", column, "has no value in any row", value=1.0)
+    if n_known < min(FILL * n_rows, FILL_ROWS):
+        said = f"has a value in only {n_known} of {n_rows:,} rows"
+        return _Suspicion("nearly_empty", column, said, value=n_known / n_rows)
     n_distinct = series.nunique()
     if n_distinct == 1 and n_missing == 0:
-        message = f"{column!r} is {str(series.iloc[0])!r} in every row and says nothing; it is left out."
-        return Finding(kind="constant", column=column, action="drop", message=message)
+        return _Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
     if kind is ColumnType.IDENTIFIER or _numbers_rows(series, kind, n_distinct):
-        message = (
-            f"{column!r} differs in (almost) every row ({n_distinct} values in {len(series)} rows) and names the row "
-            "rather than describing it; it is left out."
+        said = (
+            f"differs in (almost) every row ({n_distinct} values in {n_rows} rows) and names the row rather than "
+            "describing it"
         )
-        share = n_distinct / len(series)
-        return Finding(kind="identifier", column=column, action="drop", value=share, message=message)
+        return _Suspicion("identifier", column, said, value=n_distinct / n_rows)
     return None
 
 
@@ -119,148 +238,171 @@ def _numbers_rows(series: pd.Series, kind: ColumnType, n_distinct: int) -> bool:
     return bool((np.diff(values) == 1).all()) and values[0] in (0, 1)
 
 
-def _duplicate(series: pd.Series, column: str, seen: dict[bytes, str]) -> Finding | None:
+def _duplicate(series: pd.Series, column: str, seen: dict[bytes, str]) -> _Suspicion | None:
     other = seen.setdefault(column_digest(series), column)
-    if other == column:
-        return None
-    message = f"{column!r} holds the same values as {other!r}; it is left out."
-    return Finding(kind="duplicate", column=column, action="drop", value=1.0, message=message)
+    return None if other == column else _Suspicion("duplicate", column, f"holds the same values as {other!r}", value=1)
 
 
-def _leakage(dataset: Dataset, column: str, score: float) -> Finding:
-    measure = "R2 on ranks" if dataset.task is Task.REGRESSION else "AUC"
-    message = (
-        f"{column!r} alone gives the target away (cross-validated {measure} {score:.4f}). Such a column is usually "
-        "known only after the outcome, so it is left out. Name it in 'keep' if it is known when predicting."
+# --- what gives the target away ---------------------------------------------------------
+
+
+def _copy(dataset: Dataset, column: str) -> _Suspicion | None:
+    """Find the target itself: its labels renamed, or its numbers times a factor plus a constant; gaps are allowed."""
+    series, kind, target = dataset.frame[column], dataset.types[column], dataset.target
+    if dataset.task is Task.REGRESSION:
+        numeric = kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN)
+        if not numeric or not sanity.affine(_floats(series), dataset.y, least_rows=_COPY_ROWS):
+            return None
+        how = f"{target!r} times a factor plus a constant"
+    else:
+        codes = factorize(series.to_numpy())[0] if kind is not ColumnType.TEXT else np.full(len(series), -1)
+        few = int(codes.max(initial=-1)) < len(dataset.classes)
+        if not few or not sanity.renames(codes, dataset.y, least_rows=_COPY_ROWS, least_per_class=_COPY_ROWS_PER_CLASS):
+            return None
+        how = f"one value for each class of {target!r}"
+    n_known = int(series.notna().sum())
+    where = "in every row" if n_known == len(series) else f"in the {n_known:,} of {len(series):,} rows that have it"
+    return _Suspicion(
+        "target_copy",
+        column,
+        f"is the target under another name ({how}, {where}), which nobody knows when predicting",
+        value=n_known / len(series),
     )
-    return Finding(kind="leakage", column=column, action="drop", value=round(score, 6), message=message)
 
 
-# --- what a column says alone ---------------------------------------------------------
-
-
-def _alone(dataset: Dataset, columns: list[str], *, seed: int) -> dict[str, float]:
-    """Return the columns whose own cross-validated score reaches :data:`LEAKAGE`, with that score.
-
-    A column is split by a deep decision tree (an exact relation is interpolated, noise is punished); a category is
-    first replaced by its mean target among the training rows.
-    """
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(dataset))[:_ROWS]
-    regression = dataset.task is Task.REGRESSION
-    y = _ranks(dataset.y[rows]) if regression else dataset.y[rows]
-    if not regression:
-        counts = np.bincount(y, minlength=len(dataset.classes))
-        judged = np.flatnonzero(counts >= _LEAST_PER_CLASS)
-        if len(judged) < 2:
-            return {}
-        inside = np.isin(y, judged)
-        rows, y = rows[inside], np.searchsorted(judged, y[inside])
-    score = _rank_r2 if regression else _auc
-    folds = _folds(y, 4, regression=regression)
-    found: dict[str, float] = {}
+def _giving_away(dataset: Dataset, columns: list[str], *, copies: list[str], seed: int) -> dict[str, _Suspicion]:
+    """Columns that alone predict the target, or whose absence does."""
+    alone = score_alone(dataset, columns, seed=seed)
+    leaks = [c for c in columns if alone.whole.get(c, 0.0) >= LEAKAGE]
+    found = {c: _leakage(c, alone, besides=[*leaks, *copies]) for c in leaks}
     for column in columns:
-        signals = _signals(dataset.frame[column].iloc[rows], dataset.types[column], regression=regression)
-        if not signals or _score_alone(signals[0], y, [folds == 0], score) < _PROMISING:
+        missing = dataset.frame[column].isna().to_numpy()
+        if column in found or not missing.any():
             continue
-        whole = max(_score_alone(x, y, [folds == k for k in range(4)], score) for x in signals)
-        if whole >= LEAKAGE:
-            found[column] = whole
+        r = sanity.label_correlation(missing.astype(np.float64), dataset.y, n_classes=len(dataset.classes))
+        if abs(r) >= ABSENCE:
+            said = (
+                f"gives {dataset.target!r} away by having a value or none (correlation {r:+.3f}), as columns do that "
+                "are filled in after the outcome"
+            )
+            found[column] = _Suspicion("absence", column, said, advice=_KEEP, value=r)
     return found
 
 
-def _folds(y: np.ndarray, n_folds: int, *, regression: bool) -> np.ndarray:
-    """Fold of each row, balanced within classes; the rows are in random order already."""
-    if regression:
-        return np.arange(len(y)) % n_folds
-    folds = np.empty(len(y), dtype=np.int64)
-    for label in np.unique(y):
-        members = np.flatnonzero(y == label)
-        folds[members] = np.arange(len(members)) % n_folds
-    return folds
+def _leakage(column: str, alone: Alone, *, besides: list[str]) -> _Suspicion:
+    score, others = alone.whole[column], alone.next_best(besides)
+    against = "" if others is None else f"; the best other column reaches {others:.4f}"
+    said = (
+        f"alone gives the target away (cross-validated {alone.measure} {score:.4f}{against}), as columns do that are "
+        "known only after the outcome"
+    )
+    return _Suspicion("leakage", column, said, advice=_KEEP, value=score, others=others)
 
 
-def _ranks(y: np.ndarray) -> np.ndarray:
-    """Average ranks in 0..1: an exact but skewed relation then scores as high as a straight one."""
-    return pd.Series(y).rank(pct=True).to_numpy()
+# --- what a person should look at -------------------------------------------------------
 
 
-_Signal = tuple[np.ndarray, bool]
-"""A column as numbers (n_rows,), and whether these are codes of levels."""
+def _warnings(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
+    """What may be wrong with a column, the most telling first."""
+    series, kind = dataset.frame[column], dataset.types[column]
+    enough = int(series.notna().sum()) >= CORRELATION_ROWS
+    if enough and kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+        r = sanity.label_correlation(_floats(series), dataset.y, n_classes=len(dataset.classes))
+        if abs(r) >= CORRELATION:
+            said = f"almost tells {dataset.target!r} (correlation {r:+.3f})"
+            yield _Suspicion("correlation", column, said, _LOOK, drops=False, value=r)
+    if enough and dataset.classes and kind in (ColumnType.CATEGORICAL, ColumnType.BOOLEAN):
+        yield from _levels(dataset, column)
+    share = float(series.isna().mean())
+    if share > HIGH_MISSING:
+        said = f"is missing in {share:.0%} of the rows"
+        yield _Suspicion(
+            "high_missing", column, said, "it is used, but check where it comes from", drops=False, value=share
+        )
+    if kind is not ColumnType.TEXT and len(series) >= 1000:
+        differing = len(series) - int(series.value_counts(dropna=False).iloc[0])
+        if differing < max(SAME_ROWS, VARIANCE * len(series)):
+            said = f"has one and the same value in all but {differing} of {len(series):,} rows"
+            value = differing / len(series)
+            follows = "it is used, but says next to nothing"
+            yield _Suspicion("nearly_constant", column, said, follows, drops=False, value=value)
 
 
-def _signals(series: pd.Series, kind: ColumnType, *, regression: bool) -> list[_Signal]:
-    """Return the forms in which a column is judged: codes, or ranks and values; none for prose.
-
-    Ranks keep apart what lies close beside an outlier, values keep the gaps between groups.
-    """
-    values = series.to_numpy()
-    if kind is ColumnType.TEXT:
-        return []
-    if kind is ColumnType.CATEGORICAL:
-        return [(factorize(values)[0] + 1, True)]
-    numbers = values.astype("M8[us]").astype(np.float64) if kind is ColumnType.DATETIME else values.astype(np.float64)
-    missing = series.isna().to_numpy()
-    if missing.all():
-        return []
-    if kind is ColumnType.DATETIME and regression:
-        # A slow series is interpolated between neighbouring dates, which is no leak; the absence of a date may be one.
-        return [(missing.astype(np.float64), False)]
-    low, high = numbers[~missing].min(), numbers[~missing].max()
-    scaled = np.where(missing, -1.0, (numbers - low) / max(high - low, 1e-300))
-    return [(np.unique(scaled, return_inverse=True)[1].astype(np.float64), False), (scaled, False)]
-
-
-def _score_alone(
-    signal: _Signal,
-    y: np.ndarray,
-    held_out: list[np.ndarray],
-    score: Callable[[np.ndarray, np.ndarray], float],
-) -> float:
-    """Score the column's own predictions on held-out rows, all folds together."""
-    x, coded = signal
-    regression = y.dtype.kind == "f"
-    targets = y[:, None] if regression else np.eye(int(y.max()) + 1)[y]
-    predicted = np.full(targets.shape, np.nan)
-    for test in held_out:
-        if coded:
-            predicted[test] = _level_means(x, targets, ~test)[x[test]]
-        else:
-            predicted[test] = _tree_means(x, targets, test)
-    tested = np.logical_or.reduce(held_out)
-    return score(targets[tested], predicted[tested])
+def _levels(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
+    codes, texts = factorize(dataset.frame[column].to_numpy())
+    counts = sanity.contingency(codes, dataset.y)
+    if (v := sanity.cramers_v(counts)) >= CORRELATION:
+        said = f"almost tells {dataset.target!r} (Cramér's V {v:.3f})"
+        yield _Suspicion("correlation", column, said, _LOOK, drops=False, value=v)
+    sure = [
+        rule
+        for rule in sanity.rules(counts)
+        if rule.at_least >= RULE and rule.prior <= RULE_PRIOR and rule.n_rows >= RULE_ROWS
+    ]
+    if sure:
+        best = max(sure, key=lambda rule: rule.n_rows)
+        more = f", and {len(sure) - 1} more values are as telling" if len(sure) > 1 else ""
+        said = (
+            f"is {texts[best.level]!r} in {best.n_rows:,} rows, of which {best.confidence:.1%} are of class "
+            f"{dataset.classes[best.label]!r}, against {best.prior:.1%} of all rows{more}"
+        )
+        yield _Suspicion("rule", column, said, _LOOK, drops=False, value=best.confidence)
 
 
-def _level_means(codes: np.ndarray, targets: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Mean target of each level over the training rows, (n_levels, n_targets); the overall mean where unseen."""
-    n_levels = int(codes.max()) + 1
-    counts = np.bincount(codes[train], minlength=n_levels)[:, None]
-    sums = np.column_stack([np.bincount(codes[train], weights=t[train], minlength=n_levels) for t in targets.T])
-    means: np.ndarray = np.where(counts > 0, sums / np.maximum(counts, 1), targets[train].mean(axis=0))
-    return means
+def _twins(dataset: Dataset, columns: list[str], *, seed: int) -> Iterator[_Suspicion]:
+    """Numbers that say the same as an earlier column; one for each later one, naming its closest twin."""
+    numeric = [c for c in columns if dataset.types[c] is ColumnType.NUMERIC]
+    if len(numeric) < 2:
+        return
+    rows = np.random.default_rng(seed).permutation(len(dataset))[:_TWIN_ROWS]
+    matrix = sanity.numbers([dataset.frame[c].iloc[rows] for c in numeric])
+    closest: dict[int, tuple[int, float]] = {}
+    for left, right, r in sanity.twins(matrix, least=TWINS):
+        if right not in closest or abs(r) > abs(closest[right][1]):
+            closest[right] = (left, r)
+    for right, (left, r) in sorted(closest.items()):
+        said = f"says almost the same as {numeric[left]!r} (correlation {r:+.4f})"
+        follows = "both are used, and share what importance they have"
+        yield _Suspicion("twins", numeric[right], said, follows, drops=False, value=r)
 
 
-def _tree_means(x: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
-    from sklearn.tree import DecisionTreeRegressor
-
-    tree: Any = DecisionTreeRegressor(min_samples_leaf=2, max_leaf_nodes=1024, random_state=0)
-    predicted = tree.fit(x[~test, None], targets[~test]).predict(x[test, None])
-    return np.asarray(predicted).reshape(int(test.sum()), -1)
+def _floats(series: pd.Series) -> np.ndarray:
+    return np.asarray(series.to_numpy(), dtype=np.float64)
 
 
-def _rank_r2(targets: np.ndarray, predicted: np.ndarray) -> float:
-    rest = float(((targets - predicted) ** 2).sum())
-    return 1 - rest / max(float(((targets - targets.mean()) ** 2).sum()), 1e-12)
+# --- what later rows look like ----------------------------------------------------------
 
 
-def _auc(targets: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean over the classes of the area under the ROC curve, one against the rest, ties counted half."""
-    areas = []
-    for truth, guess in zip(targets.T, predicted.T, strict=True):
-        positive = truth > 0.5
-        n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-        if n_positive and n_negative:
-            ranks = pd.Series(guess).rank().to_numpy()
-            above = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-            areas.append(above / (n_positive * n_negative))
-    return float(np.mean(areas)) if areas else 0.0
+def _drifts(dataset: Dataset, columns: list[str], later: Sequence[Later], *, drift: str) -> Iterator[_Suspicion]:
+    """Columns whose distribution differs in later rows; the rows where it differs most speak."""
+    for column in columns:
+        found = [one for rows in later if (one := _drift(dataset, column, rows, asked=drift)) is not None]
+        if found:
+            yield max(found, key=lambda one: (one.drops, one.value or 0.0))
+
+
+def _drift(dataset: Dataset, column: str, later: Later, *, asked: str) -> _Suspicion | None:
+    before, there = dataset.frame[column], column in later.frame.columns
+    if min(len(before), len(later.frame)) < _DRIFT_ROWS or not (there or later.whole):
+        return None
+    after = later.frame[column] if there else pd.Series(np.full(len(later.frame), np.nan))
+    shift = sanity.shift(before, after, dataset.types[column])
+    beyond_noise = shift.divergence - shift.noise
+    altogether = beyond_noise >= DRIFT or shift.fill_difference >= DRIFT_FILL or shift.fill_ratio >= DRIFT_RATIO
+    if not altogether and beyond_noise < DRIFT_WARNING and shift.fill_difference < FILL_WARNING:
+        return None
+    told = []
+    if shift.fill_difference >= FILL_WARNING or shift.fill_ratio >= DRIFT_RATIO:
+        told.append(f"filled in {shift.fill_before:.1%} of the rows to learn from, in {shift.fill_after:.1%} of those")
+    if beyond_noise >= DRIFT_WARNING:
+        told.append(f"divergence {shift.divergence:.2f} of at most 1")
+    drops = altogether and asked == "drop"
+    follows = "it is left out, as the request asks" if drops else "it is used, but what it teaches may not hold there"
+    return _Suspicion(
+        "drift",
+        column,
+        f"differs in {later.name} ({', '.join(told)})",
+        follows,
+        drops=drops,
+        value=max(shift.divergence, shift.fill_difference),
+    )
