@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from factory.errors import listing
 from factory.space import Narrowing, Parameters
 
 NAME = r"^[a-z][a-z0-9_-]{0,62}$"
@@ -133,15 +134,35 @@ class _DatasetBase(Document):
     keep: tuple[str, ...] = Field(
         (), title="Columns kept", description="Columns that stay although the screening would drop them."
     )
+    drift: Literal["warn", "drop"] = Field(
+        "warn",
+        title="Drifted columns",
+        description="What is done about columns that differ altogether in later rows: named, or left out as well.",
+    )
+
+    @model_validator(mode="after")
+    def _dropped_or_kept(self) -> Self:
+        if both := set(self.drop) & set(self.keep):
+            raise ValueError(f"drop and keep both name {listing(both)}; leave it out of one of them")
+        return self
 
 
-class FileDataset(_DatasetBase):
+class _TableDataset(_DatasetBase):
+    scoring: str | None = Field(
+        None,
+        min_length=1,
+        title="Rows to be predicted",
+        description="Table, path or fsspec URL; its columns are compared with those to learn from.",
+    )
+
+
+class FileDataset(_TableDataset):
     """A table in a file or object store."""
 
     path: str = Field(min_length=1, title="Path", description="Parquet, CSV or Arrow/Feather file, path or fsspec URL.")
 
 
-class UploadDataset(_DatasetBase):
+class UploadDataset(_TableDataset):
     """A table that was uploaded before."""
 
     upload: str = Field(pattern=r"^[0-9a-f]{64}$", title="Upload", description="Content digest of the uploaded table.")
@@ -238,6 +259,15 @@ class Gates(Document):
     min_improvement: float = Field(0.0, title="Least improvement", description="Margin in units of the metric.")
     confidence: float = Field(0.95, gt=0.5, lt=1, title="Confidence", description="Of the paired bootstrap, one-sided.")
     allow_leakage: bool = Field(False, title="Allow leakage", description="Promote despite a leakage finding.")
+    slices: tuple[str, ...] = Field(
+        (), title="Slices", description="Columns by whose values the score is told; the main categorical ones if empty."
+    )
+    slice_max_loss: float | None = Field(
+        None,
+        ge=0,
+        title="Most loss of a slice",
+        description="No slice may be worse than the baseline by more, in units of the metric; not judged if empty.",
+    )
 
 
 class Ceilings(Document):
@@ -361,8 +391,9 @@ class Trial(Document):
     family: str
     parameters: Parameters
     state: TrialState = TrialState.CREATED
-    score: float | None = None
-    fold_scores: tuple[float, ...] = ()
+    score: float | None = Field(None, description="Mean over its folds.")
+    folds: tuple[int, ...] = Field((), description="Folds that it was fitted on, as positions.")
+    fold_scores: tuple[float, ...] = Field((), description="Of these folds.")
     train_score: float | None = None
     rounds: int = Field(0, description="Rounds or epochs of the best iteration, mean over the folds.")
     raised_rate: float | None = Field(None, description="Learning rate, where a near deadline made the fit raise it.")

@@ -291,3 +291,10 @@ def test_kinds_of_validation_are_told_apart_by_a_tag() -> None:
         "cross_validation",
         "holdout",
     }
+
+
+def test_a_column_is_left_out_or_kept_but_not_both() -> None:
+    document = {"path": "t.csv", "target": "y", "drop": ["a", "b"], "keep": ["b"]}
+    with pytest.raises(InvalidRequest, match="drop and keep both name b"):
+        parse(FileDataset, document, what="dataset")
+    assert FileDataset(path="t.csv", target="y", drop=("a",), keep=("b",)).drift == "warn"

@@ -54,6 +54,23 @@ def _joined(entities: pd.DataFrame, ref: EntityDataset, settings: Settings) -> D
     return from_frame(frame, ref, features=joined.lineage, aside=[c for c in joined.keys.columns if c not in typed])
 
 
+def rows_to_predict(ref: DatasetRef, dataset: Dataset, *, settings: Settings) -> pd.DataFrame | None:
+    """Read the table that ``ref.scoring`` names, in canonical form; None where the request names none.
+
+    Returns:
+        Those features of ``dataset`` that the table has (n_rows, n_features).
+
+    Raises:
+        InvalidData: the table cannot be read.
+    """
+    if isinstance(ref, EntityDataset) or ref.scoring is None:
+        return None
+    labels = [name for name, kind in dataset.types.items() if kind in _LABELS]
+    frame = read_table(ref.scoring, max_rows=settings.max_rows, text_columns=labels)
+    known = [c for c in dataset.frame.columns if c in frame.columns]
+    return pd.DataFrame({c: clean(frame[c], dataset.types[c])[0] for c in known}, index=frame.index)
+
+
 def store_upload(path: str | Path, settings: Settings) -> str:
     """Read a table and keep it as an upload; return its content digest, which names it from now on.
 

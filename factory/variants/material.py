@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from factory.data.dataset import Dataset
-from factory.data.loading import load
+from factory.data.loading import load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
-from factory.data.screening import Finding, screen
+from factory.data.screening import Finding, Later, screen
 from factory.errors import Detail, InvalidData
 from factory.search.engine import SearchResult
 from factory.search.plan import Plan
@@ -84,7 +84,11 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
         note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
     rows = set_aside(dataset, validation)
     _check_classes(dataset, rows.train)
-    findings = screen(dataset.take(rows.train), keep=ref.keep, seed=request.seed)
+    later = [Later("the rows set aside for the gate", dataset.take(rows.validation).frame)]
+    if (to_predict := rows_to_predict(ref, dataset, settings=settings)) is not None:
+        later.append(Later("the rows to be predicted", to_predict, whole=True))
+    seen = dataset.take(rows.train)
+    findings = screen(seen, keep=ref.keep, drop=ref.drop, later=later, drift=ref.drift, seed=request.seed)
     for finding in findings:
         note("screening", finding.message)
     screened = dataset.without([f.column for f in findings if f.action == "drop"])

@@ -7,7 +7,7 @@ import pytest
 
 from factory.data.dataset import table_digest, write_table
 from factory.data.feature_store import apply
-from factory.data.loading import load, store_upload
+from factory.data.loading import load, rows_to_predict, store_upload
 from factory.errors import InvalidData, InvalidRequest, NotFound, StorageFault
 from factory.settings import Settings
 from factory.spec import ColumnType, EntityDataset, FileDataset, UploadDataset
@@ -107,3 +107,24 @@ def test_an_entity_table_is_joined(tmp_path: Path, settings: Settings) -> None:
 
     with pytest.raises(InvalidRequest, match="country_v2"):
         load(reference.model_copy(update={"feature_service": "country_v2"}), settings=settings)
+
+
+def test_rows_to_be_predicted_are_read_as_the_features_are(
+    mixed: pd.DataFrame, tmp_path: Path, settings: Settings
+) -> None:
+    mixed["zip"] = [f"{i % 40:03d}" for i in range(len(mixed))]
+    write_table(mixed, tmp_path / "train.parquet")
+    mixed.drop(columns=["bought", "amount"]).assign(more=1).to_csv(tmp_path / "new.csv", index=False)
+    reference = FileDataset(
+        path=str(tmp_path / "train.parquet"),
+        target="bought",
+        types={"zip": "categorical"},
+        scoring=str(tmp_path / "new.csv"),
+    )
+    dataset = load(reference, settings=settings)
+    rows = rows_to_predict(reference, dataset, settings=settings)
+    assert rows is not None
+    assert list(rows.columns) == [c for c in dataset.frame.columns if c != "amount"]
+    pd.testing.assert_frame_equal(rows, dataset.frame[rows.columns], check_dtype=True)
+    plain = reference.model_copy(update={"scoring": None})
+    assert rows_to_predict(plain, dataset, settings=settings) is None

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
 from factory.data.dataset import Dataset, from_frame
-from factory.data.screening import Finding, Later, screen
+from factory.data.screening import Finding, Kind, Later, screen
 from factory.errors import InvalidData
 from factory.spec import FileDataset
 
@@ -287,6 +289,12 @@ def test_nothing_left_is_an_error() -> None:
     assert [d.field for d in caught.value.details] == ["leak", "same"]
     assert "keep" in caught.value.hint
     assert screen(dataset_of(frame), keep=("leak",))
+
+
+def test_every_kind_of_finding_is_documented_and_no_other() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
+    table = page.partition("\n### Screening\n")[2].partition("\n### ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == set(get_args(Kind))
 
 
 def test_same_seed_same_findings() -> None:
