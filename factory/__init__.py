@@ -1,7 +1,8 @@
 """A factory for model variants: AutoML that delivers versioned, gated, served models.
 
-``factory.fit`` makes a variant from a data frame; what it needs is imported at
-the first call, so that importing this package costs nothing.
+``factory.fit`` makes a variant from a data frame and ``factory.load`` reads one
+again.  What they need is imported when one is first asked for, so that
+importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from factory.client import Fitted, fit
+    from factory.client import Fitted, Predictor, fit, load
 
-__all__ = ["Fitted", "fit"]
+__all__ = ["Fitted", "Predictor", "fit", "load"]
+
+_HOMES = dict.fromkeys(__all__, "factory.client")
 
 
 def __getattr__(name: str) -> Any:
     """Import what the package offers when it is first asked for (PEP 562)."""
-    if name in __all__:
-        return getattr(importlib.import_module("factory.client"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'factory' has no attribute {name!r}")

@@ -1,44 +1,131 @@
 """The factory from Python: ``factory.fit(frame, target="churned")`` in a notebook or a script.
 
 The same pipeline as every other door, in this process: no server, no
-controller.  The data are stored as an upload, so that the variant's lineage
-leads back to them.
+controller.  A data frame is stored as an upload, so that the variant's lineage
+leads back to it; a file is read where it lies.
 """
 
 from __future__ import annotations
 
+import shutil
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from factory.data.loading import store_table, store_upload
-from factory.errors import InvalidRequest
+from factory.data.loading import store_table
+from factory.errors import Conflict, Detail, InvalidRequest
 from factory.ledger import Ledger
 from factory.pipeline import Outcome, Progress, produce, submit
 from factory.settings import Settings, load_settings
 from factory.spec import Task, Variant
 from factory.variants.bundle import Bundle
+from factory.variants.explain import EXPLAIN_S, Explanation, explain
 from factory.variants.registry import Registry
 from factory.variants.report import leaderboard
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A variant that was made, ready to predict.
+class Predictor:
+    """A variant in memory, ready to predict; :func:`load` returns one.
+
+    Attributes:
+        bundle: The models.
+        folder: The bundle on disk.
+    """
+
+    bundle: Bundle
+    folder: Path
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return class labels, object (n_rows,), or predictions, float64 (n_rows,).
+
+        Raises:
+            InvalidData: a needed column is missing, or a value does not fit; all problems are named.
+        """
+        return self.bundle.predict(self.bundle.require(frame))["prediction"].to_numpy()
+
+    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return probabilities, float64 (n_rows, n_classes), in the order of ``bundle.classes``.
+
+        Raises:
+            InvalidRequest: the variant is a regression.
+            InvalidData: a needed column is missing, or a value does not fit; all problems are named.
+        """
+        if self.bundle.task is Task.REGRESSION:
+            raise InvalidRequest("A regression has no probabilities.", hint="Call predict.")
+        return self.bundle.predict_raw(self.bundle.require(frame))
+
+    def explain(self, frame: pd.DataFrame, n: int = 10, *, limit_s: float = EXPLAIN_S, seed: int = 0) -> Explanation:
+        """Say what each input column added to the predictions of the first ``n`` rows.
+
+        Args:
+            frame: Rows with the variant's columns.
+            n: Rows to explain, from the first.
+            limit_s: Seconds after which no further sample is drawn.
+            seed: Of the samples.
+
+        Raises:
+            InvalidRequest: ``n`` is not positive.
+            InvalidData: as for :meth:`predict`.
+            Conflict: the variant was made before variants kept rows to compare with.
+        """
+        if n < 1 or len(frame) == 0:
+            message = f"{min(n, len(frame))} rows cannot be explained."
+            raise InvalidRequest(f"n: {message}", hint="Give at least one row.", details=[Detail("n", message)])
+        return explain(self.bundle, self.bundle.require(frame.head(n)), limit_s=limit_s, seed=seed)
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the bundle into a new folder, for :func:`load` wherever the factory is installed.
+
+        Raises:
+            Conflict: there is something at that place already.
+        """
+        target = Path(folder)
+        if target.exists():
+            raise Conflict(f"{str(target)!r} exists already.", hint="Name a folder that does not exist yet.")
+        shutil.copytree(self.folder, target)
+        return target
+
+
+@dataclass(frozen=True)
+class Report:
+    """A model card: one HTML file that needs nothing else. A notebook shows it in place.
+
+    Attributes:
+        path: The file.
+    """
+
+    path: Path
+
+    def open(self) -> bool:
+        """Open the card in a browser; return whether there was one."""
+        return webbrowser.open(self.path.resolve().as_uri())
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        page = escape(self.path.read_text(encoding="utf-8"))
+        return f'<iframe srcdoc="{page}" sandbox width="100%" height="800" style="border:0"></iframe>'
+
+
+@dataclass(frozen=True)
+class Fitted(Predictor):
+    """A variant that was made just now.
 
     Attributes:
         variant: With score, interval, lineage and MLflow URI.
         outcome: The whole request: trials, verdicts, further variants of segments.
-        bundle: The models in memory.
         card: The model card, one HTML file.
     """
 
     variant: Variant
     outcome: Outcome
-    bundle: Bundle
     card: Path
 
     @property
@@ -48,30 +135,18 @@ class Fitted:
         rows = leaderboard(result.trials, weights=result.blend.weights)
         return pd.DataFrame([row.model_dump() for row in rows])
 
-    def predict(self, frame: pd.DataFrame) -> np.ndarray:
-        """Return class labels, object (n_rows,), or predictions, float64 (n_rows,)."""
-        return self._checked(frame)["prediction"].to_numpy()
+    def report(self) -> Report:
+        """Return the model card, which a notebook shows and a browser opens."""
+        return Report(self.card)
 
-    def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
-        """Return probabilities, float64 (n_rows, n_classes), in the order of ``bundle.classes``.
 
-        Raises:
-            InvalidRequest: the variant is a regression.
-        """
-        if self.variant.task is Task.REGRESSION:
-            raise InvalidRequest("A regression has no probabilities.", hint="Call predict.")
-        return self._checked(frame).iloc[:, 1:].to_numpy()
+def load(folder: str | Path) -> Predictor:
+    """Load a variant from a folder that :meth:`Predictor.save` wrote; nothing in it is unpickled.
 
-    def _checked(self, frame: pd.DataFrame) -> pd.DataFrame:
-        known = [c.name for c in self.bundle.columns if c.name in frame]
-        problems = self.bundle.check_input(frame[known])
-        if problems:
-            raise InvalidRequest(
-                "These rows cannot be predicted: " + " ".join(f"{d.field}: {d.message}" for d in problems),
-                hint="Bring the columns that the variant was trained on.",
-                details=problems,
-            )
-        return self.bundle.predict(frame)
+    Raises:
+        UntrustedBundle: the folder is no bundle, or of a format that this factory does not read.
+    """
+    return Predictor(Bundle.load(Path(folder)), Path(folder))
 
 
 def fit(
@@ -81,7 +156,7 @@ def fit(
     name: str = "local.variant",
     task: str | None = None,
     recipe: str = "tabular-auto",
-    budget_s: float | None = None,
+    budget_s: float | str | None = None,
     trials: int | None = None,
     metric: str | None = None,
     seed: int = 0,
@@ -91,12 +166,12 @@ def fit(
     """Make a variant from a table, in this process.
 
     Args:
-        data: Rows with the target, (n_rows, n_columns), or a Parquet, CSV or Arrow file.
+        data: Rows with the target, (n_rows, n_columns), or a Parquet, CSV or Arrow file, path or fsspec URL.
         target: Column that is to be predicted.
         name: ``team.name`` of the variant.
         task: ``binary``, ``multiclass`` or ``regression``; inferred from the target where not given.
         recipe: How it is made.
-        budget_s: Wall seconds; the recipe's default where not given.
+        budget_s: Wall seconds, or ``"60s"``, ``"5m"``, ``"1h"``; the recipe's default where not given.
         trials: Trials at most; with it the same seed gives the same trials.
         metric: Name of a scikit-learn scorer; the recipe's where not given.
         seed: The only source of randomness.
@@ -109,14 +184,14 @@ def fit(
     """
     settings = settings or load_settings()
     settings.prepare_home()
-    stored = store_table(data, settings) if isinstance(data, pd.DataFrame) else store_upload(data, settings)
+    where = {"upload": store_table(data, settings)} if isinstance(data, pd.DataFrame) else {"path": str(data)}
     team, _, short = name.partition(".")
     budget = {k: v for k, v in (("time_s", budget_s), ("trials", trials)) if v is not None}
     document: dict[str, object] = {
         "team": team,
         "name": short,
         "recipe": recipe,
-        "dataset": {"upload": stored, "target": target, **({"task": task} if task else {})},
+        "dataset": {**where, "target": target, **({"task": task} if task else {})},
         "seed": seed,
         **({"budget": budget} if budget else {}),
         **({"metric": metric} if metric else {}),
@@ -127,4 +202,4 @@ def fit(
     variant = outcome.variants[0]
     folder = Registry(settings).local_bundle(variant.name, variant.version)
     bundle = Bundle.load(folder, digest=variant.bundle_digest)
-    return Fitted(variant, outcome, bundle, settings.workspace(record.id) / "pooled" / "card.html")
+    return Fitted(bundle, folder, variant, outcome, settings.workspace(record.id) / "pooled" / "card.html")

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 import factory
-from factory.errors import InvalidData, InvalidRequest
+from factory.errors import Conflict, InvalidData, InvalidRequest
 from factory.settings import Settings
 
 
@@ -24,7 +24,7 @@ def cancer() -> pd.DataFrame:
     return data.data.iloc[:, :6].assign(diagnosis=data.target.map({0: "malignant", 1: "benign"}))
 
 
-def test_a_classifier_from_a_frame(settings: Settings) -> None:
+def test_a_classifier_from_a_frame(settings: Settings, tmp_path: Path) -> None:
     frame = cancer()
     steps: list[str] = []
     fitted = factory.fit(
@@ -44,9 +44,22 @@ def test_a_classifier_from_a_frame(settings: Settings) -> None:
     assert np.allclose(probabilities.sum(axis=1), 1)
     assert (fitted.predict(frame) == frame["diagnosis"]).mean() > 0.85
     assert list(fitted.leaderboard.columns[:3]) == ["number", "family", "framework"]
-    assert "clinic.tumour" in fitted.card.read_text()
-    with pytest.raises(InvalidRequest, match="mean radius"):
+    assert "clinic.tumour" in Path(fitted.report()).read_text()
+    assert "&lt;html" in fitted.report()._repr_html_()
+    with pytest.raises(InvalidData, match="mean radius"):
         fitted.predict(frame.drop(columns="mean radius"))
+
+    found = fitted.explain(frame, n=3, seed=1)
+    assert found.frame("malignant").shape == (3, 6)
+    assert np.allclose(found.base + found.contributions.sum(axis=1), probabilities[:3])
+    with pytest.raises(InvalidRequest, match="0 rows cannot"):
+        fitted.explain(frame, n=0)
+
+    loaded = factory.load(fitted.save(tmp_path / "tumour"))
+    assert np.array_equal(loaded.predict_proba(frame), probabilities)
+    assert np.array_equal(loaded.explain(frame, n=3, seed=1).contributions, found.contributions)
+    with pytest.raises(Conflict, match="exists already"):
+        fitted.save(tmp_path / "tumour")
 
 
 def test_a_regression_has_no_probabilities(settings: Settings) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
@@ -137,6 +137,21 @@ def _score(variant: Variant) -> str:
     metric = Metric(variant.metric, variant.task)
     ends = sorted((metric.display(variant.score_low), metric.display(variant.score_high)))
     return f"{metric.label} {metric.display(variant.score)} ({ends[0]} to {ends[1]})"
+
+
+def end(result: Outcome, *, json: bool, following: Sequence[str], notes: Sequence[str] = ()) -> NoReturn:
+    """Print what a request came to and which commands may follow, and leave with its exit code."""
+    first = result.variants[0]
+    if json:
+        variants = {"variant": first, "variants": list(result.variants)}
+        print_json({"request": result.request_id, "state": result.state, **variants})
+        raise typer.Exit(exit_code(result.state))
+    leaderboard(result.results[0], Metric(first.metric, first.task))
+    outcome(result)
+    for note in notes:
+        out.print(note)
+    out.print("Next: " + "   ".join(f"factory {words}" for words in following))
+    raise typer.Exit(exit_code(result.state))
 
 
 def exit_code(state: RequestState) -> int:

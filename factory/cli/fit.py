@@ -8,25 +8,13 @@ from typing import Annotated
 
 import typer
 
-from factory.cli._console import (
-    Json,
-    ProgressLine,
-    exit_code,
-    leaderboard,
-    only_ours_on_stdout,
-    opened_ledger,
-    out,
-    outcome,
-    print_json,
-)
+from factory import client
+from factory.cli._console import Json, ProgressLine, end, only_ours_on_stdout
 from factory.data.tables import check_target, read_table, write_table
 from factory.errors import Detail, InvalidRequest
-from factory.pipeline import produce, submit
-from factory.search.metric import Metric
+from factory.settings import load_settings
 from factory.spec import NAME
-from factory.variants.bundle import Bundle
 from factory.variants.delivery import predict_table
-from factory.variants.registry import Registry
 
 PLUGIN = typer.Typer()
 
@@ -50,44 +38,37 @@ def fit(
     """Make a variant from a table in this process: no controller, no queue."""
     if (test is None) != (out_file is None):
         raise InvalidRequest("--test and --out go together.", hint="Name both, or neither.")
-    team, _, short = (name or f"local.{_slug(train)}").partition(".")
-    if name is not None and not (re.fullmatch(NAME, team) and re.fullmatch(NAME, short)):
+    if name is not None and not all(re.fullmatch(NAME, word) for word in name.partition(".")[::2]):
         raise InvalidRequest(
             f"--name {name!r} is not the name of a variant.",
             hint="Write team.name: two words of lower-case letters, digits, '_' and '-', a letter first: growth.churn.",
             details=[Detail("--name", f"{name!r} is not team.name")],
         )
-    document: dict[str, object] = {
-        "team": team,
-        "name": short,
-        "recipe": recipe,
-        "dataset": {"path": train, "target": target, **({"task": task} if task else {})},
-        "seed": seed,
-        **({"metric": metric} if metric else {}),
-        **({"budget": {"time_s": budget}} if budget else {}),
-    }
-    with opened_ledger() as (ledger, settings):
-        if test is not None and out_file is not None:
-            # Told now rather than after the search.
-            check_target(out_file)
-            read_table(test, max_rows=settings.max_rows)
-        record = submit(document, ledger=ledger, settings=settings)
-        with ProgressLine(quiet=json) as line, only_ours_on_stdout():
-            result = produce(record.id, ledger=ledger, settings=settings, listen=line)
-        variant = result.variants[0]
-        if test is not None and out_file is not None:
-            folder = Registry(settings).local_bundle(variant.name, variant.version)
-            bundle = Bundle.load(folder, digest=variant.bundle_digest)
-            write_table(predict_table(bundle, test, max_rows=settings.max_rows), Path(out_file))
-    if json:
-        print_json({"request": result.request_id, "state": result.state, "variant": variant})
-    else:
-        leaderboard(result.results[0], Metric(variant.metric, variant.task))
-        outcome(result)
-        if out_file:
-            out.print(f"Predictions of {test} are in {out_file}")
-        out.print(f"Next: factory variants show {variant.name}   factory predict {variant.name} --data FILE")
-    raise typer.Exit(exit_code(result.state))
+    settings = load_settings()
+    settings.prepare_home()
+    if test is not None and out_file is not None:
+        # Told now rather than after the search.
+        check_target(out_file)
+        read_table(test, max_rows=settings.max_rows)
+    with ProgressLine(quiet=json) as line, only_ours_on_stdout():
+        fitted = client.fit(
+            train,
+            target,
+            name=name or f"local.{_slug(train)}",
+            task=task,
+            recipe=recipe,
+            budget_s=budget,
+            metric=metric,
+            seed=seed,
+            settings=settings,
+            listen=line,
+        )
+    notes = []
+    if test is not None and out_file is not None:
+        write_table(predict_table(fitted.bundle, test, max_rows=settings.max_rows), Path(out_file))
+        notes = [f"Predictions of {test} are in {out_file}"]
+    made = fitted.variant.name
+    end(fitted.outcome, json=json, notes=notes, following=[f"variants show {made}", f"predict {made} --data FILE"])
 
 
 def _slug(path: str) -> str:

@@ -7,20 +7,9 @@ from typing import Annotated
 
 import typer
 
-from factory.cli._console import (
-    Json,
-    ProgressLine,
-    exit_code,
-    leaderboard,
-    only_ours_on_stdout,
-    opened_ledger,
-    out,
-    outcome,
-    print_json,
-)
+from factory.cli._console import Json, ProgressLine, end, only_ours_on_stdout, opened_ledger, out
 from factory.ledger import Ledger
 from factory.pipeline import produce, submit
-from factory.search.metric import Metric
 from factory.search.plan import read_document
 from factory.settings import Settings
 
@@ -47,11 +36,4 @@ def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) 
         out.print(f"Request {request_id}")
     with ProgressLine(quiet=json) as line, only_ours_on_stdout():
         result = produce(request_id, ledger=ledger, settings=settings, listen=line)
-    if json:
-        print_json({"request": request_id, "state": result.state, "variants": list(result.variants)})
-        raise typer.Exit(exit_code(result.state))
-    first = result.variants[0]
-    leaderboard(result.results[0], Metric(first.metric, first.task))
-    outcome(result)
-    out.print(f"Next: factory variants show {first.name}   factory deployments list")
-    raise typer.Exit(exit_code(result.state))
+    end(result, json=json, following=[f"variants show {result.variants[0].name}", "deployments list"])

@@ -5,6 +5,7 @@
     variant.json            format version, task, classes, columns, members, metadata
     preparations/<i>/       fitted preparations (JSON and npz)
     members/<i>/            models, each in its framework's own safe format
+    background.json         a few training rows, for explanations
 
 A folder's digest is written in the ledger when the variant is made.  Before
 anything of the folder is read by a framework, :meth:`Bundle.load` checks that
@@ -33,6 +34,7 @@ from factory.errors import Detail, InvalidData, UntrustedBundle
 from factory.families.base import Model
 from factory.search.plan import family
 from factory.spec import Document, Task
+from factory.variants.background import Background
 from factory.variants.inputs import BundleColumn, Columns, check_columns
 
 FORMAT_VERSION = 1
@@ -94,6 +96,7 @@ class Bundle:
         preparations: Fitted preparations; each transforms the input once, whatever the number of members.
         members: The models with their weights.
         metadata: Lineage, as text.
+        background: Training rows that explanations compare with; None where an older factory kept none.
     """
 
     task: Task
@@ -103,6 +106,7 @@ class Bundle:
     members: tuple[Member, ...]
     ignored: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    background: Background | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -149,6 +153,26 @@ class Bundle:
         """
         return check_columns(columns, self.columns, ignored=self.ignored)
 
+    def require(self, frame: pd.DataFrame, *, rows: str = "These rows") -> pd.DataFrame:
+        """Return the columns of a frame that the variant uses, checked; further columns are left out.
+
+        Args:
+            frame: Rows, (n_rows, n_columns).
+            rows: What they are called in the error.
+
+        Raises:
+            InvalidData: with one detail for each problem.
+        """
+        names = {column.name for column in self.columns}
+        known = frame[[name for name in frame.columns if name in names]]
+        if problems := self.check_input(known):
+            raise InvalidData(
+                f"{rows} cannot be predicted: " + " ".join(f"{p.field}: {p.message}" for p in problems),
+                hint="Bring the columns that the variant was trained on; `factory variants show NAME` lists them.",
+                details=problems,
+            )
+        return known
+
     def save(self, folder: Path) -> str:
         """Write the bundle into a new or empty folder and return the folder's digest."""
         entries = []
@@ -171,6 +195,8 @@ class Bundle:
             metadata=dict(self.metadata),
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        if self.background is not None:
+            self.background.save(folder)
         return folder_digest(folder)
 
     @classmethod
@@ -211,6 +237,7 @@ class Bundle:
             members=members,
             ignored=manifest.ignored,
             metadata=manifest.metadata,
+            background=Background.load(folder, manifest.columns),
         )
 
 

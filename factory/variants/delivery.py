@@ -20,12 +20,12 @@ from factory.data.preparation import Preparation
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
 from factory.data.tables import read_table
-from factory.errors import InvalidData
 from factory.search.engine import Part, SearchResult
 from factory.search.metric import Metric
 from factory.search.plan import Plan, family
 from factory.search.trial import TrialData, preparation_folder
 from factory.spec import ColumnType, Task, Variant
+from factory.variants.background import Background
 from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.evaluation import (
     Evaluation,
@@ -116,7 +116,8 @@ def appraise(
         folder: Where the bundle goes; replaced if it exists.
     """
     bundle, weights = _under_latency(result, plan, data, unseen)
-    bundle = replace(bundle, ignored=ignored, metadata=metadata)
+    background = Background.of(data.dataset.frame, bundle.columns, seed=data.seed)
+    bundle = replace(bundle, ignored=ignored, metadata=metadata, background=background)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -219,15 +220,7 @@ def predict_table(bundle: Bundle, path: str, *, max_rows: int) -> pd.DataFrame:
     """
     labels = [c.name for c in bundle.columns if c.type in (ColumnType.CATEGORICAL, ColumnType.TEXT)]
     frame = read_table(path, max_rows=max_rows, text_columns=labels)
-    known = {column.name for column in bundle.columns}
-    problems = bundle.check_input(frame[[c for c in frame.columns if c in known]])
-    if problems:
-        raise InvalidData(
-            f"The rows of {path!r} cannot be predicted: " + " ".join(f"{d.field}: {d.message}" for d in problems),
-            hint="Bring the columns that the variant was trained on; `factory variants show NAME` lists them.",
-            details=problems,
-        )
-    raw = bundle.predict_raw(frame)
+    raw = bundle.predict_raw(bundle.require(frame, rows=f"The rows of {path!r}"))
     return pd.DataFrame(raw, columns=list(bundle.classes)) if bundle.classes else pd.DataFrame({"prediction": raw})
 
 
