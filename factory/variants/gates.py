@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.data.screening import Finding
+from factory.data.screening import LEAKS, Finding
 from factory.errors import listing
 from factory.search.metric import Metric
 from factory.spec import Ceilings, Document, Gates
 from factory.variants.resampling import Comparison
+from factory.variants.slices import LEAST_ROWS, Slice, blamed
 
 MIN_ROWS = 20
 """Held-out rows below which a bootstrap says nothing: its resamples repeat a handful of rows."""
 
-CheckName = Literal["rows", "improvement", "latency", "size", "leakage"]
+CheckName = Literal["rows", "improvement", "slices", "latency", "size", "leakage"]
 
 
 class Check(Document):
@@ -65,6 +66,7 @@ class Evidence:
         latency_ms: Median one-row prediction.
         size_mb: Size of the bundle's folder.
         findings: Of the screening.
+        slices: Of the same rows; compared with the same baseline, with the loss that the gates allow as margin.
     """
 
     metric: Metric
@@ -73,6 +75,7 @@ class Evidence:
     latency_ms: float
     size_mb: float
     findings: Sequence[Finding] = ()
+    slices: Sequence[Slice] = ()
 
 
 def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
@@ -86,6 +89,7 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
     checks = (
         _rows(evidence.comparison),
         _improvement(gates, evidence),
+        *_slices(gates, evidence),
         *_ceilings(ceilings, evidence),
         _leakage(gates, evidence.findings),
     )
@@ -114,6 +118,32 @@ def _improvement(gates: Gates, evidence: Evidence) -> Check:
     return Check(name="improvement", passed=passed, value=comparison.difference, limit=margin, sentence=sentence)
 
 
+def _slices(gates: Gates, evidence: Evidence) -> tuple[Check, ...]:
+    """Ask that no slice is surely worse than the baseline by more than is allowed; by Holm's rule over the slices."""
+    if gates.slice_max_loss is None:
+        return ()
+    metric, judged = evidence.metric, [one for one in evidence.slices if one.comparison]
+    columns = listing(dict.fromkeys(one.column for one in judged))
+    worse = blamed(judged, confidence=gates.confidence)
+    allowed = f"worse than {evidence.baseline}" + (
+        f" by more than {gates.slice_max_loss:.4g}" if gates.slice_max_loss else ""
+    )
+    if worse:
+        told = "; ".join(
+            f"{one.column} = {one.value} ({metric.display(one.comparison.candidate)} against "
+            f"{metric.display(one.comparison.baseline)}, {one.n_rows:,} rows)"
+            for one in worse
+            if one.comparison
+        )
+        sentence = f"{len(worse)} of {len(judged)} slices are {allowed}: {told}."
+    elif judged:
+        sentence = f"None of {len(judged)} slices ({columns}) is surely {allowed}; Holm's rule over the slices."
+    else:
+        sentence = f"No slice has the {LEAST_ROWS} rows that are needed to judge it."
+    least = min((one.comparison.difference for one in judged if one.comparison), default=None)
+    return (Check(name="slices", passed=not worse, value=least, limit=-gates.slice_max_loss, sentence=sentence),)
+
+
 def _ceilings(ceilings: Ceilings, evidence: Evidence) -> tuple[Check, ...]:
     latency = _ceiling("latency", "One row takes", evidence.latency_ms, ceilings.latency_ms, "ms")
     size = _ceiling("size", "The variant takes", evidence.size_mb, ceilings.size_mb, "MB")
@@ -130,8 +160,8 @@ def _ceiling(name: CheckName, subject: str, value: float, limit: float | None, u
 
 def _leakage(gates: Gates, findings: Sequence[Finding]) -> Check:
     """A column that was left out cannot leak any more; one that was kept still does."""
-    used = [f.column for f in findings if f.kind == "leakage" and f.action != "drop"]
-    left_out = [f.column for f in findings if f.kind == "leakage" and f.action == "drop"]
+    used = [f.column for f in findings if f.kind in LEAKS and f.action != "drop"]
+    left_out = [f.column for f in findings if f.kind in LEAKS and f.action == "drop"]
     if used:
         allowed = "and the request allows it" if gates.allow_leakage else "drop it, or set gates.allow_leakage"
         sentence = f"A column that alone gives the target away is used ({listing(used)}): {allowed}."

@@ -156,7 +156,8 @@ def _bounded(n: int, allowed: int) -> int:
 def _by_counts(
     forms: list[Callable[[np.ndarray], np.ndarray]], n_rows: int, generator: np.random.Generator, *, n: int
 ) -> list[np.ndarray]:
-    resamples = _bounded(n, MAX_CELLS // max(n_rows, 1))
+    parts = max(len(form.forms) if isinstance(form, _MeanOf) else 1 for form in forms)
+    resamples = _bounded(n, MAX_CELLS // max(n_rows * parts, 1))
     block = max(1, _BLOCK_CELLS // max(n_rows, 1))
     scores: list[list[np.ndarray]] = [[] for _ in forms]
     for start in range(0, resamples, block):
@@ -213,6 +214,57 @@ class _RankedAuc:
             return np.asarray((positive * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan))
 
 
+@dataclass(frozen=True)
+class _RankedPrecision:
+    """Average precision: rows sorted once, each resample two cumulative sums of counts."""
+
+    order: np.ndarray
+    group: np.ndarray
+    positive: np.ndarray
+
+    @classmethod
+    def of(cls, y: np.ndarray, score: np.ndarray) -> _RankedPrecision:
+        ranked = _RankedAuc.of(y, -score)
+        return cls(order=ranked.order, group=ranked.group, positive=ranked.positive)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        drawn = counts[:, self.order]
+        hits = np.add.reduceat(drawn * self.positive, self.group, axis=1)
+        taken = np.cumsum(np.add.reduceat(drawn, self.group, axis=1), axis=1)
+        total = hits.sum(axis=1)
+        precision = np.cumsum(hits, axis=1) / np.maximum(taken, 1)
+        return np.asarray((hits * precision).sum(axis=1) / np.where(total > 0, total, np.nan))
+
+
+@dataclass(frozen=True)
+class _MeanOf:
+    """The mean of several forms, as of each class against the rest."""
+
+    forms: tuple[Callable[[np.ndarray], np.ndarray], ...]
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        return np.asarray(np.mean([form(counts) for form in self.forms], axis=0))
+
+
+@dataclass(frozen=True)
+class _NegativeMedian:
+    """Median of per-row losses, sorted once: where the cumulative counts pass the middle."""
+
+    losses: np.ndarray
+    order: np.ndarray
+
+    @classmethod
+    def of(cls, losses: np.ndarray) -> _NegativeMedian:
+        order = np.argsort(losses, kind="stable")
+        return cls(losses=losses[order], order=order)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        passed = np.cumsum(counts[:, self.order], axis=1)
+        n = len(self.losses)
+        ends = [self.losses[(passed <= middle).sum(axis=1)] for middle in ((n - 1) // 2, n // 2)]
+        return np.asarray(-(ends[0] + ends[1]) / 2)
+
+
 def _mean(sums: np.ndarray, n: int) -> np.ndarray:
     return np.asarray(sums[:, 0] / n)
 
@@ -242,6 +294,12 @@ def _f1_binary(sums: np.ndarray, _: int) -> np.ndarray:
     return np.asarray(2 * hits / np.maximum(predicted + present, 1))
 
 
+def _f1_macro(sums: np.ndarray, _: int) -> np.ndarray:
+    hits, seen = np.split(sums, 2, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.nanmean(2 * hits / np.where(seen > 0, seen, np.nan), axis=1))
+
+
 def _counted_form(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return the metric as a function of row counts, or None where it has no such form.
 
@@ -249,7 +307,9 @@ def _counted_form(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> Call
     """
     builders = _REGRESSION if metric.task is Task.REGRESSION else _CLASSIFICATION
     build = builders.get(metric.name)
-    if build is None or (metric.task is Task.MULTICLASS and metric.name in ("roc_auc", "f1", "neg_brier_score")):
+    if build is None or (
+        metric.task is Task.MULTICLASS and metric.name in ("roc_auc", "f1", "neg_brier_score", "average_precision")
+    ):
         return None
     form = build(y, np.asarray(prediction, dtype=np.float64))
     whole = form(np.ones((1, len(y))))[0]
@@ -273,6 +333,12 @@ def _class_hits(y: np.ndarray, p: np.ndarray) -> np.ndarray:
     return np.hstack([present * (p.argmax(axis=1) == y)[:, None], present])
 
 
+def _hits_and_seen(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Per class: rows of it that were found, and rows of it plus rows that were called it."""
+    true, called = np.eye(p.shape[1])[y], np.eye(p.shape[1])[p.argmax(axis=1)]
+    return np.hstack([true * called, true + called])
+
+
 def _positive_hits(y: np.ndarray, p: np.ndarray) -> np.ndarray:
     predicted = p.argmax(axis=1) == 1
     return np.column_stack([predicted & (y == 1), predicted, y == 1])
@@ -285,10 +351,16 @@ _CLASSIFICATION: dict[str, _Builder] = {
     "balanced_accuracy": lambda y, p: _row_sums(_class_hits(y, p), _balanced_accuracy),
     "f1": lambda y, p: _row_sums(_positive_hits(y, p), _f1_binary),
     "neg_brier_score": lambda y, p: _row_sums(np.square(p[:, 1] - (y == 1)), _negative_mean),
+    "average_precision": lambda y, p: _RankedPrecision.of(y, p[:, 1]),
+    "f1_macro": lambda y, p: _row_sums(_hits_and_seen(y, p), _f1_macro),
+    "roc_auc_ovr": lambda y, p: _MeanOf(
+        tuple(_RankedAuc.of((y == k).astype(np.int64), p[:, k]) for k in range(p.shape[1]))
+    ),
 }
 _REGRESSION: dict[str, _Builder] = {
     "neg_mean_squared_error": lambda y, p: _row_sums(np.square(y - p), _negative_mean),
     "neg_root_mean_squared_error": lambda y, p: _row_sums(np.square(y - p), _negative_root),
     "neg_mean_absolute_error": lambda y, p: _row_sums(np.abs(y - p), _negative_mean),
+    "neg_median_absolute_error": lambda y, p: _NegativeMedian.of(np.abs(y - p)),
     "r2": lambda y, p: _row_sums(np.column_stack([np.square(y - p), y - y.mean(), np.square(y - y.mean())]), _r2),
 }

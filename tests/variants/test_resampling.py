@@ -29,7 +29,7 @@ def numbers_sample(n_rows: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 COUNTED = [
     *((Task.BINARY, name) for name in resampling._CLASSIFICATION),
-    *((Task.MULTICLASS, name) for name in ("neg_log_loss", "accuracy", "balanced_accuracy")),
+    *((Task.MULTICLASS, name) for name in ("neg_log_loss", "accuracy", "balanced_accuracy", "f1_macro", "roc_auc_ovr")),
     *((Task.REGRESSION, name) for name in resampling._REGRESSION),
 ]
 
@@ -66,7 +66,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.82 <= np.mean(covered) <= 0.97
 
 
-@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+@pytest.mark.parametrize("name", ["roc_auc", "matthews_corrcoef"])
 def test_same_seed_same_interval(name):
     y, p = classes_sample(150, 2)
     metric = Metric.of(name, Task.BINARY)
@@ -102,7 +102,7 @@ def test_margin_is_part_of_the_probability():
     assert paired_bootstrap(metric, y, candidate, baseline, seed=0, margin=20).probability == 0
 
 
-@pytest.mark.parametrize("name", ["roc_auc", "average_precision"])
+@pytest.mark.parametrize("name", ["roc_auc", "average_precision", "matthews_corrcoef"])
 def test_resamples_of_one_class_are_left_out(name):
     y = np.zeros(20, dtype=np.int64)
     y[0] = 1
@@ -118,9 +118,11 @@ def test_resamples_of_one_class_are_left_out(name):
     ("task", "name", "least"),
     [
         (Task.BINARY, "roc_auc", 1000),
-        (Task.BINARY, "average_precision", MIN_RESAMPLES),
+        (Task.BINARY, "average_precision", 1000),
+        (Task.BINARY, "matthews_corrcoef", MIN_RESAMPLES),
         (Task.MULTICLASS, "neg_log_loss", 1000),
-        (Task.MULTICLASS, "roc_auc_ovr", MIN_RESAMPLES),
+        (Task.MULTICLASS, "roc_auc_ovr", 1000),
+        (Task.MULTICLASS, "roc_auc_ovo", MIN_RESAMPLES),
         (Task.REGRESSION, "neg_root_mean_squared_error", 1000),
     ],
     ids=str,
@@ -132,3 +134,9 @@ def test_five_thousand_rows_take_about_two_seconds_at_most(task, name, least):
     start = time.process_time()
     assert paired_bootstrap(metric, y, p, other, seed=0).n_resamples == least
     assert time.process_time() - start < 4
+
+
+def test_many_classes_get_fewer_resamples_of_a_score_for_each_class():
+    y, p = classes_sample(2000, 100)
+    interval = resampling._resampled(Metric.of("roc_auc_ovr", Task.MULTICLASS), y, [p], seed=0, n=1000)
+    assert len(interval[0]) == MIN_RESAMPLES

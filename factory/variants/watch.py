@@ -1,0 +1,123 @@
+"""Overfit watch: what a search believed, what the gate saw, and where a training went past its best.
+
+The rows of the gate chose nothing: neither a trial's rounds, nor the blend, nor
+its calibration.  So their score is the honest one (nested evaluation; Cawley
+and Talbot, 2010, "On over-fitting in model selection"), and its distance from
+the score that the search chose by tells how much of that was luck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from factory.search.metric import Metric
+from factory.spec import CurvePoint, Document, Trial
+from factory.variants.resampling import Interval
+
+Z = 1.96
+"""Two-sided 95 %."""
+_LEAST_POINTS = 12
+_NOISES = 3.0
+"""Rise of a validation loss, in deviations of its steps, that is no noise any more."""
+_LEAST_RISE = 0.02
+"""The same as a share of what the training had gained before."""
+
+
+class Watch(Document):
+    """One thing that was looked at.
+
+    Attributes:
+        kind: ``selection``: the search's score against the gate's; ``gap``: training rows against the gate's;
+            ``curve``: a member's learning curve.
+        flagged: Whether a person should look.
+        sentence: What was seen, with its numbers.
+    """
+
+    kind: Literal["selection", "gap", "curve"]
+    flagged: bool
+    sentence: str
+
+
+def watch_selection(metric: Metric, chosen: float, judged: Interval, *, n_chosen: int, n_judged: int) -> Watch:
+    """Compare the score by which the search chose its blend with the score on the gate's rows.
+
+    Args:
+        metric: What was optimized.
+        chosen: Score of the blend on the rows that it was chosen on.
+        judged: Score on the gate's rows, with its 95 % interval.
+        n_chosen: Rows behind ``chosen``.
+        n_judged: Rows behind ``judged``.
+    """
+    deviation = (judged.high - judged.low) / (2 * Z)
+    spread = Z * deviation * float(np.sqrt(1 + n_judged / max(n_chosen, 1)))
+    ends = sorted((chosen - spread, chosen + spread), key=abs)
+    outside = abs(judged.value - chosen) > spread
+    numbers = (
+        f"The blend was chosen by {metric.label} {metric.display(chosen)} on {n_chosen:,} validation rows; on the "
+        f"{n_judged:,} rows that chose nothing it is {metric.display(judged.value)}. Between "
+        f"{metric.display(ends[0])} and {metric.display(ends[1])} would be chance"
+    )
+    if not outside:
+        verdict = ", so both agree."
+    elif judged.value < chosen:
+        verdict = ": the search's score was too good, by its choosing among many or since these rows differ."
+    else:
+        verdict = ": these rows are easier than those of the search."
+    return Watch(kind="selection", flagged=outside, sentence=numbers + verdict)
+
+
+def watch_gap(metric: Metric, trained: float, chosen: float, judged: Interval) -> Watch:
+    """Tell the blend's scores on the rows it learned from, on validation rows and on the gate's rows."""
+    sentence = (
+        f"The variant reaches {metric.label} {metric.display(trained)} on rows that it learned from, "
+        f"{metric.display(chosen)} on validation rows and {metric.display(judged.value)} on the gate's rows."
+    )
+    return Watch(kind="gap", flagged=False, sentence=sentence)
+
+
+def watch_curves(trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tuple[Watch, ...]:
+    """Return the members whose validation loss rose again while the training loss fell, the heaviest first."""
+    members = sorted((t for t in trials if weights.get(t.number)), key=lambda t: -weights[t.number])
+    found = []
+    for trial in members:
+        if (turn := turning_point(trial.curve)) is not None:
+            best, last = turn
+            found.append(
+                Watch(
+                    kind="curve",
+                    flagged=True,
+                    sentence=(
+                        f"{trial.family} (trial {trial.number}) learned by heart after step {best.step}: until step "
+                        f"{last.step} its training loss fell from {best.train:.4g} to {last.train:.4g}, while its "
+                        f"validation loss rose from {best.validation:.4g} to {last.validation:.4g}. The variant uses "
+                        "the model of the lowest validation loss."
+                    ),
+                )
+            )
+    return tuple(found)
+
+
+def turning_point(curve: Sequence[CurvePoint]) -> tuple[CurvePoint, CurvePoint] | None:
+    """Return the best and the last point of a curve whose gap grew beyond noise after its best, else None.
+
+    Both losses have to say so: the training loss fell on, the validation loss rose by more than the noise of its own
+    steps. A gap that grows while the validation loss stays level is what boosting does, and no harm.
+    """
+    known = [p for p in curve if p.train is not None and p.validation is not None]
+    if len(known) < _LEAST_POINTS:
+        return None
+    held = np.array([p.validation for p in known], dtype=np.float64)
+    best, end = int(held.argmin()), max(3, len(known) // 10)
+    after = held[best + 1 :]
+    if len(after) < end or not np.isfinite(held).all():
+        return None
+    steps = np.diff(held[max(0, best - len(after)) :])
+    noise = 1.4826 * float(np.median(np.abs(steps - np.median(steps))))
+    rise = float(after[-end:].mean()) - held[best]
+    gained = held[0] - held[best]
+    first, last = known[best], known[-1]
+    fell = (last.train or 0.0) < (first.train or 0.0)
+    return (first, last) if fell and rise > max(_NOISES * noise, _LEAST_RISE * gained) else None
