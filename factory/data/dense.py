@@ -15,12 +15,15 @@ from factory.data.preparation import Table
 
 _CLIP = 8.0
 """Standard deviations beyond which a value is cut: keeps one wild value from steering a linear model or a network."""
+_HEAVY_TAILED = 20.0
+"""Kurtosis above which a column is bent before it is standardized; a normal distribution has 3, an exponential 9."""
 
 
 class DenseEncoder:
     """Imputes, scales and encodes; fitted on training rows.
 
-    Numeric columns: median imputation, standardization, clipping at 8 standard deviations, and a column that says
+    Numeric columns: median imputation, an inverse hyperbolic sine around the median where the tails are heavy
+    (Burbidge, Magee and Robb 1988), standardization, clipping at 8 standard deviations, and a column that says
     "was missing" for each that had missing values in training. Categorical columns: one-hot up to
     ``one_hot_max_levels`` levels (an unseen level is all zeros), log frequency and scaled rank by frequency above.
     """
@@ -29,6 +32,9 @@ class DenseEncoder:
         self._arrays = dict(arrays)
         self._median = arrays["median"]
         self._mean, self._scale, self._clip = arrays["mean"], arrays["scale"], float(arrays["clip"])
+        # Encoders stored before heavy tails were bent have neither array.
+        self._bent = arrays.get("bent", np.zeros(0, dtype=np.int64))
+        self._width = arrays.get("width", np.zeros(0, dtype=np.float32))
         self._indicated = arrays["indicated"]
         self._one_hot, self._offsets, self._first = arrays["one_hot"], arrays["offsets"], arrays["first"]
         self._many, self._starts, self._values = arrays["many"], arrays["starts"], arrays["values"]
@@ -46,13 +52,16 @@ class DenseEncoder:
 
         Args:
             table: Training rows.
-            scale: Standardize and clip; False leaves numbers as they are, which is what trees want.
+            scale: Bend heavy tails, standardize and clip; False leaves numbers as they are, which is what trees want.
             one_hot_max_levels: Most levels of a column that is one-hot encoded.
         """
         missing = np.isnan(table.numeric)
         median = _median(table.numeric, missing)
         filled = np.where(missing, median, table.numeric).astype(np.float64)
         n_numeric = filled.shape[1]
+        bent = _heavy_tailed(filled) if scale and len(filled) else np.zeros(0, dtype=np.int64)
+        width = _widths(filled[:, bent], median[bent])
+        filled[:, bent] = np.arcsinh((filled[:, bent] - median[bent]) / width)
         mean = filled.mean(axis=0) if scale and len(filled) else np.zeros(n_numeric)
         spread = filled.std(axis=0) if scale and len(filled) else np.ones(n_numeric)
         spread[spread <= 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0
@@ -68,6 +77,8 @@ class DenseEncoder:
         return cls(
             {
                 "median": median,
+                "bent": bent,
+                "width": width,
                 "mean": mean.astype(np.float32),
                 "scale": spread.astype(np.float32),
                 "clip": np.array(_CLIP if scale else np.inf, dtype=np.float32),
@@ -88,6 +99,8 @@ class DenseEncoder:
         out = np.zeros((n_rows, self.n_columns), dtype=np.float32)
         missing = np.isnan(table.numeric)
         block = np.where(missing, self._median, table.numeric)
+        if len(self._bent):
+            block[:, self._bent] = np.arcsinh((block[:, self._bent] - self._median[self._bent]) / self._width)
         block -= self._mean
         block /= self._scale
         if np.isfinite(self._clip):
@@ -117,6 +130,23 @@ def _median(numeric: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """Median of the known values of each column, 0 where none is known, float32 (n_numeric,)."""
     known = [numeric[~missing[:, j], j] for j in range(numeric.shape[1])]
     return np.array([np.median(values) if len(values) else 0.0 for values in known], dtype=np.float32)
+
+
+def _heavy_tailed(filled: np.ndarray) -> np.ndarray:
+    """Return the positions of columns of large kurtosis, int64 (n_bent,), of float64 (n_rows, n_numeric)."""
+    centred = filled - filled.mean(axis=0)
+    variance = np.square(centred).mean(axis=0)
+    fourth = np.square(np.square(centred)).mean(axis=0)
+    return np.flatnonzero(fourth > _HEAVY_TAILED * np.maximum(np.square(variance), 1e-300))
+
+
+def _widths(heavy: np.ndarray, median: np.ndarray) -> np.ndarray:
+    """Return half the interquartile range of each column, float32; where that is 0, a median distance."""
+    widths = []
+    for values, centre in zip(heavy.T, median, strict=True):
+        half = float(np.subtract(*np.quantile(values, [0.75, 0.25]))) / 2
+        widths.append(half or float(np.median(np.abs(values[values != centre] - centre))))
+    return np.array(widths, dtype=np.float32)
 
 
 def _frequency_encoding(codes: np.ndarray, n_levels: int, *, scale: bool) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 
 from factory.data.crosses import Cross, CrossedColumns
 from factory.data.dataset import Dataset
-from factory.data.preparation import Preparation
+from factory.data.preparation import Preparation, Table
 from factory.families.base import Deadline, FitContext, Model, Sample, Shape
 from factory.search.metric import Metric
 from factory.search.plan import family
@@ -38,6 +38,12 @@ MOST_ROWS = 8_000
 """Training rows of a quick fit."""
 MOST_CELLS = 400_000
 """Rows times columns of a quick fit; wider tables are probed on fewer rows."""
+FEWEST_ROWS = 500
+"""Training rows of a quick fit on a table however wide, if it has so many."""
+MOST_COLUMNS = 50
+"""Columns of a quick fit, those of the largest gain in a first, coarse one."""
+WIDEST = 5_000
+"""Columns beyond which not even a coarse fit is quick."""
 MOST_CROSSED = 10
 """Numeric columns whose pairs are tried, those of the largest gain (45 pairs, 90 candidates)."""
 KEPT_CROSSES = 14
@@ -48,13 +54,14 @@ SKEWED = 1.0
 """Skewness above which another target scale is tried."""
 HEAVY_TAILED = 30.0
 """Kurtosis of the target above which a quick fit is too noisy to refuse crosses, which help there as a rule."""
-ROUNDS = 60
-"""Rounds of a quick fit."""
+ROUNDS = 120
+"""Rounds of a quick fit that is scored; with 60, crosses and bent targets looked worse than they are on long fits.
+A round of K classes is K trees: 240/K rounds from three classes on, but no fewer than what ranks columns.
+"""
+SELECTION_ROUNDS = 40
+"""Rounds of a quick fit that only ranks columns by gain."""
 MOST_CLASSES = 20
 """Classes beyond which there are too few rows of each for a quick fit."""
-
-_WIDER = 6
-"""Times that a fit with all candidates may take the time of a fit without."""
 
 _BENT: tuple[TargetScale, ...] = ("sqrt", "log")
 _QUICK: Parameters = {
@@ -68,6 +75,8 @@ _QUICK: Parameters = {
     "cat_smooth": 10.0,
     "extra_trees": False,
 }
+_COARSE: Parameters = {**_QUICK, "learning_rate": 0.3, "num_leaves": 4, "feature_fraction": 1.0}
+_COARSE_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ class _Probe:
     Attributes:
         draws: Rows to learn from; the second differs from the first where there are enough.
         judged: Rows that score.
+        circular: Calendar parts, whose values are places on a circle and not amounts; products of them say nothing.
         longest_s: Seconds of the longest fit so far.
         known: Losses that were already found.
     """
@@ -131,18 +141,19 @@ class _Probe:
     deadline: Deadline
     draws: tuple[Sample, ...]
     judged: Sample
+    circular: frozenset[str]
     longest_s: float = 0.0
-    known: dict[tuple[tuple[Cross, ...], TargetScale], float] = field(default_factory=dict)
+    known: dict[tuple[tuple[Cross, ...], TargetScale], np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: Dataset, split: Split, metric: Metric, *, seed: int, deadline: Deadline) -> _Probe | None:
         """Return a probe, or None where quick fits cannot say anything."""
         types = {c: t for c, t in dataset.types.items() if t not in (ColumnType.TEXT, ColumnType.IDENTIFIER)}
         n_classes = len(dataset.classes)
-        if len(split.train) < LEAST_ROWS or not types or n_classes > MOST_CLASSES:
+        if len(split.train) < LEAST_ROWS or not 0 < len(types) <= WIDEST or n_classes > MOST_CLASSES:
             return None
         width = len(types) * max(n_classes if n_classes > 2 else 1, 1)
-        most = min(max(MOST_CELLS // width, 2 * LEAST_ROWS), MOST_ROWS)
+        most = min(max(MOST_CELLS // width, FEWEST_ROWS), MOST_ROWS)
         pool = np.random.default_rng(seed).permutation(split.train)
         n_judged = min(len(pool) // 4, most // 2)
         drawn = [pool[n_judged:][:most], pool[n_judged:][-most:]]
@@ -156,7 +167,22 @@ class _Probe:
             return None
         draws = tuple(Sample(preparation.transform(frame.iloc[rows]), y[rows]) for rows in drawn)
         held_out = Sample(preparation.transform(frame.iloc[judged]), y[judged])
-        return cls(metric, n_classes, seed, deadline, draws, held_out)
+        dates = tuple(f"{c}:" for c, t in types.items() if t is ColumnType.DATETIME)
+        names = draws[0].table.numeric_names
+        circular = frozenset(n for n in names if dates and n.startswith(dates) and not n.endswith(":days"))
+        probe = cls(metric, n_classes, seed, deadline, draws, held_out, circular)
+        if draws[0].table.n_columns > MOST_COLUMNS and probe._in_time(1):
+            probe._narrow()
+        return probe
+
+    def _narrow(self) -> None:
+        """Keep the columns that a coarse fit gains most from."""
+        gains = self._fit(self.draws[0], "raw", rounds=_COARSE_ROUNDS, parameters=_COARSE).gains()
+        if gains is None:
+            return
+        kept = np.sort(np.argsort(-gains, kind="stable")[:MOST_COLUMNS])
+        self.draws = tuple(_with_columns(draw, kept) for draw in self.draws)
+        self.judged = _with_columns(self.judged, kept)
 
     def target_scale(self) -> TargetScale:
         """Return the scale of the least loss; ``raw`` where the target is not skewed, or may be negative."""
@@ -167,36 +193,34 @@ class _Probe:
         least = self._loss((), "raw")
         for scale in _BENT:
             loss = self._loss((), scale)
-            if loss < ACCEPTED * least:
+            if loss[0] < ACCEPTED * least[0]:
                 best, least = scale, loss
         return best
 
     def crosses(self, target_scale: TargetScale) -> tuple[Cross, ...]:
         """Return the crosses of the largest gain, none where they do not lower the loss."""
         candidates = self._candidates(target_scale)
-        if not candidates or not self._in_time(_WIDER):
+        if not candidates or not self._in_time(len(self.draws)):
             return ()
         first = self.draws[0]
         n_plain = len(first.table.numeric_names)
-        gains = self._fit(_crossed(first, candidates), target_scale).gains()
-        if gains is None:
-            return ()
+        gains = self._gains(_crossed(first, candidates), target_scale)
         gains = gains[n_plain : n_plain + len(candidates)]
         order = np.argsort(-gains, kind="stable")[:KEPT_CROSSES]
         chosen = tuple(candidates[i] for i in order if gains[i] > 0)
         if _standard_moment(first.y, 4) > HEAVY_TAILED and self.metric.task is Task.REGRESSION:
             return chosen
-        helped = self._loss(chosen, target_scale) < ACCEPTED * self._loss((), target_scale)
-        return chosen if helped else ()
+        # An AUC of few positives is noisy; where crosses truly help, the log-loss falls, too.
+        loss, reference = self._loss(chosen, target_scale), self._loss((), target_scale)
+        return chosen if loss[0] < ACCEPTED * reference[0] and loss[1] < reference[1] else ()
 
     def _candidates(self, target_scale: TargetScale) -> tuple[Cross, ...]:
         """Return product and ratio of every pair of numeric columns, of those of the largest gain where many."""
         table = self.draws[0].table
-        usable = [j for j, column in enumerate(table.numeric.T) if len(np.unique(column[~np.isnan(column)])) > 2]
+        usable = [j for j, name in enumerate(table.numeric_names) if name not in self.circular]
+        usable = [j for j in usable if len(np.unique(table.numeric[~np.isnan(table.numeric[:, j]), j])) > 2]
         if len(usable) > MOST_CROSSED:
-            gains = self._fit(self.draws[0], target_scale).gains()
-            if gains is None:
-                return ()
+            gains = self._gains(self.draws[0], target_scale)
             usable = sorted(sorted(usable, key=lambda j: -gains[j])[:MOST_CROSSED])
         zeros = (table.numeric == 0).mean(axis=0)
         crosses = []
@@ -206,25 +230,49 @@ class _Probe:
             crosses.append(Cross(kind="ratio", left=table.numeric_names[over], right=table.numeric_names[under]))
         return tuple(crosses)
 
-    def _loss(self, crosses: tuple[Cross, ...], target_scale: TargetScale) -> float:
-        """Return the mean loss over the draws; NaN, which is never less than another, where time does not suffice."""
+    def _loss(self, crosses: tuple[Cross, ...], target_scale: TargetScale) -> np.ndarray:
+        """Return the mean losses over the draws, float64 (2,); NaN where time does not suffice.
+
+        NaN is never less than another loss, so that what is not known is not chosen.
+        """
         key = (crosses, target_scale)
         if key not in self.known:
             if not self._in_time(len(self.draws)):
-                return float("nan")
+                return np.full(2, np.nan)
             judged = _crossed(self.judged, crosses)
             models = [self._fit(_crossed(draw, crosses), target_scale) for draw in self.draws]
-            scores = [self.metric.score(judged.y, model.predict(judged.table)) for model in models]
-            best = 0.0 if self.metric.name.startswith("neg_") else 1.0
-            self.known[key] = float(np.mean([best - score for score in scores]))
+            answers = [model.predict(judged.table) for model in models]
+            losses = [self._losses(judged.y, answer) for answer in answers]
+            self.known[key] = np.mean(losses, axis=0)
         return self.known[key]
 
-    def _fit(self, train: Sample, target_scale: TargetScale) -> Model:
+    def _losses(self, y: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
+        """Return the metric as a loss, and the log-loss of classes beside it."""
+        best = 0.0 if self.metric.name.startswith("neg_") else 1.0
+        loss = best - self.metric.score(y, answer)
+        if self.metric.task is Task.REGRESSION:
+            return loss, loss
+        return loss, -Metric("neg_log_loss", self.metric.task).score(y, answer)
+
+    def _gains(self, train: Sample, target_scale: TargetScale) -> np.ndarray:
+        gains = self._fit(train, target_scale, rounds=SELECTION_ROUNDS).gains()
+        return gains if gains is not None else np.zeros(train.table.n_columns)
+
+    def _fit(
+        self,
+        train: Sample,
+        target_scale: TargetScale,
+        *,
+        rounds: int | None = None,
+        parameters: Parameters = _QUICK,
+    ) -> Model:
         lightgbm, task = family("lightgbm"), self.metric.task
         start = time.perf_counter()
-        context = FitContext(task, self.n_classes, seed=self.seed, rounds=ROUNDS, target_scale=target_scale)
+        if rounds is None:
+            rounds = max(2 * ROUNDS // self.n_classes, SELECTION_ROUNDS) if self.n_classes > 2 else ROUNDS
+        context = FitContext(task, self.n_classes, seed=self.seed, rounds=rounds, target_scale=target_scale)
         first_bet = lightgbm.portfolio(task, shape=Shape(n_rows=len(train), n_classes=self.n_classes))[0]
-        parameters = {**first_bet.parameters, **_QUICK}
+        parameters = {**first_bet.parameters, **parameters}
         model = lightgbm.fit(train, validation=None, parameters=parameters, context=context)
         self.longest_s = max(self.longest_s, time.perf_counter() - start)
         return model
@@ -232,6 +280,21 @@ class _Probe:
     def _in_time(self, n_fits: int) -> bool:
         """Whether so many fits can be afforded; before the first one is known, whether there is any time."""
         return self.deadline.left_s > n_fits * self.longest_s
+
+
+def _with_columns(sample: Sample, kept: np.ndarray) -> Sample:
+    """Return the rows with some of the columns; positions count numeric columns, then categorical ones."""
+    table = sample.table
+    n_numeric = len(table.numeric_names)
+    numbers, levels = kept[kept < n_numeric], kept[kept >= n_numeric] - n_numeric
+    narrow = Table(
+        table.numeric[:, numbers],
+        table.codes[:, levels],
+        tuple(table.levels[j] for j in levels),
+        tuple(table.numeric_names[j] for j in numbers),
+        tuple(table.categorical_names[j] for j in levels),
+    )
+    return replace(sample, table=narrow)
 
 
 def _crossed(sample: Sample, crosses: Sequence[Cross]) -> Sample:

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from factory.data.crosses import Cross
+from factory.data.dataset import Dataset, from_frame
+from factory.families.base import Deadline
+from factory.search.metric import Metric
+from factory.search.probe import KEPT_CROSSES, Representation, represent
+from factory.search.splits import Split
+from factory.spec import FileDataset, Task
+
+RMSE = Metric("neg_root_mean_squared_error", Task.REGRESSION)
+AUC = Metric("roc_auc", Task.BINARY)
+NEUTRAL = Representation()
+
+
+def dataset(columns: dict[str, object]) -> Dataset:
+    return from_frame(pd.DataFrame(columns), FileDataset(path="in memory", target="y"))
+
+
+def fold(data: Dataset) -> Split:
+    rows = np.arange(len(data))
+    return Split(rows[rows % 8 != 0], rows[rows % 8 == 0])
+
+
+def probed(data: Dataset, metric: Metric, *, seconds: float = 60) -> Representation:
+    return represent(data, fold(data), metric, seed=0, deadline=Deadline.after(seconds))
+
+
+def numbers(n: int = 2_500) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.uniform(0.2, 5, n) for name in ("a", "b", "c", "d")}
+
+
+def test_a_ratio_that_makes_the_target_is_found() -> None:
+    x = numbers()
+    found = probed(dataset({**x, "y": x["a"] / x["b"] - x["c"] * x["d"]}), RMSE)
+    assert {Cross(kind="ratio", left="a", right="b"), Cross(kind="product", left="c", right="d")} <= set(found.crosses)
+    assert len(found.crosses) <= KEPT_CROSSES
+    assert found.target_scale == "raw", "the target may be negative"
+
+
+def test_no_crosses_where_columns_only_add_up() -> None:
+    x = numbers()
+    noise = np.random.default_rng(1).normal(size=2_500)
+    assert probed(dataset({**x, "y": x["a"] + np.sin(4 * x["b"]) + noise}), RMSE) == NEUTRAL
+
+
+def test_a_target_of_factors_is_learned_on_the_logarithm() -> None:
+    x = numbers()
+    noise = np.exp(np.random.default_rng(1).normal(0, 0.05, 2_500))
+    y = 100 * np.exp(x["a"] * np.sin(x["b"]) / 2 + x["c"] / 2) * noise
+    relative = Metric("neg_mean_absolute_error", Task.REGRESSION)
+    assert probed(dataset({**x, "y": y}), relative).target_scale == "log"
+
+
+def test_heavy_tails_get_crosses_unasked() -> None:
+    x = numbers()
+    y = np.random.default_rng(1).standard_t(1.5, 2_500)
+    assert len(probed(dataset({**x, "y": y}), RMSE).crosses) > 0
+
+
+def test_same_seed_same_answer_and_json_keeps_it(tmp_path: Path) -> None:
+    x = numbers()
+    data = dataset({**x, "y": np.where(x["a"] * x["b"] > 5, "yes", "no")})
+    first, again = probed(data, AUC), probed(data, AUC)
+    assert first == again
+    assert first.crosses
+    first.save(tmp_path)
+    assert Representation.load(tmp_path) == first
+
+
+def prose(n: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(["red", "green", "blue", "grey"], 8)) + f" {i}" for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"t": prose(200), "y": [0.5, 1.5, 7.25, 9.0] * 50},
+        {"c": ["u", "v", "w", "v"] * 50, "y": np.linspace(0, 1, 200)},
+        {"a": np.arange(40.0), "y": np.arange(40.0) ** 2},
+        {"a": [1.0] * 199 + [2.0], "b": [None] * 200, "y": np.linspace(0, 1, 200)},
+    ],
+    ids=["text only", "levels only", "forty rows", "nothing varies"],
+)
+def test_neutral_where_there_is_nothing_to_probe(columns: dict[str, object]) -> None:
+    assert probed(dataset(columns), RMSE) == NEUTRAL
+
+
+def test_one_class_on_a_side_is_neutral() -> None:
+    data = dataset({**numbers(200), "y": np.repeat(["no", "yes"], [150, 50])})
+    rows = np.arange(200)
+    split = Split(rows[:150], rows[150:])
+    assert represent(data, split, AUC, seed=0, deadline=Deadline.after(60)) == NEUTRAL
+
+
+def test_two_hundred_classes_are_neutral() -> None:
+    data = dataset({**numbers(1_000), "y": [f"k{i % 200}" for i in range(1_000)]})
+    assert probed(data, Metric("neg_log_loss", Task.MULTICLASS)) == NEUTRAL
+
+
+def test_without_time_it_is_neutral_at_once() -> None:
+    x = numbers()
+    assert probed(dataset({**x, "y": x["a"] * x["b"]}), RMSE, seconds=-1) == NEUTRAL
+
+
+def test_a_wide_table_costs_no_more() -> None:
+    rng = np.random.default_rng(0)
+    wide = {f"x{i}": rng.normal(size=1_500) for i in range(600)}
+    data = dataset({**wide, "y": np.exp(wide["x0"] * wide["x1"])})
+    start = time.perf_counter()
+    probed(data, RMSE)
+    assert time.perf_counter() - start < 8
