@@ -54,7 +54,7 @@ def save(name: str, rows: Sequence[Row], *, columns: Mapping[str, str], note: st
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([f"python -m bench.{name}", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": hardware(),
         "versions": {"python": platform.python_version()} | {p: v for p in _PACKAGES if (v := _version(p))},
         "rows": list(rows),
@@ -80,7 +80,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, marked where the sources differ from it."""
 
     def git(*arguments: str) -> str:
