@@ -1,4 +1,4 @@
-"""What the boosters share: one feature matrix, one way to stop, one frame of a fit.
+"""What the boosters share: one way to see a table, one way to stop, one frame of a fit, one model.
 
 LightGBM, XGBoost and CatBoost have early stopping of their own, but each loses
 something when a deadline cuts in (LightGBM then returns the last round, not the
@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from factory.data.preparation import Table
+from factory.families._encoding import Inputs
 from factory.families._head import Head
 from factory.families.base import Family, FitContext, Model, Sample
-from factory.space import Parameters
+from factory.space import ChoiceDimension, Parameters, Space
 from factory.spec import CurvePoint
 
 PROBED_ROUNDS = 10
@@ -28,13 +32,12 @@ HIGHEST_RATE = 0.3
 """A raised learning rate stays below this; beyond it boosting gets coarse (default of XGBoost)."""
 LONGEST_PATIENCE = 300
 """Rounds without gain on tables up to 10,000 rows, fewer on larger ones (AutoGluon 1.6)."""
-
-
-def matrix(table: Table) -> np.ndarray:
-    """Return numeric columns, then codes, as one float32 array (n_rows, n_columns); NaN is missing, code 0 stays 0."""
-    if not table.categorical_names:
-        return np.ascontiguousarray(table.numeric)
-    return np.concatenate([table.numeric, table.codes], axis=1, dtype=np.float32, casting="same_kind")
+INPUTS: Parameters = {"crosses": True, "categoricals": "native"}
+"""Parameters of every booster that say how it sees a table; the framework is not given them."""
+INPUT_SPACE: Space = {
+    "crosses": ChoiceDimension(choices=(True, False)),
+    "categoricals": ChoiceDimension(choices=("native", "target")),
+}
 
 
 class Progress:
@@ -104,32 +107,127 @@ class Progress:
         return raised if raised > 1.1 * self._learning_rate else None
 
 
+class BoosterModel(Model):
+    """A booster cut at its best round, between the inputs that its trees see and the head that reads them.
+
+    Args:
+        booster: The framework's own booster.
+        head: The end of the model, with the rounds.
+        inputs: What the trees see of a table.
+    """
+
+    def __init__(self, booster: Any, head: Head, inputs: Inputs) -> None:
+        self.booster = booster
+        self.head = head
+        self.inputs = inputs
+        self.rounds = head.rounds
+
+    def predict(self, table: Table) -> np.ndarray:
+        """Return probabilities or predictions; see :class:`~factory.families.base.Model`."""
+        return self.head.decode(self._answer(self.inputs.of(table)))
+
+    def save(self, folder: Path) -> None:
+        """Write the booster in its own format, the head as JSON, and inputs, where there are any, as npz."""
+        self._write(folder)
+        self.head.save(folder)
+        self.inputs.save(folder)
+
+    @abstractmethod
+    def _answer(self, table: Table) -> np.ndarray:
+        """Return what :meth:`Head.decode` takes, of a table as the trees see it."""
+
+    @abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Write the booster."""
+
+
 class BoostingFamily(Family):
     """A family trained in rounds, each shrunk by the parameter ``learning_rate``."""
 
     iterative: ClassVar[bool] = True
+    weighted: ClassVar[bool] = True
+    model: ClassVar[type[BoosterModel]]
+    """Its model, made of a booster, a head and inputs."""
 
     def fit(self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext) -> Model:
         """Boost; where ten rounds show that the deadline is too near, start again once with a higher learning rate."""
-        asked = float(parameters["learning_rate"] or HIGHEST_RATE)
+        head = Head.of(train.y, context)
+        inputs, seen = Inputs.fit(
+            replace(train, y=head.encode(train.y)),
+            crosses=parameters.get("crosses") is not False,
+            encodes=parameters.get("categoricals") == "target",
+            n_classes=context.n_classes,
+            seed=context.seed,
+        )
+        return self._rounds(seen, validation, parameters=parameters, context=context, head=head, inputs=inputs)
 
-        def start(rate: float, *, may_raise: bool) -> tuple[Model, Progress]:
-            validated = validation is not None
+    def resume(
+        self, model: Model, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext
+    ) -> Model | None:
+        """Boost on from the model's answers to the new rows; its inputs and its head stay as they are."""
+        if not isinstance(model, self.model) or not self._resumable(model.booster):
+            return None
+        seen = replace(train, table=model.inputs.of(train.table), y=model.head.encode(train.y))
+        return self._rounds(
+            seen,
+            validation,
+            parameters=parameters,
+            context=context,
+            head=model.head,
+            inputs=model.inputs,
+            before=model.booster,
+        )
+
+    def merge(self, models: Sequence[Model]) -> Model | None:
+        """Add up the models' trees, each weighted by its share and, in regression, by its own scale of the target."""
+        boosted = [m for m in models if isinstance(m, self.model)]
+        if len(boosted) < len(models) or not boosted:
+            return None
+        heads = [m.head for m in boosted]
+        alike = len({(h.task, h.n_classes, h.target_scale) for h in heads}) == 1
+        # Encoded columns differ from model to model, so that their trees do not fit one table.
+        if not alike or len({m.inputs.crosses for m in boosted}) > 1 or any(m.inputs.encoding for m in boosted):
+            return None
+        head = Head.mean(heads)
+        booster = self._sum([m.booster for m in boosted], [h.scale / (head.scale * len(heads)) for h in heads])
+        return None if booster is None else self.model(booster, head, boosted[0].inputs)
+
+    def _rounds(
+        self,
+        train: Sample,
+        validation: Sample | None,
+        *,
+        parameters: Parameters,
+        context: FitContext,
+        head: Head,
+        inputs: Inputs,
+        before: Any = None,
+    ) -> BoosterModel:
+        """Boost on rows as the trees see them; with a raised learning rate where the deadline is too near."""
+        held_out = None
+        if validation is not None:
+            held_out = replace(validation, table=inputs.of(validation.table), y=head.encode(validation.y))
+        asked = float(parameters["learning_rate"] or HIGHEST_RATE)
+        own = {name: value for name, value in parameters.items() if name not in INPUTS}
+
+        def start(rate: float, *, may_raise: bool) -> tuple[BoosterModel, Progress]:
             progress = Progress(
-                context, learning_rate=rate, n_rows=len(train), validated=validated, may_raise=may_raise
+                context, learning_rate=rate, n_rows=len(train), validated=held_out is not None, may_raise=may_raise
             )
-            model = self._boost(
+            booster = self._boost(
                 train,
-                validation,
-                parameters={**parameters, "learning_rate": rate},
+                held_out,
+                parameters={**own, "learning_rate": rate},
                 context=context,
-                head=Head.of(train.y, context),
                 progress=progress,
+                before=before,
             )
+            earlier = head.rounds if before is not None else 0
+            model = self.model(booster, replace(head, rounds=earlier + progress.best), inputs)
             model.curve = tuple(progress.points)
             return model, progress
 
-        model, progress = start(asked, may_raise=True)
+        model, progress = start(asked, may_raise=context.raises_rate)
         if progress.raised_rate is not None:
             raised = progress.raised_rate
             model, _ = start(raised, may_raise=False)
@@ -144,7 +242,19 @@ class BoostingFamily(Family):
         *,
         parameters: Parameters,
         context: FitContext,
-        head: Head,
         progress: Progress,
-    ) -> Model:
-        """Train until ``progress`` says no; return the model of its best round, with ``rounds`` set."""
+        before: Any,
+    ) -> Any:
+        """Train until ``progress`` says no; return the booster, cut at the best round.
+
+        Tables are as the trees see them, targets as the head encodes them. With a booster ``before``, its trees come
+        first and the new ones learn what it leaves.
+        """
+
+    @abstractmethod
+    def _sum(self, boosters: list[Any], weights: list[float]) -> Any | None:
+        """Return one booster whose raw score is the weighted sum of these boosters' scores; None where it cannot."""
+
+    def _resumable(self, booster: Any) -> bool:  # noqa: ARG002 - most boosters can
+        """Whether new trees can be put behind those of a booster."""
+        return True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from factory.data.preparation import Table
-from factory.families._boosting import matrix
 from factory.families._head import Head
 from factory.families.base import Family, FitContext, Model, Sample
 from factory.space import FloatDimension, IntDimension, Parameters, Space
@@ -83,6 +83,26 @@ class Nodes:
             values=np.concatenate([tree.value[tree.feature < 0, 0, outputs] for tree in trees]).astype(np.float32),
         )
 
+    @classmethod
+    def joined(cls, forests: Sequence[Nodes], weights: Sequence[float]) -> Nodes:
+        """Return one forest whose answer is the weighted sum of the forests' answers."""
+        n_trees = sum(len(forest.roots) for forest in forests)
+        roots, right, values, first_node, first_leaf = [], [], [], 0, 0
+        for forest, weight in zip(forests, weights, strict=True):
+            roots.append(forest.roots + first_node)
+            right.append(forest.right + np.where(forest.feature < 0, first_leaf, first_node))
+            values.append(forest.values * (weight * n_trees / len(forest.roots)))
+            first_node += len(forest.feature)
+            first_leaf += len(forest.values)
+        return cls(
+            roots=np.concatenate(roots).astype(np.int32),
+            feature=np.concatenate([forest.feature for forest in forests]),
+            threshold=np.concatenate([forest.threshold for forest in forests]),
+            right=np.concatenate(right).astype(np.int32),
+            missing_left=np.concatenate([forest.missing_left for forest in forests]),
+            values=np.concatenate(values).astype(np.float32),
+        )
+
     def answer(self, X: np.ndarray) -> np.ndarray:
         """Return the mean of the trees' answers to float32 rows (n_rows, n_columns): float64 (n_rows, n_outputs)."""
         n_trees, n_outputs = len(self.roots), self.values.shape[1]
@@ -121,28 +141,29 @@ class ForestModel(Model):
     """
 
     def __init__(self, nodes: Nodes, seen: np.ndarray, head: Head) -> None:
-        self._nodes, self._seen, self._head = nodes, seen, head
+        self.nodes, self.seen, self.head = nodes, seen, head
 
     def predict(self, table: Table) -> np.ndarray:
-        answer = self._nodes.answer(matrix(table))
-        if self._head.task is Task.REGRESSION:
-            return self._head.decode(answer[:, 0])
-        if len(self._seen) == 2:
+        answer = self.nodes.answer(table.matrix)
+        if self.head.task is Task.REGRESSION:
+            return self.head.decode(answer[:, 0])
+        if len(self.seen) == 2:
             answer = np.concatenate([1 - answer, answer], axis=1)
-        shares = np.zeros((len(table), self._head.n_classes))
-        shares[:, self._seen] = answer
-        return self._head.decode(shares)
+        shares = np.zeros((len(table), self.head.n_classes))
+        shares[:, self.seen] = answer
+        return self.head.decode(shares)
 
     def save(self, folder: Path) -> None:
-        arrays = {f.name: getattr(self._nodes, f.name) for f in fields(self._nodes)}
-        np.savez(folder / FILE, seen=self._seen, allow_pickle=False, **arrays)
-        self._head.save(folder)
+        arrays = {f.name: getattr(self.nodes, f.name) for f in fields(self.nodes)}
+        np.savez(folder / FILE, seen=self.seen, allow_pickle=False, **arrays)
+        self.head.save(folder)
 
 
 class ForestFamily(Family):
     """A family of averaged trees."""
 
     framework: ClassVar[str] = "scikit-learn"
+    weighted: ClassVar[bool] = True
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
         return {
@@ -163,14 +184,14 @@ class ForestFamily(Family):
         head = Head.of(train.y, context)
         forest = self._estimator(parameters, n_rows=len(train), context=context)
         # scikit-learn's trees refuse read-only memory, which is what Ray hands over.
-        X, y = (np.require(a, requirements=["C", "W"]) for a in (matrix(train.table), head.encode(train.y)))
+        X, y = (np.require(a, requirements=["C", "W"]) for a in (train.table.matrix, head.encode(train.y)))
         wanted = int(parameters["trees"] or 100)
         most_nodes = 1e6 * MOST_MB / _node_bytes(head.n_classes)
         block, grown = context.threads, 0
         while True:
             began = time.perf_counter()
             # Growing in blocks gives the same forest as growing at once: warm_start goes on in the same random stream.
-            forest.set_params(n_estimators=min(grown + block, wanted)).fit(X, y)
+            forest.set_params(n_estimators=min(grown + block, wanted)).fit(X, y, sample_weight=train.weight)
             tree_s = (time.perf_counter() - began) / (forest.n_estimators - grown)
             grown = forest.n_estimators
             nodes = sum(tree.tree_.node_count for tree in forest.estimators_)
@@ -180,6 +201,19 @@ class ForestFamily(Family):
                 break
         seen = np.zeros(0, dtype=np.int64) if context.task is Task.REGRESSION else np.asarray(forest.classes_)
         return ForestModel(Nodes.of(forest.estimators_, outputs=slice(len(seen) == 2, None)), seen, head)
+
+    def merge(self, models: Sequence[Model]) -> Model | None:
+        """Put all trees into one forest, so that a row walks them at once."""
+        forests = [m for m in models if isinstance(m, ForestModel)]
+        if len(forests) < len(models) or not forests:
+            return None
+        heads, first = [m.head for m in forests], forests[0]
+        alike = len({(h.task, h.n_classes, h.target_scale) for h in heads}) == 1
+        if not alike or any(not np.array_equal(m.seen, first.seen) for m in forests):
+            return None
+        head = Head.mean(heads)
+        weights = [h.scale / (head.scale * len(heads)) for h in heads]
+        return ForestModel(Nodes.joined([m.nodes for m in forests], weights), first.seen, head)
 
     @abstractmethod
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:

@@ -9,7 +9,8 @@ logarithm of a skewed target weighs its large values less.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,22 @@ class Head:
         scale = spread if spread > 0 else 1.0
         top = None if target_scale == "raw" else float(np.max(z)) + _BEYOND * scale
         return cls(context.task, 0, float(np.mean(z)), scale, target_scale=target_scale, top=top)
+
+    @classmethod
+    def mean(cls, heads: Sequence[Head]) -> Head:
+        """Return the head of a model whose raw output is the mean of others' outputs, weighted by ``scale``.
+
+        Sum over models of (raw * scale + shift) / n is (sum of raw * scale / (n * mean scale)) * mean scale + mean
+        shift; so the n models' raw outputs have to be added with weights scale / (n * mean scale).
+        """
+        tops = [head.top for head in heads if head.top is not None]
+        return replace(
+            heads[0],
+            shift=float(np.mean([head.shift for head in heads])),
+            scale=float(np.mean([head.scale for head in heads])),
+            rounds=sum(head.rounds for head in heads),
+            top=float(np.mean(tops)) if tops else None,
+        )
 
     def encode(self, y: np.ndarray) -> np.ndarray:
         """Return what the model is trained on: class indices as they are, targets (n_rows,) scaled, standardised."""

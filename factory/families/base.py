@@ -55,6 +55,7 @@ class Shape:
         n_categorical: Categorical ones among them.
         most_levels: Levels of the categorical column that has the most.
         n_classes: Number of classes; 0 for regression.
+        n_crosses: Products and ratios among the prepared columns.
     """
 
     n_rows: int
@@ -62,6 +63,7 @@ class Shape:
     n_categorical: int = 0
     most_levels: int = 0
     n_classes: int = 0
+    n_crosses: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class FitContext:
         keep_going: Called after each round or epoch; False stops the fit at once (memory, cancellation).
         target_scale: Regression: the scale on which the target is learned; ``sqrt`` and ``log`` (of 1 + y) take
             targets from 0 up only.
+        raises_rate: Whether a near deadline may raise a booster's learning rate; later folds keep that of the first.
     """
 
     task: Task
@@ -119,6 +122,7 @@ class FitContext:
     rounds: int | None = None
     keep_going: Callable[[], bool] = lambda: True
     target_scale: Literal["raw", "sqrt", "log"] = "raw"
+    raises_rate: bool = True
 
     @property
     def stopped(self) -> bool:
@@ -167,6 +171,8 @@ class Family(ABC):
     """Whether it trains in rounds or epochs (has learning curves and honours ``rounds``)."""
     rounds_grow: ClassVar[bool] = True
     """Whether more rows want more rounds; not so where rounds are steps of a penalty path."""
+    weighted: ClassVar[bool] = False
+    """Whether it honours :attr:`Sample.weight`."""
     tasks: ClassVar[frozenset[Task]] = frozenset(Task)
 
     @abstractmethod
@@ -192,8 +198,25 @@ class Family(ABC):
     def merge(self, models: Sequence[Model]) -> Model | None:  # noqa: ARG002
         """Return one model that answers as the mean of these, cheaper than calling each; None where it cannot.
 
-        The models are of this family and saw tables of the same preparation. The mean is of predictions in regression
-        and of log-odds (scores before the link) in classification.
+        The models are of this family and saw tables of the same preparation. The mean is taken where the family adds
+        up: boosters add numbers on the scale on which the target is learned, and log-odds (scores before the link) of
+        classes; forests add numbers and probabilities.
+        """
+        return None
+
+    def resume(
+        self,
+        model: Model,  # noqa: ARG002
+        train: Sample,  # noqa: ARG002
+        *,
+        validation: Sample | None,  # noqa: ARG002
+        parameters: Parameters,  # noqa: ARG002
+        context: FitContext,  # noqa: ARG002
+    ) -> Model | None:
+        """Return a model that goes on from ``model`` with further rounds on new rows; None where it cannot.
+
+        The new model keeps what ``model`` knows of its inputs and of the target's scale; ``context.rounds`` counts the
+        further rounds only, the new model's ``rounds`` all of them.
         """
         return None
 

@@ -5,15 +5,16 @@ Prokhorenkova, Gusev, Vorobev, Dorogush and Gulin 2018.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from factory.data.preparation import Table
-from factory.families._boosting import BoostingFamily, Progress
+from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
@@ -23,6 +24,7 @@ FILE = "model.cbm"
 LOSSES = {Task.BINARY: "Logloss", Task.MULTICLASS: "MultiClass", Task.REGRESSION: "RMSE"}
 
 DEFAULTS: Parameters = {
+    **INPUTS,
     "learning_rate": 0.08,
     "depth": 6,
     "l2_leaf_reg": 3.0,
@@ -39,24 +41,21 @@ ONE_HOT: Parameters = {**DEFAULTS, "one_hot_max_size": 64}
 """Levels as one-hot columns: on low cardinalities better than target statistics, at a fifth of their time."""
 DEEP: Parameters = {**DEFAULTS, "depth": 8, "l2_leaf_reg": 5.0, "max_ctr_complexity": 2}
 """Deeper trees, with target statistics of at most two columns together."""
+ENCODED: Parameters = {**ONE_HOT, "categoricals": "target"}
+
+_FEATURES: WeakKeyDictionary[Table, Any] = WeakKeyDictionary()
+"""CatBoost's view of tables that are in use: the members of a blend all ask for that of the same rows."""
 
 
-class CatBoostModel(Model):
+class CatBoostModel(BoosterModel):
     """A model shrunk to its best round."""
 
-    def __init__(self, booster: Any, head: Head) -> None:
-        self._booster = booster
-        self._head = head
-        self._output = "RawFormulaVal" if head.task is Task.REGRESSION else "Probability"
-        self.rounds = head.rounds
+    def _answer(self, table: Table) -> np.ndarray:
+        output = "RawFormulaVal" if self.head.task is Task.REGRESSION else "Probability"
+        return np.asarray(self.booster.predict(_features(table), prediction_type=output, thread_count=1))
 
-    def predict(self, table: Table) -> np.ndarray:
-        raw = self._booster.predict(_features(table), prediction_type=self._output, thread_count=1)
-        return self._head.decode(raw)
-
-    def save(self, folder: Path) -> None:
-        self._booster.save_model(str(folder / FILE), format="cbm")
-        self._head.save(folder)
+    def _write(self, folder: Path) -> None:
+        self.booster.save_model(str(folder / FILE), format="cbm")
 
 
 class CatBoost(BoostingFamily):
@@ -64,9 +63,11 @@ class CatBoost(BoostingFamily):
 
     name: ClassVar[str] = "catboost"
     framework: ClassVar[str] = "catboost"
+    model: ClassVar[type[BoosterModel]] = CatBoostModel
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
         return {
+            **INPUT_SPACE,
             "learning_rate": FloatDimension(low=0.01, high=0.3, log=True),
             "depth": IntDimension(low=3, high=10),
             "l2_leaf_reg": FloatDimension(low=0.01, high=30.0, log=True),
@@ -79,19 +80,25 @@ class CatBoost(BoostingFamily):
         }
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
+        many_levels = shape.most_levels > FEW_LEVELS
         if task is Task.REGRESSION:
             # From 12,000 rows a round is too dear for the slower rate within a minute.
             rate = 0.1 if shape.n_rows < 12_000 else 0.14
-            return [Bet({**DEFAULTS, "learning_rate": rate}, 10), Bet({**DEEP, "learning_rate": rate}, 20)]
+            first, deep, encoded = ({**bet, "learning_rate": rate} for bet in (DEFAULTS, DEEP, ENCODED))
+            return [Bet(first, 10), *([Bet(encoded, 95)] if many_levels else []), Bet(deep, 130)]
         if task is Task.MULTICLASS:
-            return [Bet(DEFAULTS, 10), Bet(DEEP, 20)]
-        return [Bet(ONE_HOT, 10), Bet(DEEP, 20)]
+            return [Bet(DEFAULTS, 10), *([Bet(ONE_HOT, 98)] if shape.n_categorical else []), Bet(DEEP, 130)]
+        if shape.n_rows <= 20_000:
+            # Without categories the default is the same as one-hot.
+            default = [Bet(DEFAULTS, 90)] if shape.n_categorical else []
+            return [Bet(ONE_HOT, 10), *default, Bet(DEEP, 130)]
+        return [Bet(ONE_HOT, 10), *([Bet(ENCODED, 70)] if many_levels else []), Bet(DEEP, 140)]
 
     def load(self, folder: Path) -> Model:
         import catboost
 
         booster = catboost.CatBoost().load_model(str(folder / FILE), format="cbm")
-        return CatBoostModel(booster, Head.load(folder))
+        return CatBoostModel(booster, Head.load(folder), Inputs.load(folder))
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         outputs = n_classes if n_classes > 2 else 1
@@ -108,9 +115,9 @@ class CatBoost(BoostingFamily):
         *,
         parameters: Parameters,
         context: FitContext,
-        head: Head,
         progress: Progress,
-    ) -> Model:
+        before: Any,
+    ) -> Any:
         import catboost
 
         options: dict[str, Any] = {
@@ -130,8 +137,10 @@ class CatBoost(BoostingFamily):
         if context.task is Task.BINARY:
             options["class_names"] = [0, 1]
 
-        def pool(sample: Sample) -> Any:
-            return catboost.Pool(_features(sample.table), label=head.encode(sample.y))
+        def pool(rows: Sample) -> Any:
+            features = _features(rows.table)
+            earlier = None if before is None else before.predict(features, prediction_type="RawFormulaVal")
+            return catboost.Pool(features, label=rows.y, weight=rows.weight, baseline=earlier)
 
         booster = catboost.CatBoost(options)
         booster.fit(
@@ -143,7 +152,20 @@ class CatBoost(BoostingFamily):
         countable = np.flatnonzero(booster.get_tree_leaf_counts() > 1).max(initial=-1) + 1
         if progress.best < progress.done and progress.best <= countable:
             booster.shrink(ntree_end=progress.best)
-        return CatBoostModel(booster, replace(head, rounds=progress.best))
+        return booster if before is None else self._sum([before, booster], [1.0, 1.0])
+
+    def _sum(self, boosters: list[Any], weights: list[float]) -> Any | None:
+        import catboost
+
+        try:
+            return catboost.sum_models(boosters, weights=weights, ctr_merge_policy="FailIfCtrIntersects")
+        except catboost.CatBoostError:
+            # Each model has target statistics of its own, and CatBoost would mix them into wrong answers.
+            return None
+
+    def _resumable(self, booster: Any) -> bool:
+        """Not so where it holds target statistics: those of the new rows could not stand beside them."""
+        return self._sum([booster, booster], [0.5, 0.5]) is not None
 
 
 class _Watch:
@@ -163,7 +185,14 @@ class _Watch:
 
 
 def _features(table: Table) -> Any:
-    """Return a table as CatBoost's own columnar input, which takes categoricals as text only."""
+    """Return a table as CatBoost's own columnar input, which takes categoricals as text only; kept with the table."""
+    kept = _FEATURES.get(table)
+    if kept is None:
+        kept = _FEATURES[table] = _columnar(table)
+    return kept
+
+
+def _columnar(table: Table) -> Any:
     import catboost
 
     if not table.categorical_names:

@@ -41,12 +41,13 @@ class Constant(Family):
 
     name: ClassVar[str] = "constant"
     framework: ClassVar[str] = "numpy"
+    weighted: ClassVar[bool] = True
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - nothing to choose for any task
         return {}
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:  # noqa: ARG002
-        return [Bet({}, 10)]
+        return [Bet({}, 0)]
 
     def fit(
         self,
@@ -57,8 +58,8 @@ class Constant(Family):
         context: FitContext,
     ) -> Model:
         if context.task is Task.REGRESSION:
-            return ConstantModel(np.asarray(np.mean(train.y), dtype=np.float64))
-        counts = np.bincount(train.y, minlength=context.n_classes) + 1 / context.n_classes
+            return ConstantModel(np.asarray(np.average(train.y, weights=train.weight), dtype=np.float64))
+        counts = np.bincount(train.y, weights=train.weight, minlength=context.n_classes) + 1 / context.n_classes
         return ConstantModel(counts / counts.sum())
 
     def load(self, folder: Path) -> Model:

@@ -19,7 +19,13 @@ class ExtraTrees(ForestFamily):
         # Won in our own portfolio study over twelve tables (60 s, two cores).
         trees = (400 if shape.n_rows <= 8_000 else 200) if task is Task.MULTICLASS else 100
         fine: Parameters = {"trees": trees, "max_features": 0.7, "min_samples_leaf": 1}
-        return [Bet(fine, 10), Bet({**fine, "min_samples_leaf": 3}, 20)]
+        if task is Task.MULTICLASS:
+            rank = 20
+        elif task is Task.REGRESSION:
+            rank = 30
+        else:
+            rank = 60 if shape.n_rows <= 20_000 else 100
+        return [Bet(fine, rank), Bet({**fine, "min_samples_leaf": 3}, 160)]
 
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from factory.data.preparation import Table
-from factory.families._boosting import BoostingFamily, Progress, matrix
+from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
@@ -23,6 +23,7 @@ OBJECTIVES = {
 }
 
 DEFAULTS: Parameters = {
+    **INPUTS,
     "learning_rate": 0.04,
     "num_leaves": 64,
     "min_data_in_leaf": 20,
@@ -37,10 +38,13 @@ DEFAULTS: Parameters = {
 
 # The entries won in our own portfolio study over twelve tables (60 s, two cores), but for PYTABKIT and AUTOGLUON.
 LEAVES_64: Parameters = {**DEFAULTS, "min_data_in_leaf": 5, "bagging_fraction": 0.9}
+PLAIN_64: Parameters = {**LEAVES_64, "crosses": False}
 LEAVES_128: Parameters = {**DEFAULTS, "learning_rate": 0.03, "num_leaves": 128}
 LEAVES_31: Parameters = {
     **DEFAULTS, "learning_rate": 0.03, "num_leaves": 31, "bagging_fraction": 0.8, "lambda_l2": 5.0
 }  # fmt: skip
+ENCODED_31: Parameters = {**LEAVES_31, "categoricals": "target"}
+ENCODED_50: Parameters = {**DEFAULTS, "learning_rate": 0.03, "num_leaves": 50, "categoricals": "target"}
 LEAVES_8: Parameters = {**DEFAULTS, "learning_rate": 0.06, "num_leaves": 8, "lambda_l2": 3.0}
 PYTABKIT: Parameters = {
     **DEFAULTS, "num_leaves": 50, "bagging_fraction": 0.75, "min_data_in_leaf": 40, "feature_fraction": 1.0
@@ -53,23 +57,19 @@ AUTOGLUON: Parameters = {
 """Second entry of AutoGluon 1.6's CPU portfolio (Erickson et al. 2025), with a rate that suits short budgets."""
 
 
-class LightGBMModel(Model):
+class LightGBMModel(BoosterModel):
     """A booster cut at its best round."""
 
-    def __init__(self, booster: Any, head: Head) -> None:
-        self._booster = booster
-        self._head = head
-        self.rounds = head.rounds
+    def gains(self) -> np.ndarray | None:
+        if not self.inputs.unchanged:
+            return None
+        return np.asarray(self.booster.feature_importance("gain"), dtype=np.float64)
 
-    def predict(self, table: Table) -> np.ndarray:
-        return self._head.decode(self._booster.predict(matrix(table), num_threads=1))
+    def _answer(self, table: Table) -> np.ndarray:
+        return np.asarray(self.booster.predict(table.matrix, num_threads=1))
 
-    def gains(self) -> np.ndarray:
-        return np.asarray(self._booster.feature_importance("gain"), dtype=np.float64)
-
-    def save(self, folder: Path) -> None:
-        self._booster.save_model(str(folder / FILE))
-        self._head.save(folder)
+    def _write(self, folder: Path) -> None:
+        self.booster.save_model(str(folder / FILE))
 
 
 class LightGBM(BoostingFamily):
@@ -77,9 +77,11 @@ class LightGBM(BoostingFamily):
 
     name: ClassVar[str] = "lightgbm"
     framework: ClassVar[str] = "lightgbm"
+    model: ClassVar[type[BoosterModel]] = LightGBMModel
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
         return {
+            **INPUT_SPACE,
             "learning_rate": FloatDimension(low=0.005, high=0.3, log=True),
             "num_leaves": IntDimension(low=4, high=255, log=True),
             "min_data_in_leaf": IntDimension(low=1, high=200, log=True),
@@ -92,20 +94,27 @@ class LightGBM(BoostingFamily):
         }
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
+        many_levels = shape.most_levels > FEW_LEVELS
         if task is Task.REGRESSION:
-            entries = [LEAVES_64, LEAVES_128] + ([LEAVES_8] if shape.n_rows < 8_000 else [])
-        elif task is Task.MULTICLASS:
-            entries = [LEAVES_128, LEAVES_8, PYTABKIT]
-        elif shape.n_rows <= 20_000:
-            entries = [LEAVES_8, AUTOGLUON, PYTABKIT, LEAVES_128]
-        else:
-            entries = [LEAVES_31, LEAVES_128, PYTABKIT]
-        return [Bet(entry, 10 * (k + 1)) for k, entry in enumerate(entries)]
+            plain = [Bet(PLAIN_64, 50)] if shape.n_crosses else []
+            encoded = [Bet(ENCODED_50, 60)] if many_levels else []
+            deep = Bet(LEAVES_128, 100 if many_levels else 60)
+            shallow = [Bet(LEAVES_8, 80)] if shape.n_rows < 8_000 else []
+            return sorted([Bet(LEAVES_64, 20), *plain, *encoded, deep, *shallow], key=lambda bet: bet.rank)
+        if task is Task.MULTICLASS:
+            encoded = [Bet(ENCODED_50, 95)] if many_levels else []
+            return [Bet(LEAVES_128, 30), Bet(LEAVES_8, 70), Bet(PYTABKIT, 90), *encoded]
+        if shape.n_rows <= 20_000:
+            encoded = [Bet(ENCODED_31, 95)] if many_levels else []
+            return [Bet(LEAVES_8, 20), Bet(AUTOGLUON, 50), Bet(PYTABKIT, 70), *encoded, Bet(LEAVES_128, 110)]
+        encoded = [Bet(ENCODED_31, 60)] if many_levels else []
+        return [Bet(LEAVES_31, 20), Bet(LEAVES_128, 50), *encoded, Bet(PYTABKIT, 80)]
 
     def load(self, folder: Path) -> Model:
         import lightgbm
 
-        return LightGBMModel(lightgbm.Booster(model_file=str(folder / FILE)), Head.load(folder))
+        booster = lightgbm.Booster(model_file=str(folder / FILE))
+        return LightGBMModel(booster, Head.load(folder), Inputs.load(folder))
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         outputs = max(n_classes, 1) if n_classes > 2 else 1
@@ -122,9 +131,9 @@ class LightGBM(BoostingFamily):
         *,
         parameters: Parameters,
         context: FitContext,
-        head: Head,
         progress: Progress,
-    ) -> Model:
+        before: Any,
+    ) -> Any:
         import lightgbm
 
         objective, metric = OBJECTIVES[context.task]
@@ -144,12 +153,26 @@ class LightGBM(BoostingFamily):
         }
         n_numeric = len(train.table.numeric_names)
         categorical = list(range(n_numeric, n_numeric + len(train.table.categorical_names)))
+
+        def earlier(rows: Sample) -> np.ndarray | None:
+            """Return the scores that the new trees start from."""
+            if before is None:
+                return None
+            return np.asarray(before.predict(rows.table.matrix, raw_score=True, num_threads=context.threads))
+
         data = lightgbm.Dataset(
-            matrix(train.table), head.encode(train.y), categorical_feature=categorical, params=options
+            train.table.matrix,
+            train.y,
+            weight=train.weight,
+            init_score=earlier(train),
+            categorical_feature=categorical,
+            params=options,
         )
         booster = lightgbm.Booster(options, data)
         if validation is not None:
-            held_out = data.create_valid(matrix(validation.table), head.encode(validation.y))
+            held_out = data.create_valid(
+                validation.table.matrix, validation.y, weight=validation.weight, init_score=earlier(validation)
+            )
             booster.add_valid(held_out, "validation")
         while progress.going:
             on_curve = progress.on_curve
@@ -159,8 +182,38 @@ class LightGBM(BoostingFamily):
                 validation=booster.eval_valid()[0][2] if validation is not None else None,
             )
         # From text, so that the fitted and the loaded model are one thing and the training data are let go.
-        text = booster.model_to_string(num_iteration=progress.best)
-        return LightGBMModel(lightgbm.Booster(model_str=text), replace(head, rounds=progress.best))
+        found = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=progress.best))
+        return found if before is None else self._sum([before, found], [1.0, 1.0])
+
+    def _sum(self, boosters: list[Any], weights: list[float]) -> Any:
+        import lightgbm
+
+        texts = [booster.model_to_string() for booster in boosters]
+        return lightgbm.Booster(model_str=_sum_of_texts(texts, weights))
+
+
+def _sum_of_texts(texts: list[str], weights: list[float]) -> str:
+    """Return LightGBM's text of a model that has all trees, the values of each model's leaves times its weight.
+
+    Lines of sizes are left out; without them LightGBM reads the trees one after the other.
+    """
+    trees: list[str] = []
+    for text, weight in zip(texts, weights, strict=True):
+        body = text[text.index("\nTree=") : text.index("\nend of trees")]
+        for tree in body.split("\nTree=")[1:]:
+            lines = [_scaled(line, weight) for line in tree.split("\n")[1:]]
+            trees.append("\n".join([f"Tree={len(trees)}", *lines]))
+    first = texts[0]
+    head = [line for line in first[: first.index("\nTree=")].split("\n") if not line.startswith("tree_sizes=")]
+    return "\n".join([*head, *trees, first[first.index("\nend of trees") + 1 :]])
+
+
+def _scaled(line: str, weight: float) -> str:
+    """Return a line of a tree, its values times ``weight`` where it holds such; internal ones explain a prediction."""
+    name, _, values = line.partition("=")
+    if name not in ("leaf_value", "internal_value") or not values:
+        return line
+    return f"{name}={' '.join(repr(float(value) * weight) for value in values.split())}"
 
 
 PLUGIN = LightGBM()

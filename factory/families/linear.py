@@ -109,6 +109,7 @@ class Linear(Family):
 
     name: ClassVar[str] = "linear"
     framework: ClassVar[str] = "scikit-learn"
+    weighted: ClassVar[bool] = True
     iterative: ClassVar[bool] = True
     rounds_grow: ClassVar[bool] = False
 
@@ -122,10 +123,12 @@ class Linear(Family):
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         bent: Parameters = {"splines": True, "knots": 6, "degree": 2}
         straight: Parameters = {**bent, "splines": False}
-        # Splines cost degrees of freedom that a small table with many classes does not have.
-        straight_first = task is Task.MULTICLASS and shape.n_rows < 2_000
-        first, second = (straight, bent) if straight_first else (bent, straight)
-        return [Bet(first, 10), Bet(second, 20)]
+        if task is Task.MULTICLASS:
+            # Splines cost degrees of freedom that many classes multiply.
+            return [Bet(straight, 60), Bet(bent, 110)]
+        if task is Task.BINARY:
+            return [Bet(bent, 40), Bet(straight, 100 if shape.n_rows <= 20_000 else 120)]
+        return [Bet(bent, 70 if shape.n_rows < 8_000 else 170), Bet(straight, 180)]
 
     def fit(self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext) -> Model:
         from threadpoolctl import threadpool_limits
@@ -139,12 +142,10 @@ class Linear(Family):
             splines = Splines.fit(dense, candidates=candidates, n_knots=n_knots, degree=degree)
         head = Head.of(train.y, context)
         with threadpool_limits(limits=context.threads):
-            X, y = _sampled(train, encoder, splines, head=head, seed=context.seed)
-            held_out = None
-            if validation is not None:
-                held_out = (_design(validation.table, encoder, splines), head.encode(validation.y))
-            solver = _Ridge(X, y) if head.task is Task.REGRESSION else _Logistic(X, y, context)
-            weights, curve, rounds = _walk(solver, X, y, held_out=held_out, task=head.task, context=context)
+            rows = _sampled(train, encoder, splines, head=head, seed=context.seed)
+            held_out = _Rows.of(validation, encoder, splines, head=head) if validation is not None else None
+            solver = _Ridge(rows) if head.task is Task.REGRESSION else _Logistic(rows, context)
+            weights, curve, rounds = _walk(solver, rows, held_out=held_out, task=head.task, context=context)
         model = LinearModel(encoder, splines, weights, replace(head, rounds=rounds))
         model.curve = curve
         return model
@@ -180,17 +181,28 @@ def _design(table: Table, encoder: DenseEncoder, splines: Splines | None) -> np.
     return np.concatenate([*parts, np.ones((len(dense), 1))], axis=1, dtype=np.float64)
 
 
-def _sampled(
-    train: Sample, encoder: DenseEncoder, splines: Splines | None, *, head: Head, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the training design and encoded targets, of a random part of the rows where all would not fit."""
+@dataclass(frozen=True)
+class _Rows:
+    """Design float64 (n_rows, n_features + 1), targets as the head encodes them, weights with mean 1 or None."""
+
+    X: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray | None
+
+    @classmethod
+    def of(cls, sample: Sample, encoder: DenseEncoder, splines: Splines | None, *, head: Head) -> _Rows:
+        return cls(_design(sample.table, encoder, splines), head.encode(sample.y), sample.weight)
+
+
+def _sampled(train: Sample, encoder: DenseEncoder, splines: Splines | None, *, head: Head, seed: int) -> _Rows:
+    """Return the training rows, a random part of them where all would not fit."""
     width = _design(train.table.rows(np.arange(1)), encoder, splines).shape[1]
     most = max(MOST_CELLS // width, 1_000)
-    y = head.encode(train.y)
-    if len(train) <= most:
-        return _design(train.table, encoder, splines), y
-    chosen = np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False))
-    return _design(train.table.rows(chosen), encoder, splines), y[chosen]
+    if len(train) > most:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False))
+        weight = train.weight[chosen] if train.weight is not None else None
+        train = Sample(train.table.rows(chosen), train.y[chosen], weight)
+    return _Rows.of(train, encoder, splines, head=head)
 
 
 def _respond(X: np.ndarray, weights: np.ndarray, task: Task) -> np.ndarray:
@@ -204,24 +216,29 @@ def _respond(X: np.ndarray, weights: np.ndarray, task: Task) -> np.ndarray:
     return raw
 
 
-def _loss(X: np.ndarray, y: np.ndarray, weights: np.ndarray, task: Task) -> float:
+def _loss(rows: _Rows, weights: np.ndarray, task: Task) -> float:
     """Return the mean log-loss, or the root mean squared error of standardised targets."""
-    response = _respond(X, weights, task)
+    response = _respond(rows.X, weights, task)
     if task is Task.REGRESSION:
-        return float(np.sqrt(np.mean((response - y) ** 2)))
-    return float(-np.mean(np.log(np.maximum(response[np.arange(len(y)), y], 1e-15))))
+        return float(np.sqrt(np.average((response - rows.y) ** 2, weights=rows.weight)))
+    of_class = np.maximum(response[np.arange(len(rows.y)), rows.y], 1e-15)
+    return float(-np.average(np.log(of_class), weights=rows.weight))
 
 
 class _Ridge:
     """Ridge regression; one eigendecomposition answers every penalty (Hoerl and Kennard 1970)."""
 
-    def __init__(self, X: np.ndarray, y: np.ndarray) -> None:
-        self._mean = X[:, :-1].mean(axis=0)
-        self._shift = float(y.mean())
-        centred = X[:, :-1] - self._mean
+    def __init__(self, rows: _Rows) -> None:
+        X, y = rows.X[:, :-1], rows.y
+        self._mean = np.average(X, axis=0, weights=rows.weight)
+        self._shift = float(np.average(y, weights=rows.weight))
+        centred, deviation = X - self._mean, y - self._shift
+        if rows.weight is not None:
+            root = np.sqrt(rows.weight)
+            centred, deviation = centred * root[:, np.newaxis], deviation * root
         values, self._vectors = np.linalg.eigh(centred.T @ centred)
         self._values = np.maximum(values, 0)
-        self._moments = self._vectors.T @ (centred.T @ (y - self._shift))
+        self._moments = self._vectors.T @ (centred.T @ deviation)
 
     def solve(self, C: float) -> np.ndarray:
         """Return weights (n_features + 1, 1)."""
@@ -232,11 +249,11 @@ class _Ridge:
 class _Logistic:
     """Logistic regression of scikit-learn in interruptible blocks, each starting where the last one ended."""
 
-    def __init__(self, X: np.ndarray, y: np.ndarray, context: FitContext) -> None:
+    def __init__(self, rows: _Rows, context: FitContext) -> None:
         from sklearn.linear_model import LogisticRegression
 
-        self._X, self._y, self._context = X, y, context
-        self._seen = np.unique(y)
+        X, self._rows, self._context = rows.X, rows, context
+        self._seen = np.unique(rows.y)
         outputs = len(self._seen) if len(self._seen) > 2 else 1
         # Newton's steps are few, but each solves a system of all weights at once.
         solver = "newton-cholesky" if X.shape[1] * outputs <= 400 else "lbfgs"
@@ -244,7 +261,7 @@ class _Logistic:
 
     def solve(self, C: float) -> np.ndarray:
         """Return weights (n_features + 1, n_classes); a class that training lacks gets next to no probability."""
-        weights = np.zeros((self._X.shape[1], self._context.n_classes))
+        weights = np.zeros((self._rows.X.shape[1], self._context.n_classes))
         weights[-1, np.setdiff1d(np.arange(self._context.n_classes), self._seen)] = -CERTAIN
         if len(self._seen) == 1:
             return weights
@@ -253,7 +270,7 @@ class _Logistic:
             with warnings.catch_warnings():
                 # A block may end before convergence, and a near-singular Newton step falls back by itself.
                 warnings.simplefilter("ignore")
-                self._model.fit(self._X[:, :-1], self._y)
+                self._model.fit(self._rows.X[:, :-1], self._rows.y, sample_weight=self._rows.weight)
             if self._model.n_iter_.max() < BLOCK or self._context.stopped:
                 break
         chosen = self._seen if len(self._seen) > 2 else self._seen[1:]
@@ -263,13 +280,7 @@ class _Logistic:
 
 
 def _walk(
-    solver: Any,
-    X: np.ndarray,
-    y: np.ndarray,
-    *,
-    held_out: tuple[np.ndarray, np.ndarray] | None,
-    task: Task,
-    context: FitContext,
+    solver: Any, rows: _Rows, *, held_out: _Rows | None, task: Task, context: FitContext
 ) -> tuple[np.ndarray, tuple[CurvePoint, ...], int]:
     """Relax the penalty step by step; return the best weights, the curve and the best round."""
     rounds = min(max(context.rounds or 0, 1), len(PATH)) if context.rounds is not None else None
@@ -278,8 +289,8 @@ def _walk(
     best, least, weights, curve = 0, float("inf"), np.zeros(0), []
     for step, C in enumerate(PATH[:limit], start=1):
         found = solver.solve(C)
-        loss = _loss(*held_out, found, task) if held_out is not None else None
-        curve.append(CurvePoint(step=step, train=_loss(X, y, found, task), validation=loss))
+        loss = _loss(held_out, found, task) if held_out is not None else None
+        curve.append(CurvePoint(step=step, train=_loss(rows, found, task), validation=loss))
         if not stops_early or loss is None or loss < least or step == 1:
             best, weights, least = step, found, loss if loss is not None else least
         if context.stopped or step - best >= PATIENCE:

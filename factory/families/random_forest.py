@@ -22,7 +22,8 @@ class RandomForest(ForestFamily):
             "max_features": share,
             "min_samples_leaf": 1,
         }
-        return [Bet(fine, 10), Bet({**fine, "min_samples_leaf": 5}, 20)]
+        rank = {Task.REGRESSION: 200, Task.MULTICLASS: 80}.get(task, 80 if shape.n_rows <= 20_000 else 110)
+        return [Bet(fine, rank), Bet({**fine, "min_samples_leaf": 5}, 210)]
 
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor

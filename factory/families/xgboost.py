@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from factory.data.preparation import Table
-from factory.families._boosting import BoostingFamily, Progress, matrix
+from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import FloatDimension, IntDimension, Parameters, Space
@@ -23,6 +24,7 @@ OBJECTIVES = {
 }
 
 DEFAULTS: Parameters = {
+    **INPUTS,
     "learning_rate": 0.08,
     "max_depth": 6,
     "min_child_weight": 1.0,
@@ -41,23 +43,21 @@ DEPTH_8: Parameters = {
     "min_child_weight": 3.0,
 }  # fmt: skip
 SHALLOW: Parameters = {**PYTABKIT, "max_depth": 3, "colsample_bynode": 0.5}
+ENCODED: Parameters = {**DEPTH_8, "categoricals": "target"}
 
 
-class XGBoostModel(Model):
+class XGBoostModel(BoosterModel):
     """A booster cut at its best round."""
 
-    def __init__(self, booster: Any, head: Head) -> None:
+    def __init__(self, booster: Any, head: Head, inputs: Inputs) -> None:
         booster.set_param({"nthread": 1})
-        self._booster = booster
-        self._head = head
-        self.rounds = head.rounds
+        super().__init__(booster, head, inputs)
 
-    def predict(self, table: Table) -> np.ndarray:
-        return self._head.decode(self._booster.inplace_predict(matrix(table), validate_features=False))
+    def _answer(self, table: Table) -> np.ndarray:
+        return np.asarray(self.booster.inplace_predict(table.matrix, validate_features=False))
 
-    def save(self, folder: Path) -> None:
-        self._booster.save_model(str(folder / FILE))
-        self._head.save(folder)
+    def _write(self, folder: Path) -> None:
+        self.booster.save_model(str(folder / FILE))
 
 
 class XGBoost(BoostingFamily):
@@ -65,9 +65,11 @@ class XGBoost(BoostingFamily):
 
     name: ClassVar[str] = "xgboost"
     framework: ClassVar[str] = "xgboost"
+    model: ClassVar[type[BoosterModel]] = XGBoostModel
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
         return {
+            **INPUT_SPACE,
             "learning_rate": FloatDimension(low=0.005, high=0.3, log=True),
             "max_depth": IntDimension(low=2, high=10),
             "min_child_weight": FloatDimension(low=0.1, high=50.0, log=True),
@@ -79,14 +81,18 @@ class XGBoost(BoostingFamily):
         }
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
-        first, second = (DEPTH_8, PYTABKIT) if task is Task.REGRESSION else (PYTABKIT, DEPTH_8)
-        shallow = [Bet(SHALLOW, 20)] if shape.n_rows <= 8_000 else []
-        return [Bet(first, 10), *shallow, Bet(second, 30)]
+        regression = task is Task.REGRESSION
+        first, second = (DEPTH_8, PYTABKIT) if regression else (PYTABKIT, DEPTH_8)
+        early = 30 if task is Task.BINARY else 40
+        encoded = [Bet(ENCODED, 90 if regression else 97)] if shape.most_levels > FEW_LEVELS else []
+        shallow = [Bet(SHALLOW, 115)] if shape.n_rows <= 8_000 else []
+        return [Bet(first, early), *encoded, *shallow, Bet(second, 120)]
 
     def load(self, folder: Path) -> Model:
         import xgboost
 
-        return XGBoostModel(xgboost.Booster(model_file=str(folder / FILE)), Head.load(folder))
+        booster = xgboost.Booster(model_file=str(folder / FILE))
+        return XGBoostModel(booster, Head.load(folder), Inputs.load(folder))
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         outputs = n_classes if n_classes > 2 else 1
@@ -103,9 +109,9 @@ class XGBoost(BoostingFamily):
         *,
         parameters: Parameters,
         context: FitContext,
-        head: Head,
         progress: Progress,
-    ) -> Model:
+        before: Any,
+    ) -> Any:
         import xgboost
 
         objective, metric = OBJECTIVES[context.task]
@@ -124,25 +130,86 @@ class XGBoost(BoostingFamily):
             # The fitted intercept would be a log-odds of infinity.
             options["base_score"] = 0.5
         kinds = ["q"] * len(train.table.numeric_names) + ["c"] * len(train.table.categorical_names)
-        frame: dict[str, Any] = {"feature_types": kinds, "enable_categorical": True, "nthread": context.threads}
-        data = xgboost.QuantileDMatrix(matrix(train.table), head.encode(train.y), **frame)
+
+        def frame(rows: Sample) -> dict[str, Any]:
+            shared = {"feature_types": kinds, "enable_categorical": True, "nthread": context.threads}
+            return {"data": rows.table.matrix, "label": rows.y, "weight": rows.weight, **shared}
+
+        data = xgboost.QuantileDMatrix(**frame(train))
         watched = [data]
         if validation is not None:
-            watched.append(xgboost.DMatrix(matrix(validation.table), head.encode(validation.y), **frame))
-        booster = xgboost.Booster(options, watched)
+            watched.append(xgboost.DMatrix(**frame(validation)))
+        earlier = 0 if before is None else before.num_boosted_rounds()
+        if before is None:
+            booster = xgboost.Booster(options, watched)
+        else:
+            # The intercept stays the one that the earlier trees were grown on.
+            options.pop("base_score", None)
+            booster = xgboost.Booster(options, watched, before)
         while progress.going:
             on_curve = progress.on_curve
-            booster.update(data, progress.done)
+            booster.update(data, earlier + progress.done)
             progress.record(
                 train=_loss(booster, data) if on_curve else None,
                 validation=_loss(booster, watched[1]) if validation is not None else None,
             )
-        return XGBoostModel(booster[: progress.best], replace(head, rounds=progress.best))
+        return booster[: earlier + progress.best]
+
+    def _sum(self, boosters: list[Any], weights: list[float]) -> Any:
+        import xgboost
+
+        documents = [json.loads(bytes(booster.save_raw("json"))) for booster in boosters]
+        booster = xgboost.Booster()
+        booster.load_model(bytearray(json.dumps(_sum_of_documents(documents, weights)).encode()))
+        return booster
 
 
 def _loss(booster: Any, data: Any) -> float:
     """Return the evaluation metric on cached data; XGBoost hands it out as text, ``[0]<tab>eval-rmse:0.5``."""
     return float(booster.eval(data).rpartition(":")[2])
+
+
+def _sum_of_documents(documents: list[Any], weights: list[float]) -> Any:
+    """Return XGBoost's JSON of a model that has all trees, the values of each model's leaves times its weight."""
+    learners = [document["learner"] for document in documents]
+    trees: list[Any] = []
+    classes: list[int] = []
+    starts = [0]
+    intercept = np.zeros(1)
+    for learner, weight in zip(learners, weights, strict=True):
+        grown = learner["gradient_booster"]["model"]
+        starts += [len(trees) + start for start in grown["iteration_indptr"][1:]]
+        classes += grown["tree_info"]
+        for tree in grown["trees"]:
+            # A split's threshold and a leaf's value share one list; a leaf has no left child.
+            values = zip(tree["split_conditions"], tree["left_children"], strict=True)
+            conditions = [value * weight if left < 0 else value for value, left in values]
+            base = [value * weight for value in tree["base_weights"]]
+            trees.append({**tree, "id": len(trees), "split_conditions": conditions, "base_weights": base})
+        intercept = intercept + weight * _onto_margin(np.array(_intercept(learner)), learner)
+    total = learners[0]
+    total["learner_model_param"]["base_score"] = json.dumps(_from_margin(intercept, total).tolist())
+    model = total["gradient_booster"]["model"]
+    model |= {"trees": trees, "tree_info": classes, "iteration_indptr": starts}
+    model["gbtree_model_param"]["num_trees"] = str(len(trees))
+    return documents[0]
+
+
+def _intercept(learner: Any) -> list[float]:
+    """Return the intercept of each output; XGBoost writes it as text, ``[3.3E-1]``."""
+    return [float(value) for value in json.loads(learner["learner_model_param"]["base_score"])]
+
+
+def _onto_margin(intercept: np.ndarray, learner: Any) -> np.ndarray:
+    """Return what is added to the trees' sum; of two classes the intercept is a probability."""
+    binary = learner["objective"]["name"] == OBJECTIVES[Task.BINARY][0]
+    return np.asarray(np.log(intercept / (1 - intercept)) if binary else intercept)
+
+
+def _from_margin(margin: np.ndarray, learner: Any) -> np.ndarray:
+    """Undo :func:`_onto_margin`."""
+    binary = learner["objective"]["name"] == OBJECTIVES[Task.BINARY][0]
+    return np.asarray(1 / (1 + np.exp(-margin)) if binary else margin)
 
 
 PLUGIN = XGBoost()

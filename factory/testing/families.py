@@ -239,6 +239,68 @@ class FamilyConformance:
         prediction = _fit(family, task, train=train, validation=held_out).predict(fresh.table)
         assert loss(task, fresh.y, prediction) < 0.9 * _constant_loss(task, fresh)
 
+    def test_weights_say_how_much_a_row_counts(self, family: Family, task: Task) -> None:
+        if not family.weighted:
+            pytest.skip(f"{family.name} takes all rows as equal.")
+        said, denied = sample(task), sample(task)
+        top = max(N_CLASSES[task] - 1, 0)
+        against = -denied.y if task is Task.REGRESSION else top - denied.y
+        both = np.repeat(np.arange(ROWS), 2)
+        y = np.stack([said.y, against], axis=1).ravel()
+        train = Sample(said.table.rows(both), y, np.tile([1.9, 0.1], ROWS))
+        fresh = sample(task, seed=2)
+        weighted, equal = (
+            loss(task, fresh.y, _fit(family, task, train=rows, rounds=40).predict(fresh.table))
+            for rows in (train, Sample(train.table, train.y))
+        )
+        assert weighted != equal if family.name == BASELINE else weighted < 0.9 * equal
+
+    # --- several models, and more rounds ---
+
+    def test_merged_model_answers_as_the_mean(self, family: Family, task: Task, tmp_path: Path) -> None:
+        models = [_fit(family, task, train=_half(task, k), rounds=5 + k) for k in range(3)]
+        merged = family.merge(models)
+        if merged is None:
+            pytest.skip(f"{family.name} does not merge such models.")
+        rows = sample(task, seed=2).table
+        merged.save(tmp_path)
+        each = [model.predict(rows) for model in models]
+        likely = np.stack([np.log(np.maximum(p, 1e-12)) if task is not Task.REGRESSION else p for p in each])
+        for model in (merged, family.load(tmp_path)):
+            answer = model.predict(rows)
+            if task is Task.REGRESSION or np.allclose(answer, np.mean(each, axis=0), atol=1e-5):
+                np.testing.assert_allclose(answer, np.mean(each, axis=0), rtol=1e-5, atol=1e-5)
+                continue
+            odds = np.exp(likely.mean(axis=0))
+            np.testing.assert_allclose(answer, odds / odds.sum(axis=1, keepdims=True), atol=1e-5)
+
+    def test_models_of_another_family_are_not_merged(self, family: Family, task: Task) -> None:
+        class Foreign(Model):
+            def predict(self, table: Table) -> np.ndarray:
+                return np.zeros(len(table))
+
+            def save(self, folder: Path) -> None:
+                (folder / "foreign").touch()
+
+        assert family.merge([_fitted(family, task), Foreign()]) is None
+
+    def test_resumed_model_goes_on(self, family: Family, task: Task, tmp_path: Path) -> None:
+        before = _fit(family, task, rounds=5)
+        parameters = family.portfolio(task, shape=Shape(ROWS))[0].parameters
+        context = FitContext(task=task, n_classes=N_CLASSES[task], seed=7, rounds=40)
+        more = sample(task, n_rows=2 * ROWS, seed=3)
+        after = family.resume(before, more, validation=None, parameters=parameters, context=context)
+        if after is None:
+            pytest.skip(f"{family.name} does not go on from such a model.")
+        assert after.rounds == before.rounds + 40
+        fresh = sample(task, seed=2)
+        reached = loss(task, fresh.y, after.predict(fresh.table))
+        assert reached < loss(task, fresh.y, before.predict(fresh.table))
+        after.save(tmp_path)
+        np.testing.assert_allclose(
+            family.load(tmp_path).predict(fresh.table), after.predict(fresh.table), rtol=1e-5, atol=1e-5
+        )
+
     # --- limits ---
 
     def test_deadline_is_kept(self, family: Family, task: Task) -> None:
@@ -302,6 +364,13 @@ def _frozen(rows: Sample) -> Sample:
     for values in (rows.table.numeric, rows.table.codes, rows.y):
         values.setflags(write=False)
     return rows
+
+
+def _half(task: Task, k: int) -> Sample:
+    """Return one of several halves of the usual rows; each has targets of its own mean and spread."""
+    whole = sample(task)
+    chosen = np.flatnonzero(np.random.default_rng(k).random(ROWS) < 0.5)
+    return _frozen(Sample(whole.table.rows(chosen), whole.y[chosen]))
 
 
 def _moved(rows: Sample) -> Sample:

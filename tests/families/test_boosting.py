@@ -2,10 +2,7 @@
 
 import time
 
-import numpy as np
-
-from factory.data.preparation import Table
-from factory.families._boosting import HIGHEST_RATE, Progress, matrix
+from factory.families._boosting import HIGHEST_RATE, Progress
 from factory.families.base import Deadline, FitContext
 from factory.spec import Task
 
@@ -56,9 +53,3 @@ def test_rate_is_raised_only_where_the_rounds_left_are_too_few() -> None:
     assert not near.going
     assert far.raised_rate is None
     assert fixed.raised_rate is None
-
-
-def test_matrix_is_float32_with_codes_behind_the_numbers() -> None:
-    table = Table(np.array([[0.5, np.nan]], np.float32), np.array([[3]], np.int32), (5,), ("a", "b"), ("c",))
-    assert matrix(table).dtype == np.float32
-    np.testing.assert_array_equal(matrix(table), np.array([[0.5, np.nan, 3.0]], np.float32))

@@ -76,7 +76,7 @@ def test_a_portfolio_is_brought_into_a_narrowed_space_once() -> None:
     trials = [job.trial for job in iter(propose(plan).next, None)]
     assert {t.parameters["num_leaves"] for t in trials} == {12}
     fixed: dict[str, Any] = dict.fromkeys(("min_data_in_leaf", "cat_smooth"), 1)
-    fixed |= {"feature_fraction": 1, "bagging_fraction": 1}
+    fixed |= {"feature_fraction": 1, "bagging_fraction": 1, "crosses": [True], "categoricals": ["native"]}
     fixed |= {"lambda_l1": 0, "lambda_l2": 0, "extra_trees": [False], "num_leaves": 12, "learning_rate": 0.05}
     proposer = propose(make_test_plan("lightgbm", spaces={"lightgbm": fixed}))
     (trial,) = [job.trial for job in iter(proposer.next, None)]

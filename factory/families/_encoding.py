@@ -1,0 +1,166 @@
+"""What a booster makes of a table before its trees see it: crosses or not, levels as codes or as target means.
+
+Target means are better than a booster's own handling of categories where levels
+are many, and much worse where they are few (own measurement: superstore 112
+against 119, diamonds 785 against 550).  So a column is encoded only above
+:data:`FEW_LEVELS`; the others stay native codes.  Training rows get the means
+of folds that they are not in; otherwise each would see its own target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from factory.data.preparation import Table
+from factory.families.base import Sample
+
+FILE = "inputs.npz"
+FEW_LEVELS = 10
+"""Columns up to so many known levels keep their codes."""
+INNER_FOLDS = 5
+SMOOTHING = 10.0
+"""Rows that the overall mean counts for in a level's mean; with five folds as in AutoGluon 1.6."""
+MOST_TARGETS = 10
+"""Classes that get a column of means, the most frequent ones."""
+
+
+@dataclass(frozen=True)
+class TargetEncoding:
+    """Smoothed means of the target by level (Micci-Barreca 2001), learned out of fold (AutoGluon 1.6).
+
+    Attributes:
+        columns: Positions of the encoded categorical columns, int64 (n_encoded,).
+        starts: Row in ``values`` of each one's code 0, int64 (n_encoded,).
+        values: Mean of each level, and of the whole for levels that training lacks, float32 (n_levels, n_targets).
+    """
+
+    columns: np.ndarray
+    starts: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def fit(cls, train: Sample, *, n_classes: int, seed: int) -> tuple[TargetEncoding, Table] | None:
+        """Learn from training rows; None where no column has many levels.
+
+        Args:
+            train: The rows, with targets as the booster is trained on them: class indices, or scaled numbers.
+            n_classes: Number of classes, 0 for regression.
+            seed: Seed of the inner folds.
+
+        Returns:
+            The encoding for other rows, and the training rows encoded out of fold.
+        """
+        table = train.table
+        columns = np.flatnonzero(np.array(table.levels) - 1 > FEW_LEVELS)
+        if not len(columns):
+            return None
+        weight = np.ones(len(train)) if train.weight is None else train.weight
+        targets = _targets(train.y, n_classes) * weight[:, np.newaxis]
+        fold = np.random.default_rng(seed).permutation(len(train)) % INNER_FOLDS
+        encoded, means = [], []
+        for j in columns:
+            codes, n_levels = table.codes[:, j], table.levels[j]
+            cell = fold * n_levels + codes
+            sums = np.stack(
+                [np.bincount(cell, weights=of, minlength=INNER_FOLDS * n_levels) for of in (weight, *targets.T)]
+            ).reshape(-1, INNER_FOLDS, n_levels)
+            whole = sums.sum(axis=1)
+            means.append(_smoothed(whole))
+            others = np.stack([_smoothed(whole - sums[:, k]) for k in range(INNER_FOLDS)])
+            encoded.append(others[fold, codes])
+        sizes = np.array(table.levels)[columns]
+        encoding = cls(columns, np.cumsum(sizes) - sizes, np.concatenate(means))
+        return encoding, encoding._replaced(table, np.concatenate(encoded, axis=1))
+
+    def transform(self, table: Table) -> Table:
+        """Return rows with means, as the first numeric columns, in place of the encoded codes."""
+        means = self.values[self.starts + table.codes[:, self.columns]]
+        return self._replaced(table, means.reshape(len(table), -1))
+
+    def _replaced(self, table: Table, means: np.ndarray) -> Table:
+        kept = [j for j in range(len(table.levels)) if j not in self.columns]
+        names = [f"{table.categorical_names[j]}:mean{k}" for j in self.columns for k in range(self.values.shape[1])]
+        return Table(
+            # In front: the last numeric columns are the crosses.
+            np.concatenate([means, table.numeric], axis=1, dtype=np.float32),
+            table.codes[:, kept],
+            tuple(table.levels[j] for j in kept),
+            (*names, *table.numeric_names),
+            tuple(table.categorical_names[j] for j in kept),
+            n_crosses=table.n_crosses,
+        )
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a booster sees a table.
+
+    Attributes:
+        crosses: Whether it sees products and ratios of columns.
+        encoding: What replaces the codes of columns with many levels; None where all codes stay.
+    """
+
+    crosses: bool = True
+    encoding: TargetEncoding | None = None
+
+    @classmethod
+    def fit(cls, train: Sample, *, crosses: bool, encodes: bool, n_classes: int, seed: int) -> tuple[Inputs, Sample]:
+        """Return the inputs, and the training rows as the trees see them; see :meth:`TargetEncoding.fit`."""
+        seen = train if crosses else replace(train, table=train.table.plain)
+        found = TargetEncoding.fit(seen, n_classes=n_classes, seed=seed) if encodes else None
+        if found is None:
+            return cls(crosses), seen
+        encoding, table = found
+        return cls(crosses, encoding), replace(seen, table=table)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the trees see the table as it is."""
+        return self.crosses and self.encoding is None
+
+    def of(self, table: Table) -> Table:
+        """Return the table that the trees see."""
+        seen = table if self.crosses else table.plain
+        return seen if self.encoding is None else self.encoding.transform(seen)
+
+    def save(self, folder: Path) -> None:
+        """Write arrays into an existing folder; nothing where the table is seen as it is."""
+        if self.unchanged:
+            return
+        arrays = {"crosses": np.array(self.crosses)}
+        if self.encoding is not None:
+            arrays |= {
+                "columns": self.encoding.columns,
+                "starts": self.encoding.starts,
+                "values": self.encoding.values,
+            }
+        np.savez(folder / FILE, allow_pickle=False, **arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Inputs:
+        """Read what :meth:`save` wrote."""
+        if not (folder / FILE).exists():
+            return cls()
+        with np.load(folder / FILE, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        crosses = bool(arrays.pop("crosses"))
+        return cls(crosses, TargetEncoding(**arrays) if arrays else None)
+
+
+def _targets(y: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return what is averaged, float64 (n_rows, n_targets): the number, the second class, or each frequent class."""
+    if n_classes <= 2:
+        return y.astype(np.float64)[:, np.newaxis]
+    frequent = np.argsort(-np.bincount(y, minlength=n_classes), kind="stable")[:MOST_TARGETS]
+    return np.asarray(y[:, np.newaxis] == np.sort(frequent), dtype=np.float64)
+
+
+def _smoothed(sums: np.ndarray) -> np.ndarray:
+    """Return means float32 (n_levels, n_targets) of weights and weighted targets (1 + n_targets, n_levels)."""
+    weights, targets = sums[0], sums[1:]
+    overall = targets.sum(axis=1, keepdims=True) / max(weights.sum(), 1e-12)
+    means: np.ndarray = ((targets + SMOOTHING * overall) / (weights + SMOOTHING)).T.astype(np.float32)
+    return means
