@@ -16,10 +16,10 @@ endif
 # One module of bench/ for each claim; results go to bench/results/.
 CLAIMS := start one_row demo fit_minute
 
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench bench-automl
 
 help:  ## List the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(INSTALLED)  ## Run the main job end to end on the embedded default
 	$(BIN)/factory demo
@@ -37,6 +37,12 @@ check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
 bench: $(INSTALLED)  ## Run the benchmarks, one after the other
 	failed=""; for claim in $(CLAIMS); do echo "== $$claim"; $(BIN)/python -m bench.$$claim || failed="$$failed $$claim"; done; \
 	test -z "$$failed" || { echo "Not met:$$failed"; exit 1; }
+
+bench-automl: $(INSTALLED)  ## Compare with other AutoML systems for some hours, and write docs/benchmark.md
+	$(BIN)/python -m bench.peers.install
+	failed=""; $(BIN)/python -m bench.automl --budget 60 --seeds 0 1 || failed="$$failed 60s"; \
+	$(BIN)/python -m bench.automl --budget 300 --seeds 0 || failed="$$failed 300s"; \
+	$(BIN)/python -m bench.automl --report && test -z "$$failed" || { echo "Not met:$$failed"; exit 1; }
 
 # The stamp is newer than what it was made from, so a second run installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
