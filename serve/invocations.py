@@ -221,7 +221,7 @@ def format_predictions(raw: np.ndarray, bundle: Bundle) -> bytes:
         rows = [{"prediction": value} for value in raw.tolist()]
     else:
         names, classes = bundle.output_names, bundle.classes
-        best = raw.argmax(axis=1).tolist()
+        best = bundle.labels(raw).tolist()
         rows = [
             dict(zip(names, (classes[label], *row), strict=True)) for label, row in zip(best, raw.tolist(), strict=True)
         ]

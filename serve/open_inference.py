@@ -336,5 +336,5 @@ def _payload(tensors: list[tuple[_Tensor, Values]]) -> NamedColumns | NamelessCo
 def _output_columns(raw: np.ndarray, bundle: Bundle) -> dict[str, np.ndarray | list[str]]:
     if not bundle.classes:
         return {"prediction": raw}
-    labels = [bundle.classes[i] for i in raw.argmax(axis=1).tolist()]
+    labels = [bundle.classes[i] for i in bundle.labels(raw).tolist()]
     return dict(zip(bundle.output_names, (labels, *raw.T), strict=True))

@@ -214,7 +214,7 @@ class Metric:
             return False
         from sklearn.metrics import get_scorer
 
-        return get_scorer(self.name)._response_method == "predict"
+        return bool(get_scorer(self.name)._response_method == "predict")
 
     def reported(self) -> tuple[Metric, ...]:
         """Return the scores that a variant of the task shows beside this one, whatever it was optimized for."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,13 +32,16 @@ from pydantic import Field, ValidationError
 from factory.data.preparation import Preparation
 from factory.errors import Detail, InvalidData, UntrustedBundle
 from factory.families.base import Model
+from factory.search.calibration import Calibration
+from factory.search.metric import Metric, centred
 from factory.search.plan import family
 from factory.spec import Document, Task
 from factory.variants.background import Background
 from factory.variants.inputs import BundleColumn, Columns, check_columns
 
-FORMAT_VERSION = 1
-READABLE_FORMATS = frozenset({1})
+FORMAT_VERSION = 2
+"""2 brought the calibration; a factory that knows only 1 would leave it out."""
+READABLE_FORMATS = frozenset({1, 2})
 """Every format that was ever released stays here, with a bundle of it in ``tests/variants/fixtures``."""
 
 MANIFEST = "variant.json"
@@ -63,6 +66,7 @@ class Manifest(Document):
     ignored: tuple[str, ...] = ()
     preparations: int = Field(ge=1)
     members: tuple[MemberEntry, ...] = Field(min_length=1)
+    calibration: Calibration = Calibration()
     metadata: dict[str, str] = Field(default_factory=dict)
 
 
@@ -84,6 +88,49 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A fitted model on its way into a bundle.
+
+    Attributes:
+        bag: Pieces of one bag are models of one configuration, fitted on different rows.
+        family: Name of its family.
+        model: The fitted model.
+        preparation: What its tables come from.
+        weight: Its share in the blend, of any scale.
+    """
+
+    bag: int
+    family: str
+    model: Model
+    preparation: Preparation
+    weight: float
+
+
+def joined(pieces: Sequence[Piece]) -> tuple[tuple[Preparation, ...], tuple[Member, ...]]:
+    """Return distinct preparations and as few members as answer the same.
+
+    Equal preparations run once.  Models of one bag that see the same table and weigh the same become one model
+    where their family can merge them.
+    """
+    preparations: dict[str, Preparation] = {}
+    groups: dict[tuple[int, str, float], list[Piece]] = {}
+    for piece in pieces:
+        digest = piece.preparation.digest
+        preparations.setdefault(digest, piece.preparation)
+        groups.setdefault((piece.bag, digest, round(piece.weight, 12)), []).append(piece)
+    places = {digest: i for i, digest in enumerate(preparations)}
+    total = sum(piece.weight for piece in pieces)
+    members = []
+    for (_, digest, _), group in groups.items():
+        first = group[0]
+        merged = family(first.family).merge([p.model for p in group]) if len(group) > 1 else None
+        models = [p.model for p in group] if merged is None else [merged]
+        weight = sum(p.weight for p in group) / total / len(models)
+        members += [Member(family=first.family, model=m, preparation=places[digest], weight=weight) for m in models]
+    return tuple(preparations.values()), tuple(members)
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A variant in memory: fitted preparations and the models that blend over them.
 
@@ -91,6 +138,7 @@ class Bundle:
         task: What is predicted.
         classes: Class labels in the order of the probability columns; () for regression.
         columns: Input columns that are needed.
+        calibration: What is done with the blend's probabilities, and from which one on the second class is said.
         ignored: Columns of the training data that are not used (target, identifiers, screened out); a caller who
             sends them along is not wrong.
         preparations: Fitted preparations; each transforms the input once, whatever the number of members.
@@ -107,6 +155,7 @@ class Bundle:
     ignored: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     background: Background | None = None
+    calibration: Calibration = field(default_factory=Calibration)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -114,7 +163,7 @@ class Bundle:
         return ("prediction", *(f"probability_{label}" for label in self.classes))
 
     def predict_raw(self, columns: Columns) -> np.ndarray:
-        """Return the blended prediction; the hot path, which needs no data frame.
+        """Return the blended and calibrated prediction; the hot path, which needs no data frame.
 
         Args:
             columns: Data frame, or arrays (n_rows,) by column name.
@@ -129,7 +178,15 @@ class Bundle:
         blend = first.weight * first.model.predict(tables[first.preparation])
         for member in others:
             blend += member.weight * member.model.predict(tables[member.preparation])
-        return blend
+        return self.calibration.apply(blend)
+
+    def labels(self, raw: np.ndarray) -> np.ndarray:
+        """Return the index of the class that is answered for each row of :meth:`predict_raw`, int64 (n_rows,)."""
+        return self.calibration.labels(raw)
+
+    def judged(self, raw: np.ndarray, metric: Metric) -> np.ndarray:
+        """Return predictions as the metric is to see them: one that judges labels sees the bundle's decisions."""
+        return centred(raw, self.calibration.threshold) if metric.by_label and len(self.classes) == 2 else raw
 
     def predict(self, frame: Columns) -> pd.DataFrame:
         """Return ``prediction``, and for classification a ``probability_<class>`` for each class.
@@ -140,7 +197,7 @@ class Bundle:
         index = frame.index if isinstance(frame, pd.DataFrame) else None
         if not self.classes:
             return pd.DataFrame({"prediction": raw}, index=index)
-        labels = np.asarray(self.classes, dtype=object)[raw.argmax(axis=1)]
+        labels = np.asarray(self.classes, dtype=object)[self.labels(raw)]
         answer = dict(zip(self.output_names, (labels, *raw.T), strict=True))
         return pd.DataFrame(answer, index=index)
 
@@ -192,6 +249,7 @@ class Bundle:
             ignored=self.ignored,
             preparations=len(self.preparations),
             members=tuple(entries),
+            calibration=self.calibration,
             metadata=dict(self.metadata),
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
@@ -235,6 +293,7 @@ class Bundle:
             columns=manifest.columns,
             preparations=preparations,
             members=members,
+            calibration=manifest.calibration,
             ignored=manifest.ignored,
             metadata=manifest.metadata,
             background=Background.load(folder, manifest.columns),

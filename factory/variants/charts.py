@@ -36,13 +36,13 @@ class Frame:
         down = self.height - _BOTTOM - (y - y0) / (y1 - y0) * (self.height - _TOP - _BOTTOM)
         return round(right, 1), round(down, 1)
 
-    def axes(self, *, x_label: str, y_label: str) -> str:
-        """Draw grid lines, tick labels and axis titles."""
+    def axes(self, *, x_label: str, y_label: str, x_ticks: Sequence[tuple[float, str]] | None = None) -> str:
+        """Draw grid lines, tick labels and axis titles; ``x_ticks`` names places where an axis is not linear."""
         bottom, right = self.height - _BOTTOM, self.width - _RIGHT
         parts = []
-        for value in ticks(*self.x):
+        for value, label in x_ticks or [(value, short(value)) for value in ticks(*self.x)]:
             across, _ = self.at(value, self.y[0])
-            parts.append(f'<text x="{across}" y="{bottom + 14}" text-anchor="middle">{short(value)}</text>')
+            parts.append(f'<text x="{across}" y="{bottom + 14}" text-anchor="middle">{escape(label)}</text>')
         for value in ticks(*self.y):
             _, down = self.at(self.x[0], value)
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{down}" y2="{down}"/>')
@@ -137,6 +137,34 @@ def difference_chart(low: float, value: float, high: float, *, margin: float) ->
         f'<text x="{across(tick)}" y="60" text-anchor="middle">{short(tick)}</text>' for tick in ticks(start, end)
     )
     return _svg("".join(marks), "Improvement over the baseline with its interval", width=width, height=height)
+
+
+def frontier_chart(points: Sequence[tuple[float, float, bool, str]], *, limit_ms: float, y_label: str) -> Markup:
+    """Draw quality against latency, the latter by its logarithm.
+
+    Args:
+        points: Milliseconds of a row, score, whether it is the variant, and what is told of it; by rising latency.
+        limit_ms: Drawn as a vertical line.
+        y_label: Name of the metric.
+    """
+    places = [math.log10(ms) for ms, _, _, _ in points]
+    scores = [score for _, score, _, _ in points]
+    limit = math.log10(limit_ms)
+    low, high = padded(min(*places, limit), max(*places, limit), by=0.06)
+    frame = Frame((low, high), padded(min(scores), max(scores), by=0.1))
+    decades = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    marks = [(math.log10(v), short(round(v, 9))) for v in decades if low <= math.log10(v) <= high]
+    body = frame.axes(x_label="one row, ms", y_label=y_label[:40], x_ticks=marks)
+    body += frame.line([(limit, frame.y[0]), (limit, frame.y[1])], css="ideal")
+    # A point's score holds until the next one can be paid for.
+    ends = [*places[1:], high]
+    steps = [xy for x, end, y in zip(places, ends, scores, strict=True) for xy in ((x, y), (end, y))]
+    body += frame.line(steps, css="line a")
+    for x, (_, score, chosen, told) in zip(places, points, strict=True):
+        across, down = frame.at(x, score)
+        css, radius = ("dot b", 6) if chosen else ("dot a", 3.5)
+        body += f'<circle class="{css}" cx="{across}" cy="{down}" r="{radius}"><title>{escape(told)}</title></circle>'
+    return _svg(body, "Quality against latency: the best ensemble for each time a row may take")
 
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:

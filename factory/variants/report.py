@@ -21,11 +21,13 @@ from pydantic import Field
 from factory.data.dataset import FeatureLineage
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
+from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.spec import CurvePoint, Document, Task, Trial, TrialState, Variant, duration
 from factory.variants import charts
 from factory.variants.evaluation import Confusion, Evaluation, Importance
+from factory.variants.frontier import Frontier
 from factory.variants.gates import Verdict
 from factory.variants.resampling import Comparison
 
@@ -84,6 +86,8 @@ class Card(Document):
         features: Where joined features came from.
         example: One row of input, to show how the variant is called.
         budget_s: Wall seconds that the request had.
+        frontier: What other ensembles of this search cost and score.
+        calibration: Of the variant's probabilities, with its decision threshold.
     """
 
     variant: Variant
@@ -99,6 +103,8 @@ class Card(Document):
     features: FeatureLineage | None = None
     example: dict[str, Scalar] = Field(default_factory=dict)
     budget_s: float | None = None
+    frontier: Frontier | None = None
+    calibration: Calibration = Calibration()
 
 
 def leaderboard(trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tuple[LeaderboardRow, ...]:
@@ -171,6 +177,7 @@ def render(card: Card) -> str:
         mistakes=_mistakes(card.evaluation.confusion),
         widest=max((abs(one.drop) for one in card.importance), default=0) or 1.0,
         curves=[(curve.name, _curve(curve)) for curve in card.curves],
+        frontier=_frontier(card, metric),
         call=_call(card),
         duration=duration,
         few_classes=FEW_CLASSES,
@@ -193,6 +200,25 @@ def _template() -> Template:
     environment.filters.update(number=_number, duration=duration, count=lambda n: f"{n:,}", share=lambda x: f"{x:.1%}")
     environment.tests["regression"] = lambda task: task is Task.REGRESSION
     return environment.get_template(TEMPLATE)
+
+
+def _frontier(card: Card, metric: Metric) -> str:
+    """Draw the curve where there is more than one point to choose from."""
+    if card.frontier is None or len(card.frontier.points) < 2:
+        return ""
+    losses = metric.name.startswith("neg_")
+    points = [
+        (
+            point.latency_ms,
+            -point.score if losses else point.score,
+            point.chosen,
+            f"{point.latency_ms:.3g} ms, {metric.label} {metric.display(point.score)}, {len(point.trials)} trials, "
+            f"{point.models} models, {point.size_mb:.3g} MB",
+        )
+        for point in card.frontier.points
+    ]
+    limit_ms = card.frontier.ceiling_ms or card.frontier.bound_ms
+    return charts.frontier_chart(points, limit_ms=limit_ms, y_label=metric.label)
 
 
 def _calibration(card: Card) -> str:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from factory.data.preparation import Preparation
 from factory.errors import InvalidData, UntrustedBundle
+from factory.families.base import FitContext, Sample, Shape
+from factory.search.calibration import Calibration
+from factory.search.metric import Metric
+from factory.search.plan import family
+from factory.spec import Task
 from factory.variants.bundle import (
     MANIFEST,
     READABLE_FORMATS,
     Bundle,
+    Piece,
     PyfuncVariant,
     _load_pyfunc,
     folder_digest,
     folder_size_mb,
+    joined,
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -85,6 +94,51 @@ def test_predict_names_its_columns(binary, regression):
     assert list(regression.bundle.predict(regression.test.frame).columns) == ["prediction"]
 
 
+def test_equal_preparations_run_once_and_a_bag_becomes_one_model(multiclass):
+    dataset, test = multiclass.dataset, multiclass.test
+    context = FitContext(task=dataset.task, n_classes=len(dataset.classes), seed=0)
+    preparations = [Preparation.fit(dataset.frame, dataset.types, seed=0) for _ in range(2)]
+    preparations.append(Preparation.fit(dataset.frame.iloc[:60], dataset.types, seed=0))
+    lightgbm = family("lightgbm")
+    shape = Shape(n_rows=len(dataset.y), n_columns=5, n_classes=3)
+    parameters = lightgbm.portfolio(dataset.task, shape=shape)[0].parameters
+    models = [
+        lightgbm.fit(
+            Sample(p.transform(dataset.frame), dataset.y),
+            validation=None,
+            parameters=parameters,
+            context=replace(context, seed=seed, rounds=20),
+        )
+        for seed, p in enumerate(preparations)
+    ]
+    pieces = [Piece(4, "lightgbm", m, p, 2.0) for m, p in zip(models, preparations, strict=True)]
+    distinct, members = joined(pieces)
+    assert len(distinct) == 2
+    assert [(m.preparation, pytest.approx(m.weight)) for m in members] == [(0, 2 / 3), (1, 1 / 3)]
+    apart = [joined([replace(piece, bag=i)])[1][0] for i, piece in enumerate(pieces)]
+    mean = np.mean([m.model.predict(p.transform(test.frame)) for m, p in zip(apart, preparations, strict=True)], axis=0)
+    bundle = replace(multiclass.bundle, preparations=distinct, members=members)
+    np.testing.assert_allclose(bundle.predict_raw(test.frame), mean, atol=0.02)
+
+
+def test_calibration_and_threshold_travel_with_the_bundle(binary, tmp_path):
+    calibration = Calibration(method="temperature", temperature=0.5, threshold=0.2)
+    bundle = replace(binary.bundle, calibration=calibration)
+    bundle.save(tmp_path / "bundle")
+    loaded = Bundle.load(tmp_path / "bundle")
+    assert loaded.calibration == calibration
+    plain, raw = binary.bundle.predict_raw(binary.test.frame), loaded.predict_raw(binary.test.frame)
+    odds = plain[:, 1] / plain[:, 0]
+    np.testing.assert_allclose(raw[:, 1] / raw[:, 0], odds**2, rtol=1e-6)
+    said = loaded.predict(binary.test.frame)["prediction"]
+    assert list(said) == ["yes" if p > 0.2 else "no" for p in raw[:, 1]]
+    accuracy, auc = (Metric.of(name, Task.BINARY) for name in ("accuracy", "roc_auc"))
+    assert accuracy.score(binary.test.y, loaded.judged(raw, accuracy)) == pytest.approx(
+        (said == np.where(binary.test.y == 1, "yes", "no")).mean()
+    )
+    assert loaded.judged(raw, auc) is raw
+
+
 def test_no_rows_no_predictions(made):
     assert len(made.bundle.predict(made.test.frame.iloc[:0])) == 0
     assert list(made.bundle.predict(made.test.frame.iloc[:0]).columns) == list(made.bundle.output_names)
@@ -119,7 +173,7 @@ def test_link_is_not_followed(saved, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format is 99; this factory reads 1"),
+        ({"format_version": 99}, "format is 99; this factory reads 1, 2"),
         ({"format_version": None}, "format is None"),
         ({"task": "poetry"}, "cannot be read"),
         ({"extra": 1}, "cannot be read"),

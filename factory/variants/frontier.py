@@ -1,0 +1,395 @@
+"""Quality against latency: the best ensemble under ceilings, and the curve that shows what a ceiling costs.
+
+The search leaves candidates: trials with out-of-fold predictions and a model
+for each fold.  Their costs are measured here, one row through each native
+path.  For rising allowances, a greedy blend that may only take members it can
+pay for gives the points of the curve.  A bag may be served by some of its
+models only; what that loses is not seen out of fold, where each row has one
+model's prediction, so it is charged by a measured figure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+
+from factory.data.preparation import Preparation, Table
+from factory.families.base import Model
+from factory.search.calibration import calibrate
+from factory.search.engine import Part, SearchResult
+from factory.search.ensemble import Arena, Blend
+from factory.search.jobs import TrialData
+from factory.search.metric import Metric
+from factory.search.plan import family
+from factory.search.race import relative_loss
+from factory.search.samples import preparation_folder
+from factory.spec import Ceilings, Document, Task
+from factory.variants.bundle import Bundle, Piece, folder_size_mb, joined
+from factory.variants.evaluation import one_row_latency_ms
+from factory.variants.inputs import input_columns
+
+DEFAULT_MS = 4.0
+"""Bound where nobody set one, so that a row takes 5 ms at most (docs/decisions/frontier.md)."""
+MARGIN = 0.8
+"""Part of a ceiling that is aimed at: the gate measures again, on a machine that others use too."""
+BAG_GAIN = {Task.BINARY: 0.006, Task.MULTICLASS: 0.04, Task.REGRESSION: 0.03}
+"""Part of its loss that one model has above a large bag of its kind; a bag of b models has a b-th of it."""
+REFIT_AS = 2.6
+"""One model of all rows is worth a bag of about so many: 75 to 80 % of what five folds gain."""
+NEGLIGIBLE = 0.04
+"""A trial with less weight than this is left out: one addition of the greedy 25 is noise."""
+MEASURED = 12
+"""Candidates whose cost is measured, the blend's and the best ones; loading a model takes up to 0.1 s."""
+LEVELS = 7
+STEPS = 15
+ROWS = 5_000
+"""A level is chosen with fewer steps and rows than the final weights: it only says who is in."""
+RUNS = 15
+"""Timed predictions of one row for each part."""
+TRIES = 4
+
+
+T = TypeVar("T")
+
+
+class FrontierPoint(Document):
+    """An ensemble that was weighed: what a row costs with it, and what it scores out of fold.
+
+    Attributes:
+        latency_ms: One row, median.
+        size_mb: Of the models and preparations.
+        score: Out of fold, greater is better, with the charge for a smaller bag.
+        trials: Members, by their trial's number.
+        models: Fitted models behind them.
+        chosen: Whether it is the variant.
+    """
+
+    latency_ms: float
+    size_mb: float
+    score: float
+    trials: tuple[int, ...]
+    models: int
+    chosen: bool = False
+
+
+class Frontier(Document):
+    """The points that none other beats in both, cheapest first, and what the bound cost.
+
+    Attributes:
+        points: By rising latency and score.
+        bound_ms: Latency that was aimed at.
+        ceiling_ms: Latency that the request or recipe allows; None where it sets none.
+        lost: Part of the best ensemble's loss that the chosen one adds; 0 where it is the best.
+        sentence: The trade, for a person.
+    """
+
+    points: tuple[FrontierPoint, ...]
+    bound_ms: float
+    ceiling_ms: float | None = None
+    lost: float = 0.0
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The ensemble under the ceilings: its bundle, the share of each trial by number, and the curve it lies on."""
+
+    bundle: Bundle
+    weights: dict[int, float]
+    frontier: Frontier
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of a trial's models: one row by the first one, by each further one of the same table, and MB of one model."""
+
+    first_ms: float
+    further_ms: float
+    size_mb: float
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """A blend that could be delivered: weights, models of a bag at most, estimated cost, charged score."""
+
+    weights: dict[int, float]
+    bag: int
+    latency_ms: float
+    size_mb: float
+    score: float
+
+
+def choose(result: SearchResult, *, data: TrialData, ceilings: Ceilings, rows: pd.DataFrame) -> Chosen:
+    """Return the best ensemble under the ceilings, measured as it will be served.
+
+    Args:
+        result: Candidates with their parts.
+        data: Where preparations lie, and what the bundle says of its columns.
+        ceilings: Limits; without one on latency, DEFAULT_MS.
+        rows: Rows to time predictions with, (n_rows, n_columns); nothing is chosen by their targets.
+    """
+    shop = _Shop(result, data, rows)
+    limit_mb = MARGIN * ceilings.size_mb if ceilings.size_mb is not None else np.inf
+    weighed = _offers(result, shop, limit_mb)
+    small_enough = [offer for offer in weighed if offer.size_mb <= limit_mb]
+    offers = _undominated(small_enough or [min(weighed, key=lambda o: o.size_mb)])
+    bound_ms = MARGIN * ceilings.latency_ms if ceilings.latency_ms is not None else DEFAULT_MS
+    ratio = 1.0
+    tried: dict[int, tuple[float, Bundle]] = {}
+    for _ in range(TRIES):
+        at = _best_within(offers, bound_ms / ratio)
+        if at in tried:
+            break
+        bundle = shop.bundle(offers[at])
+        latency_ms = one_row_latency_ms(bundle, rows)
+        tried[at] = (latency_ms, bundle)
+        ratio = latency_ms / offers[at].latency_ms
+    fits = [at for at, (latency_ms, _) in tried.items() if latency_ms <= bound_ms]
+    at = max(fits, key=lambda i: offers[i].score) if fits else min(tried, key=lambda i: tried[i][0])
+    latency_ms, bundle = tried[at]
+    ratio = latency_ms / offers[at].latency_ms
+    points = tuple(
+        FrontierPoint(
+            latency_ms=offer.latency_ms * ratio,
+            size_mb=offer.size_mb,
+            score=offer.score,
+            trials=tuple(sorted(offer.weights)),
+            models=shop.models(offer),
+            chosen=i == at,
+        )
+        for i, offer in enumerate(offers)
+    )
+    best = max(weighed, key=lambda offer: (offer.score, -offer.latency_ms))
+    lost = _lost(result.candidates.metric, offers[at].score, best.score)
+    frontier = Frontier(
+        points=points,
+        bound_ms=bound_ms,
+        ceiling_ms=ceilings.latency_ms,
+        lost=lost,
+        sentence=_sentence(result.candidates.metric, offers[at], best, lost=lost, ratio=ratio, ceilings=ceilings),
+    )
+    return Chosen(bundle, offers[at].weights, frontier)
+
+
+class _Shop:
+    """What the parts cost, and bundles made of them; each part is loaded and measured once."""
+
+    def __init__(self, result: SearchResult, data: TrialData, rows: pd.DataFrame) -> None:
+        self._result, self._data = result, data
+        self._loaded: dict[Path, Model] = {}
+        self._costs: dict[int, _Cost] = {}
+        self._preparations: dict[int | None, Preparation] = {}
+        self._preparation_ms: dict[str, float] = {}
+        self._preparation_mb: dict[str, float] = {}
+        arrays = {str(name): rows[name].to_numpy() for name in rows.columns}
+        self._rows = [{name: a[i : i + 1] for name, a in arrays.items()} for i in range(min(len(rows), RUNS))]
+
+    def parts(self, number: int, bag: int) -> tuple[Part, ...]:
+        """Return at most so many of a trial's parts, the lowest folds first, so that members share preparations."""
+        ordered = sorted(self._result.parts[number], key=lambda part: -1 if part.fold is None else part.fold)
+        return tuple(ordered[:bag])
+
+    def models(self, offer: _Offer) -> int:
+        """Return the number of fitted models behind an offer."""
+        return sum(len(self.parts(n, offer.bag)) for n in offer.weights)
+
+    def effective_bag(self, number: int, bag: int) -> float:
+        """Return how many models a trial's bag is worth."""
+        parts = self.parts(number, bag)
+        return REFIT_AS if parts[0].fold is None else len(parts)
+
+    def latency_ms(self, members: frozenset[int], bag: int) -> float:
+        """Estimate one row's time: each distinct preparation once, then every model."""
+        total = 0.0
+        digests: set[str] = set()
+        for number in members:
+            cost = self.cost(number)
+            groups: dict[str, int] = {}
+            for part in self.parts(number, bag):
+                digest = self.preparation(part.fold).digest
+                groups[digest] = groups.get(digest, 0) + 1
+            digests |= groups.keys()
+            total += sum(cost.first_ms + (n - 1) * cost.further_ms for n in groups.values())
+        return total + sum(self._preparation_ms[d] for d in digests)
+
+    def size_mb(self, members: frozenset[int], bag: int) -> float:
+        """Return the size of the models and of each distinct preparation."""
+        digests = {self.preparation(p.fold).digest for n in members for p in self.parts(n, bag)}
+        models = sum(len(self.parts(n, bag)) * self.cost(n).size_mb for n in members)
+        return models + sum(self._preparation_mb[d] for d in digests)
+
+    def cost(self, number: int) -> _Cost:
+        """Return what a trial's models cost, measured on its first two parts."""
+        if number not in self._costs:
+            first, *others = self.parts(number, 2)
+            tables = self._tables(first)
+            first_ms = _call_ms(self._model(first).predict, tables)
+            further_ms = first_ms
+            if others and self.preparation(others[0].fold).digest == self.preparation(first.fold).digest:
+                both = family(first.trial.family).merge([self._model(first), self._model(others[0])])
+                if both is not None:
+                    further_ms = max(_call_ms(both.predict, tables) - first_ms, 0.1 * first_ms)
+            self._costs[number] = _Cost(first_ms, further_ms, folder_size_mb(first.folder))
+        return self._costs[number]
+
+    def preparation(self, fold: int | None) -> Preparation:
+        """Return a fold's preparation; its cost is measured when it is first asked for."""
+        if fold not in self._preparations:
+            folder = preparation_folder(self._data, fold)
+            loaded = Preparation.load(folder)
+            self._preparations[fold] = loaded
+            if loaded.digest not in self._preparation_ms:
+                self._preparation_ms[loaded.digest] = _call_ms(lambda row: loaded.transform(row).matrix, self._rows)
+                self._preparation_mb[loaded.digest] = folder_size_mb(folder)
+        return self._preparations[fold]
+
+    def bundle(self, offer: _Offer) -> Bundle:
+        """Assemble what would be served, calibrated on the blend's out-of-fold predictions."""
+        pieces = []
+        for number, weight in offer.weights.items():
+            parts = self.parts(number, offer.bag)
+            pieces += [
+                Piece(number, p.trial.family, self._model(p), self.preparation(p.fold), weight / len(parts))
+                for p in parts
+            ]
+        preparations, members = joined(pieces)
+        candidates, dataset = self._result.candidates, self._data.dataset
+        return Bundle(
+            task=dataset.task,
+            classes=dataset.classes,
+            columns=input_columns(dataset.frame, dataset.types),
+            preparations=preparations,
+            members=members,
+            calibration=calibrate(
+                candidates.metric,
+                candidates.targets,
+                candidates.blended(offer.weights),
+                bagged=len(pieces) > len(offer.weights),
+            ),
+        )
+
+    def _model(self, part: Part) -> Model:
+        if part.folder not in self._loaded:
+            self._loaded[part.folder] = family(part.trial.family).load(part.folder)
+        return self._loaded[part.folder]
+
+    def _tables(self, part: Part) -> list[Table]:
+        """Return one-row tables whose shared arrays are made already: their cost is the preparation's."""
+        tables = [self.preparation(part.fold).transform(row) for row in self._rows]
+        for table in tables:
+            _ = table.matrix
+        return tables
+
+
+def _offers(result: SearchResult, shop: _Shop, limit_mb: float) -> list[_Offer]:
+    """Return the blends worth weighing: the best ones for bags and allowances of every size, and those without."""
+    candidates = result.candidates
+    metric = candidates.metric
+    whole = {n: w for n, w in result.blend.weights.items() if w > NEGLIGIBLE} or dict(result.blend.weights)
+    measured = _worth_measuring(result, whole)
+    arena = Arena(metric, candidates.targets, {n: candidates.predictions[n] for n in measured}, most_rows=ROWS)
+    fullest = max(len(result.parts[n]) for n in measured)
+    offers: dict[tuple[frozenset[int], int], _Offer] = {}
+
+    def add(blend: Blend, bag: int) -> None:
+        weights = {n: w for n, w in blend.weights.items() if w > NEGLIGIBLE} or blend.weights
+        members = frozenset(weights)
+        # Small bags of all members are equal to larger ones where no trial has more models.
+        key = (members, min(bag, max(len(result.parts[n]) for n in members)))
+        if key in offers:
+            return
+        total = sum(weights.values())
+        weights = {n: w / total for n, w in weights.items()}
+        charge = sum(w / shop.effective_bag(n, bag) for n, w in weights.items()) * BAG_GAIN[metric.task]
+        score = arena.score(weights)
+        offers[key] = _Offer(
+            weights,
+            bag,
+            shop.latency_ms(members, bag),
+            shop.size_mb(members, bag),
+            score - charge * relative_loss(metric, score),
+        )
+
+    for bag in sorted({b for b in (1, 2, 4, fullest) if b <= fullest}):
+
+        def within(limit_ms: float, *, bag: int = bag) -> Callable[[frozenset[int]], bool]:
+            return lambda members: shop.latency_ms(members, bag) <= limit_ms and shop.size_mb(members, bag) <= limit_mb
+
+        add(Blend(whole, result.blend.score), bag)
+        free = arena.greedy(steps=STEPS, affords=within(np.inf))
+        if not free.weights:
+            continue
+        add(free, bag)
+        alone = [shop.latency_ms(frozenset({n}), bag) for n in measured]
+        most = shop.latency_ms(frozenset(free.weights), bag)
+        for limit_ms in np.geomspace(min(alone) * 1.001, max(most, min(alone) * 1.01), LEVELS)[:-1]:
+            blend = arena.greedy(steps=STEPS, affords=within(float(limit_ms)))
+            if blend.weights:
+                add(blend, bag)
+    smallest = min(measured, key=lambda n: shop.size_mb(frozenset({n}), 1))
+    add(Blend({smallest: 1.0}, arena.score({smallest: 1.0})), 1)
+    return list(offers.values())
+
+
+def _worth_measuring(result: SearchResult, whole: Mapping[int, float]) -> list[int]:
+    """Return the blend's members, the best of each family, then the best of the others."""
+    candidates = result.candidates
+    families = {trial.number: trial.family for trial in result.trials}
+    scores = {
+        n: float(np.mean([candidates.metric.score(y, p) for y, p in zip(candidates.targets, parts, strict=True)]))
+        for n, parts in candidates.predictions.items()
+    }
+    ordered = sorted(scores, key=lambda n: (-scores[n], n))
+    firsts = {families[n]: n for n in reversed(ordered)}
+    wanted = [*sorted(whole, key=lambda n: -whole[n]), *sorted(firsts.values(), key=ordered.index), *ordered]
+    return list(dict.fromkeys(n for n in wanted if result.parts.get(n)))[:MEASURED]
+
+
+def _undominated(offers: Sequence[_Offer]) -> list[_Offer]:
+    kept: list[_Offer] = []
+    for offer in sorted(offers, key=lambda o: (o.latency_ms, -o.score)):
+        if not kept or offer.score > kept[-1].score:
+            kept.append(offer)
+    return kept
+
+
+def _best_within(offers: Sequence[_Offer], limit_ms: float) -> int:
+    """Return the place of the best offer within a limit, of the cheapest if there is none."""
+    return max((i for i, offer in enumerate(offers) if offer.latency_ms <= limit_ms), default=0)
+
+
+def _lost(metric: Metric, taken: float, best: float) -> float:
+    """Return the part of the best ensemble's loss that the taken one adds."""
+    loss = relative_loss(metric, best)
+    return max((best - taken) / loss, 0.0) if loss > 0 else 0.0
+
+
+def _sentence(metric: Metric, taken: _Offer, best: _Offer, *, lost: float, ratio: float, ceilings: Ceilings) -> str:
+    limits = [f"{v:g} {u}" for v, u in ((ceilings.latency_ms, "ms"), (ceilings.size_mb, "MB")) if v is not None]
+    named = f"the ceiling of {' and '.join(limits)}" if limits else f"the default bound of {DEFAULT_MS:g} ms"
+    if not lost:
+        return f"The best ensemble keeps {named}: nothing was given up."
+    return (
+        f"Under {named}, {metric.label} out of fold is {metric.display(taken.score)} against "
+        f"{metric.display(best.score)} of the best ensemble, which would take {best.latency_ms * ratio:.2g} ms a row "
+        f"and {best.size_mb:.2g} MB: {lost:.2%} more loss."
+    )
+
+
+def _call_ms(call: Callable[[T], object], rows: Sequence[T]) -> float:
+    """Return the time of one call after two to warm up: a low quantile, since what is above it is others' work."""
+    for row in rows[:2]:
+        call(row)
+    moments = np.empty(RUNS + 1)
+    moments[0] = time.perf_counter()
+    for i in range(RUNS):
+        call(rows[i % len(rows)])
+        moments[i + 1] = time.perf_counter()
+    return float(np.quantile([after - before for before, after in pairwise(moments)], 0.2) * 1e3)

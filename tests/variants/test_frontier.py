@@ -1,0 +1,158 @@
+"""The best ensemble under ceilings, from real models of three families on scikit-learn's diabetes and cancer data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from factory.data.dataset import Dataset, from_frame
+from factory.data.preparation import Preparation
+from factory.families.base import FitContext, Sample, Shape
+from factory.search.engine import Part, SearchResult
+from factory.search.ensemble import Candidates, greedy
+from factory.search.jobs import TrialData
+from factory.search.metric import Metric
+from factory.search.plan import family
+from factory.search.samples import preparation_folder
+from factory.search.splits import Split
+from factory.spec import Ceilings, FileDataset, Task, Trial, TrialState
+from factory.variants import frontier as module
+from factory.variants.bundle import folder_size_mb
+from factory.variants.evaluation import one_row_latency_ms
+from factory.variants.frontier import Chosen, choose
+
+FAMILIES = ("linear", "lightgbm", "extra_trees")
+N_FOLDS = 4
+
+
+def searched(frame: pd.DataFrame, task: Task, metric: str, workspace: Path) -> tuple[SearchResult, TrialData, Dataset]:
+    """Fit every family on every fold, as a search leaves it; the last fifth of the rows is not used."""
+    dataset = from_frame(frame, FileDataset(path="x.parquet", target="target", task=task))
+    n = len(dataset.y) * 4 // 5
+    train, unseen = dataset.take(np.arange(n)), dataset.take(np.arange(n, len(dataset.y)))
+    fold = np.arange(n) % N_FOLDS
+    splits = tuple(Split(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(N_FOLDS))
+    data = TrialData(train, splits, Metric.of(metric, task), workspace, 0)
+    shape = Shape(n_rows=n, n_columns=len(train.types), n_classes=len(train.classes))
+    predictions: dict[int, tuple[np.ndarray, ...]] = {}
+    trials = tuple(
+        Trial(number=i, family=name, parameters={}, state=TrialState.SUCCEEDED) for i, name in enumerate(FAMILIES)
+    )
+    for k, split in enumerate(splits):
+        preparation = Preparation.fit(train.frame.iloc[split.train], train.types, seed=0)
+        folder = preparation_folder(data, k)
+        folder.mkdir(parents=True)
+        preparation.save(folder)
+        rows, held = (preparation.transform(train.frame.iloc[r]) for r in (split.train, split.validation))
+        for trial in trials:
+            parameters = dict(family(trial.family).portfolio(task, shape=shape)[0].parameters)
+            if "trees" in parameters:
+                parameters["trees"] = 50
+            context = FitContext(task=task, n_classes=len(train.classes), seed=k)
+            model = family(trial.family).fit(
+                Sample(rows, train.y[split.train]),
+                validation=Sample(held, train.y[split.validation]),
+                parameters=parameters,
+                context=context,
+            )
+            path = data.model_folder(trial.number, k)
+            path.mkdir(parents=True)
+            model.save(path)
+            predictions[trial.number] = (*predictions.get(trial.number, ()), model.predict(held))
+    targets = tuple(train.y[s.validation] for s in splits)
+    parts = {
+        t.number: tuple(Part(t, data.model_folder(t.number, k), k, 1 / N_FOLDS) for k in range(N_FOLDS)) for t in trials
+    }
+    candidates = Candidates(data.metric, targets, predictions)
+    return SearchResult(trials, candidates, greedy(data.metric, targets, predictions), parts, {}), data, unseen
+
+
+@pytest.fixture(scope="module")
+def diabetes(tmp_path_factory):
+    frame = load_diabetes(as_frame=True).frame
+    return searched(frame, Task.REGRESSION, "neg_root_mean_squared_error", tmp_path_factory.mktemp("diabetes"))
+
+
+@pytest.fixture(scope="module")
+def cancer(tmp_path_factory):
+    frame = load_breast_cancer(as_frame=True).frame.iloc[:, -12:]
+    frame["target"] = np.where(frame["target"] == 1, "good", "ill")
+    return searched(frame, Task.BINARY, "balanced_accuracy", tmp_path_factory.mktemp("cancer"))
+
+
+def under(searched, **ceilings: float) -> Chosen:
+    result, data, unseen = searched
+    return choose(result, data=data, ceilings=Ceilings(**ceilings), rows=unseen.frame)
+
+
+def test_without_ceilings_nothing_noticeable_is_lost_and_a_row_is_fast(diabetes):
+    chosen = under(diabetes)
+    _, data, unseen = diabetes
+    assert chosen.frontier.lost < 0.005
+    assert sum(chosen.weights.values()) == pytest.approx(1)
+    assert one_row_latency_ms(chosen.bundle, unseen.frame) < 5
+    # All columns are numbers, so that the folds' preparations are equal and run once.
+    assert len(chosen.bundle.preparations) == 1
+    prediction = chosen.bundle.predict_raw(unseen.frame)
+    assert data.metric.score(unseen.y, prediction) > data.metric.score(
+        unseen.y, np.full(len(unseen.y), data.dataset.y.mean())
+    )
+
+
+def test_the_curve_rises_and_marks_one_point(diabetes):
+    curve = under(diabetes).frontier
+    latencies, scores = [p.latency_ms for p in curve.points], [p.score for p in curve.points]
+    assert latencies == sorted(latencies)
+    assert scores == sorted(scores)
+    assert len(set(scores)) == len(scores) > 2
+    assert sum(p.chosen for p in curve.points) == 1
+
+
+def test_a_latency_ceiling_is_kept_and_its_price_told(diabetes):
+    points = under(diabetes).frontier.points
+    ceiling = (points[0].latency_ms + points[1].latency_ms) / 2 / module.MARGIN
+    chosen = under(diabetes, latency_ms=ceiling)
+    assert len(chosen.bundle.members) < sum(p.models for p in points[-1:])
+    assert chosen.frontier.lost > 0
+    assert f"Under the ceiling of {ceiling:g} ms, root mean squared error" in chosen.frontier.sentence
+    assert "more loss" in chosen.frontier.sentence
+
+
+def test_an_impossible_ceiling_gives_the_cheapest(diabetes):
+    chosen = under(diabetes, latency_ms=1e-4)
+    assert chosen.frontier.points[0].chosen
+    assert len(chosen.bundle.members) == 1
+
+
+def test_a_size_ceiling_is_kept(diabetes, tmp_path):
+    free = under(diabetes)
+    largest = free.frontier.points[-1].size_mb
+    chosen = under(diabetes, size_mb=largest / 3)
+    chosen.bundle.save(tmp_path / "bundle")
+    assert folder_size_mb(tmp_path / "bundle") <= largest / 3
+    assert "MB" in chosen.frontier.sentence
+    tiny = under(diabetes, size_mb=1e-5)
+    assert len(tiny.bundle.members) == 1
+
+
+def test_a_smaller_bag_of_the_same_members_is_offered_at_a_lower_score(diabetes):
+    points = under(diabetes).frontier.points
+    bags = [(a, b) for a in points for b in points if a.trials == b.trials and a.models < b.models]
+    assert bags
+    assert all(a.score < b.score and a.latency_ms < b.latency_ms for a, b in bags)
+
+
+def test_a_metric_of_labels_gets_a_bundle_that_decides_for_it(cancer):
+    chosen = under(cancer)
+    _, data, unseen = cancer
+    raw = chosen.bundle.predict_raw(unseen.frame)
+    answered = chosen.bundle.predict(unseen.frame)["prediction"]
+    assert list(answered) == [data.dataset.classes[int(p > chosen.bundle.calibration.threshold)] for p in raw[:, 1]]
+    score = data.metric.score(unseen.y, chosen.bundle.judged(raw, data.metric))
+    truth = np.asarray(data.dataset.classes)[unseen.y]
+    hits = [(answered[truth == label] == label).mean() for label in data.dataset.classes]
+    assert score == pytest.approx(np.mean(hits))
