@@ -91,3 +91,24 @@ def test_arrays_survive_npz(train: Table, scale: bool) -> None:
         loaded = DenseEncoder.from_arrays({name: arrays[name] for name in arrays.files})
     assert loaded.n_columns == dense.n_columns
     assert np.array_equal(loaded.transform(train), dense.transform(train))
+
+
+def test_heavy_tails_are_bent_and_order_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    wild = np.column_stack([rng.standard_t(1, 2_000), rng.normal(size=2_000), np.where(rng.random(2_000) < 0.01, 7, 0)])
+    train = table(wild, np.empty((2_000, 0)), ())
+    dense = DenseEncoder.fit(train)
+    assert dense.arrays()["bent"].tolist() == [0, 2]
+    x = dense.transform(train)
+    assert np.isfinite(x).all()
+    middle = np.abs(wild[:, 0]) < 100
+    assert np.array_equal(np.argsort(x[middle, 0]), np.argsort(wild[middle, 0].astype(np.float32)))
+    assert np.quantile(np.abs(x[:, 0]), 0.5) > 0.3, "the bulk is spread out, not squeezed by the tail"
+    assert len(np.unique(x[:, 2])) == 2
+    assert DenseEncoder.fit(train, scale=False).arrays()["bent"].tolist() == []
+
+
+def test_an_encoder_from_before_bent_tails_is_read(train: Table) -> None:
+    dense = DenseEncoder.fit(train)
+    old = {name: a for name, a in dense.arrays().items() if name not in ("bent", "width")}
+    assert np.array_equal(DenseEncoder.from_arrays(old).transform(train), dense.transform(train))
