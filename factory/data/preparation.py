@@ -299,7 +299,7 @@ class Preparation:
         try:
             document = json.loads((folder / "preparation.json").read_text(encoding="utf-8"))
             if document["format"] not in _READABLE:
-                raise ValueError(f"format {document['format']!r}, known are {listing(_READABLE)}")
+                raise ValueError(f"format {document['format']!r}, known are {listing(map(str, _READABLE))}")
             plans = tuple(_PLANS[p["kind"]].model_validate(p) for p in document["plans"])
             gaps = tuple(_Gap.model_validate(g) for g in document.get("gaps", ()))
             crosses = tuple(Cross.model_validate(c) for c in document.get("crosses", ()))
