@@ -11,27 +11,15 @@ import time
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
-from factory.search.metric import Metric
+from factory.search.metric import Metric, centred
 from factory.spec import Document, Task
 from factory.variants.bundle import Bundle
 from factory.variants.resampling import Interval, bootstrap
 
-REPORTED: dict[Task, tuple[str, ...]] = {
-    Task.BINARY: (
-        "roc_auc",
-        "average_precision",
-        "neg_log_loss",
-        "neg_brier_score",
-        "accuracy",
-        "balanced_accuracy",
-        "f1",
-    ),
-    Task.MULTICLASS: ("neg_log_loss", "accuracy", "balanced_accuracy", "f1_macro", "roc_auc_ovr"),
-    Task.REGRESSION: ("neg_root_mean_squared_error", "neg_mean_absolute_error", "neg_median_absolute_error", "r2"),
-}
-"""Scores that every variant of a task shows, whatever it was optimized for; scikit-learn scorer names."""
-
+REPORTED_RESAMPLES = 400
+"""Resamples for the intervals of the scores beside the optimized one; their ends move in the third digit."""
 _POINTS = 400
 """Points of a scatter plot: the card stays small, the eye sees the same."""
 _IMPORTANCE_CELLS = 60_000
@@ -83,7 +71,8 @@ class Evaluation(Document):
     Attributes:
         metric: scikit-learn scorer name of the metric that was optimized.
         score: Its value with a bootstrap interval; greater is better.
-        scores: Further scores by scorer name.
+        scores: All reported scores by scorer name, the optimized one among them.
+        intervals: Their bootstrap intervals.
         n_rows: Held-out rows.
         confusion: Classification only.
         calibration: Classification only; ten bins of equal size, fewer for few rows.
@@ -94,6 +83,7 @@ class Evaluation(Document):
     task: Task
     score: Interval
     scores: dict[str, float]
+    intervals: dict[str, Interval] = Field(default_factory=dict)
     n_rows: int
     confusion: Confusion | None = None
     calibration: tuple[CalibrationBin, ...] = ()
@@ -101,7 +91,13 @@ class Evaluation(Document):
 
 
 def evaluate(
-    metric: Metric, y: np.ndarray, prediction: np.ndarray, *, classes: tuple[str, ...], seed: int
+    metric: Metric,
+    y: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    classes: tuple[str, ...],
+    seed: int,
+    threshold: float = 0.5,
 ) -> Evaluation:
     """Score the predictions of held-out rows.
 
@@ -111,19 +107,33 @@ def evaluate(
         prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         classes: Labels in index order; () for regression.
         seed: Of the bootstrap.
+        threshold: Probability of the second of two classes above which it is the answer.
     """
-    scores = {name: _score(name, metric.task, y, prediction) for name in REPORTED[metric.task]}
+    decided = centred(prediction, threshold)
+
+    def seen(one: Metric) -> np.ndarray:
+        return decided if one.by_label else prediction
+
+    score = bootstrap(metric, y, seen(metric), seed=seed)
+    scores = {one.name: _score(one.name, metric.task, y, seen(one)) for one in (metric, *metric.reported())}
+    told = {name: value for name, value in scores.items() if np.isfinite(value)}
+    intervals = {
+        one.name: bootstrap(one, y, seen(one), seed=seed, n=REPORTED_RESAMPLES)
+        for one in metric.reported()
+        if one.name in told
+    }
     evaluation = Evaluation(
         metric=metric.name,
         task=metric.task,
-        score=bootstrap(metric, y, prediction, seed=seed),
-        scores={name: value for name, value in scores.items() if np.isfinite(value)},
+        score=score,
+        scores=told,
+        intervals={metric.name: score, **intervals},
         n_rows=len(y),
     )
     if metric.task is Task.REGRESSION:
         return evaluation.model_copy(update={"residuals": residuals(y, prediction, seed=seed)})
     return evaluation.model_copy(
-        update={"confusion": confusion(y, prediction, classes=classes), "calibration": calibration(y, prediction)}
+        update={"confusion": confusion(y, decided, classes=classes), "calibration": calibration(y, prediction)}
     )
 
 
@@ -195,13 +205,15 @@ def permutation_importance(
     repeats = 3 if rows * len(names) * 3 <= _IMPORTANCE_CELLS else 1
     chosen = generator.permutation(len(y))[:rows]
     columns = {name: frame[name].to_numpy()[chosen] for name in names}
-    whole = _score(metric.name, metric.task, y[chosen], bundle.predict_raw(columns))
+    whole = _score(metric.name, metric.task, y[chosen], bundle.judged(bundle.predict_raw(columns), metric))
     found = []
     for name in names:
         drops = np.empty(repeats)
         for i in range(repeats):
             shuffled = {**columns, name: generator.permutation(columns[name])}
-            drops[i] = whole - _score(metric.name, metric.task, y[chosen], bundle.predict_raw(shuffled))
+            drops[i] = whole - _score(
+                metric.name, metric.task, y[chosen], bundle.judged(bundle.predict_raw(shuffled), metric)
+            )
         if np.isfinite(drops).all():
             found.append(Importance(column=name, drop=float(drops.mean()), spread=float(drops.std())))
     return tuple(sorted(found, key=lambda one: -one.drop))

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from factory.data.dataset import FeatureLineage
 from factory.data.profile import DatasetProfile
-from factory.data.screening import Finding
+from factory.data.screening import LEAKS, Finding
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.search.plan import family
@@ -29,7 +29,9 @@ from factory.variants import charts
 from factory.variants.evaluation import Confusion, Evaluation, Importance
 from factory.variants.frontier import Frontier
 from factory.variants.gates import Verdict
-from factory.variants.resampling import Comparison
+from factory.variants.resampling import Comparison, Interval
+from factory.variants.slices import Slice, blamed
+from factory.variants.watch import Watch
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -42,6 +44,8 @@ FEW_CLASSES = 4
 MOST_CLASSES = 12
 """Classes of a confusion matrix that is still a table; above, its most frequent mistakes are listed."""
 MOST_TRIALS = 20
+SLICE_CONFIDENCE = 0.95
+"""Joint confidence from which on a slice that is worse than the baseline is marked, gated or not."""
 MOST_COLUMNS = 25
 Scalar = str | int | float | bool | None
 
@@ -88,6 +92,8 @@ class Card(Document):
         budget_s: Wall seconds that the request had.
         frontier: What other ensembles of this search cost and score.
         calibration: Of the variant's probabilities, with its decision threshold.
+        slices: Scores on parts of the held-out rows.
+        watch: Of overfitting: what was looked at.
     """
 
     variant: Variant
@@ -105,6 +111,8 @@ class Card(Document):
     budget_s: float | None = None
     frontier: Frontier | None = None
     calibration: Calibration = Calibration()
+    slices: tuple[Slice, ...] = ()
+    watch: tuple[Watch, ...] = ()
 
 
 def leaderboard(trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tuple[LeaderboardRow, ...]:
@@ -164,7 +172,17 @@ def render(card: Card) -> str:
         metric=metric,
         title=card.variant.name + (f" version {card.variant.version}" if card.variant.version else ""),
         interval=sorted((card.evaluation.score.low, card.evaluation.score.high), key=abs),
-        scores=[(Metric(name, card.variant.task), value) for name, value in card.evaluation.scores.items()],
+        scores=[
+            (Metric(name, card.variant.task), value, _ends(card.evaluation.intervals.get(name)))
+            for name, value in card.evaluation.scores.items()
+        ],
+        slices=[
+            (column, [one for one in card.slices if one.column == column])
+            for column in dict.fromkeys(one.column for one in card.slices)
+        ],
+        blamed={(one.column, one.value) for one in blamed(card.slices, confidence=SLICE_CONFIDENCE)},
+        matters={one.column: one.drop for one in card.importance},
+        leaks=LEAKS,
         shown=shown,
         others=[row for row in card.leaderboard if row not in shown],
         members=[row for row in card.leaderboard if row.weight],
@@ -177,7 +195,8 @@ def render(card: Card) -> str:
         mistakes=_mistakes(card.evaluation.confusion),
         widest=max((abs(one.drop) for one in card.importance), default=0) or 1.0,
         curves=[(curve.name, _curve(curve)) for curve in card.curves],
-        frontier=_frontier(card, metric),
+        frontier=_frontier(card),
+        chosen_by=Metric(card.frontier.metric, card.variant.task) if card.frontier else metric,
         call=_call(card),
         duration=duration,
         few_classes=FEW_CLASSES,
@@ -202,10 +221,11 @@ def _template() -> Template:
     return environment.get_template(TEMPLATE)
 
 
-def _frontier(card: Card, metric: Metric) -> str:
+def _frontier(card: Card) -> str:
     """Draw the curve where there is more than one point to choose from."""
     if card.frontier is None or len(card.frontier.points) < 2:
         return ""
+    metric = Metric(card.frontier.metric, card.variant.task)
     losses = metric.name.startswith("neg_")
     points = [
         (
@@ -218,7 +238,15 @@ def _frontier(card: Card, metric: Metric) -> str:
         for point in card.frontier.points
     ]
     limit_ms = card.frontier.ceiling_ms or card.frontier.bound_ms
-    return charts.frontier_chart(points, limit_ms=limit_ms, y_label=metric.label)
+    return charts.frontier_chart(points, limit_ms=limit_ms)
+
+
+def _ends(interval: Interval | None) -> tuple[float, float] | None:
+    """Return the ends of an interval as people read them: of a loss, the smaller one first."""
+    if interval is None:
+        return None
+    low, high = sorted((interval.low, interval.high), key=abs)
+    return low, high
 
 
 def _calibration(card: Card) -> str:

@@ -13,12 +13,17 @@ from typing import Literal
 
 import numpy as np
 
+from factory.data.dataset import Dataset
+from factory.search.ensemble import Candidates
 from factory.search.metric import Metric
 from factory.spec import CurvePoint, Document, Trial
+from factory.variants.bundle import Bundle
 from factory.variants.resampling import Interval
 
 Z = 1.96
 """Two-sided 95 %."""
+_LEARNED_ROWS = 1000
+"""Rows of the training that are predicted again: tenths of a second."""
 _LEAST_POINTS = 12
 _NOISES = 3.0
 """Rise of a validation loss, in deviations of its steps, that is no noise any more."""
@@ -76,6 +81,39 @@ def watch_gap(metric: Metric, trained: float, chosen: float, judged: Interval) -
         f"{metric.display(chosen)} on validation rows and {metric.display(judged.value)} on the gate's rows."
     )
     return Watch(kind="gap", flagged=False, sentence=sentence)
+
+
+def watch_blend(
+    candidates: Candidates,
+    weights: Mapping[int, float],
+    bundle: Bundle,
+    *,
+    learned: Dataset,
+    judged: Interval,
+    n_judged: int,
+    seed: int,
+) -> tuple[Watch, Watch]:
+    """Compare a variant's scores on the rows it learned from, on those it was chosen on, and on the gate's.
+
+    Args:
+        candidates: Out-of-fold predictions of the search.
+        weights: Share of each trial in the variant.
+        bundle: The variant.
+        learned: The search's rows; a sample is predicted.
+        judged: Score on the gate's rows.
+        n_judged: How many these are.
+        seed: Of the sample.
+    """
+    metric, apply = candidates.metric, bundle.calibration.apply
+    folds = zip(candidates.targets, candidates.blended(weights), strict=True)
+    chosen = float(np.mean([metric.score(y, bundle.judged(apply(p), metric)) for y, p in folds]))
+    n_chosen = sum(len(y) for y in candidates.targets)
+    rows = learned.take(np.sort(np.random.default_rng(seed).permutation(len(learned))[:_LEARNED_ROWS]))
+    trained = metric.score(rows.y, bundle.judged(bundle.predict_raw(rows.frame), metric))
+    return (
+        watch_selection(metric, chosen, judged, n_chosen=n_chosen, n_judged=n_judged),
+        watch_gap(metric, trained, chosen, judged),
+    )
 
 
 def watch_curves(trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tuple[Watch, ...]:

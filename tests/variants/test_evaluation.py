@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss, roc_auc_score
 
-from factory.search.metric import Metric
+from factory.search.metric import REPORTED, Metric
 from factory.spec import Task
 from factory.variants.evaluation import (
-    REPORTED,
     calibration,
     confusion,
     evaluate,
@@ -29,6 +28,11 @@ def test_every_task_shows_its_scores(made):
     evaluation = evaluate(metric_of(task), made.test.y, prediction, classes=made.bundle.classes, seed=0)
     assert set(evaluation.scores) == set(REPORTED[task])
     assert evaluation.score.value == evaluation.scores[evaluation.metric]
+    assert set(evaluation.intervals) == set(evaluation.scores)
+    assert evaluation.intervals[evaluation.metric] == evaluation.score
+    for name, interval in evaluation.intervals.items():
+        assert interval.value == pytest.approx(evaluation.scores[name])
+        assert interval.low <= interval.value <= interval.high
     assert evaluation.n_rows == len(made.test.y)
     assert (evaluation.confusion is None) == (task is Task.REGRESSION)
     assert (evaluation.residuals is None) == (task is not Task.REGRESSION)

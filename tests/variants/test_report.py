@@ -11,13 +11,17 @@ import pytest
 
 from factory.data.profile import profile
 from factory.data.screening import Finding
+from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.spec import Ceilings, CurvePoint, Gates, Task, Trial, TrialState, Variant
 from factory.variants import charts
 from factory.variants.evaluation import Confusion, evaluate, permutation_importance
+from factory.variants.frontier import Frontier, FrontierPoint
 from factory.variants.gates import Evidence, judge
 from factory.variants.report import Card, example_row, leaderboard, learning_curves, overfits, render
 from factory.variants.resampling import paired_bootstrap
+from factory.variants.slices import slice_columns, slices
+from factory.variants.watch import Watch
 
 EVIL = '<script>alert("x")</script>\'"&'
 VOID = {"meta", "br"}
@@ -58,6 +62,7 @@ def card_of(made, **changes: object) -> Card:
         dataset_digest="b" * 64, bundle_digest="c" * 64, cost_s=83, size_mb=1.2, latency_ms=0.4,
     )  # fmt: skip
     weights = {0: 0.25, 1: 0.75}
+    parts = slices(metric, y, prediction, baseline=constant, columns=slice_columns(made.test, ()), seed=0)
     fields = {
         "variant": variant,
         "baseline": "a constant",
@@ -70,6 +75,8 @@ def card_of(made, **changes: object) -> Card:
         "findings": (
             Finding(kind="leakage", column="gone", action="drop", value=1.0, message="'gone' gives it away."),
         ),
+        "slices": parts,
+        "watch": (Watch(kind="selection", flagged=True, sentence="The search was too good."),),
         "profile": profile(made.dataset),
         "example": example_row(made.test.frame),
         "budget_s": 60,
@@ -116,6 +123,7 @@ def test_card_has_all_that_a_reader_needs(made):
     for expected in (
         "growth.churn version 3", "Gate", "Leaderboard", "lightgbm", "scikit-learn", "75 %", "⚠", "Learning curves",
         "permutation importance", "'gone' gives it away.", "a" * 64, "models:/growth.churn@champion", "/invocations",
+        "Slices", "city", "Bern", "Overfit watch", "The search was too good.", "without the columns that were left out",
         "factory predict growth.churn", "within a budget of 1:00", card.profile.target,
     ):  # fmt: skip
         assert expected in text, expected
@@ -140,6 +148,7 @@ def test_names_of_strangers_are_text(binary):
     profiled = card.profile.model_copy(update={"target": EVIL, "class_balance": {EVIL: 0.5, "yes": 0.5}})
     importance = tuple(one.model_copy(update={"column": EVIL}) for one in card.importance)
     finding = card.findings[0].model_copy(update={"message": EVIL})
+    part = card.slices[0].model_copy(update={"column": EVIL, "value": EVIL})
     page = render(
         card.model_copy(
             update={
@@ -147,6 +156,8 @@ def test_names_of_strangers_are_text(binary):
                 "profile": profiled,
                 "importance": importance,
                 "findings": (finding,),
+                "slices": (part,),
+                "watch": (card.watch[0].model_copy(update={"sentence": EVIL}),),
                 "baseline": EVIL,
                 "example": {EVIL: EVIL},
                 "variant": card.variant.model_copy(update={"segment": EVIL, "parent": EVIL}),
@@ -176,7 +187,16 @@ def test_card_of_a_rejected_variant_says_why(regression):
 
 def test_bare_card_is_drawn_too(binary):
     card = card_of(
-        binary, importance=(), leaderboard=(), curves=(), findings=(), example={}, budget_s=None, features=None
+        binary,
+        importance=(),
+        slices=(),
+        watch=(),
+        leaderboard=(),
+        curves=(),
+        findings=(),
+        example={},
+        budget_s=None,
+        features=None,
     )
     unregistered = card.model_copy(update={"variant": card.variant.model_copy(update={"version": 0})})
     text = Balanced(render(unregistered)).text
@@ -236,3 +256,43 @@ def test_charts_of_any_range_have_ticks_inside(low, high):
     assert all(start - 1e-9 <= tick <= end + 1e-9 for tick in found)
     charts.difference_chart(low, (low + high) / 2, high, margin=0)
     charts.curve_chart([(1, low, high), (2, high, None)], name="one")
+
+
+def test_kept_columns_are_told_with_what_they_matter(binary):
+    kept = Finding(kind="leakage", column="age", action="keep", value=1.0, message="'age' gives it away.")
+    text = Balanced(render(card_of(binary, findings=(kept,)))).text
+    assert "Shuffled, it costs" in text
+    assert "without the columns that were left out" not in text
+
+
+def test_a_bad_slice_is_marked_and_one_without_a_score_is_told(binary):
+    card = card_of(binary)
+    first, second, *rest = card.slices
+    worse = first.comparison.model_copy(update={"difference": -0.2, "probability": 0.0})
+    bad = first.model_copy(update={"comparison": worse})
+    bare = second.model_copy(update={"score": None, "comparison": None})
+    text = Balanced(render(card.model_copy(update={"slices": (bad, bare, *rest)}))).text
+    assert "-0.2 ⚠" in text
+    assert text.count("not defined on these rows") == 1
+
+
+def test_the_curve_of_quality_against_latency_marks_the_variant(binary):
+    points = [
+        FrontierPoint(latency_ms=0.1, size_mb=0.2, score=0.80, trials=(1,), models=1),
+        FrontierPoint(latency_ms=0.9, size_mb=1.2, score=0.83, trials=(1, 2), models=8, chosen=True),
+        FrontierPoint(latency_ms=6.0, size_mb=9.0, score=0.84, trials=(1, 2, 5), models=24),
+    ]
+    curve = Frontier(
+        points=tuple(points), bound_ms=0.8, ceiling_ms=1, lost=0.0625, sentence="Under the ceiling of 1 ms."
+    )
+    calibration = Calibration(method="temperature", temperature=0.8, gain=0.01, threshold=0.31, threshold_gain=0.04)
+    page = render(card_of(binary, frontier=curve, calibration=calibration))
+    text = re.sub(r"\s+", " ", Balanced(page).text)
+    chart = page.split("Quality against latency: ")[1].split("</svg>")[0]
+    assert chart.count("<circle") == 3
+    assert chart.count('class="dot b"') == 1
+    assert "0.9 ms, ROC AUC 0.8300, 2 trials, 8 models, 1.2 MB" in chart
+    assert "Under the ceiling of 1 ms." in text
+    assert "Calibrated by a temperature of 0.8, which saved 0.0100 of log loss" in text
+    assert "“yes” is answered from a probability of 0.310 on" in text
+    assert "Quality against latency" not in render(card_of(binary))
