@@ -21,7 +21,7 @@ class Ledger(Claims, Catalog):
     """
 
     def record_trial(self, request_id: str, trial: Trial) -> None:
-        """Store a trial, or what became of it; a finished one never changes.
+        """Store a trial, or what became of it; a finished one only ever gains folds.
 
         Storing a finished trial again with the same content does nothing.
 
@@ -48,10 +48,10 @@ class Ledger(Claims, Catalog):
             if known is None:
                 key = {"request_id": request_id, "segment": trial.segment, "number": trial.number}
                 connection.execute(insert(schema.trials).values(key | values))
-            elif not known.finished:
+            elif not known.finished or _gains_folds(Trial.model_validate(known.document), trial):
                 connection.execute(update(schema.trials).where(this).values(values))
             elif changed := sorted(
-                field for field, value in values["document"].items() if known.document[field] != value
+                field for field, value in values["document"].items() if known.document.get(field) != value
             ):
                 raise Conflict(
                     f"Trial {trial.number} of request {request_id} is finished and cannot change; "
@@ -90,3 +90,11 @@ class Ledger(Claims, Catalog):
             query = query.where(of.recipe == recipe)
         with self._read() as connection:
             return [PastTrial.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _gains_folds(known: Trial, trial: Trial) -> bool:
+    """Whether a trial is a known one with more folds, those it had scored as they were."""
+    before = dict(zip(known.folds, known.fold_scores, strict=True))
+    after = dict(zip(trial.folds, trial.fold_scores, strict=True))
+    same = (known.family, known.parameters, known.seed) == (trial.family, trial.parameters, trial.seed)
+    return same and bool(before) and before.items() < after.items()

@@ -1,4 +1,4 @@
-"""The search itself: trials on two executors, then a blend, then refits.
+"""The search itself: a race of trials on two executors, then a blend, then refits.
 
 Small searches run inline.  All others start inline as well, while Ray starts
 in the main thread, and go on with Ray Tune as soon as it is there; both take
@@ -20,14 +20,17 @@ import numpy as np
 from factory.errors import TrainingFault
 from factory.families.base import Deadline
 from factory.search.cluster import Cluster, local_cpus, session
-from factory.search.ensemble import Blend, greedy
+from factory.search.ensemble import Blend, Candidates, greedy
 from factory.search.history import Proposer
+from factory.search.jobs import Jobs, TrialData
 from factory.search.plan import Plan, family
+from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
-from factory.search.trial import Jobs, TrialData, TrialRunner
+from factory.search.study import Configuration
+from factory.search.trial import TrialRunner
 from factory.search.tune import run_tune
 from factory.settings import Settings
-from factory.spec import Trial, TrialState
+from factory.spec import Trial
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +44,31 @@ REFIT_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Part:
-    """A fitted model of the blend: its folder, the preparation it needs (None: all rows), its weight."""
+    """A fitted model of a trial: its folder, the preparation it needs (None: all rows), its share of the trial."""
 
     trial: Trial
     folder: Path
     fold: int | None
-    weight: float
+    share: float
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found. Weights of the parts sum to 1."""
+    """What a search found.
+
+    Attributes:
+        trials: All of them, by number.
+        candidates: Out-of-fold predictions of those that a blend may be made of.
+        blend: The best blend of the candidates by these predictions.
+        parts: Candidate → its models; their shares sum to 1.
+        skipped: Family → why it was left out.
+    """
 
     trials: tuple[Trial, ...]
+    candidates: Candidates
     blend: Blend
-    parts: tuple[Part, ...]
+    parts: dict[int, tuple[Part, ...]]
     skipped: dict[str, str]
-
-    @property
-    def best(self) -> Trial:
-        """The best single trial."""
-        return max((t for t in self.trials if t.score is not None), key=lambda t: (t.score or 0.0, -t.number))
 
 
 class RaySession:
@@ -94,24 +101,26 @@ def search(
     plan: Plan,
     data: TrialData,
     *,
-    ray: RaySession,
+    ray: RaySession | None,
     settings: Settings,
     history: Sequence[Trial],
     deadline: Deadline,
     record: Callable[[Trial], None],
     segment: str = "",
+    seeds: Sequence[Configuration] = (),
 ) -> SearchResult:
     """Search until the deadline or the trials are used up, and return the best blend.
 
     Args:
         plan: What may be tried.
         data: The search's rows, folds and workspace.
-        ray: Connected to when the search is not small.
+        ray: Connected to when the search is not small; None keeps every search in this process.
         settings: Of this process.
         history: Trials that an interrupted run of this search has finished.
         deadline: When the blend and its refits have to be there.
         record: Called with each trial when it starts and when it ends.
         segment: Value of the segment, empty for the pooled data.
+        seeds: Configurations to try first.
 
     Raises:
         TrainingFault: no trial succeeded; names the reasons.
@@ -121,20 +130,25 @@ def search(
     trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
     proposer = Proposer(
         plan=plan,
+        data=data,
         history=history,
         deadline=trials_until,
-        parallel=local_cpus(settings),
-        n_rows=len(data.splits[0].train),
+        parallel=1 if ray is None else local_cpus(settings),
         record=record,
         segment=segment,
+        seeds=seeds,
     )
     executor = _Executor(plan, data, ray=ray, settings=settings)
     executor.run(proposer, name=f"search-{segment or 'pooled'}", small=_is_small(plan, left_s))
-    blend = _blend(data, list(proposer.trials.values()))
-    if refits:
-        executor.run(RefitProposer(data, proposer.trials, blend, deadline), name="refit", small=not ray.connected)
     trials = tuple(proposer.trials[number] for number in sorted(proposer.trials))
-    return SearchResult(trials, blend, _parts(data, trials, blend), dict(proposer.skipped))
+    candidates = _candidates(data, trials)
+    blend = greedy(data.metric, candidates.targets, candidates.predictions)
+    if refits:
+        executor.run(
+            RefitProposer(data, proposer.trials, blend, deadline), name="refit", small=ray is None or not ray.connected
+        )
+    parts = {n: _parts(data, proposer.trials[n]) for n in candidates.predictions}
+    return SearchResult(trials, candidates, blend, parts, dict(proposer.skipped))
 
 
 def _is_small(plan: Plan, left_s: float) -> bool:
@@ -144,16 +158,16 @@ def _is_small(plan: Plan, left_s: float) -> bool:
 
 
 class _Executor:
-    """Runs a jobs's jobs: inline, on Ray Tune, or inline until Ray is there."""
+    """Runs jobs: inline, on Ray Tune, or inline until Ray is there."""
 
-    def __init__(self, plan: Plan, data: TrialData, *, ray: RaySession, settings: Settings) -> None:
+    def __init__(self, plan: Plan, data: TrialData, *, ray: RaySession | None, settings: Settings) -> None:
         self._plan, self._data, self._ray, self._settings = plan, data, ray, settings
         memory_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
         self._worker_mb = max(800.0, (memory_mb - DRIVER_MB) / local_cpus(settings))
         self._inline = TrialRunner(data, threads=1, memory_limit_mb=max(memory_mb, 1000.0))
 
     def run(self, jobs: Jobs, *, name: str, small: bool) -> None:
-        if small:
+        if small or self._ray is None:
             self._run_inline(jobs, lambda: True)
             return
         tune_is_up = threading.Event()
@@ -183,7 +197,7 @@ class _Executor:
             job = jobs.next()
             if job is None:
                 return
-            jobs.done(self._inline.run(job))
+            jobs.done(job, self._inline.run(job))
 
 
 class _Alongside:
@@ -209,37 +223,26 @@ class _Alongside:
             raise self._error
 
 
-def _blend(data: TrialData, trials: Sequence[Trial]) -> Blend:
-    """Choose the greedy blend among the trials whose out-of-fold predictions are there."""
-    predictions: dict[int, np.ndarray] = {}
-    for trial in trials:
-        path = Path(trial.artifacts or "") / "out_of_fold.npy"
-        if trial.state is TrialState.SUCCEEDED and trial.artifacts and path.is_file():
-            predictions[trial.number] = np.load(path, allow_pickle=False)
-    if not predictions:
+def _candidates(data: TrialData, trials: Sequence[Trial]) -> Candidates:
+    """Return the trials that can be blended, with their predictions of the rows that they have in common."""
+    folds = {t.number: tuple(k for k in t.folds if data.out_of_fold(t.number, k).is_file()) for t in trials if t.folds}
+    folds = {number: done for number, done in folds.items() if 0 in done}
+    if not folds:
         reasons = sorted({f"{t.family}: {t.reason}" for t in trials if t.reason}) or ["no trial could finish in time"]
         raise TrainingFault(
             f"None of {len(trials)} trials gave a usable model. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
-    ends = np.cumsum([len(split.validation) for split in data.splits])[:-1]
-    return greedy(
-        data.metric,
-        [data.dataset.y[split.validation] for split in data.splits],
-        {number: np.split(array, ends) for number, array in predictions.items()},
+    members, common = common_folds(folds)
+    return Candidates(
+        metric=data.metric,
+        targets=tuple(data.dataset.y[data.splits[k].validation] for k in common),
+        predictions={n: tuple(np.load(data.out_of_fold(n, k), allow_pickle=False) for k in common) for n in members},
     )
 
 
-def _parts(data: TrialData, trials: Sequence[Trial], blend: Blend) -> tuple[Part, ...]:
-    """Return each model of the blend: a refit where there is one, else the folds with equal shares."""
-    parts: list[Part] = []
-    for trial in trials:
-        if trial.number not in blend.weights:
-            continue
-        weight, folder = blend.weights[trial.number], Path(trial.artifacts or "")
-        if len(data.splits) == 1 and (folder / "refit").is_dir():
-            parts.append(Part(trial, folder / "refit", None, weight))
-            continue
-        n_folds = len(data.splits)
-        parts += [Part(trial, folder / f"fold-{k}", k, weight / n_folds) for k in range(n_folds)]
-    return tuple(parts)
+def _parts(data: TrialData, trial: Trial) -> tuple[Part, ...]:
+    """Return a trial's models: its refit where there is one, else those of its folds with equal shares."""
+    if (refit := data.model_folder(trial.number, None)).is_dir():
+        return (Part(trial, refit, None, 1.0),)
+    return tuple(Part(trial, data.model_folder(trial.number, k), k, 1 / len(trial.folds)) for k in trial.folds)

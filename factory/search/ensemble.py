@@ -74,9 +74,13 @@ def greedy(
         steps: Additions at most.
 
     Returns:
-        The best blend seen; equal scores keep the smaller one.
+        The best blend seen; equal scores keep the smaller one. A metric of two classes' labels is served by the blend
+        that ranks best; the score is the metric's own all the same.
     """
-    return Arena(metric, folds, predictions).greedy(steps=steps)
+    blend = Arena(metric.chooser, folds, predictions).greedy(steps=steps)
+    if metric.chooser == metric:
+        return blend
+    return Blend(blend.weights, Arena(metric, folds, {n: predictions[n] for n in blend.weights}).score(blend.weights))
 
 
 class Arena:

@@ -1,8 +1,10 @@
-"""Which trial comes next: portfolio first, then Optuna, always knowing the history.
+"""What is fitted next: bets on the first fold, then further folds of those that earn it, then the search.
 
-One Optuna study (ask and tell, define-by-run, family-dependent spaces).  What
-happened before enters by ``study.add_trial``: resuming after a crash, yielding
-and warm starting are the same act, seeding the study with history.
+A race over folds.  Every configuration is fitted on the first fold: the
+portfolio's, then those that Optuna proposes.  When a part of the time is used,
+a greedy choice says which of them get the further folds; when those are done,
+the race goes on with what is left.  Pruning is part of it: a configuration
+that does not earn its second fold has cost one of eight.
 """
 
 from __future__ import annotations
@@ -14,82 +16,81 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import optuna
 
 from factory.families.base import Deadline, Shape
+from factory.search.jobs import FitJob, FitResult, TrialData, merged
 from factory.search.plan import Plan, family
-from factory.search.trial import TrialJob
-from factory.space import ChoiceDimension, Dimension, FloatDimension, Parameters, Value, clip
-from factory.spec import Trial, TrialState
+from factory.search.race import choose
+from factory.search.study import Configuration, Study
+from factory.space import Parameters
+from factory.spec import ColumnType, Trial, TrialState
 
 BATCH = 4
 """Trials asked for at once in a repeatable search; fixed, so that it does not depend on the machine's CPUs."""
 RANK_CYCLE = (0, 1, 0, 2)
 """How the search shares its trials among the best families: half to the first, a quarter each to the next two."""
-TARGET_TRIALS = 10
-"""A trial may take this part of the time that is left on one CPU, so that at least so many trials are seen."""
-DISTRIBUTED_TRIALS = 3
+EXPLORE_SHARE = 0.4
+"""Part of the time for first folds; then the best of them get the others (docs/decisions/engine.md)."""
+FIT_SHARE_FEW_ROWS, FIT_SHARE, FEW_ROWS = 0.1, 0.16, 6_000
+"""Part of the time that the fit of a first fold may take, and up to how many rows it is the smaller one."""
+DISTRIBUTED_FIT_SHARE = 0.5
 """The same where a trial trains on several workers: their start alone takes 20 to 40 s."""
 SHORTEST_TRIAL_S = 3.0
+"""No new configuration is tried when less time is left."""
+LATER_FOLD, LATER_FOLD_S = 1.25, 0.3
+"""A later fold costs at most so much more than the first (90 % of the measured ones), and what starting it costs."""
+JOB_S = 1.5
+"""Folds that take less are handed out several at once: each job costs a tenth of a second to start."""
 POOL_START_S = {"trees": 0.0, "torch": 8.0, "tensorflow": 20.0}
 """Seconds until a worker of that pool has imported its framework, measured on two cores (docs/decisions/workers.md)."""
 POOL_START_SHARE = 0.08
 """A pool is used when its start takes no more than this part of the search's time."""
 
 
-MOST_REPEATS = 20
-"""A family is used up when so many proposals in a row were configurations that have been tried."""
-
-_HOPEFUL = (TrialState.RUNNING, TrialState.SUCCEEDED)
-
-
 @dataclass
 class Proposer:
-    """Proposes trials and learns from their ends. Safe to call from several threads.
+    """Hands out jobs and learns from their results. Safe to call from several threads.
 
     Args:
         plan: What is searched.
-        history: Finished trials of this search (a resumed one); they are never proposed again.
+        data: The search's data.
+        history: Trials of this search from before it was interrupted; what they have is never fitted again.
         deadline: When the search has to be over.
-        parallel: Trials that run at once.
-        n_rows: Rows of the search.
-        record: Called with every trial that starts or ends.
+        parallel: Jobs that run at once.
+        record: Called with every trial that starts or changes.
         segment: Value of the segment that is searched; empty for the pooled data.
+        seeds: Configurations to try first.
     """
 
     plan: Plan
+    data: TrialData
     history: Sequence[Trial]
     deadline: Deadline
     parallel: int
-    n_rows: int
     record: Callable[[Trial], None]
     segment: str = ""
+    seeds: Sequence[Configuration] = ()
     trials: dict[int, Trial] = field(default_factory=dict)
-    stopped: bool = False
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        seed = self.plan.request.seed
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampler = optuna.samplers.TPESampler(seed=seed + len(self.history), n_startup_trials=8)
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._asked: dict[int, optuna.trial.Trial] = {}
-        self._told = 0
-        self._turn = 0
+        self._began = time.time()
         self.skipped: dict[str, str] = {}
+        families = self._affordable_families()
+        self._study = Study(
+            self.plan, families=families, shape=shape_of(self.data), seeds=self.seeds, history=self.history
+        )
+        self._running: set[tuple[int, int]] = set()
+        self._closed: set[int] = set()
+        self._turn = 0
+        self._dry = False
+        self._pool = ""
+        self._first_fold: dict[int, np.ndarray] = {}
+        self._chosen: tuple[frozenset[int], tuple[int, ...]] = (frozenset(), ())
         for trial in sorted(self.history, key=lambda t: t.number):
             self.trials[trial.number] = trial
-            self._learn(trial)
+            self._study.tell(trial, _value(trial))
         self._told = max(self.trials, default=-1) + 1
-        # A killed trial says nothing about its configuration, so that is tried again.
-        self._seen = {(t.family, _key(t.parameters)) for t in self.history if t.state is not TrialState.KILLED}
-        self._used_up: set[str] = set()
-        self._families = self._affordable_families()
-        self._portfolio = [
-            (name, parameters)
-            for name, parameters in self._all_portfolios()
-            if (name, _key(parameters)) not in self._seen
-        ]
 
     def _affordable_families(self) -> tuple[str, ...]:
         """Leave out families whose framework takes too much of the time to start, unless nothing else is left."""
@@ -106,105 +107,113 @@ class Proposer:
             return self.plan.families
         return tuple(names)
 
-    def _all_portfolios(self) -> list[tuple[str, Parameters]]:
-        """By rank, ties in the recipe's order of families; pools one after the other."""
-        task, shape = self.plan.task, Shape(n_rows=self.n_rows)
-        ordered: list[tuple[str, Parameters]] = []
-        for pool in dict.fromkeys(family(name).pool for name in self._families):
-            members = [name for name in self._families if family(name).pool == pool]
-            bets = [(bet, name) for name in members for bet in family(name).portfolio(task, shape=shape)]
-            for bet, name in sorted(bets, key=lambda entry: entry[0].rank):
-                parameters = clip(self.plan.spaces[name], bet.parameters)
-                if (name, parameters) not in ordered:
-                    ordered.append((name, parameters))
-        return ordered
-
-    def next(self) -> TrialJob | None:
-        """Return the next trial to run, or None when there is none now (see :attr:`exhausted`)."""
-        with self._lock:
-            if self.exhausted or self._waits_for_batch():
-                return None
-            if self._portfolio:
-                name, parameters = self._portfolio.pop(0)
-                trial = self._new(name, parameters, origin="portfolio")
-            elif (asked := self._ask()) is not None:
-                trial = asked
-            else:
-                return None
-            self.trials[trial.number] = trial
-            self._seen.add((trial.family, _key(trial.parameters)))
-            self.record(trial)
-            resources = self.plan.request.resources
-            return TrialJob(
-                trial=trial,
-                limit_s=self._limit_s(),
-                deadline_at=max(self.deadline.at, time.time() + SHORTEST_TRIAL_S),
-                prune_below=self._prune_below() if trial.origin == "search" else None,
-                workers=resources.workers,
-                gpus_per_worker=resources.gpus_per_worker,
-            )
+    # --- the executor's side ---------------------------------------------------
 
     @property
     def exhausted(self) -> bool:
-        """Whether no further trial will be proposed."""
+        """Whether no further job will come."""
         with self._lock:
-            if self.stopped or (self.deadline.left_s < SHORTEST_TRIAL_S and not self._owes_a_model):
-                return True
-            if self.plan.budget.trials is not None and len(self._counted()) >= self.plan.budget.trials:
-                return True
-            return not self._portfolio and not self._searchable() and not self.running
+            return self._late or (self._dry and not self._running)
+
+    def next(self) -> FitJob | None:
+        """Return the next job, or None when there is none now (see :attr:`exhausted`)."""
+        with self._lock:
+            if self._late:
+                return None
+            exploring = self._exploring
+            job = self._first_fold_job() if exploring else self._further_folds_job()
+            if job is None:
+                job = self._further_folds_job() if exploring else self._first_fold_job()
+            self._dry = job is None
+            if job is not None:
+                self._pool = family(job.trial.family).pool
+                self._running |= {(job.trial.number, fold) for fold in job.folds}
+            return job
+
+    def done(self, job: FitJob, result: FitResult) -> None:
+        """Take a job's result and record the trial."""
+        with self._lock:
+            self._running -= {(result.number, fold) for fold in job.folds}
+            self._dry = False
+            if len(result.folds) < len(job.folds):
+                self._closed.add(result.number)
+            trial = merged(self.trials[result.number], result)
+            self.trials[result.number] = trial
+            self.record(trial)
+            if 0 not in job.folds:
+                return
+            if not self.plan.repeatable:
+                self._study.tell(trial, _value(trial))
+            elif not any(fold == 0 for _, fold in self._running) and not self._batch_open:
+                self._tell_batch()
+
+    def lost(self, job: FitJob, reason: str) -> None:
+        """Give up a job whose worker died; what its trial has, it keeps."""
+        self.done(job, FitResult(number=job.trial.number, state=TrialState.KILLED, reason=reason))
+
+    # --- when ------------------------------------------------------------------
+
+    @property
+    def _late(self) -> bool:
+        """Whether the time is over; a budget too short for any search still owes one real model."""
+        return self.deadline.passed and not self._owes_a_model
 
     @property
     def _owes_a_model(self) -> bool:
-        """Whether a budget too short for any search has not led to a single real model yet."""
-        real = [t for t in self.trials.values() if t.family != "constant" and t.state in _HOPEFUL]
-        return not real and bool(self._portfolio)
+        hopeful = (TrialState.RUNNING, TrialState.SUCCEEDED)
+        real = [t for t in self.trials.values() if t.family != "constant" and t.state in hopeful]
+        return not real and self._study.bets_left
 
     @property
-    def running(self) -> list[Trial]:
-        """Trials that were proposed and have not ended."""
-        with self._lock:
-            return [trial for trial in self.trials.values() if not trial.finished]
-
-    def done(self, trial: Trial) -> None:
-        """Take a finished trial back and record it."""
-        with self._lock:
-            if self.trials[trial.number].finished:
-                return
-            self.trials[trial.number] = trial
-            self.record(trial)
-            if not self.plan.repeatable:
-                self._learn(trial)
-            elif self._between_batches and not self.running:
-                self._learn_batch()
-
-    def lost(self, number: int, reason: str) -> None:
-        """Record a trial whose worker died."""
-        with self._lock:
-            if not self.trials[number].finished:
-                self.done(self.trials[number].model_copy(update={"state": TrialState.KILLED, "reason": reason}))
-
-    def _counted(self) -> list[Trial]:
-        return [t for t in self.trials.values() if t.state is not TrialState.KILLED]
-
-    def _waits_for_batch(self) -> bool:
-        """In a repeatable search the next four are asked for when the portfolio or the last four have ended."""
-        return self.plan.repeatable and self._between_batches and bool(self.running)
+    def _exploring(self) -> bool:
+        """Whether first folds come before further ones."""
+        if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
+            return False
+        if self.plan.repeatable:
+            return self._study.bets_left or bool(self._searchable()) or self._batch_running
+        if len(self.data.splits) == 1 or not self._ready():
+            return True
+        spent_s, left_s = time.time() - self._began, max(self.deadline.left_s, 0.0)
+        more = self._study.bets_left or bool(self._searchable())
+        return more and spent_s < EXPLORE_SHARE * (spent_s + left_s)
 
     @property
-    def _between_batches(self) -> bool:
-        """Whether the portfolio is used up and no batch is half asked for: who waits then may learn."""
-        return not self._portfolio and len(self._asked) in (0, BATCH)
+    def _counted(self) -> int:
+        return sum(t.state is not TrialState.KILLED for t in self.trials.values())
 
-    def _learn_batch(self) -> None:
-        for number in sorted(self.trials):
-            if number >= self._told and self.trials[number].finished:
-                self._learn(self.trials[number])
-        self._told = max(self.trials, default=-1) + 1
+    @property
+    def _batch_open(self) -> bool:
+        """Whether a batch of a repeatable search is half asked for."""
+        asked = [t for t in self.trials.values() if t.number >= self._told and t.origin == "search"]
+        return self._study.bets_left or 0 < len(asked) < BATCH
 
-    def _new(self, name: str, parameters: Parameters, *, origin: str) -> Trial:
+    @property
+    def _batch_running(self) -> bool:
+        return any(fold == 0 for _, fold in self._running)
+
+    # --- first folds -----------------------------------------------------------
+
+    def _first_fold_job(self) -> FitJob | None:
+        """Return the first fold of a new trial, or None where none fits or the last batch has to end first."""
+        if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
+            return None
+        if self.deadline.left_s < SHORTEST_TRIAL_S and not self._owes_a_model:
+            return None
+        if self.plan.repeatable and not self._batch_open and self._batch_running:
+            return None
         number = max(self.trials, default=-1) + 1
-        return Trial(
+        if self._study.bets_left:
+            name, parameters = self._study.next_bet()
+            return self._start(number, name, parameters, origin="portfolio")
+        while names := self._affordable():
+            name = names[RANK_CYCLE[self._turn % len(RANK_CYCLE)] % len(names)]
+            self._turn += 1
+            if (asked := self._study.ask(name, number=number)) is not None:
+                return self._start(number, name, asked, origin="search")
+        return None
+
+    def _start(self, number: int, name: str, parameters: Parameters, *, origin: str) -> FitJob:
+        trial = Trial(
             number=number,
             family=name,
             parameters=parameters,
@@ -212,116 +221,132 @@ class Proposer:
             origin=origin,
             seed=(self.plan.request.seed * 1_000_003 + number) % 2**31,
             segment=self.segment,
+            artifacts=str(self.data.folder_of(number)),
         )
+        self.trials[number] = trial
+        self.record(trial)
+        # A search that is late fits its one model in what a shortest trial takes.
+        deadline_at = max(self.deadline.at, time.time() + SHORTEST_TRIAL_S)
+        return self._job(trial, (0,), limit_s=self._first_limit_s(), deadline_at=deadline_at)
 
-    def _limit_s(self) -> float:
-        """Return what the next trial may take: its share of what is left on all CPUs."""
-        trials = DISTRIBUTED_TRIALS if self.plan.request.resources.workers > 1 else TARGET_TRIALS
-        if self.plan.budget.trials is not None:
-            trials = max(1, min(trials, self.plan.budget.trials - len(self._counted())))
-        return max(SHORTEST_TRIAL_S, self.deadline.left_s * self.parallel / trials)
+    def _first_limit_s(self) -> float:
+        """Return what the fit of a first fold may take; counted trials share what is left, two thirds for the folds."""
+        left_s = self.deadline.left_s
+        if self.plan.repeatable and self.plan.budget.trials is not None:
+            jobs = max(1, self.plan.budget.trials - self._counted + 1) + 2 * (len(self.data.splits) > 1)
+            return max(SHORTEST_TRIAL_S, left_s * self.parallel / jobs)
+        if self.plan.request.resources.workers > 1:
+            return max(SHORTEST_TRIAL_S, DISTRIBUTED_FIT_SHARE * left_s)
+        share = FIT_SHARE_FEW_ROWS if len(self.data.splits[0].train) <= FEW_ROWS else FIT_SHARE
+        return max(SHORTEST_TRIAL_S, share * (time.time() - self._began + left_s))
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""
         best: dict[str, float] = {}
         for trial in self._settled():
-            space = self.plan.spaces.get(trial.family, {})
-            searched = trial.family not in self._used_up and any(_free(d) for d in space.values())
-            if trial.score is not None and searched:
-                best[trial.family] = max(best.get(trial.family, -np.inf), trial.score)
+            value = _value(trial)
+            if value is not None and self._study.searchable(trial.family):
+                best[trial.family] = max(best.get(trial.family, -np.inf), value)
         return sorted(best, key=lambda name: -best[name])
 
+    def _affordable(self) -> list[str]:
+        """Searchable families of which one more trial, and in a race its further folds, would still fit the time."""
+        names = self._searchable()
+        if self.plan.repeatable:
+            return names
+        costs: dict[str, list[float]] = defaultdict(list)
+        for trial in self._settled():
+            if trial.folds:
+                costs[trial.family].append(_fold_s(trial))
+        rounds = 1 + (len(self.data.splits) - 1) / self.parallel
+        return [n for n in names if LATER_FOLD * rounds * float(np.median(costs[n])) < self.deadline.left_s]
+
     def _settled(self) -> list[Trial]:
-        """Finished trials whose end may influence the next; in a repeatable search, whole batches only."""
+        """Trials whose end may influence the next; in a repeatable search, whole batches only."""
         finished = [t for t in self.trials.values() if t.finished]
         return [t for t in finished if t.number < self._told] if self.plan.repeatable else finished
 
-    def _ask(self) -> Trial | None:
-        """Return a trial that Optuna proposes for the family whose turn it is, never a configuration twice."""
-        while self._searchable():
-            name = self._choose_family()
-            for _ in range(MOST_REPEATS):
-                self._study.enqueue_trial({"family": name})
-                asked = self._study.ask()
-                asked.suggest_categorical("family", list(self.plan.families))
-                parameters = {p: _suggest(asked, f"{name}.{p}", d) for p, d in self.plan.spaces[name].items()}
-                if (name, _key(parameters)) not in self._seen:
-                    trial = self._new(name, parameters, origin="search")
-                    self._asked[trial.number] = asked
-                    return trial
-                self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
-            self._used_up.add(name)
+    def _tell_batch(self) -> None:
+        for number in sorted(self.trials):
+            if number >= self._told:
+                self._study.tell(self.trials[number], _value(self.trials[number]))
+        self._told = max(self.trials, default=-1) + 1
+
+    # --- further folds ---------------------------------------------------------
+
+    def _further_folds_job(self) -> FitJob | None:
+        """Return the next folds of a chosen trial that fit the time; folds go in turn, so that the rows line up."""
+        if self.plan.repeatable and self._batch_running:
+            return None
+        for fold in range(1, len(self.data.splits)):
+            lacking = [n for n in self._choose() if n not in self._closed and not self._has(n, fold)]
+            # A worker that holds a framework goes on with it: another one would have to be started.
+            for number in sorted(lacking, key=lambda n: family(self.trials[n].family).pool != self._pool):
+                expected_s = LATER_FOLD * _fold_s(self.trials[number]) + LATER_FOLD_S
+                if expected_s > self.deadline.left_s:
+                    continue
+                wanted = max(1, int(JOB_S / expected_s))
+                folds = [k for k in range(fold, len(self.data.splits)) if not self._has(number, k)][:wanted]
+                limit_s = float("inf") if self.plan.repeatable else LATER_FOLD * expected_s
+                return self._job(self.trials[number], tuple(folds), limit_s=limit_s, deadline_at=self.deadline.at)
         return None
 
-    def _choose_family(self) -> str:
-        """Take turns among the best families, passing over one whose trials no longer fit the time."""
-        ranked = self._searchable()
-        costs: dict[str, list[float]] = defaultdict(list)
-        for trial in self._settled():
-            if trial.state is TrialState.SUCCEEDED:
-                costs[trial.family].append(trial.cost_s)
-        if not self.plan.repeatable:
-            fitting = [n for n in ranked if float(np.median(costs[n])) < self.deadline.left_s]
-            ranked = fitting or ranked
-        name = ranked[RANK_CYCLE[self._turn % len(RANK_CYCLE)] % len(ranked)]
-        self._turn += 1
-        return name
+    def _has(self, number: int, fold: int) -> bool:
+        return fold in self.trials[number].folds or (number, fold) in self._running
 
-    def _prune_below(self) -> float | None:
-        """First-fold score that a searched trial must reach: that of the better half so far."""
-        first = sorted(t.fold_scores[0] for t in self._settled() if t.state is TrialState.SUCCEEDED and t.fold_scores)
-        return first[len(first) // 2] if len(first) >= 4 else None
-
-    def _learn(self, trial: Trial) -> None:
-        """Tell the study how a trial ended; a trial that it did not ask for is added as history."""
-        asked = self._asked.pop(trial.number, None)
-        if trial.score is None:
-            if asked is not None:
-                self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
-            return
-        if asked is not None:
-            self._study.tell(asked, trial.score)
-            return
-        if trial.family not in self.plan.spaces:
-            return
-        space = self.plan.spaces[trial.family]
-        inside = {p: v for p, v in trial.parameters.items() if p in space and clip({p: space[p]}, {p: v})[p] == v}
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                value=trial.score,
-                params={"family": trial.family, **{f"{trial.family}.{p}": v for p, v in inside.items()}},
-                distributions={
-                    "family": optuna.distributions.CategoricalDistribution(list(self.plan.families)),
-                    **{f"{trial.family}.{p}": _distribution(space[p]) for p in inside},
-                },
+    def _choose(self) -> tuple[int, ...]:
+        """Return the trials that are worth further folds; looked at again when the candidates have changed."""
+        ready = self._ready()
+        if ready and self._chosen[0] != ready:
+            chosen = choose(
+                self.data.metric,
+                self.data.dataset.y[self.data.splits[0].validation],
+                {n: self._first_fold[n] for n in sorted(ready)},
+                fold_costs={n: _fold_s(self.trials[n]) for n in ready},
+                core_s=float("inf") if self.plan.repeatable else max(self.deadline.left_s, 0) * self.parallel,
+                more_folds=len(self.data.splits) - 1,
             )
+            self._chosen = (ready, chosen)
+        return self._chosen[1]
+
+    def _ready(self) -> frozenset[int]:
+        """Return the trials whose predictions of the first fold are there."""
+        for number, trial in self.trials.items():
+            path = self.data.out_of_fold(number, 0)
+            if 0 in trial.folds and number not in self._first_fold and path.is_file():
+                self._first_fold[number] = np.load(path, allow_pickle=False).astype(np.float64)
+        return frozenset(self._first_fold)
+
+    def _job(self, trial: Trial, folds: tuple[int, ...], *, limit_s: float, deadline_at: float) -> FitJob:
+        resources = self.plan.request.resources
+        return FitJob(
+            trial=trial,
+            folds=folds,
+            limit_s=limit_s,
+            deadline_at=deadline_at,
+            workers=resources.workers,
+            gpus_per_worker=resources.gpus_per_worker,
         )
 
 
-def _key(parameters: Parameters) -> tuple[tuple[str, object], ...]:
-    return tuple(sorted(parameters.items()))
+def shape_of(data: TrialData) -> Shape:
+    """Return what the portfolios may know of the data."""
+    categorical = [name for name, kind in data.dataset.types.items() if kind is ColumnType.CATEGORICAL]
+    frame = data.dataset.frame
+    return Shape(
+        n_rows=len(data.splits[0].train),
+        n_columns=frame.shape[1],
+        n_categorical=len(categorical),
+        most_levels=max((int(frame[name].nunique()) for name in categorical), default=0),
+        n_classes=data.n_classes,
+    )
 
 
-def _free(dimension: Dimension) -> bool:
-    if isinstance(dimension, ChoiceDimension):
-        return len(dimension.choices) > 1
-    return dimension.low < dimension.high
+def _value(trial: Trial) -> float | None:
+    """Return what the study learns of a trial: its score on the first fold, which all trials share."""
+    return trial.fold_scores[trial.folds.index(0)] if 0 in trial.folds else None
 
 
-def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
-    if isinstance(dimension, ChoiceDimension):
-        return optuna.distributions.CategoricalDistribution(dimension.choices)
-    if isinstance(dimension, FloatDimension):
-        return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    return optuna.distributions.IntDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _suggest(asked: optuna.trial.Trial, name: str, dimension: Dimension) -> Value:
-    value: Value
-    if isinstance(dimension, ChoiceDimension):
-        value = asked.suggest_categorical(name, dimension.choices)
-    elif isinstance(dimension, FloatDimension):
-        value = asked.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
-    else:
-        value = asked.suggest_int(name, dimension.low, dimension.high, log=dimension.log)
-    return value
+def _fold_s(trial: Trial) -> float:
+    """Return what one fold of a trial has taken."""
+    return trial.cost_s / max(len(trial.folds), 1)

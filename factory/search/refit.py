@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from factory.families.base import Deadline
 from factory.search.ensemble import Blend
+from factory.search.jobs import FitJob, FitResult, TrialData
 from factory.search.plan import family
-from factory.search.trial import TrialData, TrialJob
 from factory.spec import Trial
 
 SAFETY = 1.3
@@ -34,35 +33,26 @@ class RefitProposer:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         members = [self.trials[n] for n in sorted(self.blend.weights, key=lambda n: -self.blend.weights[n])]
-        self._waiting = [t for t in members if not (Path(t.artifacts or "") / "refit").is_dir()]
-        self._running: dict[int, Trial] = {}
+        self._waiting = [t for t in members if not self.data.model_folder(t.number, None).is_dir()]
 
     @property
     def exhausted(self) -> bool:
         """Whether no further refit will be proposed."""
         return not self._waiting
 
-    @property
-    def running(self) -> list[Trial]:
-        """Members that are being refitted."""
-        return list(self._running.values())
-
-    def next(self) -> TrialJob | None:
+    def next(self) -> FitJob | None:
         """Return the next refit that fits the time left, or None."""
         growth = len(self.data.dataset.y) / len(self.data.splits[0].train)
         with self._lock:
             while self._waiting:
                 trial = self._waiting.pop(0)
                 if trial.cost_s * growth * SAFETY < self.deadline.left_s:
-                    self._running[trial.number] = trial
                     rounds = round(trial.rounds * growth) if family(trial.family).rounds_grow else trial.rounds
-                    return TrialJob(trial=trial, deadline_at=self.deadline.at, refit_rounds=rounds)
+                    return FitJob(trial=trial, deadline_at=self.deadline.at, refit_rounds=rounds)
         return None
 
-    def done(self, trial: Trial) -> None:
+    def done(self, job: FitJob, result: FitResult) -> None:
         """Take a refit back; its folder says whether it was made."""
-        self._running.pop(trial.number, None)
 
-    def lost(self, number: int, reason: str) -> None:  # noqa: ARG002 - the proposer's interface
+    def lost(self, job: FitJob, reason: str) -> None:
         """Give a refit up whose worker died; the fold's model stays."""
-        self._running.pop(number, None)

@@ -24,9 +24,8 @@ from factory.spec import (
     Validation,
 )
 
-CROSS_VALIDATION_ROWS = 12_000
-"""Up to here five folds are worth their time on two cores in a minute (docs/decisions/validation.md)."""
-AUTO_FOLDS = 5
+AUTO_FOLDS = 8
+"""The race decides how many of them a configuration sees: one where rows are many and time is short."""
 GATE_ROWS = 25
 """A gate refuses to judge by fewer than 20 rows; stratifying may lose a few."""
 
@@ -65,17 +64,11 @@ def set_aside(dataset: Dataset, validation: Validation) -> Split:
 
 def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split, ...]:
     """Return the splits that every trial uses; one for a holdout, several for cross-validation."""
-    n_rows = len(dataset.y)
     match validation:
         case AutoValidation():
-            kind: Validation = (
-                CrossValidation(folds=AUTO_FOLDS)
-                if n_rows <= CROSS_VALIDATION_ROWS
-                else Holdout(share=float(np.clip(2_500 / n_rows, 0.1, 0.2)))
-            )
-            return folds(dataset, kind, seed=seed)
+            return _stratified(dataset, AUTO_FOLDS, seed)
         case Holdout():
-            order = np.random.default_rng(seed).permutation(n_rows)
+            order = np.random.default_rng(seed).permutation(len(dataset.y))
             return (_stratified_part(dataset, order, validation.share),)
         case TimeSplit():
             return (_latest(dataset, validation, 0.2),)

@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
+from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
 from factory.search.plan import family
-from factory.search.trial import Jobs, TrialData, TrialJob, TrialRunner
-from factory.spec import Trial
+from factory.search.trial import TrialRunner
 
 POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 """Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
@@ -81,7 +81,7 @@ def run_tune(
     exchange.abandon("It was stopped when the search's time was up.")
 
 
-def _configuration(job: TrialJob, *, threads: int, generation: int) -> dict[str, Any]:
+def _configuration(job: FitJob, *, threads: int, generation: int) -> dict[str, Any]:
     """Return a trial's Tune configuration: the job, and the resource shape that decides which worker takes it."""
     kind = family(job.trial.family)
     # Ray Train's own workers hold the CPUs of a distributed trial; the trial itself only waits for them.
@@ -91,9 +91,9 @@ def _configuration(job: TrialJob, *, threads: int, generation: int) -> dict[str,
 
 
 @contextmanager
-def _ending_this_process_after(job: TrialJob) -> Iterator[None]:
+def _ending_this_process_after(job: FitJob) -> Iterator[None]:
     """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself."""
-    left_s = min(job.deadline_at - time.time(), 2 * job.limit_s) + OVERRUN_S
+    left_s = min(job.deadline_at - time.time(), 2 * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
     if job.workers > 1 or left_s == float("inf"):
         yield
         return
@@ -118,12 +118,12 @@ def _worker_class() -> type:
 
         def step(self) -> dict[str, Any]:
             """Run the whole trial and report once: many reports are what is slow in Tune."""
-            job = TrialJob.model_validate_json(self.config["job"])
+            job = FitJob.model_validate_json(self.config["job"])
             with _ending_this_process_after(job):
-                trial = self._runner.run(job)
+                result = self._runner.run(job)
             resident_mb = psutil.Process().memory_info().rss / 1e6
-            score = float("nan") if trial.score is None else trial.score
-            return {"score": score, "trial": trial.model_dump_json(), "resident_mb": resident_mb, "done": True}
+            score = result.folds[-1].score if result.folds else float("nan")
+            return {"score": score, "result": result.model_dump_json(), "resident_mb": resident_mb, "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:  # noqa: ARG002 - Tune's signature
             return True
@@ -137,7 +137,7 @@ class _Exchange:
     def __init__(self, jobs: Jobs, *, threads: int, memory_limit_mb: float, on_first_end: Callable[[], None]) -> None:
         self._jobs, self._threads, self._limit_mb = jobs, threads, memory_limit_mb
         self._on_first_end = on_first_end
-        self._numbers: dict[str, tuple[int, str]] = {}
+        self._jobs_by_trial: dict[str, FitJob] = {}
         self._generation: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, object]:
@@ -146,33 +146,33 @@ class _Exchange:
 
     def suggest(self, trial_id: str, finished: str) -> dict[str, Any] | str | None:
         """Return the next configuration, None to wait, or Tune's word for finished."""
-        if len(self._numbers) >= self._jobs.parallel:
+        if len(self._jobs_by_trial) >= self._jobs.parallel:
             return None
         job = self._jobs.next()
         if job is None:
             return finished if self._jobs.exhausted else None
-        pool = family(job.trial.family).pool
-        self._numbers[trial_id] = (job.trial.number, pool)
-        return _configuration(job, threads=self._threads, generation=self._generation[pool])
+        self._jobs_by_trial[trial_id] = job
+        generation = self._generation[family(job.trial.family).pool]
+        return _configuration(job, threads=self._threads, generation=generation)
 
     def complete(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
         """Take a trial's end, or the death of its worker."""
-        number, pool = self._numbers.pop(trial_id, (None, ""))
-        if number is None:
+        job = self._jobs_by_trial.pop(trial_id, None)
+        if job is None:
             return
         self._on_first_end()
-        if result is None or "trial" not in result or error:
-            self._jobs.lost(number, "Its worker process died, or ended itself since the trial did not end in time.")
+        if result is None or "result" not in result or error:
+            self._jobs.lost(job, "Its worker process died, or ended itself since the trial did not end in time.")
             return
         if result["resident_mb"] > RECYCLE_SHARE * self._limit_mb:
-            self._generation[pool] += 1
-        self._jobs.done(Trial.model_validate_json(result["trial"]))
+            self._generation[family(job.trial.family).pool] += 1
+        self._jobs.done(job, FitResult.model_validate_json(result["result"]))
 
     def abandon(self, reason: str) -> None:
-        """Give up what Tune has not brought back; a trial that another executor runs is not Tune's to give up."""
-        for number, _ in self._numbers.values():
-            self._jobs.lost(number, reason)
-        self._numbers.clear()
+        """Give up what Tune has not brought back; a job that another executor runs is not Tune's to give up."""
+        for job in self._jobs_by_trial.values():
+            self._jobs.lost(job, reason)
+        self._jobs_by_trial.clear()
 
 
 def _search_algorithm(exchange: _Exchange) -> object:

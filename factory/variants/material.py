@@ -21,7 +21,7 @@ from factory.errors import Detail, InvalidData
 from factory.search.engine import SearchResult
 from factory.search.plan import Plan
 from factory.search.splits import folds, set_aside
-from factory.search.trial import TrialData
+from factory.search.jobs import TrialData
 from factory.settings import Settings
 from factory.spec import Segments, Task, Validation, VariantRequest
 
@@ -124,7 +124,12 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
         plan: What is searched; names the segments' column.
         workspace: Folder of the request; each variant gets a folder in it.
         note: Told why a segment stays with the pooled variant.
+
+    Raises:
+        NotFound: a column that the plan names does not exist.
     """
+    for name in plan.gates.slices:
+        material.dataset.column(name)  # refused now rather than after the search
     units = [_unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled")]
     if (segments := plan.request.segments) is None:
         return units, ()

@@ -1,0 +1,151 @@
+"""What a search hands out and gets back: one configuration, some folds, and how they went.
+
+The unit of work is a fit on one fold, since that is what racing needs: every
+configuration sees the first fold, only those that earn it see the others.
+Nothing here knows of Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from factory.data.dataset import Dataset
+from factory.families.base import Deadline
+from factory.search.metric import Metric
+from factory.search.splits import Split
+from factory.spec import CurvePoint, Document, Trial, TrialState
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """What all trials of one search share.
+
+    Attributes:
+        dataset: The rows of the search, (n_rows, n_columns); the gate's rows are not among them.
+        splits: Which of these rows train and validate, fold by fold.
+        workspace: Folder that preparations and trials are written to; shared by all workers.
+    """
+
+    dataset: Dataset
+    splits: tuple[Split, ...]
+    metric: Metric
+    workspace: Path
+    seed: int
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 for regression."""
+        return len(self.dataset.classes)
+
+    def fold_of(self, index: int | None) -> Split:
+        """Return a fold's split; None is the refit on all rows."""
+        everything = np.arange(len(self.dataset.y))
+        return self.splits[index] if index is not None else Split(everything, everything[:0])
+
+    def folder_of(self, trial: int) -> Path:
+        """Return where a trial's models and out-of-fold predictions lie."""
+        return self.workspace / "trials" / f"{trial:04d}"
+
+    def model_folder(self, trial: int, fold: int | None) -> Path:
+        """Return where the model of one fold lies; None is the refit's."""
+        return self.folder_of(trial) / ("refit" if fold is None else f"fold-{fold}")
+
+    def out_of_fold(self, trial: int, fold: int) -> Path:
+        """Return the file of a trial's predictions of a fold's validation rows."""
+        return self.folder_of(trial) / f"fold-{fold}.npy"
+
+
+class FitJob(Document):
+    """A configuration, the folds to fit it on, and what that may take.
+
+    ``limit_s`` is for each fold and counts from its own start, since a worker may need seconds until it is up;
+    ``deadline_at`` is the moment at which all has to end. ``refit_rounds`` makes it a refit: one fit on all rows with
+    that many rounds (0 where the family has none), and no folds.
+    """
+
+    trial: Trial
+    folds: tuple[int, ...] = ()
+    limit_s: float = float("inf")
+    deadline_at: float = float("inf")
+    refit_rounds: int | None = None
+    workers: int = 1
+    gpus_per_worker: float = 0
+
+
+class FoldScore(Document):
+    """How a fit went on one fold. Scores: greater is better."""
+
+    fold: int
+    score: float
+    train_score: float
+    rounds: int
+    cost_s: float
+
+
+class FitResult(Document):
+    """How a job ended: the folds that were fitted, and why no more were."""
+
+    number: int
+    folds: tuple[FoldScore, ...] = ()
+    state: TrialState = TrialState.SUCCEEDED
+    reason: str = ""
+    raised_rate: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    cost_s: float = 0.0
+    memory_mb: float = 0.0
+
+
+class Jobs(Protocol):
+    """A source of jobs that an executor works through; safe to call from several threads."""
+
+    parallel: int
+    deadline: Deadline
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further job will come."""
+
+    def next(self) -> FitJob | None:
+        """Return the next job, or None when there is none now."""
+
+    def done(self, job: FitJob, result: FitResult) -> None:
+        """Take a job's result."""
+
+    def lost(self, job: FitJob, reason: str) -> None:
+        """Give up a job whose worker died."""
+
+
+def merged(trial: Trial, result: FitResult) -> Trial:
+    """Return a trial with a job's folds added; one that has a fold has succeeded, whatever further folds came to."""
+    folds = dict(zip(trial.folds, trial.fold_scores, strict=True))
+    new = [f for f in result.folds if f.fold not in folds]
+    folds |= {f.fold: f.score for f in new}
+    cost = {
+        "cost_s": round(trial.cost_s + result.cost_s, 3),
+        "memory_mb": max(trial.memory_mb, result.memory_mb),
+    }
+    if not folds:
+        return trial.model_copy(update={**cost, "state": result.state, "reason": result.reason})
+    n_before, n_new = len(trial.folds), len(new)
+
+    def mean(before: float, values: list[float]) -> float:
+        return (before * n_before + sum(values)) / (n_before + n_new)
+
+    order = sorted(folds)
+    return trial.model_copy(
+        update={
+            **cost,
+            "state": TrialState.SUCCEEDED,
+            "folds": tuple(order),
+            "fold_scores": tuple(folds[k] for k in order),
+            "score": float(np.mean([folds[k] for k in order])),
+            "train_score": mean(trial.train_score or 0.0, [f.train_score for f in new]),
+            "rounds": round(mean(trial.rounds, [float(f.rounds) for f in new])),
+            "raised_rate": trial.raised_rate if trial.raised_rate is not None else result.raised_rate,
+            "curve": trial.curve or result.curve,
+        }
+    )

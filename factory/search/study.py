@@ -1,0 +1,163 @@
+"""Which configurations there are to try: the portfolio's bets, then what Optuna proposes.
+
+One Optuna study (ask and tell, define-by-run, family-dependent spaces).  What
+happened before enters by ``study.add_trial``: resuming after a crash, yielding
+and warm starting are the same act, seeding the study with history.  A trial's
+value is its score on the first fold, which every trial has.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import optuna
+
+from factory.families.base import Shape
+from factory.search.plan import Plan, family
+from factory.space import ChoiceDimension, Dimension, FloatDimension, Parameters, Value, clip
+from factory.spec import Trial, TrialState
+
+STARTUP_TRIALS = 8
+"""Random proposals before Optuna's sampler models anything; portfolio entries count."""
+MOST_REPEATS = 20
+"""A family is used up when so many proposals in a row were configurations that have been tried."""
+
+Configuration = tuple[str, Parameters]
+
+
+class Study:
+    """Configurations, none of them twice.
+
+    Args:
+        plan: What may be tried.
+        families: Of the plan's, those that this search can afford.
+        shape: Of the data, for the portfolios.
+        seeds: Configurations to try before the portfolio: those that served a sibling.
+        history: Finished trials of this search (a resumed one).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        families: Sequence[str],
+        shape: Shape,
+        seeds: Sequence[Configuration] = (),
+        history: Sequence[Trial] = (),
+    ) -> None:
+        self._plan = plan
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(seed=plan.request.seed + len(history), n_startup_trials=STARTUP_TRIALS)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._asked: dict[int, optuna.trial.Trial] = {}
+        # A killed trial says nothing about its configuration, so that is tried again.
+        self._seen = {_key(t.family, t.parameters) for t in history if t.state is not TrialState.KILLED}
+        self._used_up: set[str] = set()
+        bets = [(n, clip(plan.spaces[n], p)) for n, p in seeds if n in families]
+        self._n_seeds = len(bets)
+        bets += portfolio(plan, families, shape=shape)
+        fresh = {_key(*bet): bet for bet in bets if _key(*bet) not in self._seen}
+        self._bets = deque(fresh.values())
+
+    @property
+    def bets_left(self) -> bool:
+        """Whether the portfolio has entries that were not tried."""
+        return bool(self._bets)
+
+    def next_bet(self) -> Configuration:
+        """Return the portfolio's next entry."""
+        bet = self._bets.popleft()
+        self._seen.add(_key(*bet))
+        return bet
+
+    def searchable(self, name: str) -> bool:
+        """Whether a family has a dimension to search and configurations that were not tried."""
+        space = self._plan.spaces.get(name, {})
+        return name not in self._used_up and any(_free(dimension) for dimension in space.values())
+
+    def ask(self, name: str, *, number: int) -> Parameters | None:
+        """Return parameters that Optuna proposes for a family; None, and never again, where it finds no new ones.
+
+        Args:
+            name: The family.
+            number: Of the trial that they are for, which :meth:`tell` is to name.
+        """
+        for _ in range(MOST_REPEATS):
+            self._study.enqueue_trial({"family": name})
+            asked = self._study.ask()
+            asked.suggest_categorical("family", list(self._plan.families))
+            parameters = {p: _suggest(asked, f"{name}.{p}", d) for p, d in self._plan.spaces[name].items()}
+            if _key(name, parameters) not in self._seen:
+                self._seen.add(_key(name, parameters))
+                self._asked[number] = asked
+                return parameters
+            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        self._used_up.add(name)
+        return None
+
+    def tell(self, trial: Trial, value: float | None) -> None:
+        """Take a trial's value, None where it has none; a trial that was not asked for is added as history."""
+        asked = self._asked.pop(trial.number, None)
+        if asked is not None:
+            state = optuna.trial.TrialState.FAIL if value is None else None
+            self._study.tell(asked, value, state=state)
+        elif value is not None and trial.family in self._plan.spaces:
+            self._add(trial.family, trial.parameters, value)
+
+    def _add(self, name: str, parameters: Mapping[str, Value], value: float) -> None:
+        """Add a trial from elsewhere, as far as its parameters lie within the space of today."""
+        space = self._plan.spaces[name]
+        inside = {p: v for p, v in parameters.items() if p in space and clip({p: space[p]}, {p: v})[p] == v}
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                value=value,
+                params={"family": name, **{f"{name}.{p}": v for p, v in inside.items()}},
+                distributions={
+                    "family": optuna.distributions.CategoricalDistribution(list(self._plan.families)),
+                    **{f"{name}.{p}": _distribution(space[p]) for p in inside},
+                },
+            )
+        )
+
+
+def portfolio(plan: Plan, families: Sequence[str], *, shape: Shape) -> list[Configuration]:
+    """Return the bets of some families by rank, ties in the recipe's order; pools one after the other."""
+    ordered: list[Configuration] = []
+    for pool in dict.fromkeys(family(name).pool for name in families):
+        members = [name for name in families if family(name).pool == pool]
+        bets = [(bet.rank, name, bet) for name in members for bet in family(name).portfolio(plan.task, shape=shape)]
+        for _, name, bet in sorted(bets, key=lambda entry: entry[0]):
+            configuration = (name, clip(plan.spaces[name], bet.parameters))
+            if configuration not in ordered:
+                ordered.append(configuration)
+    return ordered
+
+
+def _key(name: str, parameters: Parameters) -> tuple[str, tuple[tuple[str, object], ...]]:
+    return name, tuple(sorted(parameters.items()))
+
+
+def _free(dimension: Dimension) -> bool:
+    if isinstance(dimension, ChoiceDimension):
+        return len(dimension.choices) > 1
+    return dimension.low < dimension.high
+
+
+def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    if isinstance(dimension, ChoiceDimension):
+        return optuna.distributions.CategoricalDistribution(dimension.choices)
+    if isinstance(dimension, FloatDimension):
+        return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return optuna.distributions.IntDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _suggest(asked: optuna.trial.Trial, name: str, dimension: Dimension) -> Value:
+    value: Value
+    if isinstance(dimension, ChoiceDimension):
+        value = asked.suggest_categorical(name, dimension.choices)
+    elif isinstance(dimension, FloatDimension):
+        value = asked.suggest_float(name, dimension.low, dimension.high, log=dimension.log)
+    else:
+        value = asked.suggest_int(name, dimension.low, dimension.high, log=dimension.log)
+    return value
