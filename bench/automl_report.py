@@ -144,10 +144,9 @@ def _circumstances(used: Sequence[Run], *, n_runs: int) -> str:
         f"seeds {', '.join(map(str, seeds))}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}; commit "
         f"{', '.join(commits) or 'none of ours'}; {machine.get('cpu')}, {machine.get('memory_gib')} GiB, "
         f"{machine.get('system')}; everything else on the machine kept {statistics.median(others):.2f} cores busy "
-        f"(median; at most {max(others):.2f}); "
-        + ", ".join(f"{name} {' and '.join(sorted(numbers))}" for name, numbers in sorted(versions.items()))
-        + "."
-    )
+        f"(median; at most {max(others):.2f}). "
+        + "".join(f"{name} {' and '.join(sorted(numbers))}, " for name, numbers in sorted(versions.items()))
+    ).strip(" ,")
 
 
 def draw(table: Sequence[Standing], path: Path, *, budget_s: int) -> None:

@@ -48,7 +48,7 @@ PEERS: dict[str, Peer] = {
             "autogluon",
             "medium_quality",
             "`TabularPredictor.fit(presets='medium_quality')`; drops identifiers, n-grams of text, parts of dates. "
-            "Kept in memory (`persist`) for one row.",
+            "Without its extras for Ray and fastai. Kept in memory (`persist`) for one row.",
         ),
         Peer(
             "autogluon-best",

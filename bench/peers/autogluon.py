@@ -36,4 +36,4 @@ def fit(train: pd.DataFrame, job: Job) -> Predict:
 
 
 if __name__ == "__main__":
-    run(fit, packages=["autogluon.tabular", "lightgbm", "catboost", "xgboost", "torch", "scikit-learn"])
+    run(fit, packages=["autogluon.tabular", "lightgbm", "catboost", "xgboost-cpu", "torch", "scikit-learn"])

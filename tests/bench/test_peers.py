@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.peers import PEERS, PINS, REFERENCE, Peer
+from bench.peers import PEERS, PINS, REFERENCE, ROOT, Peer
 from bench.peers.baselines import encoder, hist_gradient_boosting
 from bench.peers.job import Job, Meta, median_ms
 
@@ -32,6 +32,11 @@ def test_every_peer_has_a_runner_and_exact_pins(peer: Peer) -> None:
     pins = (PINS / f"{peer.environment}.txt").read_text().splitlines()
     assert pins
     assert [line for line in pins if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+@pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
+def test_every_peer_is_documented_as_it_is_run(peer: Peer) -> None:
+    assert f"| {peer.name} | {peer.about} |" in (ROOT / "docs" / "benchmark.md").read_text()
 
 
 def test_a_job_and_its_answer_survive_the_way(tmp_path: Path) -> None:
