@@ -296,6 +296,7 @@ class _Making:
             description=appraisal.verdict.sentence,
         )
         variant = self.ledger.record_variant(variant)
+        self.note("frontier", f"{variant.name}/{variant.version}: {appraisal.frontier.sentence}")
         self.note("gate", f"{variant.name}/{variant.version}: {appraisal.verdict.sentence}")
         if appraisal.verdict.passed:
             self.promote(variant, appraisal)
@@ -353,7 +354,8 @@ class _Making:
                 unit.unseen.frame[[c.name for c in bundle.columns if c.name in unit.unseen.frame]]
             )
             if bundle.task is plan.task and bundle.classes == unit.unseen.classes and not problems:
-                return Baseline(f"the champion {unit.name}/{version}", bundle.predict_raw(unit.unseen.frame))
+                prediction = bundle.judged(bundle.predict_raw(unit.unseen.frame), plan.metric)
+                return Baseline(f"the champion {unit.name}/{version}", prediction)
             self.note(
                 "gate", f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."
             )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,11 +106,22 @@ class Piece:
     weight: float
 
 
-def joined(pieces: Sequence[Piece]) -> tuple[tuple[Preparation, ...], tuple[Member, ...]]:
+Merge = Callable[[str, Sequence[Model]], Model | None]
+"""Makes one model of several of the named family; None where it cannot."""
+
+
+def merge_by_family(name: str, models: Sequence[Model]) -> Model | None:
+    """Merge as the family does."""
+    return family(name).merge(models)
+
+
+def joined(
+    pieces: Sequence[Piece], *, merge: Merge = merge_by_family
+) -> tuple[tuple[Preparation, ...], tuple[Member, ...]]:
     """Return distinct preparations and as few members as answer the same.
 
     Equal preparations run once.  Models of one bag that see the same table and weigh the same become one model
-    where their family can merge them.
+    where ``merge`` can make one.
     """
     preparations: dict[str, Preparation] = {}
     groups: dict[tuple[int, str, float], list[Piece]] = {}
@@ -123,7 +134,7 @@ def joined(pieces: Sequence[Piece]) -> tuple[tuple[Preparation, ...], tuple[Memb
     members = []
     for (_, digest, _), group in groups.items():
         first = group[0]
-        merged = family(first.family).merge([p.model for p in group]) if len(group) > 1 else None
+        merged = merge(first.family, [p.model for p in group]) if len(group) > 1 else None
         models = [p.model for p in group] if merged is None else [merged]
         weight = sum(p.weight for p in group) / total / len(models)
         members += [Member(family=first.family, model=m, preparation=places[digest], weight=weight) for m in models]

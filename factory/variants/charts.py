@@ -139,13 +139,12 @@ def difference_chart(low: float, value: float, high: float, *, margin: float) ->
     return _svg("".join(marks), "Improvement over the baseline with its interval", width=width, height=height)
 
 
-def frontier_chart(points: Sequence[tuple[float, float, bool, str]], *, limit_ms: float, y_label: str) -> Markup:
+def frontier_chart(points: Sequence[tuple[float, float, bool, str]], *, limit_ms: float) -> Markup:
     """Draw quality against latency, the latter by its logarithm.
 
     Args:
         points: Milliseconds of a row, score, whether it is the variant, and what is told of it; by rising latency.
         limit_ms: Drawn as a vertical line.
-        y_label: Name of the metric.
     """
     places = [math.log10(ms) for ms, _, _, _ in points]
     scores = [score for _, score, _, _ in points]
@@ -154,7 +153,7 @@ def frontier_chart(points: Sequence[tuple[float, float, bool, str]], *, limit_ms
     frame = Frame((low, high), padded(min(scores), max(scores), by=0.1))
     decades = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     marks = [(math.log10(v), short(round(v, 9))) for v in decades if low <= math.log10(v) <= high]
-    body = frame.axes(x_label="one row, ms", y_label=y_label[:40], x_ticks=marks)
+    body = frame.axes(x_label="one row, ms", y_label="", x_ticks=marks)
     body += frame.line([(limit, frame.y[0]), (limit, frame.y[1])], css="ideal")
     # A point's score holds until the next one can be paid for.
     ends = [*places[1:], high]

@@ -16,17 +16,16 @@ import numpy as np
 import pandas as pd
 
 from factory.data.dataset import Dataset, FeatureLineage
-from factory.data.preparation import Preparation
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
 from factory.data.tables import read_table
-from factory.search.engine import Part, SearchResult
+from factory.search.engine import SearchResult
+from factory.search.jobs import TrialData
 from factory.search.metric import Metric
-from factory.search.plan import Plan, family
-from factory.search.trial import TrialData, preparation_folder
+from factory.search.plan import Plan
 from factory.spec import ColumnType, Task, Variant
 from factory.variants.background import Background
-from factory.variants.bundle import Bundle, Member, folder_size_mb
+from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.evaluation import (
     Evaluation,
     Importance,
@@ -34,13 +33,12 @@ from factory.variants.evaluation import (
     one_row_latency_ms,
     permutation_importance,
 )
+from factory.variants.frontier import Frontier, choose
 from factory.variants.gates import Evidence, Verdict, judge
-from factory.variants.inputs import input_columns
 from factory.variants.report import Card, example_row, leaderboard, learning_curves, render
 from factory.variants.resampling import Comparison, paired_bootstrap
-
-NEGLIGIBLE = 0.04
-"""A trial with less weight than this is left out of the bundle: one addition of the greedy 25 is noise."""
+from factory.variants.slices import Slice, slice_columns, slices
+from factory.variants.watch import Watch, watch_blend, watch_curves
 
 Predictor = Callable[[Dataset], np.ndarray]
 
@@ -62,7 +60,10 @@ class Appraisal:
         folder: The variant on disk.
         digest: Of the folder.
         weights: Share of each trial, by its number.
+        frontier: What other ensembles cost and score.
         evaluation: Scores on the unseen rows.
+        slices: Scores on parts of them.
+        watch: Of overfitting.
         comparison: Against the baseline.
         importance: Of the columns, most important first.
         latency_ms: Median prediction of one row, in process.
@@ -74,7 +75,10 @@ class Appraisal:
     folder: Path
     digest: str
     weights: dict[int, float]
+    frontier: Frontier
     evaluation: Evaluation
+    slices: tuple[Slice, ...]
+    watch: tuple[Watch, ...]
     comparison: Comparison
     importance: tuple[Importance, ...]
     latency_ms: float
@@ -115,21 +119,40 @@ def appraise(
         metadata: Lineage that travels with the bundle.
         folder: Where the bundle goes; replaced if it exists.
     """
-    bundle, weights = _under_latency(result, plan, data, unseen)
-    background = Background.of(data.dataset.frame, bundle.columns, seed=data.seed)
-    bundle = replace(bundle, ignored=ignored, metadata=metadata, background=background)
+    chosen = choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame)
+    background = Background.of(data.dataset.frame, chosen.bundle.columns, seed=data.seed)
+    metadata = {**metadata, "trade": chosen.frontier.sentence}
+    bundle = replace(chosen.bundle, ignored=ignored, metadata=metadata, background=background)
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     digest = bundle.save(folder)
-    prediction = bundle.predict_raw(unseen.frame)
     metric: Metric = plan.metric
+    prediction = bundle.predict_raw(unseen.frame)
     seed = plan.request.seed
     comparison = paired_bootstrap(
-        metric, unseen.y, prediction, baseline.prediction, seed=seed, margin=plan.gates.min_improvement
+        metric,
+        unseen.y,
+        bundle.judged(prediction, metric),
+        baseline.prediction,
+        seed=seed,
+        margin=plan.gates.min_improvement,
     )
     latency_ms = one_row_latency_ms(bundle, unseen.frame)
     size_mb = folder_size_mb(folder)
+    importance = permutation_importance(bundle, unseen.frame, unseen.y, metric=metric, seed=seed, max_rows=500)
+    parts = slices(
+        metric,
+        unseen.y,
+        bundle.judged(prediction, metric),
+        baseline=baseline.prediction,
+        columns=slice_columns(unseen, plan.gates.slices, ranked=[one.column for one in importance]),
+        seed=seed,
+        max_loss=plan.gates.slice_max_loss,
+    )
+    evaluation = evaluate(
+        metric, unseen.y, prediction, classes=unseen.classes, seed=seed, threshold=bundle.calibration.threshold
+    )
     evidence = Evidence(
         metric=metric,
         comparison=comparison,
@@ -137,15 +160,28 @@ def appraise(
         latency_ms=latency_ms,
         size_mb=size_mb,
         findings=findings,
+        slices=parts,
+    )
+    watch = watch_blend(
+        result.candidates,
+        chosen.weights,
+        bundle,
+        learned=data.dataset,
+        judged=evaluation.score,
+        n_judged=len(unseen),
+        seed=seed,
     )
     return Appraisal(
         bundle=bundle,
         folder=folder,
         digest=digest,
-        weights=weights,
-        evaluation=evaluate(metric, unseen.y, prediction, classes=unseen.classes, seed=seed),
+        weights=chosen.weights,
+        frontier=chosen.frontier,
+        evaluation=evaluation,
+        slices=parts,
+        watch=(*watch, *watch_curves(result.trials, weights=chosen.weights)),
         comparison=comparison,
-        importance=permutation_importance(bundle, unseen.frame, unseen.y, metric=metric, seed=seed, max_rows=500),
+        importance=importance,
         latency_ms=latency_ms,
         size_mb=size_mb,
         verdict=judge(plan.gates, plan.ceilings, evidence),
@@ -190,7 +226,11 @@ def model_card(
         importance=appraisal.importance,
         leaderboard=leaderboard(result.trials, weights=appraisal.weights),
         curves=learning_curves(result.trials, weights=appraisal.weights),
+        frontier=appraisal.frontier,
+        calibration=appraisal.bundle.calibration,
         findings=findings,
+        slices=appraisal.slices,
+        watch=appraisal.watch,
         profile=profile,
         features=features,
         example=example_row(example),
@@ -199,10 +239,11 @@ def model_card(
 
 
 def evidence_files(card: Card, result: SearchResult) -> dict[str, str]:
-    """Return the texts that are kept with a version: its card, the study, the verdict, the screening, the profile."""
+    """Return the texts that are kept with a version: its card, the study, the frontier, the verdict, the data's."""
     return {
         "card.html": render(card),
         "trials.json": json.dumps([trial.model_dump(mode="json", exclude={"curve"}) for trial in result.trials]),
+        "frontier.json": card.frontier.model_dump_json(indent=2) if card.frontier else "{}",
         "verdict.json": card.verdict.model_dump_json(indent=2),
         "screening.json": json.dumps([finding.model_dump(mode="json") for finding in card.findings]),
         "profile.json": card.profile.model_dump_json(),
@@ -222,38 +263,3 @@ def predict_table(bundle: Bundle, path: str, *, max_rows: int) -> pd.DataFrame:
     frame = read_table(path, max_rows=max_rows, text_columns=labels)
     raw = bundle.predict_raw(bundle.require(frame, rows=f"The rows of {path!r}"))
     return pd.DataFrame(raw, columns=list(bundle.classes)) if bundle.classes else pd.DataFrame({"prediction": raw})
-
-
-def _under_latency(
-    result: SearchResult, plan: Plan, data: TrialData, unseen: Dataset
-) -> tuple[Bundle, dict[int, float]]:
-    """Assemble the blend; under a latency ceiling, leave out the lightest trial until it is kept or one is left."""
-    weights = {n: w for n, w in result.blend.weights.items() if w > NEGLIGIBLE} or dict(result.blend.weights)
-    while True:
-        bundle = _assemble(result.parts, weights, data)
-        ceiling = plan.ceilings.latency_ms
-        if ceiling is None or len(weights) == 1 or one_row_latency_ms(bundle, unseen.frame) <= ceiling:
-            total = sum(weights.values())
-            return bundle, {n: w / total for n, w in weights.items()}
-        del weights[min(weights, key=lambda n: (weights[n], -n))]
-
-
-def _assemble(parts: Sequence[Part], weights: dict[int, float], data: TrialData) -> Bundle:
-    chosen = [part for part in parts if part.trial.number in weights]
-    total = sum(part.weight for part in chosen)
-    folds = sorted({part.fold for part in chosen}, key=lambda fold: -1 if fold is None else fold)
-    return Bundle(
-        task=data.dataset.task,
-        classes=data.dataset.classes,
-        columns=input_columns(data.dataset.frame, data.dataset.types),
-        preparations=tuple(Preparation.load(preparation_folder(data, fold)) for fold in folds),
-        members=tuple(
-            Member(
-                family=part.trial.family,
-                model=family(part.trial.family).load(part.folder),
-                preparation=folds.index(part.fold),
-                weight=part.weight / total,
-            )
-            for part in chosen
-        ),
-    )

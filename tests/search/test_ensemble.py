@@ -98,5 +98,7 @@ def test_candidates_are_scored_at_once_as_the_metric_scores_each(name: str) -> N
         metric, tuple(folds), {k: tuple(np.stack([1 - p, p], axis=1) for p in parts) for k, parts in raw.items()}
     )
     blend = greedy(metric, folds, candidates.predictions)
+    ranked = greedy(metric.chooser, folds, candidates.predictions)
+    assert blend.weights == ranked.weights
     blended = candidates.blended(blend.weights)
     assert blend.score == pytest.approx(np.mean([metric.score(y, p) for y, p in zip(folds, blended, strict=True)]))

@@ -283,7 +283,12 @@ def test_the_curve_of_quality_against_latency_marks_the_variant(binary):
         FrontierPoint(latency_ms=6.0, size_mb=9.0, score=0.84, trials=(1, 2, 5), models=24),
     ]
     curve = Frontier(
-        points=tuple(points), bound_ms=0.8, ceiling_ms=1, lost=0.0625, sentence="Under the ceiling of 1 ms."
+        metric="roc_auc",
+        points=tuple(points),
+        bound_ms=0.8,
+        ceiling_ms=1,
+        lost=0.0625,
+        sentence="Under the ceiling of 1 ms.",
     )
     calibration = Calibration(method="temperature", temperature=0.8, gain=0.01, threshold=0.31, threshold_gain=0.04)
     page = render(card_of(binary, frontier=curve, calibration=calibration))
