@@ -347,6 +347,7 @@ def _offers(result: SearchResult, shop: _Shop, limit_mb: float) -> list[_Offer]:
     metric = candidates.metric.chooser
     whole = {n: w for n, w in result.blend.weights.items() if w > NEGLIGIBLE} or dict(result.blend.weights)
     measured = _worth_measuring(result, whole)
+    whole = {n: w for n, w in whole.items() if n in measured}
     arena = Arena(metric, candidates.targets, {n: candidates.predictions[n] for n in measured}, most_rows=ROWS)
     fullest = max(len(result.parts[n]) for n in measured)
     offers: dict[tuple[frozenset[int], int], _Offer] = {}
@@ -375,7 +376,8 @@ def _offers(result: SearchResult, shop: _Shop, limit_mb: float) -> list[_Offer]:
         def within(limit_ms: float, *, bag: int = bag) -> Callable[[frozenset[int]], bool]:
             return lambda members: shop.latency_ms(members, bag) <= limit_ms and shop.size_mb(members, bag) <= limit_mb
 
-        add(Blend(whole, result.blend.score), bag)
+        if whole:
+            add(Blend(whole, result.blend.score), bag)
         free = arena.greedy(steps=STEPS, affords=within(np.inf))
         if not free.weights:
             continue
