@@ -1,8 +1,9 @@
 """A factory for model variants: AutoML that delivers versioned, gated, served models.
 
-``factory.fit`` makes a variant from a data frame and ``factory.load`` reads one
-again.  What they need is imported when one is first asked for, so that
-importing this package costs nothing.
+``factory.fit`` makes a variant from a data frame, ``factory.load`` reads one
+again, and ``FactoryClassifier`` and ``FactoryRegressor`` are the same engine
+as scikit-learn estimators.  What they need is imported when one is first asked
+for, so that importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from factory.client import Fitted, Predictor, fit, load
+    from factory.estimators import FactoryClassifier, FactoryRegressor
 
-__all__ = ["Fitted", "Predictor", "fit", "load"]
+__all__ = ["FactoryClassifier", "FactoryRegressor", "Fitted", "Predictor", "fit", "load"]
 
-_HOMES = dict.fromkeys(__all__, "factory.client")
+_HOMES = {
+    **dict.fromkeys(("Fitted", "Predictor", "fit", "load"), "factory.client"),
+    **dict.fromkeys(("FactoryClassifier", "FactoryRegressor"), "factory.estimators"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -153,6 +153,7 @@ def from_frame(
     *,
     features: FeatureLineage | None = None,
     aside: Collection[str] = (),
+    least_rows: int = MIN_ROWS,
 ) -> Dataset:
     """Check, type and clean a frame.
 
@@ -161,6 +162,7 @@ def from_frame(
         ref: What the request says about them: target, task, types, columns to leave out or to keep.
         features: Lineage of joined features.
         aside: Further columns that are no features (entity keys, timestamp).
+        least_rows: Fewer rows are refused.
 
     Raises:
         InvalidData: what makes the table unusable, every problem with the column it is about.
@@ -169,12 +171,12 @@ def from_frame(
     _check_names(frame, ref)
     known = _target_known(frame, ref)
     dropped = int(len(known) - known.sum())
-    if len(frame) - dropped < MIN_ROWS:
+    if len(frame) - dropped < least_rows:
         raise InvalidData(
-            f"The table has {len(frame) - dropped} usable rows; at least {MIN_ROWS} are needed."
+            f"The table has {len(frame) - dropped} usable rows; at least {least_rows} are needed."
             + (f" {dropped} more have no target." if dropped else ""),
             hint="Give more rows.",
-            details=[Detail("dataset", f"{len(frame) - dropped} rows, at least {MIN_ROWS} needed")],
+            details=[Detail("dataset", f"{len(frame) - dropped} rows, at least {least_rows} needed")],
         )
     frame = frame[known].reset_index(drop=True) if dropped else frame.reset_index(drop=True)
     task, classes, y, problems = _read_target(frame[ref.target], ref)
