@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from factory import plugins
 from factory.data.preparation import Table
-from factory.families.base import Family, FitContext, Sample, Shape
+from factory.families.base import Family, FitContext, Model, Sample, Shape
 from factory.spec import Task
 
 FAMILIES = ("lightgbm", "xgboost", "catboost", "extra_trees", "linear", "neighbours")
@@ -40,6 +41,11 @@ def median_ms(call: Callable[[Table], object], table: Table) -> float:
         call(row)
         times.append(time.perf_counter() - began)
     return 1e3 * float(np.median(times))
+
+
+def answer_each(models: Sequence[Model], table: Table) -> list[np.ndarray]:
+    """Return every model's answer, one after the other."""
+    return [model.predict(table) for model in models]
 
 
 def main() -> None:
@@ -72,7 +78,7 @@ def main() -> None:
         merged = family.merge(models)
         merge_s = time.perf_counter() - began
         one = median_ms(models[0].predict, fresh)
-        each = median_ms(lambda row, models=models: [m.predict(row) for m in models], fresh)
+        each = median_ms(partial(answer_each, models), fresh)
         together = f"{median_ms(merged.predict, fresh):10.3f} {merge_s:8.2f}" if merged is not None else f"{'-':>10}"
         print(f"{name:12} {one:12.3f} {each:12.3f} {together}", flush=True)
 
