@@ -216,7 +216,9 @@ def _useless(dataset: Dataset, column: str) -> _Suspicion | None:
     if n_known < min(FILL * n_rows, FILL_ROWS):
         said = f"has a value in only {n_known} of {n_rows:,} rows"
         return _Suspicion("nearly_empty", column, said, value=n_known / n_rows)
-    n_distinct = series.nunique()
+    values = series.to_numpy()
+    # A float is never a key, and counting the values of thousands of them takes seconds.
+    n_distinct = int(np.ptp(values[~np.isnan(values)]) > 0) + 1 if values.dtype.kind == "f" else series.nunique()
     if n_distinct == 1 and n_missing == 0:
         return _Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
     if kind is ColumnType.IDENTIFIER or _numbers_rows(series, kind, n_distinct):
@@ -255,7 +257,7 @@ def _copy(dataset: Dataset, column: str) -> _Suspicion | None:
             return None
         how = f"{target!r} times a factor plus a constant"
     else:
-        codes = factorize(series.to_numpy())[0] if kind is not ColumnType.TEXT else np.full(len(series), -1)
+        codes = pd.factorize(series.to_numpy())[0] if kind is not ColumnType.TEXT else np.full(len(series), -1)
         few = int(codes.max(initial=-1)) < len(dataset.classes)
         if not few or not sanity.renames(codes, dataset.y, least_rows=_COPY_ROWS, least_per_class=_COPY_ROWS_PER_CLASS):
             return None
@@ -320,12 +322,21 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
             "high_missing", column, said, "it is used, but check where it comes from", drops=False, value=share
         )
     if kind is not ColumnType.TEXT and len(series) >= 1000:
-        differing = len(series) - int(series.value_counts(dropna=False).iloc[0])
+        differing = _differing(series)
         if differing < max(SAME_ROWS, VARIANCE * len(series)):
             said = f"has one and the same value in all but {differing} of {len(series):,} rows"
             value = differing / len(series)
             follows = "it is used, but says next to nothing"
             yield _Suspicion("nearly_constant", column, said, follows, drops=False, value=value)
+
+
+def _differing(series: pd.Series) -> int:
+    """Rows that differ from the most frequent value; of numbers from the median, which is it where it matters."""
+    values = series.to_numpy()
+    if values.dtype.kind in "fiub":
+        known = values[~np.isnan(values.astype(np.float64))]
+        return len(values) - int((known == np.quantile(known, 0.5, method="lower")).sum())
+    return len(series) - int(series.value_counts(dropna=False).iloc[0])
 
 
 def _levels(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
