@@ -1,10 +1,11 @@
 """What is fitted next: bets on the first fold, then further folds of those that earn it, then the search.
 
-A race over folds.  Every configuration is fitted on the first fold: the
-portfolio's, then those that Optuna proposes.  When a part of the time is used,
-a greedy choice says which of them get the further folds; when those are done,
-the race goes on with what is left.  Pruning is part of it: a configuration
-that does not earn its second fold has cost one of eight.
+A race over folds.  The portfolio's configurations are fitted on the first fold
+until it is through or a part of the time is used.  A greedy choice says which
+of them get the further folds, one fold of all after the other, so that their
+rows line up at any moment.  With what time is left the next best get theirs,
+then Optuna proposes more.  Pruning is part of it: a configuration that does
+not earn its second fold has cost one of eight.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from factory.families.base import Deadline, Shape
 from factory.search.jobs import FitJob, FitResult, TrialData, merged
 from factory.search.plan import Plan, family
-from factory.search.race import choose
+from factory.search.race import choose, relative_loss
+from factory.search.samples import representation
 from factory.search.study import Configuration, Study
 from factory.space import Parameters
 from factory.spec import ColumnType, Trial, TrialState
@@ -39,6 +42,8 @@ SHORTEST_TRIAL_S = 3.0
 """No new configuration is tried when less time is left."""
 LATER_FOLD, LATER_FOLD_S = 1.25, 0.3
 """A later fold costs at most so much more than the first (90 % of the measured ones), and what starting it costs."""
+NEAR = 1.25
+"""Loss on the first fold, relative to the best one's, up to which a bet gets its folds when there is time."""
 JOB_S = 1.5
 """Folds that take less are handed out several at once: each job costs a tenth of a second to start."""
 POOL_START_S = {"trees": 0.0, "torch": 8.0, "tensorflow": 20.0}
@@ -76,10 +81,7 @@ class Proposer:
         self._lock = threading.RLock()
         self._began = time.time()
         self.skipped: dict[str, str] = {}
-        families = self._affordable_families()
-        self._study = Study(
-            self.plan, families=families, shape=shape_of(self.data), seeds=self.seeds, history=self.history
-        )
+        self._families = self._affordable_families()
         self._running: set[tuple[int, int]] = set()
         self._closed: set[int] = set()
         self._turn = 0
@@ -89,8 +91,17 @@ class Proposer:
         self._chosen: tuple[frozenset[int], tuple[int, ...]] = (frozenset(), ())
         for trial in sorted(self.history, key=lambda t: t.number):
             self.trials[trial.number] = trial
-            self._study.tell(trial, _value(trial))
         self._told = max(self.trials, default=-1) + 1
+
+    @cached_property
+    def _study(self) -> Study:
+        """Configurations to try; made by the first who asks, since the portfolios want to know the probe's answer."""
+        study = Study(
+            self.plan, families=self._families, shape=shape_of(self.data), seeds=self.seeds, history=self.history
+        )
+        for trial in sorted(self.history, key=lambda t: t.number):
+            study.tell(trial, _value(trial))
+        return study
 
     def _affordable_families(self) -> tuple[str, ...]:
         """Leave out families whose framework takes too much of the time to start, unless nothing else is left."""
@@ -174,8 +185,7 @@ class Proposer:
         if len(self.data.splits) == 1 or not self._ready():
             return True
         spent_s, left_s = time.time() - self._began, max(self.deadline.left_s, 0.0)
-        more = self._study.bets_left or bool(self._searchable())
-        return more and spent_s < EXPLORE_SHARE * (spent_s + left_s)
+        return self._study.bets_left and spent_s < EXPLORE_SHARE * (spent_s + left_s)
 
     @property
     def _counted(self) -> int:
@@ -282,14 +292,49 @@ class Proposer:
             lacking = [n for n in self._choose() if n not in self._closed and not self._has(n, fold)]
             # A worker that holds a framework goes on with it: another one would have to be started.
             for number in sorted(lacking, key=lambda n: family(self.trials[n].family).pool != self._pool):
-                expected_s = LATER_FOLD * _fold_s(self.trials[number]) + LATER_FOLD_S
-                if expected_s > self.deadline.left_s:
-                    continue
-                wanted = max(1, int(JOB_S / expected_s))
-                folds = [k for k in range(fold, len(self.data.splits)) if not self._has(number, k)][:wanted]
-                limit_s = float("inf") if self.plan.repeatable else LATER_FOLD * expected_s
-                return self._job(self.trials[number], tuple(folds), limit_s=limit_s, deadline_at=self.deadline.at)
+                if (job := self._fold_job(number, fold)) is not None:
+                    return job
+        if self.plan.repeatable:
+            return None
+        for number in self._next_best():
+            further = [k for k in range(1, len(self.data.splits)) if not self._has(number, k)]
+            if self._folds_fit(number, len(further)) and (job := self._fold_job(number, further[0])) is not None:
+                return job
         return None
+
+    def _fold_job(self, number: int, fold: int) -> FitJob | None:
+        """Return a trial's next folds from this one on, as many as make a job; None where not even one fits."""
+        expected_s = LATER_FOLD * _fold_s(self.trials[number]) + LATER_FOLD_S
+        if expected_s > self.deadline.left_s:
+            return None
+        most = max(1, int(JOB_S / expected_s))
+        folds = [k for k in range(fold, len(self.data.splits)) if not self._has(number, k)][:most]
+        limit_s = float("inf") if self.plan.repeatable else LATER_FOLD * expected_s
+        return self._job(self.trials[number], tuple(folds), limit_s=limit_s, deadline_at=self.deadline.at)
+
+    def _next_best(self) -> list[int]:
+        """Return trials beyond the chosen ones that lack folds and are good enough to get them, the best first.
+
+        A portfolio's entry may be worse than the best by a part; one that was searched for has to be among the better
+        half of those that have their folds.
+        """
+        values = {n: v for n in self._ready() if (v := _value(self.trials[n])) is not None}
+        complete = [v for n, v in values.items() if len(self.trials[n].folds) == len(self.data.splits)]
+        bar = float(np.median(complete)) if complete else -np.inf
+        least_loss = relative_loss(self.data.metric, max(values.values(), default=-np.inf))
+        good = []
+        for number, value in values.items():
+            searched = self.trials[number].origin == "search"
+            near = relative_loss(self.data.metric, value) <= NEAR * least_loss
+            lacks = any(not self._has(number, k) for k in range(len(self.data.splits)))
+            if number not in self._closed and lacks and (value >= bar if searched else near):
+                good.append(number)
+        return sorted(good, key=lambda n: -values[n])
+
+    def _folds_fit(self, number: int, n_folds: int) -> bool:
+        """Whether so many folds of a trial would be done in time on all workers."""
+        each_s = LATER_FOLD * _fold_s(self.trials[number]) + LATER_FOLD_S
+        return each_s * max(1.0, n_folds / self.parallel) <= self.deadline.left_s
 
     def _has(self, number: int, fold: int) -> bool:
         return fold in self.trials[number].folds or (number, fold) in self._running
@@ -339,6 +384,7 @@ def shape_of(data: TrialData) -> Shape:
         n_categorical=len(categorical),
         most_levels=max((int(frame[name].nunique()) for name in categorical), default=0),
         n_classes=data.n_classes,
+        n_crosses=len(representation(data).crosses),
     )
 
 

@@ -171,6 +171,7 @@ class TrialRunner:
             rounds=job.refit_rounds or None,
             keep_going=watch.keep_going,
             target_scale=representation(self.data).target_scale,
+            raises_rate=fold == 0,
         )
         held_out = validation if fold is not None else None
         parameters = dict(job.trial.parameters)

@@ -28,8 +28,10 @@ POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 RECYCLE_SHARE = 0.8
 """A worker that holds this part of its limit after a trial is replaced: resident memory does not fall again."""
 OVERRUN_S = 2.0
-"""A worker whose trial is still running so long after its deadline, or after twice its limit, ends itself: a framework
-may hang within one round, and Tune takes ten seconds more to stop an actor that does not answer."""
+"""A worker whose job is still running so long after its deadline ends itself: a framework may hang within one round,
+and Tune takes ten seconds more to stop an actor that does not answer."""
+HANGING = 4.0
+"""The same after so many times the job's limit; a busy machine may well need twice of it."""
 GRACE_S = 5.0
 """Tune stops whatever is still running so long after the search's deadline: trials on several workers, mostly."""
 
@@ -93,7 +95,7 @@ def _configuration(job: FitJob, *, threads: int, generation: int) -> dict[str, A
 @contextmanager
 def _ending_this_process_after(job: FitJob) -> Iterator[None]:
     """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself."""
-    left_s = min(job.deadline_at - time.time(), 2 * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
+    left_s = min(job.deadline_at - time.time(), HANGING * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
     if job.workers > 1 or left_s == float("inf"):
         yield
         return
