@@ -205,7 +205,8 @@ class FactoryClassifier(ClassifierMixin, _FactoryEstimator):  # type: ignore[mis
 
     def predict(self, X: Any) -> np.ndarray:
         """Return a label for each row, (n_rows,): the most probable one, unless another threshold serves the metric."""
-        return np.asarray(self.classes_[self.bundle_.labels(self._answer(X))])
+        probabilities = self._answer(X)
+        return np.asarray(self.classes_[self.bundle_.labels(probabilities)])
 
 
 class FactoryRegressor(RegressorMixin, _FactoryEstimator):  # type: ignore[misc]
