@@ -14,7 +14,7 @@ from factory.errors import InvalidRequest, SystemFault
 
 FAMILIES = {
     "catboost", "constant", "extra_trees", "keras_network", "lightgbm", "linear", "random_forest", "torch_network",
-    "xgboost",
+    "tabm", "xgboost",
 }  # fmt: skip
 
 

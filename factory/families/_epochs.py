@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from typing import Literal
 import numpy as np
 
 from factory.errors import TrainingFault
-from factory.families._mlp import Architecture, Arrays, Inputs, forward, initial_weights, losses
+from factory.families._mlp import Architecture, Arrays, Inputs, bin_edges, forward, initial_weights, losses
 from factory.spec import CurvePoint, Document, Task
 
 logger = logging.getLogger(__name__)
@@ -46,19 +47,18 @@ class Plan(Document):
     batch_size: int
     """Rows of a batch over all workers."""
     epochs: int
-    schedule_epochs: int
-    """Length of the cosine; longer than ``epochs`` when a refit stops where early stopping had stopped."""
     patience: int
     """Epochs without a better validation loss after which training ends."""
     seed: int
     threads: int
 
-    def lr_at(self, epoch: int) -> float:
-        """Return the learning rate of an epoch: a cosine down to zero (Loshchilov and Hutter 2017), without restarts.
+    def lr_at(self, done: float) -> float:
+        """Return the learning rate: a cosine down to zero (Loshchilov and Hutter 2017), without restarts.
 
-        It depends on the epoch alone, never on the time that is left, so that a fit can be repeated.
+        Args:
+            done: Share of the training that is done, from 0 to 1.
         """
-        return 0.5 * self.lr * (1 + math.cos(math.pi * epoch / self.schedule_epochs))
+        return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def noise_seed(self, epoch: int, rank: int) -> int:
         """Return the seed of one epoch's dropout; a resumed epoch draws what it would have drawn."""
@@ -77,36 +77,48 @@ class Examples:
     Attributes:
         inputs: What the first layer sees, n_rows rows.
         y: Class indices int64 (n_rows,), or standardised targets float32 (n_rows,).
+        weight: Weight of each row in the loss, float32 (n_rows,) with mean 1.
     """
 
     inputs: Inputs
     y: np.ndarray
+    weight: np.ndarray
 
     def __len__(self) -> int:
         return len(self.y)
 
     def share(self, rank: int, world: int) -> Examples:
         """Return every ``world``-th row."""
-        return Examples(self.inputs.rows(slice(rank, None, world)), self.y[rank::world])
+        mine = slice(rank, None, world)
+        return Examples(self.inputs.rows(mine), self.y[mine], self.weight[mine])
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to train."""
+    """All that a worker needs to train.
+
+    Attributes:
+        start: Weights that training goes on from; None starts anew.
+    """
 
     architecture: Architecture
     plan: Plan
     train: Examples
     validation: Examples | None
+    start: Arrays | None = None
 
     def initial_weights(self) -> Arrays:
         """Return the starting weights: the output bias is the log of the smoothed class shares, or zero."""
+        if self.start is not None:
+            return {name: array.copy() for name, array in self.start.items()}
         a, y = self.architecture, self.train.y
         if a.task is Task.REGRESSION:
             bias = np.zeros(1)
         else:
-            bias = np.log((np.bincount(y, minlength=a.n_outputs) + 1) / (len(y) + a.n_outputs))
-        return initial_weights(a, output_bias=bias, seed=self.plan.seed)
+            shares = np.bincount(y, weights=self.train.weight, minlength=a.n_outputs)
+            bias = np.log((shares + 1) / (len(y) + a.n_outputs))
+        edges = bin_edges(self.train.inputs.dense[:, : a.n_numbers], bins=a.bins)
+        return initial_weights(a, output_bias=bias, edges=edges, seed=self.plan.seed)
 
     def save(self, folder: Path) -> None:
         """Write ``job.json`` and ``job.safetensors``."""
@@ -117,8 +129,14 @@ class Job:
             f"{part}.{name}": np.asarray(array, order="C")
             for part, examples in parts.items()
             if examples is not None
-            for name, array in (("dense", examples.inputs.dense), ("codes", examples.inputs.codes), ("y", examples.y))
+            for name, array in (
+                ("dense", examples.inputs.dense),
+                ("codes", examples.inputs.codes),
+                ("y", examples.y),
+                ("weight", examples.weight),
+            )
         }
+        arrays |= {f"start.{name}": np.asarray(array, order="C") for name, array in (self.start or {}).items()}
         save_file(arrays, folder / "job.safetensors")
         document = {
             "architecture": self.architecture.model_dump(mode="json"),
@@ -136,13 +154,15 @@ class Job:
 
         def examples(part: str) -> Examples:
             inputs = Inputs(arrays[f"{part}.dense"], arrays[f"{part}.codes"])
-            return Examples(inputs, arrays[f"{part}.y"])
+            return Examples(inputs, arrays[f"{part}.y"], arrays[f"{part}.weight"])
 
+        start = {n.removeprefix("start."): a for n, a in arrays.items() if n.startswith("start.")}
         return cls(
             Architecture.model_validate(document["architecture"]),
             Plan.model_validate(document["plan"]),
             examples("train"),
             examples("validation") if "validation.y" in arrays else None,
+            start or None,
         )
 
 
@@ -154,7 +174,7 @@ class Progress:
         epochs: Epochs that are complete.
         state: The learner's current weights and optimiser slots.
         best: The weights to keep.
-        best_epoch: The epoch (from 1) that they are from; 0 before the first is complete.
+        best_epoch: The epoch (from 1) that they are from; 0 for what training started from.
         best_loss: Their validation loss; infinite where nothing is validated.
         curve: One point for each epoch.
     """
@@ -207,19 +227,20 @@ class Learner(ABC):
     """One copy of the network in its framework."""
 
     @abstractmethod
-    def begin_epoch(self, *, lr: float, seed: int) -> None:
-        """Set the learning rate and the seed of the dropout for the steps that follow."""
+    def begin_epoch(self, *, seed: int) -> None:
+        """Set the seed of the dropout for the steps that follow."""
 
     @abstractmethod
-    def step(self, rows: np.ndarray, *, n_batch: int) -> float:
+    def step(self, rows: np.ndarray, *, n_batch: int, lr: float) -> float:
         """Take one optimiser step together with the other workers.
 
         Args:
             rows: This worker's share of the batch, indices into the training rows; may be empty.
             n_batch: Rows of the batch over all workers.
+            lr: Learning rate of this step.
 
         Returns:
-            The sum of the losses of ``rows`` before the step.
+            The weighted sum of the losses of ``rows`` before the step.
         """
 
     @abstractmethod
@@ -254,26 +275,46 @@ class Group:
         return self.world == 1
 
 
-def run(job: Job, learner: Learner, *, group: Group, stopped: Callable[[], bool]) -> Progress:
-    """Train until the epochs are done, the validation loss stops falling, or ``stopped`` says so.
+class Schedule:
+    """How much of the training is done: by the epochs, or by the time where that runs out before the epochs do.
+
+    With ample time it depends on the step alone, so that a fit can be repeated; with little, the learning rate still
+    comes down to zero by the end of it.
+    """
+
+    def __init__(self, epochs: int, time_s: float) -> None:
+        self._epochs = epochs
+        self._time_s = max(time_s, 1e-9)
+        self._began = time.perf_counter()
+
+    def done(self, epochs: float) -> float:
+        """Return the share that is done after so many epochs, whole ones and parts."""
+        return max(epochs / self._epochs, (time.perf_counter() - self._began) / self._time_s)
+
+
+def run(job: Job, learner: Learner, *, group: Group, stopped: Callable[[], bool], time_s: float = math.inf) -> Progress:
+    """Train until the epochs or the time are over, the validation loss stops falling, or ``stopped`` says so.
 
     Args:
         job: What is trained; the same in every worker.
         learner: This worker's copy of the network, freshly built.
         group: This worker's place; its last checkpoint is where training goes on.
         stopped: Whether to end now with the best so far; it is enough that one worker's says so.
+        time_s: Seconds over which the learning rate comes down to zero, if the epochs take longer; for one worker
+            only, since the clocks of several differ.
 
     Raises:
         TrainingFault: the loss is not finite before any usable epoch.
     """
     progress = group.resume()
     if progress is None:
-        progress = Progress(0, learner.state(), learner.weights())
+        progress = _untrained(job, learner, group)
     else:
         learner.restore(progress.state)
         logger.info("training goes on after epoch %d on %d worker(s)", progress.epochs, group.world)
-    while progress.epochs < job.plan.epochs and not _out_of_patience(job, progress):
-        train_loss = _epoch(job, learner, progress.epochs, group=group, stopped=stopped)
+    schedule = Schedule(job.plan.epochs, time_s if group.alone else math.inf)
+    while schedule.done(progress.epochs) < 1 and not _out_of_patience(job, progress):
+        train_loss = _epoch(job, learner, progress.epochs, schedule=schedule, group=group, stopped=stopped)
         if train_loss is None:
             progress = _interrupted(progress, learner)
             group.report(progress)
@@ -286,19 +327,35 @@ def run(job: Job, learner: Learner, *, group: Group, stopped: Callable[[], bool]
     return progress
 
 
+def _untrained(job: Job, learner: Learner, group: Group) -> Progress:
+    """Return the progress before the first epoch; weights that were trained before have to be beaten."""
+    weights = learner.weights()
+    start = Progress(0, learner.state(), weights)
+    if job.start is None or job.validation is None:
+        return start
+    return replace(start, best_loss=_validation_loss(job.architecture, weights, job.validation, learner, group))
+
+
 def _out_of_patience(job: Job, progress: Progress) -> bool:
     return job.validation is not None and progress.epochs - progress.best_epoch >= job.plan.patience
 
 
-def _epoch(job: Job, learner: Learner, epoch: int, *, group: Group, stopped: Callable[[], bool]) -> float | None:
-    """Run one epoch and return its mean loss, or None when it was stopped."""
-    learner.begin_epoch(lr=job.plan.lr_at(epoch), seed=job.plan.noise_seed(epoch, group.rank))
-    total = 0.0
-    for number, batch in enumerate(job.plan.batches(len(job.train), epoch)):
+def _epoch(
+    job: Job, learner: Learner, epoch: int, *, schedule: Schedule, group: Group, stopped: Callable[[], bool]
+) -> float | None:
+    """Run one epoch, or what of it the schedule leaves; return its mean loss, or None when it was stopped."""
+    learner.begin_epoch(seed=job.plan.noise_seed(epoch, group.rank))
+    total, seen = 0.0, 0
+    batches = job.plan.batches(len(job.train), epoch)
+    for number, batch in enumerate(batches):
         if number % BATCHES_BETWEEN_CHECKS == 0 and _any(learner, stopped(), group):
             return None
-        total += learner.step(batch[group.rank :: group.world], n_batch=len(batch))
-    return _sum(learner, total, group) / len(job.train)
+        done = schedule.done(epoch + number / len(batches))
+        if done >= 1:
+            break
+        total += learner.step(batch[group.rank :: group.world], n_batch=len(batch), lr=job.plan.lr_at(done))
+        seen += len(batch)
+    return _sum(learner, total, group) / seen if seen else None
 
 
 def _any(learner: Learner, flag: bool, group: Group) -> bool:
@@ -312,7 +369,7 @@ def _sum(learner: Learner, value: float, group: Group) -> float:
 def _interrupted(progress: Progress, learner: Learner) -> Progress:
     """Keep a part of the first epoch rather than nothing; after it, only whole epochs count."""
     weights = learner.weights()
-    if progress.best_epoch or not _finite(weights):
+    if progress.best_epoch or math.isfinite(progress.best_loss) or not _finite(weights):
         return progress
     return replace(progress, state=learner.state(), best=weights)
 
@@ -325,7 +382,7 @@ def _after_epoch(job: Job, learner: Learner, progress: Progress, train_loss: flo
         validation_loss = _validation_loss(job.architecture, weights, job.validation, learner, group)
     watched = train_loss if validation_loss is None else validation_loss
     if not (math.isfinite(watched) and _finite(weights)):
-        if progress.best_epoch:
+        if progress.best_epoch or math.isfinite(progress.best_loss):
             return None
         raise TrainingFault(
             f"The loss is not finite after epoch {epoch} (training {train_loss}, validation {validation_loss}).",
@@ -355,5 +412,5 @@ def _validation_loss(
     The numpy forward pass is what will predict, so it is what is validated, in every framework.
     """
     mine = validation.share(group.rank, group.world)
-    loss = float(losses(architecture.task, forward(architecture, weights, mine.inputs), mine.y).sum())
+    loss = float(mine.weight @ losses(architecture.task, forward(architecture, weights, mine.inputs), mine.y))
     return _sum(learner, loss, group) / len(validation)

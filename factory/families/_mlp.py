@@ -1,16 +1,27 @@
 """The tabular perceptron as plain arrays: what it is, how it predicts, how it lies on disk.
 
-Both network families train the same architecture and leave only arrays behind.
+All network families train the same architecture and leave only arrays behind.
 Prediction is a forward pass in numpy, so a variant that holds a network serves
 without importing PyTorch or TensorFlow: hundreds of MB and seconds less in
 each replica, and one row costs tens of microseconds instead of milliseconds.
 
-Layout of the weights, all float32 (shape suffixes: L levels, E embedding
-size, I inputs, W width, O outputs)::
+A network is one perceptron with layer normalisation, or, with ``members`` above
+one, TabM (Gorishniy, Kotelnikov, Babenko 2024): that many perceptrons that
+share their kernels, each with scales of its own before and after a kernel.
 
-    embedding{j}      (L_j, E_j)      one for each embedded column; row 0 is missing or unseen
-    layer{i}_kernel   (I, W)          layer{i}_bias, layer{i}_scale, layer{i}_shift   (W,)
-    output_kernel     (W, O)          output_bias   (O,)
+Layout of the weights, all float32 (shape suffixes: F numbers, B bins, D size
+of a number's embedding, L levels, E embedding size, I inputs, W width, O
+outputs, M members)::
+
+    bins_start, bins_slope   (F, B)      piecewise-linear code of a number; fixed, not trained
+    numbers_kernel    (F, B, D)          numbers_slope, numbers_bias   (F, D)
+    embedding{j}      (L_j, E_j)         one for each embedded column; row 0 is missing or unseen
+    layer{i}_kernel   (I, W)             layer{i}_bias   (W,)
+    output_kernel     (W, O)             output_bias     (O,)
+
+    one member:       layer{i}_scale, layer{i}_shift   (W,)
+    TabM:             layer{i}_in   (M, I),   layer{i}_out, layer{i}_bias   (M, W)
+                      output_kernel (M, W, O), output_bias   (M, O)
 """
 
 from __future__ import annotations
@@ -26,6 +37,7 @@ import numpy as np
 from factory.data.dense import DenseEncoder
 from factory.data.preparation import Table
 from factory.errors import UntrustedBundle
+from factory.families._head import Head, TargetScale
 from factory.families.base import Model
 from factory.spec import CurvePoint, Document, Task
 
@@ -38,6 +50,8 @@ EPSILON = 1e-5
 
 FORMAT = 1
 _CHUNK_ROWS = 8192
+_LEAST_BIN = 1e-3
+"""Standard deviations that a bin is wide at least: a narrower one is a tie, and its slope would blow up."""
 _ONE_HOT_MAX_LEVELS = 9
 """Columns with more codes than this are embedded, the others one-hot: 8 categories as in RealMLP
 (Holzmüller, Grinsztajn, Steinwart 2024), and the code for missing."""
@@ -61,6 +75,27 @@ class Architecture(Document):
     target_scale: float = 1.0
     target_low: float = 0.0
     target_high: float = 0.0
+    target_learned_on: TargetScale = "raw"
+    target_top: float | None = None
+    """Largest answer on that scale."""
+    members: int = 1
+    n_numbers: int = 0
+    """The first so many dense columns are numbers that are embedded."""
+    number_size: int = 0
+    bins: int = 0
+
+    @property
+    def head(self) -> Head:
+        """How an output becomes a prediction."""
+        n_classes = 0 if self.task is Task.REGRESSION else self.n_outputs
+        return Head(
+            self.task,
+            n_classes,
+            self.target_mean,
+            self.target_scale,
+            target_scale=self.target_learned_on,
+            top=self.target_top,
+        )
 
     @property
     def embedding_sizes(self) -> tuple[int, ...]:
@@ -70,7 +105,7 @@ class Architecture(Document):
     @property
     def n_inputs(self) -> int:
         """Width of the first layer's input."""
-        return self.n_dense + sum(self.embedding_sizes)
+        return self.n_dense + self.n_numbers * (self.number_size - 1) + sum(self.embedding_sizes)
 
     @property
     def n_weights(self) -> int:
@@ -79,40 +114,93 @@ class Architecture(Document):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of every array, in the order of the forward pass."""
-        shapes: dict[str, tuple[int, ...]] = {
-            f"embedding{j}": size for j, size in enumerate(zip(self.levels, self.embedding_sizes, strict=True))
-        }
-        fan_in = self.n_inputs
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.n_numbers:
+            shapes |= {f"bins_{name}": (self.n_numbers, self.bins) for name in ("start", "slope")}
+            shapes["numbers_kernel"] = (self.n_numbers, self.bins, self.number_size)
+            shapes |= {f"numbers_{name}": (self.n_numbers, self.number_size) for name in ("slope", "bias")}
+        shapes |= {f"embedding{j}": size for j, size in enumerate(zip(self.levels, self.embedding_sizes, strict=True))}
+        fan_in, each = self.n_inputs, () if self.members == 1 else (self.members,)
         for i in range(self.layers):
             shapes[f"layer{i}_kernel"] = (fan_in, self.width)
-            shapes |= {f"layer{i}_{name}": (self.width,) for name in ("bias", "scale", "shift")}
+            shapes[f"layer{i}_bias"] = (*each, self.width)
+            if self.members == 1:
+                shapes |= {f"layer{i}_{name}": (self.width,) for name in ("scale", "shift")}
+            else:
+                shapes |= {f"layer{i}_in": (*each, fan_in), f"layer{i}_out": (*each, self.width)}
             fan_in = self.width
-        return shapes | {"output_kernel": (fan_in, self.n_outputs), "output_bias": (self.n_outputs,)}
+        return shapes | {"output_kernel": (*each, fan_in, self.n_outputs), "output_bias": (*each, self.n_outputs)}
 
 
-def initial_weights(architecture: Architecture, *, output_bias: np.ndarray, seed: int) -> Arrays:
+def initial_weights(
+    architecture: Architecture, *, output_bias: np.ndarray, edges: tuple[np.ndarray, ...], seed: int
+) -> Arrays:
     """Return the weights that training starts from, equal in every framework and every worker.
 
     The output layer starts at zero, so the untrained network predicts ``output_bias`` (the class prior or the mean).
-    Kernels are drawn with variance 1 / inputs (LeCun, Bottou, Orr, Müller 1998).
+    Kernels are drawn with variance 1 / inputs (LeCun, Bottou, Orr, Müller 1998). Members differ by the scales before
+    their first kernel alone, one normal draw for each feature; all other scales start at one (TabM's paper, where the
+    piecewise-linear part of a number's embedding starts at zero as well).
+
+    Args:
+        output_bias: Float (n_outputs,).
+        edges: Edges of the bins of each embedded number, ascending.
+        seed: Seed of the draws.
     """
-    rng = np.random.default_rng(seed)
-    weights: Arrays = {}
-    for name, shape in architecture.shapes().items():
+    a, rng, weights = architecture, np.random.default_rng(seed), {}
+    for name, shape in a.shapes().items():
         if name.startswith("embedding"):
-            weights[name] = rng.normal(0.0, 0.1, shape).astype(np.float32)
+            weights[name] = rng.normal(0.0, 0.1 if a.members == 1 else 0.3, shape).astype(np.float32)
             weights[name][0] = 0.0
-        elif name.endswith("_kernel") and name != "output_kernel":
+        elif name == "numbers_slope":
+            weights[name] = rng.uniform(-1.0, 1.0, shape).astype(np.float32)
+        elif name.endswith("_kernel") and not name.startswith(("output", "numbers")):
             weights[name] = rng.normal(0.0, shape[0] ** -0.5, shape).astype(np.float32)
+        elif name == "layer0_in":
+            sizes = [a.number_size] * a.n_numbers + [1] * (a.n_dense - a.n_numbers) + list(a.embedding_sizes)
+            weights[name] = np.repeat(rng.normal(size=(a.members, len(sizes))), sizes, axis=1).astype(np.float32)
         else:
-            weights[name] = np.full(shape, 1.0 if name.endswith("_scale") else 0.0, np.float32)
-    weights["output_bias"] = output_bias.astype(np.float32)
+            weights[name] = np.full(shape, 1.0 if name.endswith(("_scale", "_in", "_out")) else 0.0, np.float32)
+    for j, known in enumerate(edges):
+        weights["bins_start"][j, : len(known) - 1] = known[:-1]
+        weights["bins_slope"][j, : len(known) - 1] = 1 / np.diff(known)
+    weights["output_bias"][:] = output_bias
     return weights
 
 
+def bin_edges(numbers: np.ndarray, *, bins: int) -> tuple[np.ndarray, ...]:
+    """Return the edges between which each number's code rises, ascending; one where a column is constant.
+
+    Piecewise-linear encoding of Gorishniy, Rubachev and Babenko (2022). Edges are quantiles; those that coincide, since
+    many rows have one value, become quantiles of the distinct values instead, so that the other rows are seen too.
+
+    Args:
+        numbers: Standardised columns, float32 (n_rows, n_numbers).
+        bins: Most bins of a column.
+    """
+    edges = []
+    for column in numbers.T:
+        distinct = np.unique(column)
+        if len(distinct) > bins + 1:
+            quantiles = np.unique(np.quantile(column, np.linspace(0, 1, bins + 1)))
+            others = np.quantile(distinct, np.linspace(0, 1, bins + 3 - len(quantiles)))
+            distinct = np.unique(np.concatenate([quantiles, others]))
+        kept = [distinct[0]]
+        for edge in distinct[1:]:
+            if edge - kept[-1] >= _LEAST_BIN:
+                kept.append(edge)
+        edges.append(np.array(kept, dtype=np.float32))
+    return tuple(edges)
+
+
 def decays(name: str) -> bool:
-    """Whether weight decay applies to an array: to kernels and embeddings, not to biases and normalisation."""
+    """Whether weight decay applies to an array: to kernels and embeddings, not to biases, scales and normalisation."""
     return name.endswith("_kernel") or name.startswith("embedding")
+
+
+def trains(name: str) -> bool:
+    """Whether an array is moved by training; the bins of the numbers are not."""
+    return not name.startswith("bins_")
 
 
 @dataclass(frozen=True)
@@ -141,7 +229,8 @@ def embedded_columns(levels: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def dense_part(table: Table, embedded: tuple[int, ...]) -> Table:
-    """Return the table without the embedded columns."""
+    """Return the table without the embedded columns, and without products and ratios: layers make their own."""
+    table = table.plain
     if not embedded:
         return table
     kept = [j for j in range(len(table.levels)) if j not in embedded]
@@ -160,17 +249,35 @@ def encode(table: Table, encoder: DenseEncoder, embedded: tuple[int, ...]) -> In
 
 
 def forward(architecture: Architecture, weights: Mapping[str, np.ndarray], inputs: Inputs) -> np.ndarray:
-    """Return the raw outputs, float32 (n_rows, n_outputs): logits, or the standardised target."""
+    """Return the raw outputs, float32 (n_rows, n_outputs): logits, or the standardised target.
+
+    Of several members it is their mean: of targets, or of probabilities, whose logarithms are returned.
+    """
+    one = _perceptron if architecture.members == 1 else _members
+    size = max(1, _CHUNK_ROWS // architecture.members)
     chunks = [
-        _forward(architecture, weights, inputs.rows(slice(start, start + _CHUNK_ROWS)))
-        for start in range(0, len(inputs), _CHUNK_ROWS)
+        one(architecture, weights, _features(architecture, weights, inputs.rows(slice(start, start + size))))
+        for start in range(0, len(inputs), size)
     ]
     return np.concatenate(chunks) if chunks else np.zeros((0, architecture.n_outputs), np.float32)
 
 
-def _forward(architecture: Architecture, weights: Mapping[str, np.ndarray], inputs: Inputs) -> np.ndarray:
-    embeddings = [weights[f"embedding{j}"][inputs.codes[:, j]] for j in range(len(architecture.embedded))]
-    x = np.concatenate([inputs.dense, *embeddings], axis=1) if embeddings else inputs.dense
+def _features(architecture: Architecture, weights: Mapping[str, np.ndarray], inputs: Inputs) -> np.ndarray:
+    """Return what the first kernel sees, float32 (n_rows, n_inputs): numbers, other dense columns, categories."""
+    parts = [inputs.dense]
+    if n := architecture.n_numbers:
+        x = inputs.dense[:, :n, None]
+        codes = x - weights["bins_start"]
+        codes *= weights["bins_slope"]
+        np.clip(codes, 0, 1, out=codes)
+        embedded = np.matmul(codes.transpose(1, 0, 2), weights["numbers_kernel"]).transpose(1, 0, 2)
+        embedded = embedded + x * weights["numbers_slope"] + weights["numbers_bias"]
+        parts = [embedded.reshape(len(x), -1), inputs.dense[:, n:]]
+    parts += [weights[f"embedding{j}"][inputs.codes[:, j]] for j in range(len(architecture.embedded))]
+    return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _perceptron(architecture: Architecture, weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     for i in range(architecture.layers):
         x = x @ weights[f"layer{i}_kernel"]
         x += weights[f"layer{i}_bias"]
@@ -180,6 +287,25 @@ def _forward(architecture: Architecture, weights: Mapping[str, np.ndarray], inpu
         x += weights[f"layer{i}_shift"]
         x = _activate(x, architecture.activation)
     return np.asarray(x @ weights["output_kernel"] + weights["output_bias"], np.float32)
+
+
+def _members(architecture: Architecture, weights: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    shape_MN = architecture.members, len(x)
+    x = np.broadcast_to(x, (architecture.members, *x.shape))
+    for i in range(architecture.layers):
+        x = x * weights[f"layer{i}_in"][:, None]
+        # One product of many rows is several times as fast as one for each member, for a single row above all.
+        x = (x.reshape(-1, x.shape[2]) @ weights[f"layer{i}_kernel"]).reshape(*shape_MN, -1)
+        x *= weights[f"layer{i}_out"][:, None]
+        x += weights[f"layer{i}_bias"][:, None]
+        x = _activate(x, architecture.activation)
+    z_MNO = np.matmul(x, weights["output_kernel"]) + weights["output_bias"][:, None]
+    if architecture.task is Task.REGRESSION:
+        return np.asarray(z_MNO.mean(axis=0), np.float32)
+    z_MNO -= z_MNO.max(axis=2, keepdims=True)
+    shares = np.exp(z_MNO)
+    shares /= shares.sum(axis=2, keepdims=True)
+    return np.asarray(np.log(np.maximum(shares.mean(axis=0), np.finfo(np.float32).tiny)), np.float32)
 
 
 def _activate(x: np.ndarray, activation: Activation) -> np.ndarray:
@@ -225,7 +351,7 @@ class NetworkModel(Model):
         a = self.architecture
         z = forward(a, self.weights, encode(table, self.encoder, a.embedded)).astype(np.float64)
         if a.task is Task.REGRESSION:
-            return np.clip(z[:, 0] * a.target_scale + a.target_mean, a.target_low, a.target_high)
+            return np.asarray(np.clip(a.head.decode(z[:, 0]), a.target_low, a.target_high))
         z = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(z / z.sum(axis=1, keepdims=True))
 

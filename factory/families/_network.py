@@ -1,4 +1,4 @@
-"""What the two network families share: search space, portfolio, preparation of a job, single-process fit.
+"""What the network families share: search space, portfolio, preparation of a job, single-process fit.
 
 A framework's own file adds a learner and nothing else.  The job is what the
 workers of a distributed fit receive, so both ways of training start from the
@@ -7,15 +7,18 @@ same arrays, weights and batches.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from factory.data.dense import DenseEncoder
 from factory.families._epochs import Examples, Group, Job, Learner, Plan, Progress, run
+from factory.families._head import Head
 from factory.families._mlp import ACTIVATIONS, Architecture, NetworkModel, dense_part, embedded_columns, encode
-from factory.families.base import Bet, Family, FitContext, Sample, Shape
+from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
@@ -24,17 +27,30 @@ BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
 DEFAULTS: Parameters = {
     "layers": 3,
     "width": 128,
+    "number_size": 4,
     "embedding_size": 8,
     "activation": "silu",
-    "dropout": 0.1,
+    "dropout": 0.2,
     "optimizer": "adamw",
-    "lr": 0.002,
+    "lr": 0.003,
     "weight_decay": 0.02,
 }
 
-_BY_ROWS = ((1_000, 32, 64), (5_000, 64, 48), (20_000, 128, 40), (100_000, 256, 24), (500_000, 512, 12))
+BINS = 24
+"""Bins of an embedded number; 48 were not better, see docs/decisions/networks.md."""
+MOST_NUMBER_INPUTS = 1024
+"""Inputs that embedded numbers take at most; of more columns each gets fewer, and beyond that none."""
+TIME_USED = 0.93
+"""Share of the time left over which a schedule runs; the rest is for the last validation and for writing."""
+FINE_TUNING_RATE = 0.05
+FINE_TUNING_EPOCHS = 0.25
+"""Going on from a trained network: shares of the usual learning rate and epochs, so that it forgets little."""
+FIRST_RANK = 500
+"""Networks come after the classical portfolio: they need longer, and their frameworks seconds to start."""
+
+BY_ROWS = ((1_000, 32, 64), (5_000, 64, 48), (20_000, 128, 40), (100_000, 256, 24), (500_000, 512, 12))
 """(rows up to, batch size, epochs): some thousand steps whatever the size, and small sets in well under 10 s."""
-_BY_ROWS_MOST = (1024, 6)
+BY_ROWS_MOST = (1024, 6)
 
 
 class NetworkFamily(Family):
@@ -42,6 +58,9 @@ class NetworkFamily(Family):
 
     distributed = True
     iterative = True
+    members: ClassVar[int] = 1
+    """Perceptrons of a network, where it is not a parameter."""
+    first_rank: ClassVar[int] = FIRST_RANK
     base_memory_mb: float
     """What importing and running the framework adds to a process."""
 
@@ -50,6 +69,7 @@ class NetworkFamily(Family):
         return {
             "layers": IntDimension(low=1, high=5),
             "width": IntDimension(low=16, high=512, log=True),
+            "number_size": IntDimension(low=0, high=16),
             "embedding_size": IntDimension(low=2, high=32, log=True),
             "activation": ChoiceDimension(choices=ACTIVATIONS),
             "dropout": FloatDimension(low=0.0, high=0.5),
@@ -67,9 +87,9 @@ class NetworkFamily(Family):
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:  # noqa: ARG002 - the same for all tasks
         """Return configurations to try first; batches grow and epochs fall with the rows."""
-        sizes = next(((batch, epochs) for most, batch, epochs in _BY_ROWS if shape.n_rows <= most), _BY_ROWS_MOST)
+        sizes = next(((batch, epochs) for most, batch, epochs in BY_ROWS if shape.n_rows <= most), BY_ROWS_MOST)
         return [
-            Bet({**bet, "batch_size": sizes[0], "epochs": sizes[1]}, rank=10 * (k + 1))
+            Bet({**bet, "batch_size": sizes[0], "epochs": sizes[1]}, rank=self.first_rank + 10 * k)
             for k, bet in enumerate(self.bets)
         ]
 
@@ -77,12 +97,13 @@ class NetworkFamily(Family):
         self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext
     ) -> tuple[Job, DenseEncoder]:
         """Return what is to be trained, and the encoder that was fitted on ``train``."""
-        table = train.table
+        table, head = train.table.plain, Head.of(train.y, context)
         embedded = embedded_columns(table.levels)
         encoder = DenseEncoder.fit(dense_part(table, embedded))
         inputs = encode(table, encoder, embedded)
         regression = context.task is Task.REGRESSION
-        mean, scale = (float(train.y.mean()), float(train.y.std()) or 1.0) if regression else (0.0, 1.0)
+        n_numbers = table.numeric.shape[1]
+        number_size = min(int(parameters.get("number_size") or 0), MOST_NUMBER_INPUTS // max(n_numbers, 1))
         architecture = Architecture(
             task=context.task,
             n_outputs=1 if regression else context.n_classes,
@@ -93,19 +114,23 @@ class NetworkFamily(Family):
             layers=int(parameters["layers"] or 0),
             width=int(parameters["width"] or 0),
             activation=parameters["activation"],
-            target_mean=mean,
-            target_scale=scale,
+            target_mean=head.shift,
+            target_scale=head.scale,
             target_low=float(train.y.min()) if regression else 0.0,
             target_high=float(train.y.max()) if regression else 0.0,
+            target_learned_on=head.target_scale,
+            target_top=head.top,
+            members=int(parameters.get("members") or self.members),
+            n_numbers=n_numbers if number_size else 0,
+            number_size=number_size,
+            bins=BINS if number_size and n_numbers else 0,
         )
-
-        def target(y: np.ndarray) -> np.ndarray:
-            return ((y - mean) / scale).astype(np.float32) if regression else y.astype(np.int64)
-
-        watched = None
-        if validation is not None and len(validation) and context.rounds is None:
-            watched = Examples(encode(validation.table, encoder, embedded), target(validation.y))
-        job = Job(architecture, _plan(parameters, context), Examples(inputs, target(train.y)), watched)
+        job = Job(
+            architecture,
+            _plan(parameters, context),
+            _examples(train, architecture, encoder),
+            _watched(validation, architecture, encoder, context),
+        )
         return job, encoder
 
     def fit(
@@ -113,10 +138,51 @@ class NetworkFamily(Family):
     ) -> NetworkModel:
         """Fit one network in this process."""
         job, encoder = self.job(train, validation=validation, parameters=parameters, context=context)
+        return self.model(job, encoder, self._run(job, context))
+
+    def resume(
+        self,
+        model: Model,
+        train: Sample,
+        *,
+        validation: Sample | None,
+        parameters: Parameters,
+        context: FitContext,
+    ) -> NetworkModel | None:
+        """Fine-tune a network on new rows with a lower learning rate.
+
+        Encoder and scale of the target stay. With validation rows, the weights stay too if no epoch makes them better.
+        """
+        if not isinstance(model, NetworkModel):
+            return None
+        plan = _plan(parameters, context)
+        epochs = context.rounds or max(1, round(plan.epochs * FINE_TUNING_EPOCHS))
+        architecture, encoder = model.architecture, model.encoder
+        if architecture.task is Task.REGRESSION and len(train):
+            low, high = float(train.y.min()), float(train.y.max())
+            architecture = architecture.model_copy(
+                update={
+                    "target_low": min(low, architecture.target_low),
+                    "target_high": max(high, architecture.target_high),
+                }
+            )
+        job = Job(
+            architecture,
+            plan.model_copy(update={"lr": plan.lr * FINE_TUNING_RATE, "epochs": epochs}),
+            _examples(train, architecture, encoder),
+            _watched(validation, architecture, encoder, context),
+            start=model.weights,
+        )
+        tuned = self.model(job, encoder, self._run(job, context))
+        tuned.rounds += model.rounds
+        return tuned
+
+    def _run(self, job: Job, context: FitContext) -> Progress:
         alone = Group()
         learner = self.learner(job, group=alone)
-        progress = run(job, learner, group=alone, stopped=lambda: context.stopped)
-        return self.model(job, encoder, progress)
+        left_s = context.deadline.left_s
+        time_s = left_s * TIME_USED if math.isfinite(left_s) else math.inf
+        return run(job, learner, group=alone, stopped=lambda: context.stopped, time_s=time_s)
 
     @abstractmethod
     def learner(self, job: Job, *, group: Group) -> Learner:
@@ -139,22 +205,41 @@ class NetworkFamily(Family):
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         """Estimate the additional memory of a fit: framework, encoded rows (twice), weights with their slots."""
         width, layers = int(parameters.get("width") or 128), int(parameters.get("layers") or 2)
+        members, n_batch = int(parameters.get("members") or self.members), int(parameters.get("batch_size") or 128)
         n_dense = 2 * n_columns + 16
-        n_weights = width * (n_dense + width * (layers - 1) + n_classes)
-        return self.base_memory_mb + (3 * n_rows * n_dense * 4 + 8 * n_weights * 4) / 1e6
+        n_inputs = n_dense + min(n_columns * int(parameters.get("number_size") or 0), MOST_NUMBER_INPUTS)
+        n_weights = width * (n_inputs + width * (layers - 1) + n_classes)
+        # A step keeps each layer's input, output and their gradients; so does a validation, for 8,192 rows in all.
+        activations = 6 * max(members * n_batch, 8192) * (n_inputs + width * layers)
+        return self.base_memory_mb + (3 * n_rows * n_dense + 8 * n_weights + activations) * 4 / 1e6
+
+
+def _examples(rows: Sample, architecture: Architecture, encoder: DenseEncoder) -> Examples:
+    a, y = architecture, rows.y
+    target = a.head.encode(y).astype(np.float32) if a.task is Task.REGRESSION else y.astype(np.int64)
+    weight = np.ones(len(y)) if rows.weight is None else rows.weight
+    return Examples(encode(rows.table, encoder, a.embedded), target, weight.astype(np.float32))
+
+
+def _watched(
+    validation: Sample | None, architecture: Architecture, encoder: DenseEncoder, context: FitContext
+) -> Examples | None:
+    """Return the rows that decide which epoch is kept; a refit has none."""
+    if validation is None or not len(validation) or context.rounds is not None:
+        return None
+    return _examples(validation, architecture, encoder)
 
 
 def _plan(parameters: Parameters, context: FitContext) -> Plan:
-    epochs = int(parameters["epochs"] or 0)
+    epochs = context.rounds or int(parameters["epochs"] or 0)
     return Plan(
-        optimizer=parameters["optimizer"],
+        optimizer=parameters.get("optimizer", "adamw"),
         lr=float(parameters["lr"] or 0),
         weight_decay=float(parameters["weight_decay"] or 0),
         dropout=float(parameters["dropout"] or 0),
         batch_size=int(parameters["batch_size"] or 0),
-        epochs=context.rounds or epochs,
-        schedule_epochs=max(epochs, context.rounds or 0),
-        patience=max(8, epochs // 4),
+        epochs=epochs,
+        patience=max(8, epochs // 3),
         seed=context.seed,
         threads=context.threads,
     )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from factory.families._epochs import Group, Job, Learner, Plan
-from factory.families._mlp import EPSILON, Architecture, Arrays, decays
-from factory.families._network import DEFAULTS, NetworkFamily
+from factory.families._mlp import EPSILON, Architecture, Arrays, decays, trains
+from factory.families._network import DEFAULTS, FIRST_RANK, NetworkFamily
 from factory.spec import Task
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class KerasLearner(Learner):
         with self._strategy.scope():
             self._layers = _layers(job.architecture)
             self._variables = _variables(job.architecture, self._layers)
-            self._optimizer = _optimizer(self._variables, job.plan)
+            self._trained = {name: v for name, v in self._variables.items() if trains(name)}
+            self._optimizer = _optimizer(self._trained, job.plan)
         self._assign(job.initial_weights())
         self._seed = 0
         self._number = 0
@@ -49,15 +50,15 @@ class KerasLearner(Learner):
         architecture, dropout = job.architecture, job.plan.dropout
         dense = tf.constant(job.train.inputs.dense)
         codes = tf.constant(job.train.inputs.codes)
-        y = tf.constant(job.train.y)
-        loss_of, variables = _loss(architecture.task), list(self._variables.values())
+        y, weight = tf.constant(job.train.y), tf.constant(job.train.weight)
+        loss_of, variables = _loss(architecture.task), list(self._trained.values())
 
         def in_replica(rows: tf.Tensor, n_batch: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
                 outputs = _forward(
                     architecture, self._layers, tf.gather(dense, rows), tf.gather(codes, rows), dropout, seed
                 )
-                total = tf.reduce_sum(loss_of(tf.gather(y, rows), outputs))
+                total = tf.reduce_sum(tf.gather(weight, rows) * loss_of(tf.gather(y, rows), outputs))
                 loss = total / n_batch
             gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, [v.value for v in variables])]
             self._optimizer.apply(gradients, variables)
@@ -69,12 +70,12 @@ class KerasLearner(Learner):
             input_signature=signature,
         )
 
-    def begin_epoch(self, *, lr: float, seed: int) -> None:
-        self._optimizer.learning_rate.assign(lr)
+    def begin_epoch(self, *, seed: int) -> None:
         self._seed, self._number = seed, 0
 
-    def step(self, rows: np.ndarray, *, n_batch: int) -> float:
+    def step(self, rows: np.ndarray, *, n_batch: int, lr: float) -> float:
         self._number += 1
+        self._optimizer.learning_rate.assign(lr)
         return float(self._step(rows, np.float32(n_batch), np.array([self._seed, self._number], np.int32)))
 
     def total(self, values: np.ndarray) -> np.ndarray:
@@ -121,10 +122,14 @@ def _sum_of_replicas(values: tf.Tensor) -> tf.Tensor:
 
 
 def _layers(architecture: Architecture) -> dict[str, Any]:
-    """Return name → built Keras layer; ``layer0`` and ``layer0_norm`` for each hidden layer."""
+    """Return name → built Keras layer, ``layer0`` and ``layer0_norm`` for each hidden one, or variable of numbers."""
     import keras
 
-    layers: dict[str, Any] = {}
+    layers: dict[str, Any] = {
+        name: keras.Variable(np.zeros(shape, np.float32), trainable=trains(name), name=name)
+        for name, shape in architecture.shapes().items()
+        if name.startswith(("bins_", "numbers_"))
+    }
     for j, (n, size) in enumerate(zip(architecture.levels, architecture.embedding_sizes, strict=True)):
         layers[f"embedding{j}"] = keras.layers.Embedding(n, size)
         layers[f"embedding{j}"].build((None,))
@@ -144,6 +149,9 @@ def _variables(architecture: Architecture, layers: dict[str, Any]) -> dict[str, 
     """Return array name → Keras variable."""
     variables = {}
     for name in architecture.shapes():
+        if name.startswith(("bins_", "numbers_")):
+            variables[name] = layers[name]
+            continue
         layer, _, part = name.rpartition("_")
         if name.startswith("embedding"):
             layer, part = name, "embedding"
@@ -165,8 +173,15 @@ def _forward(
     import tensorflow as tf
 
     activate = keras.activations.get(architecture.activation)
-    embeddings = [layers[f"embedding{j}"](codes[:, j]) for j in range(len(architecture.embedded))]
-    x = tf.concat([dense, *embeddings], axis=1)
+    parts = [dense]
+    if n := architecture.n_numbers:
+        numbers = dense[:, :n, None]
+        code = tf.clip_by_value((numbers - layers["bins_start"].value) * layers["bins_slope"].value, 0, 1)
+        embedded = tf.einsum("nfb,fbd->nfd", code, layers["numbers_kernel"].value)
+        embedded += numbers * layers["numbers_slope"].value + layers["numbers_bias"].value
+        parts = [tf.reshape(embedded, [-1, n * architecture.number_size]), dense[:, n:]]
+    parts += [layers[f"embedding{j}"](codes[:, j]) for j in range(len(architecture.embedded))]
+    x = tf.concat(parts, axis=1)
     for i in range(architecture.layers):
         x = activate(layers[f"layer{i}_norm"](layers[f"layer{i}"](x)))
         if dropout > 0:
@@ -206,6 +221,7 @@ class KerasNetwork(NetworkFamily):
     pool = "tensorflow"
     base_memory_mb = 500.0
 
+    first_rank = FIRST_RANK + 100
     bets = ({**DEFAULTS, "activation": "relu", "layers": 2, "dropout": 0.2, "lr": 0.001},)
 
     def learner(self, job: Job, *, group: Group) -> KerasLearner:

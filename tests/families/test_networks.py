@@ -1,4 +1,4 @@
-"""What is particular to the two networks; the contract of every family is tested in test_families.py."""
+"""What is particular to networks; the contract of every family is tested in test_families.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from factory import plugins
 from factory.data.preparation import Table
 from factory.errors import TrainingFault, UntrustedBundle
 from factory.families._epochs import Group, Job, Progress, run
-from factory.families._mlp import ACTIVATIONS, NetworkModel, forward
+from factory.families._mlp import ACTIVATIONS, NetworkModel, bin_edges, forward
 from factory.families._network import NetworkFamily
 from factory.families.base import Deadline, FitContext, Sample
 from factory.spec import Task
@@ -24,6 +24,7 @@ FAMILIES = ["torch_network", "keras_network"]
 PARAMETERS: dict[str, Any] = {
     "layers": 2,
     "width": 24,
+    "number_size": 4,
     "embedding_size": 6,
     "activation": "silu",
     "dropout": 0.1,
@@ -33,6 +34,7 @@ PARAMETERS: dict[str, Any] = {
     "batch_size": 32,
     "epochs": 12,
 }
+TABM = PARAMETERS | {"members": 4, "activation": "relu"}
 PLAIN = PARAMETERS | {"optimizer": "sgd", "dropout": 0.0, "lr": 0.05, "epochs": 4}
 N_CLASSES = {Task.BINARY: 2, Task.MULTICLASS: 3, Task.REGRESSION: 0}
 
@@ -79,6 +81,63 @@ def test_numpy_forward_equals_pytorch(activation: str) -> None:
     with torch.no_grad():
         expected = learner._forward(torch.tensor(inputs.dense), torch.tensor(inputs.codes.astype(np.int64))).numpy()
     np.testing.assert_allclose(forward(made.architecture, learner.weights(), inputs), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", list(Task), ids=str)
+def test_numpy_forward_of_members_equals_pytorch(task: Task) -> None:
+    import torch
+
+    made = job(network("tabm"), TABM | {"dropout": 0.0}, task)
+    learner = network("tabm").learner(made, group=Group())
+    run(made, learner, group=Group(), stopped=lambda: False)
+    inputs = made.train.inputs
+    with torch.no_grad():
+        outputs = learner._forward(torch.tensor(inputs.dense), torch.tensor(inputs.codes.astype(np.int64)))
+    assert outputs.shape == (4, 200, made.architecture.n_outputs)
+    assert outputs.std(dim=0).mean() > 1e-3, "members differ"
+    expected = outputs.mean(dim=0) if task is Task.REGRESSION else outputs.softmax(dim=2).mean(dim=0).log()
+    np.testing.assert_allclose(forward(made.architecture, learner.weights(), inputs), expected.numpy(), atol=2e-5)
+
+
+def test_members_equal_those_of_the_authors_library() -> None:
+    import rtdl_num_embeddings
+    import tabm
+    import torch
+
+    whole = sample(Task.REGRESSION, 200, 0)
+    numeric = np.nan_to_num(whole.table.numeric) + np.linspace(0, 1, 600, dtype=np.float32).reshape(200, 3)
+    train = Sample(Table(numeric, np.empty((200, 0), np.int32), (), ("a", "b", "c"), ()), whole.y)
+    family = network("tabm")
+    made, _ = family.job(train, validation=None, parameters=TABM, context=context(Task.REGRESSION))
+    learner = family.learner(made, group=Group())
+    weights, a = run(made, learner, group=Group(), stopped=lambda: False).best, made.architecture
+    x, n_bins = torch.tensor(made.train.inputs.dense), int((weights["bins_slope"][0] > 0).sum())
+    edges = bin_edges(made.train.inputs.dense, bins=a.bins)
+    assert {len(e) for e in edges} == {n_bins + 1}
+
+    embeddings = rtdl_num_embeddings.PiecewiseLinearEmbeddings(
+        [torch.tensor(e) for e in edges], a.number_size, activation=False, version="B"
+    )
+    theirs = tabm.TabM.make(
+        n_num_features=3, d_out=1, num_embeddings=embeddings, n_blocks=2, d_block=a.width, k=4, dropout=0.0
+    )
+    ours = {
+        "num_module.linear0.weight": weights["numbers_slope"],
+        "num_module.linear0.bias": weights["numbers_bias"],
+        "num_module.linear.weight": weights["numbers_kernel"][:, :n_bins],
+        "output.weight": weights["output_kernel"],
+        "output.bias": weights["output_bias"],
+    }
+    for i in range(2):
+        ours[f"backbone.blocks.{i}.0.weight"] = weights[f"layer{i}_kernel"].T
+        for name, part in (("r", "in"), ("s", "out"), ("bias", "bias")):
+            ours[f"backbone.blocks.{i}.0.{name}"] = weights[f"layer{i}_{part}"]
+    missing, unknown = theirs.load_state_dict({n: torch.tensor(w) for n, w in ours.items()}, strict=False)
+    assert unknown == []
+    assert all("impl" in name for name in missing), "the bins only"
+    with torch.no_grad():
+        expected = theirs.eval()(x).mean(dim=1).numpy()
+    np.testing.assert_allclose(forward(a, weights, made.train.inputs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -131,7 +190,7 @@ def test_best_epoch_is_kept_and_patience_ends_training() -> None:
     model = network("torch_network").fit(train, validation=validation, parameters=hasty, context=context())
     seen = [point.validation or np.inf for point in model.curve]
     assert model.rounds == int(np.argmin(seen)) + 1
-    assert len(seen) == model.rounds + 50 < 200
+    assert len(seen) == model.rounds + 66 < 200
     probability = model.predict(validation.table)[np.arange(200), validation.y]
     assert -np.log(probability).mean() == pytest.approx(min(seen), abs=1e-6)
 
@@ -219,3 +278,81 @@ def test_weights_that_do_not_fit_are_not_loaded(tmp_path: Path) -> None:
     model.save(tmp_path)
     with pytest.raises(UntrustedBundle, match="do not fit"):
         NetworkModel.load(tmp_path)
+
+
+def test_the_schedule_ends_with_the_time() -> None:
+    train, validation = sample(Task.BINARY, 4000, 0), sample(Task.BINARY, 100, 1)
+    rates: list[float] = []
+    family = network("tabm")
+    made, _ = family.job(train, validation=validation, parameters=TABM | {"epochs": 10_000}, context=context())
+    learner = family.learner(made, group=Group())
+    step = learner.step
+
+    def watched(rows: np.ndarray, *, n_batch: int, lr: float) -> float:
+        rates.append(lr)
+        return step(rows, n_batch=n_batch, lr=lr)
+
+    learner.step = watched  # type: ignore[method-assign]  # to see the rates that a fit uses
+    progress = run(made, learner, group=Group(), stopped=lambda: False, time_s=1.0)
+    assert rates[0] == pytest.approx(0.01, rel=0.01)
+    assert rates[-1] < 0.001
+    assert rates == sorted(rates, reverse=True)
+    assert progress.best_epoch >= 1
+
+
+def test_a_part_of_an_epoch_counts_where_there_is_no_time_for_more() -> None:
+    train = sample(Task.BINARY, 60_000, 0)
+    model = network("tabm").fit(
+        train,
+        validation=sample(Task.BINARY, 100, 1),
+        parameters=TABM | {"batch_size": 32},
+        context=context(deadline=Deadline.after(0.8)),
+    )
+    assert len(model.curve) == 1
+    assert model.curve[0].validation is not None
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "tabm"])
+def test_rows_without_weight_are_not_learned(name: str) -> None:
+    train = sample(Task.REGRESSION, 120, 0)
+    chosen = np.arange(120) < 60
+    parameters = TABM if name == "tabm" else PARAMETERS
+    fitted = []
+    for weight in (None, np.where(chosen, 2.0, 0.0)):
+        weighted = replace(train, y=np.where(chosen, train.y, train.y + 100), weight=weight)
+        model = network(name).fit(weighted, validation=None, parameters=parameters, context=context(Task.REGRESSION))
+        fitted.append(model.predict(train.table)[chosen] - train.y[chosen])
+    assert fitted[0].mean() > 25, "unweighted, it lies between the two halves"
+    assert abs(fitted[1].mean()) < 15
+
+
+def test_a_target_is_learned_on_its_scale() -> None:
+    train = sample(Task.REGRESSION, 200, 0)
+    skewed = replace(train, y=np.expm1((train.y - 700) / 100))
+    model = network("torch_network").fit(
+        skewed,
+        validation=None,
+        parameters=PARAMETERS,
+        context=context(Task.REGRESSION, target_scale="log"),
+    )
+    assert model.architecture.target_mean == pytest.approx(np.log1p(skewed.y).mean())
+    errors = np.log1p(model.predict(train.table)) - np.log1p(skewed.y)
+    assert np.sqrt(np.mean(errors**2)) < 0.6 * np.log1p(skewed.y).std()
+
+
+def test_going_on_fine_tunes_and_never_gets_worse_on_the_validation_rows() -> None:
+    family, validation = network("tabm"), sample(Task.BINARY, 300, 1)
+    first = family.fit(sample(Task.BINARY, 100, 0), validation=validation, parameters=TABM, context=context())
+    arguments: dict[str, Any] = {"validation": validation, "parameters": TABM, "context": context()}
+    more = family.resume(first, sample(Task.BINARY, 600, 2), **arguments)
+    assert more is not None
+    assert more.rounds > first.rounds
+
+    def loss(model: NetworkModel) -> float:
+        return float(-np.log(model.predict(validation.table)[np.arange(300), validation.y]).mean())
+
+    assert loss(more) < loss(first)
+    wrong = sample(Task.BINARY, 600, 2)
+    unmoved = family.resume(first, replace(wrong, y=1 - wrong.y), **arguments)
+    assert unmoved is not None
+    assert loss(unmoved) <= loss(first)
