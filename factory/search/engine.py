@@ -26,6 +26,7 @@ from factory.search.jobs import Jobs, TrialData
 from factory.search.plan import Plan, family
 from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
+from factory.search.samples import preparation_folder
 from factory.search.study import Configuration
 from factory.search.trial import TrialRunner
 from factory.search.tune import run_tune
@@ -44,11 +45,20 @@ REFIT_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Part:
-    """A fitted model of a trial: its folder, the preparation it needs (None: all rows), its share of the trial."""
+    """A fitted model of a trial.
+
+    Attributes:
+        trial: Its trial.
+        folder: Where the model lies.
+        fold: That it was fitted on; None for all rows.
+        preparation: Where the preparation lies whose tables it takes.
+        share: Of the trial's weight.
+    """
 
     trial: Trial
     folder: Path
     fold: int | None
+    preparation: Path
     share: float
 
 
@@ -244,5 +254,8 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> Candidates:
 def _parts(data: TrialData, trial: Trial) -> tuple[Part, ...]:
     """Return a trial's models: its refit where there is one, else those of its folds with equal shares."""
     if (refit := data.model_folder(trial.number, None)).is_dir():
-        return (Part(trial, refit, None, 1.0),)
-    return tuple(Part(trial, data.model_folder(trial.number, k), k, 1 / len(trial.folds)) for k in trial.folds)
+        return (Part(trial, refit, None, preparation_folder(data, None), 1.0),)
+    return tuple(
+        Part(trial, data.model_folder(trial.number, k), k, preparation_folder(data, k), 1 / len(trial.folds))
+        for k in trial.folds
+    )

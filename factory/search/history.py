@@ -38,8 +38,8 @@ FIT_SHARE_FEW_ROWS, FIT_SHARE, FEW_ROWS = 0.1, 0.16, 6_000
 """Part of the time that the fit of a first fold may take, and up to how many rows it is the smaller one."""
 DISTRIBUTED_FIT_SHARE = 0.5
 """The same where a trial trains on several workers: their start alone takes 20 to 40 s."""
-SHORTEST_TRIAL_S = 3.0
-"""No new configuration is tried when less time is left."""
+SHORTEST_TRIAL_S, SHORTEST_SHARE = 3.0, 0.1
+"""No new configuration is tried when less time is left: seconds, or of a very short search a part of it."""
 LATER_FOLD, LATER_FOLD_S = 1.25, 0.3
 """A later fold costs at most so much more than the first (90 % of the measured ones), and what starting it costs."""
 NEAR = 1.25
@@ -80,6 +80,7 @@ class Proposer:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._began = time.time()
+        self._shortest_s = min(SHORTEST_TRIAL_S, SHORTEST_SHARE * max(self.deadline.left_s, 0.0))
         self.skipped: dict[str, str] = {}
         self._families = self._affordable_families()
         self._running: set[tuple[int, int]] = set()
@@ -148,9 +149,11 @@ class Proposer:
             self._dry = False
             if len(result.folds) < len(job.folds):
                 self._closed.add(result.number)
-            trial = merged(self.trials[result.number], result)
+            before = self.trials[result.number]
+            trial = merged(before, result)
             self.trials[result.number] = trial
-            self.record(trial)
+            if trial != before:
+                self.record(trial)
             if 0 not in job.folds:
                 return
             if not self.plan.repeatable:
@@ -207,7 +210,7 @@ class Proposer:
         """Return the first fold of a new trial, or None where none fits or the last batch has to end first."""
         if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
             return None
-        if self.deadline.left_s < SHORTEST_TRIAL_S and not self._owes_a_model:
+        if self.deadline.left_s < self._shortest_s and not self._owes_a_model:
             return None
         if self.plan.repeatable and not self._batch_open and self._batch_running:
             return None
@@ -248,7 +251,7 @@ class Proposer:
         if self.plan.request.resources.workers > 1:
             return max(SHORTEST_TRIAL_S, DISTRIBUTED_FIT_SHARE * left_s)
         share = FIT_SHARE_FEW_ROWS if len(self.data.splits[0].train) <= FEW_ROWS else FIT_SHARE
-        return max(SHORTEST_TRIAL_S, share * (time.time() - self._began + left_s))
+        return max(self._shortest_s, share * (time.time() - self._began + left_s))
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""

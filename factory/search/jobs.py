@@ -28,6 +28,8 @@ class TrialData:
         dataset: The rows of the search, (n_rows, n_columns); the gate's rows are not among them.
         splits: Which of these rows train and validate, fold by fold.
         workspace: Folder that preparations and trials are written to; shared by all workers.
+        shared: Workspace of a search over more rows with the same folds, whose preparations and representation are
+            taken; None where this search makes its own.
     """
 
     dataset: Dataset
@@ -35,6 +37,7 @@ class TrialData:
     metric: Metric
     workspace: Path
     seed: int
+    shared: Path | None = None
 
     @property
     def n_classes(self) -> int:
@@ -120,9 +123,14 @@ class Jobs(Protocol):
 
 
 def merged(trial: Trial, result: FitResult) -> Trial:
-    """Return a trial with a job's folds added; one that has a fold has succeeded, whatever further folds came to."""
+    """Return a trial with a job's folds added; one that has a fold has succeeded, whatever further folds came to.
+
+    A job that brings it no fold leaves such a trial as it is: the ledger takes a finished trial again for its folds only.
+    """
     folds = dict(zip(trial.folds, trial.fold_scores, strict=True))
     new = [f for f in result.folds if f.fold not in folds]
+    if folds and not new:
+        return trial
     folds |= {f.fold: f.score for f in new}
     cost = {
         "cost_s": round(trial.cost_s + result.cost_s, 3),

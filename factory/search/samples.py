@@ -6,6 +6,7 @@ are best represented (:mod:`factory.search.probe`) is decided once for a search.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -61,7 +62,7 @@ class Samples:
 
 def representation(data: TrialData) -> Representation:
     """Return how this search represents columns and target: read where it is known, else probed and written."""
-    folder = data.workspace / "representation"
+    folder = (data.shared or data.workspace) / "representation"
     if not folder.is_dir():
         found = represent(data.dataset, data.splits[0], data.metric, seed=data.seed, deadline=Deadline.after(PROBE_S))
         into_folder(folder, found.save)
@@ -70,7 +71,7 @@ def representation(data: TrialData) -> Representation:
 
 def preparation_folder(data: TrialData, fold: int | None) -> Path:
     """Return where a fold's preparation lies; None is the refit's."""
-    return _name(data.workspace / "preparations", fold)
+    return _name((data.shared or data.workspace) / "preparations", fold)
 
 
 def fit_preparation(data: TrialData, fold: int | None) -> Preparation:
@@ -87,19 +88,23 @@ def into_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Let ``save`` fill a new folder that appears whole or not at all."""
     draft = folder.with_name(f".{folder.name}-{os.getpid()}-{threading.get_ident()}")
     draft.mkdir(parents=True)
-    save(draft)
     try:
-        draft.rename(folder)
-    except OSError:  # another process was first; its content is the same
-        shutil.rmtree(draft)
+        save(draft)
+        with contextlib.suppress(OSError):  # another process was first; its content is the same
+            draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write an array to a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}.npy")
-    np.save(draft, array, allow_pickle=False)
-    draft.rename(path)
+    try:
+        np.save(draft, array, allow_pickle=False)
+        draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _name(folder: Path, fold: int | None) -> Path:

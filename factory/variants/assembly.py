@@ -11,7 +11,6 @@ from factory.search.engine import Part
 from factory.search.ensemble import Candidates
 from factory.search.jobs import TrialData
 from factory.search.plan import family
-from factory.search.samples import preparation_folder
 from factory.variants.bundle import Bundle, Piece, joined
 from factory.variants.inputs import input_columns
 
@@ -23,7 +22,7 @@ def assemble(
     candidates: Candidates,
     data: TrialData,
     model: Callable[[Part], Model] | None = None,
-    preparation: Callable[[int | None], Preparation] | None = None,
+    preparation: Callable[[Part], Preparation] | None = None,
 ) -> Bundle:
     """Return the bundle of a blend, calibrated on its out-of-fold predictions.
 
@@ -33,12 +32,12 @@ def assemble(
         candidates: Of the search.
         data: Of the search.
         model: Loads a part; from its folder where not given.
-        preparation: Loads a fold's preparation; from the search's workspace where not given.
+        preparation: Loads the one that a part needs; from its folder where not given.
     """
     model = model or (lambda part: family(part.trial.family).load(part.folder))
-    preparation = preparation or (lambda fold: Preparation.load(preparation_folder(data, fold)))
+    preparation = preparation or (lambda part: Preparation.load(part.preparation))
     pieces = [
-        Piece(number, part.trial.family, model(part), preparation(part.fold), weight / len(parts[number]))
+        Piece(number, part.trial.family, model(part), preparation(part), weight / len(parts[number]))
         for number, weight in weights.items()
         for part in parts[number]
     ]

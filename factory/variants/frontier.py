@@ -29,10 +29,8 @@ from factory.search.jobs import TrialData
 from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.search.race import relative_loss
-from factory.search.samples import preparation_folder
 from factory.spec import Ceilings, Document, Task
 from factory.variants.bundle import Bundle, Piece, folder_size_mb, joined, merge_by_family
-from factory.variants.evaluation import one_row_latency_ms
 from factory.variants.inputs import input_columns
 
 DEFAULT_MS = 4.0
@@ -42,7 +40,7 @@ MARGIN = 0.8
 BAG_GAIN = {Task.BINARY: 0.006, Task.MULTICLASS: 0.04, Task.REGRESSION: 0.03}
 """Part of its loss that one model has above a large bag of its kind; a bag of b models has a b-th of it."""
 NOISE = 0.001
-"""Part of the loss that two searches with different seeds differ by anyway (docs/decisions/frontier.md)."""
+"""Part of the loss that repeats of one search differ by anyway: 0.0001 to 0.003 (docs/decisions/frontier.md)."""
 REFIT_AS = 2.6
 """One model of all rows is worth a bag of about so many: 75 to 80 % of what five folds gain."""
 NEGLIGIBLE = 0.04
@@ -53,9 +51,9 @@ LEVELS = 7
 STEPS = 15
 ROWS = 5_000
 """A level is chosen with fewer steps and rows than the final weights: it only says who is in."""
-RUNS = 15
-"""Timed predictions of one row for each part."""
-TRIES = 4
+RUNS = 11
+"""Timed predictions of one row in each of three medians."""
+TRIES = 6
 
 
 T = TypeVar("T")
@@ -146,7 +144,7 @@ def choose(result: SearchResult, *, data: TrialData, ceilings: Ceilings, rows: p
         weighed = _offers(result, shop, limit_mb)
         small_enough = [offer for offer in weighed if offer.size_mb <= limit_mb]
         offers = _undominated(small_enough or [min(weighed, key=lambda o: o.size_mb)])
-        at, latency_ms, bundle = _tried(offers, shop, bound_ms=bound_ms, by_the_wall=ceilings.latency_ms is not None)
+        at, latency_ms, bundle = _tried(offers, shop, bound_ms=bound_ms)
         # Merging the models of a bag takes seconds and saves a third of a row's time: only where time is missing.
         if latency_ms <= bound_ms and _lost(metric, offers[at].score, offers[-1].score) < NOISE:
             break
@@ -175,28 +173,31 @@ def choose(result: SearchResult, *, data: TrialData, ceilings: Ceilings, rows: p
     return Chosen(bundle, offers[at].weights, frontier)
 
 
-def _tried(offers: Sequence[_Offer], shop: _Shop, *, bound_ms: float, by_the_wall: bool) -> tuple[int, float, Bundle]:
+def _tried(offers: Sequence[_Offer], shop: _Shop, *, bound_ms: float) -> tuple[int, float, Bundle]:
     """Return the place, the measured time and the bundle of the best offer that keeps the bound, else of the fastest.
 
     Args:
         offers: The cheapest first, better ones later.
         shop: Makes their bundles.
         bound_ms: For one row.
-        by_the_wall: Whether the wall's clock judges, as a gate's does, or this thread's processor time.
     """
-    ratio = 1.0
+    at, kept, failed = _best_within(offers, bound_ms), -1, len(offers)
     tried: dict[int, tuple[float, Bundle]] = {}
     for _ in range(TRIES):
-        at = _best_within(offers, bound_ms / ratio)
-        if at in tried:
-            break
         bundle = shop.bundle(offers[at])
-        measured_ms = shop.wall_ms(bundle) if by_the_wall else shop.thread_ms(bundle)
+        measured_ms = shop.row_ms(bundle)
         tried[at] = (measured_ms, bundle)
+        kept, failed = (max(kept, at), failed) if measured_ms <= bound_ms else (kept, min(failed, at))
         # Models that follow each other push their trees out of the cache: together they take longer than one by one.
-        ratio = measured_ms / offers[at].latency_ms
-    fits = [at for at, (measured_ms, _) in tried.items() if measured_ms <= bound_ms]
-    at = max(fits, key=lambda i: offers[i].score) if fits else min(tried, key=lambda i: tried[i][0])
+        reach_ms = bound_ms * offers[at].latency_ms / measured_ms
+        better = [i for i in range(kept + 1, failed) if offers[i].latency_ms <= reach_ms]
+        if better:
+            at = better[-1]
+        elif kept < 0 < failed:
+            at = min(_best_within(offers, reach_ms), failed - 1)
+        else:
+            break
+    at = kept if kept >= 0 else min(tried, key=lambda i: tried[i][0])
     return at, *tried[at]
 
 
@@ -209,12 +210,12 @@ class _Shop:
 
     def __init__(self, result: SearchResult, data: TrialData, rows: pd.DataFrame) -> None:
         self.merges = False
-        self._result, self._data, self._frame = result, data, rows
+        self._result, self._data = result, data
         self._loaded: dict[Path, Model] = {}
         self._costs: dict[int, _Cost] = {}
         self._further: dict[str, float] = {}
         self._merged: dict[tuple[int, ...], Model | None] = {}
-        self._preparations: dict[int | None, Preparation] = {}
+        self._preparations: dict[Path, Preparation] = {}
         self._preparation_ms: dict[str, float] = {}
         self._preparation_mb: dict[str, float] = {}
         arrays = {str(name): rows[name].to_numpy() for name in rows.columns}
@@ -242,7 +243,7 @@ class _Shop:
             cost = self.cost(number)
             groups: dict[str, int] = {}
             for part in self.parts(number, bag):
-                digest = self.preparation(part.fold).digest
+                digest = self.preparation(part).digest
                 groups[digest] = groups.get(digest, 0) + 1
             digests |= groups.keys()
             further = self._further_share(self.parts(number, 1)[0].trial.family) if self.merges and bag > 1 else 1.0
@@ -251,7 +252,7 @@ class _Shop:
 
     def size_mb(self, members: frozenset[int], bag: int) -> float:
         """Return the size of the models and of each distinct preparation."""
-        digests = {self.preparation(p.fold).digest for n in members for p in self.parts(n, bag)}
+        digests = {self.preparation(p).digest for n in members for p in self.parts(n, bag)}
         models = sum(len(self.parts(n, bag)) * self.cost(n).size_mb for n in members)
         return models + sum(self._preparation_mb[d] for d in digests)
 
@@ -267,7 +268,7 @@ class _Shop:
         """Return what a further merged model takes of the first one's time, measured on the family's smallest pair."""
         if name not in self._further:
             pairs = [self.parts(n, 2) for n, parts in self._result.parts.items() if parts[0].trial.family == name]
-            pairs = [pair for pair in pairs if len({self.preparation(p.fold).digest for p in pair}) < len(pair)]
+            pairs = [pair for pair in pairs if len({self.preparation(p).digest for p in pair}) < len(pair)]
             self._further[name] = 1.0
             if pairs:
                 pair = min(pairs, key=lambda pair: folder_size_mb(pair[0].folder))
@@ -284,16 +285,16 @@ class _Shop:
             self._merged[key] = merge_by_family(name, models) if self.merges else None
         return self._merged[key]
 
-    def preparation(self, fold: int | None) -> Preparation:
-        """Return a fold's preparation; its cost is measured when it is first asked for."""
-        if fold not in self._preparations:
-            folder = preparation_folder(self._data, fold)
+    def preparation(self, part: Part) -> Preparation:
+        """Return the preparation that a part needs; its cost is measured when it is first asked for."""
+        folder = part.preparation
+        if folder not in self._preparations:
             loaded = Preparation.load(folder)
-            self._preparations[fold] = loaded
+            self._preparations[folder] = loaded
             if loaded.digest not in self._preparation_ms:
                 self._preparation_ms[loaded.digest] = _call_ms(lambda row: loaded.transform(row).matrix, self._rows)
                 self._preparation_mb[loaded.digest] = folder_size_mb(folder)
-        return self._preparations[fold]
+        return self._preparations[folder]
 
     def bundle(self, offer: _Offer) -> Bundle:
         """Assemble what would be served, calibrated on the blend's out-of-fold predictions."""
@@ -301,8 +302,7 @@ class _Shop:
         for number, weight in offer.weights.items():
             parts = self.parts(number, offer.bag)
             pieces += [
-                Piece(number, p.trial.family, self._model(p), self.preparation(p.fold), weight / len(parts))
-                for p in parts
+                Piece(number, p.trial.family, self._model(p), self.preparation(p), weight / len(parts)) for p in parts
             ]
         preparations, members = joined(pieces, merge=self._merge)
         candidates, dataset = self._result.candidates, self._data.dataset
@@ -320,13 +320,9 @@ class _Shop:
             ),
         )
 
-    def thread_ms(self, bundle: Bundle) -> float:
+    def row_ms(self, bundle: Bundle) -> float:
         """Return the processor time that one row takes a whole bundle."""
         return _call_ms(bundle.predict_raw, self._rows)
-
-    def wall_ms(self, bundle: Bundle) -> float:
-        """Return the time that one row takes, as the gate will measure it."""
-        return one_row_latency_ms(bundle, self._frame)
 
     def _model(self, part: Part) -> Model:
         if part.folder not in self._loaded:
@@ -335,7 +331,7 @@ class _Shop:
 
     def _tables(self, part: Part) -> list[Table]:
         """Return one-row tables whose shared arrays are made already: their cost is the preparation's."""
-        tables = [self.preparation(part.fold).transform(row) for row in self._rows]
+        tables = [self.preparation(part).transform(row) for row in self._rows]
         for table in tables:
             _ = table.matrix
         return tables
@@ -440,15 +436,18 @@ def _sentence(metric: Metric, taken: _Offer, best: _Offer, *, lost: float, ratio
 
 
 def _call_ms(call: Callable[[T], object], rows: Sequence[T]) -> float:
-    """Return the median time of one call, after two to warm up.
+    """Return the time of one call after four to warm up: the lowest of three medians.
 
     Of this thread's processor time: models predict a row in the calling thread, and what else the machine does while
     a variant is made is not the variant's cost.
     """
-    for row in rows[:2]:
+    for row in rows[:4]:
         call(row)
-    moments = [time.thread_time()]
-    for i in range(RUNS):
-        call(rows[i % len(rows)])
-        moments.append(time.thread_time())
-    return float(np.median([after - before for before, after in pairwise(moments)]) * 1e3)
+    medians = []
+    for _ in range(3):
+        moments = [time.thread_time()]
+        for i in range(RUNS):
+            call(rows[i % len(rows)])
+            moments.append(time.thread_time())
+        medians.append(np.median([after - before for before, after in pairwise(moments)]))
+    return float(min(medians)) * 1e3

@@ -65,7 +65,10 @@ def searched(frame: pd.DataFrame, task: Task, metric: str, workspace: Path) -> t
             predictions[trial.number] = (*predictions.get(trial.number, ()), model.predict(held))
     targets = tuple(train.y[s.validation] for s in splits)
     parts = {
-        t.number: tuple(Part(t, data.model_folder(t.number, k), k, 1 / N_FOLDS) for k in range(N_FOLDS)) for t in trials
+        t.number: tuple(
+            Part(t, data.model_folder(t.number, k), k, preparation_folder(data, k), 1 / N_FOLDS) for k in range(N_FOLDS)
+        )
+        for t in trials
     }
     candidates = Candidates(data.metric, targets, predictions)
     return SearchResult(trials, candidates, greedy(data.metric, targets, predictions), parts, {}), data, unseen
