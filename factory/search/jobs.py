@@ -125,7 +125,7 @@ class Jobs(Protocol):
 def merged(trial: Trial, result: FitResult) -> Trial:
     """Return a trial with a job's folds added; one that has a fold has succeeded, whatever further folds came to.
 
-    A job that brings it no fold leaves such a trial as it is: the ledger takes a finished trial again for its folds only.
+    A job that brings it no fold leaves such a trial as it is: the ledger takes a finished one again for new folds only.
     """
     folds = dict(zip(trial.folds, trial.fold_scores, strict=True))
     new = [f for f in result.folds if f.fold not in folds]

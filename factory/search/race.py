@@ -50,7 +50,7 @@ def choose(
         members = order[:size]
         score = greedy(metric, [y], {n: [predictions[n]] for n in members}).score if size < len(order) else blend.score
         round_s = COST_GROWTH * sum(fold_costs[n] for n in members)
-        rounds = min(more_folds, int(core_s / round_s)) if np.isfinite(core_s) else more_folds
+        rounds = more_folds if more_folds * round_s <= core_s else int(core_s / round_s)
         loss = relative_loss(metric, score) * (1 - BAGGING_GAIN * (1 - 1 / (1 + rounds)))
         if loss < best:
             best, chosen = loss, members

@@ -55,7 +55,6 @@ class Study:
         self._seen = {_key(t.family, t.parameters) for t in history if t.state is not TrialState.KILLED}
         self._used_up: set[str] = set()
         bets = [(n, clip(plan.spaces[n], p)) for n, p in seeds if n in families]
-        self._n_seeds = len(bets)
         bets += portfolio(plan, families, shape=shape)
         fresh = {_key(*bet): bet for bet in bets if _key(*bet) not in self._seen}
         self._bets = deque(fresh.values())
