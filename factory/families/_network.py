@@ -37,7 +37,7 @@ DEFAULTS: Parameters = {
 }
 
 BINS = 24
-"""Bins of an embedded number; 48 were not better, see docs/decisions/networks.md."""
+"""Bins of an embedded number, half of the authors' default."""
 MOST_NUMBER_INPUTS = 1024
 """Inputs that embedded numbers take at most; of more columns each gets fewer, and beyond that none."""
 TIME_USED = 0.93
@@ -80,17 +80,16 @@ class NetworkFamily(Family):
             "epochs": IntDimension(low=4, high=256, log=True),
         }
 
-    @property
     @abstractmethod
-    def bets(self) -> tuple[Parameters, ...]:
-        """What the portfolio's entries have that does not depend on the number of rows, the best bet first."""
+    def bets(self, task: Task) -> tuple[Parameters, ...]:
+        """Return what the portfolio's entries have that does not depend on the number of rows, the best bet first."""
 
-    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:  # noqa: ARG002 - the same for all tasks
+    def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         """Return configurations to try first; batches grow and epochs fall with the rows."""
         sizes = next(((batch, epochs) for most, batch, epochs in BY_ROWS if shape.n_rows <= most), BY_ROWS_MOST)
         return [
             Bet({**bet, "batch_size": sizes[0], "epochs": sizes[1]}, rank=self.first_rank + 10 * k)
-            for k, bet in enumerate(self.bets)
+            for k, bet in enumerate(self.bets(task))
         ]
 
     def job(

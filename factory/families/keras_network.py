@@ -15,6 +15,7 @@ import numpy as np
 from factory.families._epochs import Group, Job, Learner, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays, trains
 from factory.families._network import DEFAULTS, FIRST_RANK, NetworkFamily
+from factory.space import Parameters
 from factory.spec import Task
 
 if TYPE_CHECKING:
@@ -222,7 +223,10 @@ class KerasNetwork(NetworkFamily):
     base_memory_mb = 500.0
 
     first_rank = FIRST_RANK + 100
-    bets = ({**DEFAULTS, "activation": "relu", "layers": 2, "dropout": 0.2, "lr": 0.001},)
+
+    def bets(self, task: Task) -> tuple[Parameters, ...]:  # noqa: ARG002 - the same for all tasks
+        """Return one network, unlike those of PyTorch."""
+        return ({**DEFAULTS, "activation": "relu", "layers": 2, "lr": 0.002},)
 
     def learner(self, job: Job, *, group: Group) -> KerasLearner:
         """Return a fresh copy of the network."""

@@ -29,6 +29,7 @@ TOLERANCE = 1e-5
 PARAMETERS: dict[str, Any] = {
     "layers": 2,
     "width": 16,
+    "number_size": 4,
     "embedding_size": 4,
     "activation": "silu",
     "dropout": 0.0,
