@@ -13,7 +13,7 @@ import pytest
 
 from factory.errors import Conflict, NotFound
 from factory.ledger import Ledger
-from factory.spec import CurvePoint, TrialState, VariantRequest
+from factory.spec import CurvePoint, Trial, TrialState, VariantRequest
 
 from .conftest import make_order, make_trial
 
@@ -52,6 +52,63 @@ def test_running_trial_changes_until_it_is_finished(ledger: Ledger, request_id: 
         with pytest.raises(Conflict, match=rf"Trial 0 .* {next(iter(change))}"):
             ledger.record_trial(request_id, done.model_copy(update=change))
     assert ledger.trials(request_id) == [done]
+
+
+def with_folds(*folds: int, **fields: object) -> Trial:
+    """Return a finished trial that was fitted on these folds, with scores that follow from them."""
+    scores = tuple(0.8 + fold / 100 for fold in folds)
+    measured = {"folds": folds, "fold_scores": scores, "score": sum(scores) / len(scores), "cost_s": 1.5 * len(folds)}
+    return make_trial().model_copy(update=measured | fields)
+
+
+def test_a_finished_trial_may_gain_folds(ledger: Ledger, request_id: str) -> None:
+    ledger.record_trial(request_id, make_trial(state=TrialState.RUNNING))
+    for trial in (with_folds(0), with_folds(0, 1), with_folds(0, 1, 2, 5), with_folds(0, 1, 2, 3, 4, 5)):
+        ledger.record_trial(request_id, trial)
+        assert ledger.trials(request_id) == [trial]
+    [past] = ledger.trial_history()
+    assert past.trial == with_folds(0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_folds(0),
+        with_folds(0, 2),
+        with_folds(0, 1, cost_s=9.0),
+        with_folds(0, 1, state=TrialState.KILLED),
+        with_folds(0, 1, 2, fold_scores=(0.8, 0.5, 0.9)),
+        with_folds(0, 1, 2, parameters={"num_leaves": 32}),
+        with_folds(0, 1, 2, family="xgboost"),
+        with_folds(0, 1, 2, seed=9),
+    ],
+    ids=["loses one", "swaps one", "same ones", "killed", "other score", "other parameters", "other family", "seed"],
+)
+def test_folds_that_a_trial_has_do_not_change(ledger: Ledger, request_id: str, changed: Trial) -> None:
+    known = with_folds(0, 1)
+    ledger.record_trial(request_id, known)
+    with pytest.raises(Conflict, match=r"Trial 0 .* is finished and cannot change"):
+        ledger.record_trial(request_id, changed)
+    assert ledger.trials(request_id) == [known]
+
+
+def test_a_trial_that_does_not_name_its_folds_does_not_change(ledger: Ledger, request_id: str) -> None:
+    """So they were stored before there was a race over folds."""
+    old = make_trial().model_copy(update={"folds": ()})
+    ledger.record_trial(request_id, old)
+    ledger.record_trial(request_id, old)
+    with pytest.raises(Conflict):
+        ledger.record_trial(request_id, with_folds(0, 1, 2))
+    assert ledger.trials(request_id) == [old]
+
+
+@pytest.mark.parametrize("state", [TrialState.FAILED, TrialState.KILLED, TrialState.OUT_OF_MEMORY])
+def test_a_trial_that_ended_without_a_fold_gains_none(ledger: Ledger, request_id: str, state: TrialState) -> None:
+    ended = make_trial(state=state)
+    ledger.record_trial(request_id, ended)
+    with pytest.raises(Conflict):
+        ledger.record_trial(request_id, with_folds(0))
+    assert ledger.trials(request_id) == [ended]
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pytest
 
 from factory import plugins
 from factory.data.dataset import Dataset, from_frame
+from factory.search.jobs import FitJob, FitResult, FoldScore, TrialData
 from factory.search.metric import Metric
 from factory.search.plan import Plan, make_plan
+from factory.search.probe import Representation
+from factory.search.samples import into_folder, write_array
 from factory.search.splits import folds
-from factory.search.trial import TrialData
-from factory.spec import FileDataset, Recipe, Task, Trial, TrialState, VariantRequest
+from factory.spec import FileDataset, Recipe, Task, TrialState, VariantRequest
 
 PROBE = Path(__file__).parent / "probe"
 METRICS = {Task.BINARY: "roc_auc", Task.MULTICLASS: "neg_log_loss", Task.REGRESSION: "r2"}
@@ -79,16 +83,69 @@ def make_test_plan(
 def make_data(
     folder: Path, *, dataset: Dataset | None = None, plan: Plan | None = None, seed: int = 0, **validation: Any
 ) -> TrialData:
-    """Return what the trials of a search share; ``validation`` names another kind than the plan's."""
+    """Return what the trials of a search share, without a probe of columns and target.
+
+    ``validation`` names another kind than the plan's.
+    """
     dataset = make_dataset() if dataset is None else dataset
     kind = make_request(validation=validation).validation if validation else (plan or make_test_plan()).validation
     assert kind is not None
     metric = plan.metric if plan else Metric.of(METRICS[dataset.task], dataset.task)
+    if not (folder / "representation").is_dir():
+        into_folder(folder / "representation", Representation().save)
     return TrialData(dataset, folds(dataset, kind, seed=seed), metric, folder, seed)
 
 
-def ended(trial: Trial, score: float | None, **fields: Any) -> Trial:
-    """Return a trial as it ends: with a score, or failed."""
-    state = TrialState.FAILED if score is None else TrialState.SUCCEEDED
-    scores = () if score is None else (score,)
-    return trial.model_copy(update={"state": state, "score": score, "fold_scores": scores, "cost_s": 0.1} | fields)
+@dataclass
+class Clock:
+    """The time of day, which passes only when a test says so."""
+
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Put a clock of the test's own in the place of the machine's."""
+    made = Clock()
+    monkeypatch.setattr(time, "time", made)
+    return made
+
+
+def outcome(
+    data: TrialData, job: FitJob, score: float | None, *, noise: int = 0, fold_s: float = 0.1, **fields: Any
+) -> FitResult:
+    """Return what a worker would bring back, and write the predictions that it would write.
+
+    Args:
+        data: The search's data.
+        job: What the worker was asked for.
+        score: Of each fold; None where the fit fails. Predictions are the better the higher it is.
+        noise: With the same noise, predictions differ in how good they are only; with another one, a blend helps.
+        fold_s: What a fold takes.
+        fields: Others of the result.
+    """
+    number, cost_s = job.trial.number, fold_s * len(job.folds)
+    if score is None:
+        failed = {"state": TrialState.FAILED, "reason": "It failed.", "cost_s": cost_s} | fields
+        return FitResult(number=number).model_copy(update=failed)
+    for fold in job.folds:
+        y = data.dataset.y[data.splits[fold].validation]
+        write_array(data.out_of_fold(number, fold), _guessed(y, data.n_classes, 5 * score - 2.5, seed=[noise, fold]))
+    scored = tuple(FoldScore(fold=k, score=score, train_score=1.0, rounds=10, cost_s=fold_s) for k in job.folds)
+    return FitResult(number=number, folds=scored, cost_s=cost_s).model_copy(update=fields)
+
+
+def _guessed(y: np.ndarray, n_classes: int, skill: float, *, seed: list[int]) -> np.ndarray:
+    """Return predictions of that skill, float32 (n_rows[, n_classes])."""
+    noise = np.random.default_rng(seed).normal(size=(len(y), max(n_classes, 1)))
+    if not n_classes:
+        return (skill * y + y.std() * noise[:, 0]).astype(np.float32)
+    noise[np.arange(len(y)), y] += skill
+    shares = np.exp(noise)
+    return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""One trial: how it can end, what it writes, what it may see."""
+"""One job: how its fits can end, what they write, what they may see."""
 
 from __future__ import annotations
 
@@ -14,16 +14,30 @@ import pytest
 
 from factory.data.preparation import Preparation
 from factory.families.base import Deadline, FitContext, Sample, Shape
+from factory.search.jobs import FitJob, FitResult, TrialData, merged
 from factory.search.plan import family
-from factory.search.trial import MemoryWatch, TrialData, TrialJob, TrialRunner, fit_preparation, preparation_folder
+from factory.search.samples import fit_preparation, preparation_folder
+from factory.search.trial import MemoryWatch, TrialRunner
 from factory.spec import ColumnType, Task, Trial, TrialState
 
 from .conftest import make_data, make_dataset, make_frame
 
+ALL = (0, 1, 2)
 
-def job(name: str = "linear", parameters: dict[str, Any] | None = None, *, number: int = 0, **fields: Any) -> TrialJob:
+
+def job(name: str = "linear", parameters: dict[str, Any] | None = None, *, number: int = 0, **fields: Any) -> FitJob:
     given = family(name).portfolio(Task.BINARY, shape=Shape(200))[0].parameters if parameters is None else parameters
-    return TrialJob(trial=Trial(number=number, family=name, parameters=given, seed=7), **fields)
+    trial = Trial(number=number, family=name, parameters=given, seed=7, state=TrialState.RUNNING)
+    return FitJob(trial=trial, **({"folds": ALL} | fields))
+
+
+def probing(does: str, **fields: Any) -> FitJob:
+    return job("probe", {"does": does, "skill": 0.5}, **fields)
+
+
+def after(job: FitJob, result: FitResult) -> Trial:
+    """Return what becomes of a job's trial."""
+    return merged(job.trial, result)
 
 
 def data_for(task: Task, folder: Path) -> TrialData:
@@ -36,66 +50,51 @@ def data(tmp_path: Path) -> TrialData:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_a_trial_succeeds(task: Task, tmp_path: Path) -> None:
+def test_folds_are_fitted_and_scored(task: Task, tmp_path: Path) -> None:
     data = data_for(task, tmp_path)
-    trial = TrialRunner(data).run(job("lightgbm"))
-    assert trial.state is TrialState.SUCCEEDED
-    assert trial.reason == ""
-    assert len(trial.fold_scores) == 3
-    assert trial.score == pytest.approx(np.mean(trial.fold_scores))
-    assert trial.train_score is not None
-    assert trial.score is not None
-    assert trial.train_score > trial.score
-    assert trial.rounds > 0
-    assert trial.curve
-    assert trial.cost_s > 0
-    assert trial.memory_mb > 50
-    out_of_fold = np.load(Path(trial.artifacts or "") / "out_of_fold.npy", allow_pickle=False)
-    ends = np.cumsum([len(s.validation) for s in data.splits])[:-1]
-    scores = [
-        data.metric.score(data.dataset.y[s.validation], part.astype(np.float64))
-        for s, part in zip(data.splits, np.split(out_of_fold, ends), strict=True)
-    ]
-    assert scores == pytest.approx(trial.fold_scores, rel=1e-4)
+    result = TrialRunner(data).run(job("lightgbm"))
+    assert result.state is TrialState.SUCCEEDED
+    assert result.reason == ""
+    assert [f.fold for f in result.folds] == [0, 1, 2]
+    assert result.curve
+    assert result.cost_s >= sum(f.cost_s for f in result.folds) - 0.01 > 0
+    assert result.memory_mb > 50
+    for fold, split in zip(result.folds, data.splits, strict=True):
+        assert fold.train_score > fold.score
+        assert fold.rounds > 0
+        prediction = np.load(data.out_of_fold(0, fold.fold), allow_pickle=False)
+        assert prediction.dtype == np.float32
+        score = data.metric.score(data.dataset.y[split.validation], prediction.astype(np.float64))
+        assert score == pytest.approx(fold.score, rel=1e-4)
 
 
-def test_what_a_trial_writes_can_be_loaded_and_gives_its_predictions(data: TrialData) -> None:
-    trial = TrialRunner(data).run(job())
-    folder = Path(trial.artifacts or "")
-    assert folder == data.workspace / "trials" / "0000"
-    assert sorted(p.name for p in folder.iterdir()) == ["fold-0", "fold-1", "fold-2", "out_of_fold.npy"]
-    assert sorted(p.name for p in (data.workspace / "preparations").iterdir()) == ["fold-0", "fold-1", "fold-2"]
-    parts = []
+def test_only_the_folds_that_were_asked_for_are_fitted(data: TrialData) -> None:
+    result = TrialRunner(data).run(job(folds=(1,)))
+    assert [f.fold for f in result.folds] == [1]
+    assert sorted(p.name for p in data.folder_of(0).iterdir()) == ["fold-1", "fold-1.npy"]
+    assert sorted(p.name for p in (data.workspace / "preparations").iterdir()) == ["fold-1"]
+
+
+def test_folds_one_by_one_give_what_they_give_together(tmp_path: Path) -> None:
+    """By other processes too: each runner stands for one."""
+    together = TrialRunner(data_for(Task.BINARY, tmp_path / "one")).run(job("lightgbm"))
+    apart = data_for(Task.BINARY, tmp_path / "two")
+    scores = [TrialRunner(apart).run(job("lightgbm", folds=(k,))).folds[0].score for k in (0, 2, 1)]
+    assert [f.score for f in together.folds] == [scores[0], scores[2], scores[1]]
+    again = TrialRunner(apart).run(job("lightgbm", number=1))
+    assert [f.score for f in again.folds] == [f.score for f in together.folds]
+
+
+def test_what_a_job_writes_can_be_loaded_and_gives_its_predictions(data: TrialData) -> None:
+    TrialRunner(data).run(job())
+    folder = data.workspace / "trials" / "0000"
+    assert data.folder_of(0) == folder
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"fold-{k}{end}" for k in ALL for end in ("", ".npy"))
     for k, split in enumerate(data.splits):
         preparation = Preparation.load(preparation_folder(data, k))
-        model = family("linear").load(folder / f"fold-{k}")
-        parts.append(model.predict(preparation.transform(data.dataset.frame.iloc[split.validation])))
-    np.testing.assert_allclose(np.load(folder / "out_of_fold.npy"), np.concatenate(parts), atol=1e-6)
-
-
-def test_the_same_job_gives_the_same_trial_in_another_runner(tmp_path: Path) -> None:
-    trials = [TrialRunner(data_for(Task.BINARY, tmp_path / name)).run(job("lightgbm")) for name in ("one", "two")]
-    assert trials[0].fold_scores == trials[1].fold_scores
-    again = TrialRunner(data_for(Task.BINARY, tmp_path / "one")).run(job("lightgbm"))
-    assert again.fold_scores == trials[0].fold_scores, "preparations that are there already are taken"
-
-
-def test_a_preparation_sees_the_training_rows_only(tmp_path: Path) -> None:
-    """Each row has a category of its own twice; the validation rows' other halves are elsewhere."""
-    frame = make_frame(120).assign(city=[f"city {i // 2}" for i in range(120)])
-    data = make_data(tmp_path, dataset=make_dataset(frame=frame), kind="cross_validation", folds=2)
-    for k, split in enumerate(data.splits):
-        train, validation = TrialRunner(data)._samples(k)
-        seen = set(data.dataset.frame["city"].iloc[split.train])
-        known = data.dataset.frame["city"].iloc[split.validation].isin(seen).to_numpy()
-        assert 0 < known.sum() < len(known)
-        assert ((validation.table.codes[:, 0] > 0) == known).all()
-        assert (train.table.codes[:, 0] > 0).all()
-        alone = Preparation.fit(data.dataset.frame.iloc[split.train], data.dataset.types, seed=data.seed)
-        np.testing.assert_array_equal(
-            validation.table.codes, alone.transform(data.dataset.frame.iloc[split.validation]).codes
-        )
-        np.testing.assert_array_equal(validation.y, data.dataset.y[split.validation])
+        model = family("linear").load(data.model_folder(0, k))
+        prediction = model.predict(preparation.transform(data.dataset.frame.iloc[split.validation]))
+        np.testing.assert_allclose(np.load(data.out_of_fold(0, k)), prediction, atol=1e-6)
 
 
 def test_a_preparation_is_made_once(data: TrialData) -> None:
@@ -103,6 +102,71 @@ def test_a_preparation_is_made_once(data: TrialData) -> None:
     before = {p: p.stat().st_mtime_ns for p in preparation_folder(data, 0).rglob("*")}
     TrialRunner(data).run(job())
     assert {p: p.stat().st_mtime_ns for p in preparation_folder(data, 0).rglob("*")} == before
+
+
+# --- folds that are added -------------------------------------------------------
+
+
+def test_a_trial_gains_folds_and_its_score_is_their_mean(data: TrialData) -> None:
+    runner = TrialRunner(data)
+    first = job("lightgbm", folds=(0,))
+    trial = after(first, runner.run(first))
+    assert (trial.state, trial.folds) == (TrialState.SUCCEEDED, (0,))
+    assert trial.score == trial.fold_scores[0]
+    more = first.model_copy(update={"trial": trial, "folds": (2, 1)})
+    result = runner.run(more)
+    grown = after(more, result)
+    assert grown.folds == (0, 1, 2)
+    assert grown.fold_scores == (trial.fold_scores[0], result.folds[1].score, result.folds[0].score)
+    assert grown.score == pytest.approx(np.mean(grown.fold_scores))
+    whole = after(job("lightgbm", number=1), runner.run(job("lightgbm", number=1)))
+    assert grown.fold_scores == whole.fold_scores
+    assert grown.train_score == pytest.approx(whole.train_score)
+    assert grown.rounds == whole.rounds
+    assert grown.curve == trial.curve
+    assert grown.cost_s == pytest.approx(trial.cost_s + result.cost_s)
+    assert after(more.model_copy(update={"trial": grown}), result) == grown, "a fold counts once"
+
+
+@pytest.mark.parametrize("folds", [(1,), (1, 2)])
+def test_a_trial_that_fails_on_a_further_fold_has_succeeded_all_the_same(
+    data: TrialData, probe: None, folds: tuple[int, ...]
+) -> None:
+    runner = TrialRunner(data)
+    first = probing("raise_later", folds=(0,))
+    trial = after(first, runner.run(first))
+    further = first.model_copy(update={"trial": trial, "folds": folds})
+    result = runner.run(further)
+    assert (result.state, result.folds) == (TrialState.FAILED, ())
+    assert after(further, result) == trial, "the ledger would take no other content"
+    assert sorted(p.name for p in data.folder_of(0).iterdir()) == ["fold-0", "fold-0.npy"]
+
+
+def test_what_was_fitted_before_a_fold_failed_counts(data: TrialData, probe: None) -> None:
+    both = probing("raise_later", folds=(0, 1))
+    result = TrialRunner(data).run(both)
+    assert result.state is TrialState.FAILED
+    assert [f.fold for f in result.folds] == [0]
+    trial = after(both, result)
+    assert (trial.state, trial.folds, trial.reason) == (TrialState.SUCCEEDED, (0,), "")
+
+
+def test_a_rate_that_the_first_fold_raised_stays_for_the_others_and_the_refit(data: TrialData, probe: None) -> None:
+    """The probe says by its rounds at what rate it was fitted, in hundredths."""
+    runner = TrialRunner(data)
+    first = probing("hurry", folds=(0,))
+    trial = after(first, runner.run(first))
+    assert trial.raised_rate == 0.5
+    later = first.model_copy(update={"trial": trial, "folds": (1, 2)})
+    result = runner.run(later)
+    assert [f.rounds for f in result.folds] == [50, 50]
+    assert after(later, result).raised_rate == 0.5
+    at_once = runner.run(probing("hurry", number=1))
+    assert [f.rounds for f in at_once.folds] == [50, 50, 50]
+    unraised = runner.run(probing("hurry", number=2, folds=(1,)))
+    assert [f.rounds for f in unraised.folds] == [0], "a later fold raises nothing by itself"
+    assert unraised.raised_rate is None
+    assert after(first, unraised).raised_rate is None
 
 
 # --- other ends ---------------------------------------------------------------
@@ -121,59 +185,60 @@ def test_what_goes_wrong_is_the_trials_end(
 ) -> None:
     runner = TrialRunner(data)
     with caplog.at_level(logging.WARNING):
-        trial = runner.run(job("probe", {"does": does, "skill": 0.5}, number=4))
-    assert trial.state is state
-    assert reason in trial.reason
-    assert trial.score is None
+        result = runner.run(probing(does, number=4))
+    assert result.state is state
+    assert reason in result.reason
+    assert result.folds == ()
+    trial = after(probing(does, number=4), result)
+    assert (trial.state, trial.reason, trial.score) == (state, result.reason, None)
     assert (does == "raise") == ("trial 4 (probe) failed:\nTraceback" in caplog.text)
-    assert runner.run(job("probe", {"does": "fit", "skill": 0.5})).state is TrialState.SUCCEEDED
+    assert runner.run(probing("fit")).state is TrialState.SUCCEEDED
 
 
 def test_a_worker_that_swells_is_stopped(data: TrialData, probe: None) -> None:
     watch = MemoryWatch(float("inf"))
     watch.keep_going()
     limit_mb = watch.peak_mb + 120
-    trial = TrialRunner(data, memory_limit_mb=limit_mb).run(job("probe", {"does": "swell", "skill": 0.5}))
-    assert trial.state is TrialState.OUT_OF_MEMORY
-    assert trial.reason == f"Stopped: the worker passed its {limit_mb:,.0f} MB."
-    assert trial.memory_mb > limit_mb
+    result = TrialRunner(data, memory_limit_mb=limit_mb).run(probing("swell"))
+    assert result.state is TrialState.OUT_OF_MEMORY
+    assert result.reason == f"Stopped: the worker passed its {limit_mb:,.0f} MB."
+    assert result.memory_mb > limit_mb
 
 
 def test_a_fit_that_cannot_fit_is_not_started(data: TrialData) -> None:
-    trial = TrialRunner(data, memory_limit_mb=60).run(job())
-    assert trial.state is TrialState.OUT_OF_MEMORY
-    assert trial.reason.startswith("Not started: it would need about")
+    result = TrialRunner(data, memory_limit_mb=60).run(job())
+    assert result.state is TrialState.OUT_OF_MEMORY
+    assert result.reason.startswith("Not started: it would need about")
     assert not (data.workspace / "trials").exists()
 
 
-def test_a_first_fold_below_the_others_prunes(data: TrialData) -> None:
-    good = TrialRunner(data).run(job())
-    trial = TrialRunner(data).run(job(number=1, prune_below=good.fold_scores[0] + 0.01))
-    assert trial.state is TrialState.PRUNED
-    assert trial.fold_scores == good.fold_scores[:1]
-    assert "below the" in trial.reason
-    kept = TrialRunner(data).run(job(number=2, prune_below=good.fold_scores[0]))
-    assert kept.state is TrialState.SUCCEEDED
-
-
-def test_a_deadline_is_kept(data: TrialData, probe: None) -> None:
+def test_a_limit_is_each_folds_own(data: TrialData, probe: None) -> None:
     started = time.monotonic()
-    trial = TrialRunner(data).run(job("probe", {"does": "hang", "skill": 0.5}, limit_s=0.6))
-    assert 0.5 < time.monotonic() - started < 2
-    assert trial.state in (TrialState.SUCCEEDED, TrialState.PRUNED)
-    late = TrialRunner(data).run(job("probe", {"does": "fit", "skill": 0.5}, deadline_at=time.time() - 1))
-    assert late.state is TrialState.PRUNED
-    assert late.reason == "Time was up after 0 of 3 folds."
+    result = TrialRunner(data).run(probing("hang", limit_s=0.4))
+    assert 1.1 < time.monotonic() - started < 4
+    assert result.state is TrialState.SUCCEEDED
+    assert len(result.folds) == 3, "what stopped in time counts"
+
+
+def test_a_deadline_ends_a_job_between_its_folds(data: TrialData, probe: None) -> None:
+    result = TrialRunner(data).run(probing("hang", limit_s=60, deadline_at=time.time() + 0.5))
+    assert result.state is TrialState.PRUNED
+    assert result.reason == "Time was up before fold 1."
+    assert [f.fold for f in result.folds] == [0]
+    late = TrialRunner(data).run(probing("fit", number=1, deadline_at=time.time() - 1))
+    assert (late.state, late.folds) == (TrialState.PRUNED, ())
+    assert late.reason == "Time was up before fold 0."
+    assert not data.folder_of(1).exists()
 
 
 def test_a_fold_without_a_score_fails_with_the_reason(tmp_path: Path) -> None:
     labels = ["no"] * 55 + ["yes"] * 5
     frame = make_frame(60).assign(flag=labels, day=pd.Timestamp("2024-01-01") - pd.to_timedelta(range(60), unit="D"))
     data = make_data(tmp_path, dataset=make_dataset(frame=frame), kind="time", column="day")
-    trial = TrialRunner(data).run(job("constant", {}))
-    assert trial.state is TrialState.FAILED
-    assert trial.reason == "Fold 0 has no ROC AUC: does it lack a class among its validation rows?"
-    json.loads(trial.model_dump_json())
+    result = TrialRunner(data).run(job("constant", {}, folds=(0,)))
+    assert result.state is TrialState.FAILED
+    assert result.reason == "Fold 0 has no ROC AUC: does it lack a class among its validation rows?"
+    json.loads(result.model_dump_json())
 
 
 # --- refits -------------------------------------------------------------------
@@ -181,14 +246,14 @@ def test_a_fold_without_a_score_fails_with_the_reason(tmp_path: Path) -> None:
 
 def test_a_refit_takes_all_rows_and_the_rounds_it_is_given(data: TrialData) -> None:
     runner = TrialRunner(data)
-    trial = runner.run(job("lightgbm"))
-    runner.run(TrialJob(trial=trial, refit_rounds=17))
-    model = family("lightgbm").load(Path(trial.artifacts or "") / "refit")
+    asked = job("lightgbm", folds=(), refit_rounds=17)
+    assert runner.run(asked).state is TrialState.SUCCEEDED
+    model = family("lightgbm").load(data.model_folder(0, None))
     preparation = Preparation.load(preparation_folder(data, None))
     table = preparation.transform(data.dataset.frame)
     context = FitContext(Task.BINARY, 2, seed=7, rounds=17)
     whole = family("lightgbm").fit(
-        Sample(table, data.dataset.y), validation=None, parameters=trial.parameters, context=context
+        Sample(table, data.dataset.y), validation=None, parameters=asked.trial.parameters, context=context
     )
     np.testing.assert_allclose(model.predict(table), whole.predict(table), atol=1e-9)
     assert preparation.columns == tuple(c for c in data.dataset.frame if data.dataset.types[c] != ColumnType.IDENTIFIER)
@@ -196,11 +261,11 @@ def test_a_refit_takes_all_rows_and_the_rounds_it_is_given(data: TrialData) -> N
 
 def test_a_refit_without_time_leaves_the_folds_model(data: TrialData, probe: None) -> None:
     runner = TrialRunner(data)
-    trial = runner.run(job("probe", {"does": "fit", "skill": 0.5}))
-    slow = trial.model_copy(update={"parameters": {"does": "hang", "skill": 0.5}})
-    ended = runner.run(TrialJob(trial=slow, refit_rounds=3, deadline_at=Deadline.after(0.3).at))
-    assert ended.state is TrialState.PRUNED
-    assert not (Path(trial.artifacts or "") / "refit").exists()
+    runner.run(probing("fit"))
+    result = runner.run(probing("hang", folds=(), refit_rounds=3, deadline_at=Deadline.after(0.3).at))
+    assert result.state is TrialState.PRUNED
+    assert data.model_folder(0, 0).is_dir()
+    assert not data.model_folder(0, None).exists()
 
 
 def test_no_draft_and_no_pickle_is_left_behind(data: TrialData) -> None:

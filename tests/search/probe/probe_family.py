@@ -18,6 +18,9 @@ from factory.space import ChoiceDimension, FloatDimension
 
 NOTES = "PROBE_NOTES"
 """Environment variable with a folder: each fit leaves a file there, named by process, family and what it does."""
+DOES = ("fit", "raise", "exhaust", "swell", "nan", "hang", "stall", "raise_later", "stall_later", "hurry")
+"""What a fit can do; ``later`` is on a fold after the first. One that hurries raises its learning rate to 0.5 where it
+may, and says by its rounds at what rate, in hundredths, it was fitted."""
 
 
 class ProbeModel(Model):
@@ -47,7 +50,7 @@ class Probe(Family):
 
     def space(self, task):
         return {
-            "does": ChoiceDimension(choices=("fit", "raise", "exhaust", "swell", "nan", "hang", "stall")),
+            "does": ChoiceDimension(choices=DOES),
             "skill": FloatDimension(low=0.0, high=1.0),
         }
 
@@ -55,10 +58,13 @@ class Probe(Family):
         return [Bet({"does": "fit", "skill": 0.2}, rank=10), Bet({"does": "fit", "skill": 0.6}, rank=20)]
 
     def fit(self, train, *, validation, parameters, context):
+        does = parameters["does"]
+        if does.endswith("_later"):
+            does = "fit" if context.raises_rate else does.removesuffix("_later")
         if folder := os.environ.get(NOTES):
-            note = Path(folder) / f"{os.getpid()}-{self.name}-{parameters['does']}-{time.monotonic_ns()}"
+            note = Path(folder) / f"{os.getpid()}-{self.name}-{does}-{time.monotonic_ns()}"
             note.write_text(str(len(train)))
-        match parameters["does"]:
+        match does:
             case "raise":
                 raise ValueError("the probe was asked to raise")
             case "exhaust":
@@ -73,9 +79,12 @@ class Probe(Family):
                     time.sleep(0.02)
             case "stall":
                 time.sleep(60)
-        skill = float("nan") if parameters["does"] == "nan" else float(parameters["skill"])
+        skill = float("nan") if does == "nan" else float(parameters["skill"])
         model = ProbeModel(skill, context.n_classes, float(train.y.mean()))
         model.rounds = context.rounds or 10
+        if does == "hurry":
+            model.learning_rate = 0.5 if context.raises_rate else None
+            model.rounds = round(100 * (model.learning_rate or parameters.get("learning_rate", 0)))
         return model
 
     def load(self, folder: Path):

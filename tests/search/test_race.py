@@ -1,0 +1,117 @@
+"""Who gets further folds, at what cost, and on which folds a blend is chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory.search.ensemble import greedy
+from factory.search.metric import Metric
+from factory.search.race import LEAST_WEIGHT, choose, common_folds, relative_loss
+from factory.spec import Task
+
+RMSE = Metric("neg_root_mean_squared_error", Task.REGRESSION)
+AUC = Metric("roc_auc", Task.BINARY)
+Y = np.zeros(2)
+"""With this target a prediction is its own error, and two of them can be at right angles."""
+BEST, OTHER = np.array([1.0, 0.0]), np.array([0.9, 1.0])
+"""A tenth of the other takes half a percent off the best one's error."""
+
+
+def chosen(
+    predictions: dict[int, np.ndarray], *, fold_costs: dict[int, float] | None = None, core_s: float = float("inf")
+) -> tuple[int, ...]:
+    costs = dict.fromkeys(predictions, 1.0) if fold_costs is None else fold_costs
+    return choose(RMSE, Y, predictions, fold_costs=costs, core_s=core_s, more_folds=7)
+
+
+# --- choose ---------------------------------------------------------------------
+
+
+def test_who_brings_the_blend_nothing_gets_no_further_folds() -> None:
+    assert chosen({0: 2 * BEST, 1: BEST, 2: 3 * BEST}) == (1,)
+    assert chosen({5: BEST}) == (5,)
+
+
+def test_the_heaviest_member_stands_first() -> None:
+    assert chosen({0: OTHER, 1: BEST}) == (1, 0)
+    assert chosen({0: BEST, 1: OTHER}) == (0, 1)
+
+
+def test_a_member_must_be_worth_what_its_folds_cost() -> None:
+    """Half a percent by one more member against 2.6 % by seven more folds of the best one."""
+    predictions, dear = {0: BEST, 1: OTHER}, {0: 1.0, 1: 50.0}
+    assert chosen(predictions, fold_costs=dear, core_s=60) == (0,)
+    assert chosen(predictions, fold_costs=dear, core_s=600) == (0, 1)
+    assert chosen(predictions, fold_costs={0: 1.0, 1: 1.0}, core_s=60) == (0, 1)
+
+
+def test_where_no_fold_can_be_paid_the_blend_itself_decides() -> None:
+    assert chosen({0: BEST, 1: OTHER}, core_s=0.5) == (0, 1)
+
+
+def test_folds_that_cost_nothing_are_all_taken() -> None:
+    assert chosen({0: BEST, 1: OTHER}, fold_costs={0: 0.0, 1: 0.0}, core_s=0) == (0, 1)
+
+
+def test_a_member_of_little_weight_gets_no_further_folds() -> None:
+    predictions = {0: np.array([1.0, -0.16]), 1: np.array([1.0, 4.0])}
+    blend = greedy(RMSE, [Y], {n: [p] for n, p in predictions.items()})
+    assert 0 < blend.weights[1] < LEAST_WEIGHT
+    assert chosen(predictions) == (0,)
+
+
+def test_the_choice_follows_from_what_was_measured_alone() -> None:
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, 60)
+    guesses = generator.uniform(size=(12, 60)) / 2 + y / 3
+    predictions = {n: np.stack([1 - p, p], axis=1) for n, p in enumerate(guesses)}
+    costs = {n: 1.0 + n % 4 for n in predictions}
+
+    def choice(order: list[int]) -> tuple[int, ...]:
+        shown = {n: predictions[n] for n in order}
+        return choose(AUC, y, shown, fold_costs=costs, core_s=40, more_folds=7)
+
+    first = choice(list(predictions))
+    assert len(first) > 1
+    for seed in range(5):
+        assert choice(np.random.default_rng(seed).permutation(12).tolist()) == first
+
+
+@pytest.mark.parametrize(("metric", "score", "loss"), [(RMSE, -0.4, 0.4), (AUC, 0.9, 0.1)])
+def test_a_score_becomes_a_loss_that_percentages_are_taken_of(metric: Metric, score: float, loss: float) -> None:
+    assert relative_loss(metric, score) == pytest.approx(loss)
+
+
+# --- common folds ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folds", "members", "common"),
+    [
+        ({0: (0,), 3: (0,)}, (0, 3), (0,)),
+        ({0: (0,), 1: (0, 1, 2), 2: (0, 1)}, (1, 2), (0, 1)),
+        ({0: (0, 1, 2, 3), 1: (0, 1), 2: (0, 1, 3)}, (0, 2), (0, 1, 3)),
+        ({4: tuple(range(8)), 2: (0,), 9: tuple(range(5))}, (4, 9), (0, 1, 2, 3, 4)),
+        ({1: (0, 2), 2: (0, 1)}, (1, 2), (0,)),
+    ],
+    ids=["first folds only", "one fold is too few", "half is too few", "most are enough", "different ones"],
+)
+def test_rows_of_a_blend_line_up(
+    folds: dict[int, tuple[int, ...]], members: tuple[int, ...], common: tuple[int, ...]
+) -> None:
+    assert common_folds(folds) == (members, common)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(0, 30), st.sets(st.integers(1, 7)), min_size=1, max_size=8))
+def test_every_member_has_every_common_fold(further: dict[int, set[int]]) -> None:
+    folds = {n: (0, *sorted(more)) for n, more in further.items()}
+    members, common = common_folds(folds)
+    assert common[0] == 0
+    assert all(set(common) <= set(folds[n]) for n in members)
+    deepest = max(folds, key=lambda n: len(folds[n]))
+    assert deepest in members
+    assert list(members) == sorted(members)
