@@ -11,7 +11,7 @@ from factory.search.engine import Part
 from factory.search.ensemble import Candidates
 from factory.search.jobs import TrialData
 from factory.search.plan import family
-from factory.variants.bundle import Bundle, Piece, joined
+from factory.variants.bundle import Bundle, Merge, Piece, joined, merge_by_family
 from factory.variants.inputs import input_columns
 
 
@@ -23,6 +23,7 @@ def assemble(
     data: TrialData,
     model: Callable[[Part], Model] | None = None,
     preparation: Callable[[Part], Preparation] | None = None,
+    merge: Merge = merge_by_family,
 ) -> Bundle:
     """Return the bundle of a blend, calibrated on its out-of-fold predictions.
 
@@ -33,6 +34,7 @@ def assemble(
         data: Of the search.
         model: Loads a part; from its folder where not given.
         preparation: Loads the one that a part needs; from its folder where not given.
+        merge: Makes one model of a bag's.
     """
     model = model or (lambda part: family(part.trial.family).load(part.folder))
     preparation = preparation or (lambda part: Preparation.load(part.preparation))
@@ -41,7 +43,7 @@ def assemble(
         for number, weight in weights.items()
         for part in parts[number]
     ]
-    preparations, members = joined(pieces)
+    preparations, members = joined(pieces, merge=merge)
     return Bundle(
         task=data.dataset.task,
         classes=data.dataset.classes,

@@ -22,7 +22,6 @@ import pandas as pd
 
 from factory.data.preparation import Preparation, Table
 from factory.families.base import Model
-from factory.search.calibration import calibrate
 from factory.search.engine import Part, SearchResult
 from factory.search.ensemble import Arena, Blend
 from factory.search.jobs import TrialData
@@ -30,8 +29,8 @@ from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.search.race import relative_loss
 from factory.spec import Ceilings, Document, Task
-from factory.variants.bundle import Bundle, Piece, folder_size_mb, joined, merge_by_family
-from factory.variants.inputs import input_columns
+from factory.variants.assembly import assemble
+from factory.variants.bundle import Bundle, folder_size_mb, merge_by_family
 
 DEFAULT_MS = 4.0
 """Bound where nobody set one, so that a row takes 5 ms at most (docs/decisions/frontier.md)."""
@@ -140,14 +139,17 @@ def choose(result: SearchResult, *, data: TrialData, ceilings: Ceilings, rows: p
     limit_mb = MARGIN * ceilings.size_mb if ceilings.size_mb is not None else np.inf
     metric = result.candidates.metric.chooser
     bound_ms = MARGIN * ceilings.latency_ms if ceilings.latency_ms is not None else DEFAULT_MS
+    passes: list[tuple[bool, float, list[_Offer], list[_Offer], tuple[int, float, Bundle]]] = []
     for shop.merges in (False, True):
         weighed = _offers(result, shop, limit_mb)
         small_enough = [offer for offer in weighed if offer.size_mb <= limit_mb]
         offers = _undominated(small_enough or [min(weighed, key=lambda o: o.size_mb)])
-        at, latency_ms, bundle = _tried(offers, shop, bound_ms=bound_ms)
+        found = _tried(offers, shop, bound_ms=bound_ms)
+        passes.append((found[1] <= bound_ms, offers[found[0]].score, weighed, offers, found))
         # Merging the models of a bag takes seconds and saves a third of a row's time: only where time is missing.
-        if latency_ms <= bound_ms and _lost(metric, offers[at].score, offers[-1].score) < NOISE:
+        if found[1] <= bound_ms and _lost(metric, offers[found[0]].score, offers[-1].score) < NOISE:
             break
+    *_, weighed, offers, (at, latency_ms, bundle) = max(passes, key=lambda one: one[:2])
     ratio = latency_ms / offers[at].latency_ms
     points = tuple(
         FrontierPoint(
@@ -297,27 +299,15 @@ class _Shop:
         return self._preparations[folder]
 
     def bundle(self, offer: _Offer) -> Bundle:
-        """Assemble what would be served, calibrated on the blend's out-of-fold predictions."""
-        pieces = []
-        for number, weight in offer.weights.items():
-            parts = self.parts(number, offer.bag)
-            pieces += [
-                Piece(number, p.trial.family, self._model(p), self.preparation(p), weight / len(parts)) for p in parts
-            ]
-        preparations, members = joined(pieces, merge=self._merge)
-        candidates, dataset = self._result.candidates, self._data.dataset
-        return Bundle(
-            task=dataset.task,
-            classes=dataset.classes,
-            columns=input_columns(dataset.frame, dataset.types),
-            preparations=preparations,
-            members=members,
-            calibration=calibrate(
-                candidates.metric,
-                candidates.targets,
-                candidates.blended(offer.weights),
-                bagged=len(pieces) > len(offer.weights),
-            ),
+        """Assemble what would be served."""
+        return assemble(
+            offer.weights,
+            {number: self.parts(number, offer.bag) for number in offer.weights},
+            candidates=self._result.candidates,
+            data=self._data,
+            model=self._model,
+            preparation=self.preparation,
+            merge=self._merge,
         )
 
     def row_ms(self, bundle: Bundle) -> float:

@@ -71,7 +71,11 @@ def searched(frame: pd.DataFrame, task: Task, metric: str, workspace: Path) -> t
         for t in trials
     }
     candidates = Candidates(data.metric, targets, predictions)
-    return SearchResult(trials, candidates, greedy(data.metric, targets, predictions), parts, {}), data, unseen
+    return (
+        SearchResult(trials, candidates, tuple(range(N_FOLDS)), greedy(data.metric, targets, predictions), parts, {}),
+        data,
+        unseen,
+    )
 
 
 @pytest.fixture(scope="module")
