@@ -21,6 +21,8 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -29,6 +31,9 @@ from factory.space import Narrowing, Parameters
 
 NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 ALIAS = Literal["champion", "challenger"]
+Making = Literal["auto", "cold", "warm_start", "refit", "incremental"]
+REMADE = frozenset({"refit", "incremental"})
+"""Kinds of making without a search: the parent's configurations are taken as they are."""
 
 
 class Task(StrEnum):
@@ -356,9 +361,21 @@ class VariantRequest(Document):
         default_factory=dict, title="Search spaces", description="Narrowings of the recipe's spaces."
     )
     ceilings: Ceilings | None = Field(None, title="Ceilings")
-    making: Literal["auto", "cold"] = Field("auto", title="Making", description="How the variant is made.")
+    making: Making = Field(
+        "auto",
+        title="Making",
+        description=(
+            "cold searches from nothing; warm_start with what the parent or siblings found; refit fits the parent's "
+            "configurations on these rows; incremental trains the parent's models on; auto is warm_start where there "
+            "is something to start from, else cold."
+        ),
+    )
     parent: str | None = Field(
-        None, pattern=r"^[a-z][a-z0-9_-]*(\.[a-z0-9_-]+){1,2}(@[a-z]+|/\d+)?$", title="Parent variant"
+        None,
+        pattern=r"^[a-z][a-z0-9_-]*(\.[a-z0-9_-]+){1,2}(@[a-z]+|/\d+)?$",
+        title="Parent variant",
+        description="A variant that this one comes from: team.name, team.name@alias or team.name/version.",
+        validate_default=True,
     )
     segments: Segments | None = Field(None, title="Segments")
     gates: Gates | None = Field(None, title="Gates")
@@ -366,6 +383,20 @@ class VariantRequest(Document):
     deployment: DeploymentWish = Field(default_factory=DeploymentWish, title="Deployment")
     priority: Literal["low", "normal", "high"] = Field("normal", title="Priority")
     seed: int = Field(0, ge=0, lt=2**31, title="Seed")
+
+    @field_validator("parent")
+    @classmethod
+    def _remade_from_a_parent(cls, parent: str | None, info: ValidationInfo) -> str | None:
+        if parent is None and info.data.get("making") in REMADE:
+            raise ValueError(f"making {info.data['making']!r} needs the variant that is made again, as team.name")
+        return parent
+
+    @field_validator("segments")
+    @classmethod
+    def _segments_are_searched(cls, segments: Segments | None, info: ValidationInfo) -> Segments | None:
+        if segments is not None and info.data.get("making") in REMADE:
+            raise ValueError(f"making {info.data['making']!r} makes one variant; order each segment's by its parent")
+        return segments
 
     @property
     def variant(self) -> str:
@@ -412,6 +443,23 @@ class Trial(Document):
         return self.state not in (TrialState.CREATED, TrialState.RUNNING)
 
 
+class Traits(Document):
+    """A dataset in a few numbers, by which siblings are known: size, types, target, and names of columns as hashes."""
+
+    task: Task
+    n_rows: int
+    n_columns: int
+    type_shares: dict[str, float] = Field(default_factory=dict, description="Share of the columns of each type.")
+    missing_share: float = 0.0
+    n_classes: int = Field(0, description="0 for regression.")
+    balance: float = Field(1.0, description="Entropy of the classes, 1 where all are equally frequent.")
+    skewness: float = Field(0.0, description="Of a regression target.")
+    kurtosis: float = Field(0.0, description="Of a regression target, 0 for a normal distribution.")
+    columns: tuple[str, ...] = Field((), description="Hashes of the columns' names, sorted; the smallest where many.")
+    metric: str = ""
+    constant_score: float | None = Field(None, description="Of a constant, on the first fold by that metric.")
+
+
 class Variant(Document):
     """A version of the registered model ``team.name``, with its lineage."""
 
@@ -433,6 +481,11 @@ class Variant(Document):
     feature_service: str | None = None
     feature_service_digest: str | None = None
     parent: str | None = None
+    blend: dict[int, float] = Field(default_factory=dict, description="Share of each trial of its search, by number.")
+    seeded_by: tuple[str, ...] = Field((), description="Requests whose trials seeded its search.")
+    trials_to_parity: int | None = Field(
+        None, description="Trials until it was as good as the search that seeded it; None where it never was."
+    )
     seed: int = 0
     cost_s: float = 0.0
     size_mb: float = 0.0

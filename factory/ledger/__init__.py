@@ -4,7 +4,16 @@
 """
 
 from factory.ledger.claims import Claim
-from factory.ledger.records import AliasChange, Deployment, Driver, ErrorRecord, Event, PastTrial, RequestRecord
+from factory.ledger.records import (
+    AliasChange,
+    Deployment,
+    Driver,
+    ErrorRecord,
+    Event,
+    PastSearch,
+    PastTrial,
+    RequestRecord,
+)
 from factory.ledger.store import Ledger
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "ErrorRecord",
     "Event",
     "Ledger",
+    "PastSearch",
     "PastTrial",
     "RequestRecord",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from factory.errors import Detail, FactoryError, UserFault
-from factory.spec import ALIAS, NEXT_STATES, Document, RequestState, Trial, VariantRequest
+from factory.spec import ALIAS, NEXT_STATES, Document, RequestState, Traits, Trial, VariantRequest
 
 BROKEN_OFF = frozenset({RequestState.REJECTED, RequestState.FAILED, RequestState.CANCELLED})
 """Ends at which no variant was made."""
@@ -81,6 +81,28 @@ class PastTrial(Document):
     recipe: str
     recorded: datetime
     trial: Trial
+
+
+class PastSearch(Document):
+    """A search that another may learn from: its trials, and what became of them.
+
+    Attributes:
+        request_id: Its request.
+        variant: Name of the variant that it was for.
+        recorded: When its data were profiled, or the request was received where they were not.
+        traits: Of its data; None where an older factory ran it.
+        trials: The finished ones, by number.
+        blend: Share of each trial in the variant, by number; empty where none was made.
+        kind: How its variant was made.
+    """
+
+    request_id: str
+    variant: str
+    recorded: datetime
+    traits: Traits | None
+    trials: tuple[Trial, ...]
+    blend: dict[int, float] = Field(default_factory=dict)
+    kind: str = "cold"
 
 
 class AliasChange(Document):

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-HEAD = "0001"
+HEAD = "0002"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -125,6 +125,16 @@ trials = Table(
     Column("recorded", UtcDateTime, nullable=False),
     Column("document", _json, nullable=False),
     Index(None, "finished", "recorded"),
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("request_id", String(64), ForeignKey("requests.id"), primary_key=True),
+    Column("task", String(16), nullable=False),
+    Column("recorded", UtcDateTime, nullable=False),
+    Column("document", _json, nullable=False),
+    Index(None, "task", "recorded"),
 )
 
 variants = Table(

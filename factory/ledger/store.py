@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import desc, insert, select, update
+from sqlalchemy import Connection, delete, desc, insert, select, update
 
 from factory.errors import Conflict, Detail
 from factory.ledger import schema
 from factory.ledger.catalog import Catalog
 from factory.ledger.claims import Claims
-from factory.ledger.records import PastTrial
+from factory.ledger.records import PastSearch, PastTrial
 from factory.ledger.requests import document_json
 from factory.ledger.schema import now
-from factory.spec import Trial
+from factory.spec import Task, Traits, Trial, Variant
 
 
 class Ledger(Claims, Catalog):
@@ -91,10 +91,88 @@ class Ledger(Claims, Catalog):
         with self._read() as connection:
             return [PastTrial.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
+    def record_traits(self, request_id: str, traits: Traits) -> None:
+        """Store what a request's data look like, in place of what was stored before.
+
+        Raises:
+            NotFound: there is no such request.
+        """
+        at = schema.profiles.c
+        row = {"request_id": request_id, "task": traits.task.value, "recorded": now()}
+        with self._write() as connection:
+            self._locked(connection, request_id)
+            connection.execute(delete(schema.profiles).where(at.request_id == request_id))
+            connection.execute(insert(schema.profiles).values(row | {"document": document_json(traits)}))
+
+    def past_searches(
+        self, *, team: str, recipe: str, task: Task, limit: int = 20, most_trials: int = 200
+    ) -> list[PastSearch]:
+        """Return a team's searches of one recipe (by its name) and task that have finished trials, the newest first.
+
+        Args:
+            team: Whose requests; those of other teams are theirs alone.
+            recipe: Name of the recipe, of any digest.
+            task: What was predicted.
+            limit: Searches at most.
+            most_trials: Trials of each, the first ones.
+        """
+        at, of = schema.profiles.c, schema.requests.c
+        finished = select(schema.trials.c.request_id).where(schema.trials.c.finished, schema.trials.c.segment == "")
+        query = (
+            select(at.request_id)
+            .join_from(schema.profiles, schema.requests, at.request_id == of.id)
+            .where(of.team == team, of.recipe == recipe, at.task == task.value, at.request_id.in_(finished))
+            .order_by(desc(at.recorded), desc(at.request_id))
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return [_past_search(connection, found, "", most_trials) for found in connection.scalars(query).all()]
+
+    def past_search(self, request_id: str, *, segment: str = "", most_trials: int = 200) -> PastSearch:
+        """Return what a request's search left, of one segment where given.
+
+        Raises:
+            NotFound: there is no such request.
+        """
+        with self._read() as connection:
+            self._require(connection, request_id)
+            return _past_search(connection, request_id, segment, most_trials)
+
+
+def _past_search(connection: Connection, request_id: str, segment: str, most_trials: int) -> PastSearch:
+    request = connection.execute(select(schema.requests).where(schema.requests.c.id == request_id)).one()
+    profile = connection.execute(
+        select(schema.profiles).where(schema.profiles.c.request_id == request_id)
+    ).one_or_none()
+    at = schema.trials.c
+    trials = connection.scalars(
+        select(at.document)
+        .where(at.request_id == request_id, at.segment == segment, at.finished)
+        .order_by(at.number)
+        .limit(most_trials)
+    )
+    made = [
+        variant
+        for document in connection.scalars(
+            select(schema.variants.c.document).where(schema.variants.c.request_id == request_id)
+        )
+        if (variant := Variant.model_validate(document)).segment == segment
+    ]
+    return PastSearch(
+        request_id=request_id,
+        variant=made[0].name if made else request.variant,
+        recorded=request.created if profile is None else profile.recorded,
+        traits=None if profile is None else Traits.model_validate(profile.document),
+        trials=tuple(Trial.model_validate(document) for document in trials),
+        blend=made[0].blend if made else {},
+        kind=made[0].kind if made else "cold",
+    )
+
 
 def _gains_folds(known: Trial, trial: Trial) -> bool:
     """Whether a trial is a known one with more folds, those it had scored as they were."""
-    before = dict(zip(known.folds, known.fold_scores, strict=True))
-    after = dict(zip(trial.folds, trial.fold_scores, strict=True))
+    # Not strict: trials from before the race over folds do not name theirs.
+    before = dict(zip(known.folds, known.fold_scores, strict=False))
+    after = dict(zip(trial.folds, trial.fold_scores, strict=False))
     same = (known.family, known.parameters, known.seed) == (trial.family, trial.parameters, trial.seed)
     return same and bool(before) and before.items() < after.items()

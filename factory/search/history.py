@@ -24,7 +24,7 @@ from factory.search.jobs import FitJob, FitResult, TrialData, merged
 from factory.search.plan import Plan, family
 from factory.search.race import choose, relative_loss
 from factory.search.samples import representation
-from factory.search.study import Configuration, Study
+from factory.search.study import Configuration, Prior, Study
 from factory.space import Parameters
 from factory.spec import ColumnType, Trial, TrialState
 
@@ -65,6 +65,7 @@ class Proposer:
         record: Called with every trial that starts or changes.
         segment: Value of the segment that is searched; empty for the pooled data.
         seeds: Configurations to try first.
+        prior: What other searches found.
     """
 
     plan: Plan
@@ -75,6 +76,7 @@ class Proposer:
     record: Callable[[Trial], None]
     segment: str = ""
     seeds: Sequence[Configuration] = ()
+    prior: Prior | None = None
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,7 +100,12 @@ class Proposer:
     def _study(self) -> Study:
         """Configurations to try; made by the first who asks, since the portfolios want to know the probe's answer."""
         study = Study(
-            self.plan, families=self._families, shape=shape_of(self.data), seeds=self.seeds, history=self.history
+            self.plan,
+            families=self._families,
+            shape=shape_of(self.data),
+            seeds=self.seeds,
+            history=self.history,
+            prior=self.prior,
         )
         for trial in sorted(self.history, key=lambda t: t.number):
             study.tell(trial, _value(trial))
@@ -216,8 +223,8 @@ class Proposer:
             return None
         number = max(self.trials, default=-1) + 1
         if self._study.bets_left:
-            name, parameters = self._study.next_bet()
-            return self._start(number, name, parameters, origin="portfolio")
+            name, parameters = bet = self._study.next_bet()
+            return self._start(number, name, parameters, origin="history" if self._study.is_seed(bet) else "portfolio")
         while names := self._affordable():
             name = names[RANK_CYCLE[self._turn % len(RANK_CYCLE)] % len(names)]
             self._turn += 1

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import optuna
 
 from factory.families.base import Shape
@@ -23,7 +25,33 @@ STARTUP_TRIALS = 8
 MOST_REPEATS = 20
 """A family is used up when so many proposals in a row were configurations that have been tried."""
 
+LEAST_OWN = 3
+"""Own scores from which a place among those of another search means anything here."""
+
 Configuration = tuple[str, Parameters]
+
+
+@dataclass(frozen=True)
+class PriorTrial:
+    """A trial of another search: its place among that search's scores, from 0 for the worst to 1 for the best."""
+
+    family: str
+    parameters: Parameters
+    place: float
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What other searches found.
+
+    Attributes:
+        trials: What the sampler is told.
+        shortens: Whether the seeds serve so near a sibling that the portfolio keeps only the first bet of each family
+            that no seed belongs to.
+    """
+
+    trials: tuple[PriorTrial, ...] = ()
+    shortens: bool = False
 
 
 class Study:
@@ -35,6 +63,9 @@ class Study:
         shape: Of the data, for the portfolios.
         seeds: Configurations to try before the portfolio: those that served a sibling.
         history: Finished trials of this search (a resumed one).
+        prior: Of other searches. The sampler (TPE; Bergstra et al. 2011) looks at nothing but the order of values, and
+            values of two datasets have none in common. So these trials wait for the first proposal: by then the bets
+            have been tried, and each enters with that quantile of the own scores which is its place among its own.
     """
 
     def __init__(
@@ -45,6 +76,7 @@ class Study:
         shape: Shape,
         seeds: Sequence[Configuration] = (),
         history: Sequence[Trial] = (),
+        prior: Prior | None = None,
     ) -> None:
         self._plan = plan
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -52,11 +84,15 @@ class Study:
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: dict[int, optuna.trial.Trial] = {}
         # A killed trial says nothing about its configuration, so that is tried again.
-        self._seen = {_key(t.family, t.parameters) for t in history if t.state is not TrialState.KILLED}
+        self._seen = {key_of(t.family, t.parameters) for t in history if t.state is not TrialState.KILLED}
         self._used_up: set[str] = set()
-        bets = [(n, clip(plan.spaces[n], p)) for n, p in seeds if n in families]
-        bets += portfolio(plan, families, shape=shape)
-        fresh = {_key(*bet): bet for bet in bets if _key(*bet) not in self._seen}
+        self._prior = prior.trials if prior is not None else ()
+        served = _by_pool([(n, clip(plan.spaces[n], p)) for n, p in seeds if n in families], families)
+        bets = portfolio(plan, families, shape=shape)
+        if prior is not None and prior.shortens:
+            bets = _firsts(bets, without={name for name, _ in served})
+        self._seeds = {key_of(*seed) for seed in served}
+        fresh = {key_of(*bet): bet for bet in [*served, *bets] if key_of(*bet) not in self._seen}
         self._bets = deque(fresh.values())
 
     @property
@@ -65,10 +101,14 @@ class Study:
         return bool(self._bets)
 
     def next_bet(self) -> Configuration:
-        """Return the portfolio's next entry."""
+        """Return the next seed, or the portfolio's next entry."""
         bet = self._bets.popleft()
-        self._seen.add(_key(*bet))
+        self._seen.add(key_of(*bet))
         return bet
+
+    def is_seed(self, bet: Configuration) -> bool:
+        """Whether a configuration is one of the seeds."""
+        return key_of(*bet) in self._seeds
 
     def searchable(self, name: str) -> bool:
         """Whether a family has a dimension to search and configurations that were not tried."""
@@ -82,13 +122,14 @@ class Study:
             name: The family.
             number: Of the trial that they are for, which :meth:`tell` is to name.
         """
+        self._take_prior()
         for _ in range(MOST_REPEATS):
             self._study.enqueue_trial({"family": name})
             asked = self._study.ask()
             asked.suggest_categorical("family", list(self._plan.families))
             parameters = {p: _suggest(asked, f"{name}.{p}", d) for p, d in self._plan.spaces[name].items()}
-            if _key(name, parameters) not in self._seen:
-                self._seen.add(_key(name, parameters))
+            if key_of(name, parameters) not in self._seen:
+                self._seen.add(key_of(name, parameters))
                 self._asked[number] = asked
                 return parameters
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
@@ -103,6 +144,17 @@ class Study:
             self._study.tell(asked, value, state=state)
         elif value is not None and trial.family in self._plan.spaces:
             self._add(trial.family, trial.parameters, value)
+
+    def _take_prior(self) -> None:
+        """Add what other searches found, on the scale of the own scores."""
+        complete = (optuna.trial.TrialState.COMPLETE,)
+        own = [trial.value for trial in self._study.get_trials(deepcopy=False, states=complete)]
+        if not self._prior or len(own) < LEAST_OWN:
+            return
+        for trial in self._prior:
+            if trial.family in self._plan.spaces:
+                self._add(trial.family, trial.parameters, float(np.quantile(own, trial.place)))
+        self._prior = ()
 
     def _add(self, name: str, parameters: Mapping[str, Value], value: float) -> None:
         """Add a trial from elsewhere, as far as its parameters lie within the space of today."""
@@ -133,7 +185,20 @@ def portfolio(plan: Plan, families: Sequence[str], *, shape: Shape) -> list[Conf
     return ordered
 
 
-def _key(name: str, parameters: Parameters) -> tuple[str, tuple[tuple[str, object], ...]]:
+def _by_pool(bets: Sequence[Configuration], families: Sequence[str]) -> list[Configuration]:
+    """Return bets pool by pool in the order of the families, so that frameworks are not started in turn."""
+    pools = list(dict.fromkeys(family(name).pool for name in families))
+    return sorted(bets, key=lambda bet: pools.index(family(bet[0]).pool))
+
+
+def _firsts(bets: Sequence[Configuration], *, without: set[str]) -> list[Configuration]:
+    """Return the first bet of each family, but of those left out."""
+    first = {name: (name, parameters) for name, parameters in reversed(bets) if name not in without}
+    return [bet for bet in bets if first.get(bet[0]) == bet]
+
+
+def key_of(name: str, parameters: Parameters) -> tuple[str, tuple[tuple[str, object], ...]]:
+    """Return what tells a configuration from all others."""
     return name, tuple(sorted(parameters.items()))
 
 
