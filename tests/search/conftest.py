@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def outcome(
     Args:
         data: The search's data.
         job: What the worker was asked for.
-        score: Of each fold; None where the fit fails. Predictions are the better the higher it is.
+        score: Of each fold, between 0 and 1; None where the fit fails. Predictions are the better the higher it is.
         noise: With the same noise, predictions differ in how good they are only; with another one, a blend helps.
         fold_s: What a fold takes.
         fields: Others of the result.
@@ -136,13 +137,14 @@ def outcome(
         return FitResult(number=number).model_copy(update=failed)
     for fold in job.folds:
         y = data.dataset.y[data.splits[fold].validation]
-        write_array(data.out_of_fold(number, fold), _guessed(y, data.n_classes, 5 * score - 2.5, seed=[noise, fold]))
+        write_array(data.out_of_fold(number, fold), _guessed(y, data.n_classes, score, seed=[noise, fold]))
     scored = tuple(FoldScore(fold=k, score=score, train_score=1.0, rounds=10, cost_s=fold_s) for k in job.folds)
     return FitResult(number=number, folds=scored, cost_s=cost_s).model_copy(update=fields)
 
 
-def _guessed(y: np.ndarray, n_classes: int, skill: float, *, seed: list[int]) -> np.ndarray:
-    """Return predictions of that skill, float32 (n_rows[, n_classes])."""
+def _guessed(y: np.ndarray, n_classes: int, score: float, *, seed: list[int]) -> np.ndarray:
+    """Return predictions whose area under the ROC curve is about that score, float32 (n_rows[, n_classes])."""
+    skill = NormalDist().inv_cdf(score)
     noise = np.random.default_rng(seed).normal(size=(len(y), max(n_classes, 1)))
     if not n_classes:
         return (skill * y + y.std() * noise[:, 0]).astype(np.float32)

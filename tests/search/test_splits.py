@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from factory.data.dataset import Dataset
 from factory.errors import InvalidData, InvalidRequest, NotFound
-from factory.search.splits import CROSS_VALIDATION_ROWS, Split, evaluation_share, folds, set_aside
+from factory.search.splits import AUTO_FOLDS, Split, evaluation_share, folds, set_aside
 from factory.spec import AutoValidation, CrossValidation, GroupSplit, Holdout, Task, TimeSplit, Validation
 
 from .conftest import make_dataset, make_frame
@@ -99,10 +99,18 @@ def test_no_fold_is_empty() -> None:
     assert [len(split.validation) for split in made] == [1] * 15
 
 
-@pytest.mark.parametrize(("n_rows", "expected"), [(CROSS_VALIDATION_ROWS, 5), (CROSS_VALIDATION_ROWS + 1, 1)])
-def test_auto_takes_folds_where_rows_are_few(n_rows: int, expected: int) -> None:
+@pytest.mark.parametrize("n_rows", [240, 12_000])
+def test_auto_makes_the_same_folds_whatever_the_size(n_rows: int) -> None:
+    """The race decides how many of them are used."""
     made = folds(make_dataset(n_rows=n_rows), AutoValidation(), seed=0)
-    assert len(made) == expected
+    assert len(made) == AUTO_FOLDS
+
+
+def test_groups_make_as_many_folds_as_there_are_groups_at_most() -> None:
+    frame = make_frame(120)
+    assert len(folds(make_dataset(frame=frame), GroupSplit(column="shop"), seed=0)) == AUTO_FOLDS
+    few = make_dataset(frame=frame.assign(shop=[f"shop {i % 3}" for i in range(120)]))
+    assert len(folds(few, GroupSplit(column="shop"), seed=0)) == 3
 
 
 @pytest.mark.parametrize(

@@ -82,16 +82,20 @@ class Probe(Family):
         skill = float("nan") if does == "nan" else float(parameters["skill"])
         model = ProbeModel(skill, context.n_classes, float(train.y.mean()))
         model.rounds = context.rounds or 10
-        if does == "hurry":
-            model.learning_rate = 0.5 if context.raises_rate else None
-            model.rounds = round(100 * (model.learning_rate or parameters.get("learning_rate", 0)))
-        return model
+        return hurried(model, parameters, context) if does == "hurry" else model
 
     def load(self, folder: Path):
         return ProbeModel(*json.loads((folder / "probe.json").read_text()))
 
     def memory_mb(self, *, n_rows, n_columns, n_classes, parameters):
         return 1.0
+
+
+def hurried(model, parameters, context):
+    """Raise the learning rate where that is allowed, and say by the rounds at what rate the model was fitted."""
+    model.learning_rate = 0.5 if context.raises_rate else None
+    model.rounds = round(100 * (model.learning_rate or parameters.get("learning_rate", 0)))
+    return model
 
 
 class OtherPoolProbe(Probe):
