@@ -1,7 +1,8 @@
-"""The whole search without Ray: trials, blend, refits, going on after an interruption."""
+"""The whole search without Ray: first folds, further ones, blend, refits, going on after an interruption."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 from factory.data.preparation import Preparation
 from factory.errors import TrainingFault
 from factory.families.base import Deadline
+from factory.ledger import Ledger
 from factory.search.engine import RaySession, SearchResult, search
+from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
-from factory.search.trial import TrialData, preparation_folder
 from factory.settings import Settings
 from factory.spec import Task, Trial, TrialState
 
-from .conftest import make_data, make_dataset, make_test_plan
+from .conftest import make_data, make_dataset, make_request, make_test_plan
 
 SMALL = {"time_s": 15}
 """Below :data:`factory.search.engine.INLINE_S`."""
@@ -47,13 +49,19 @@ def run(
 
 
 def predicted(data: TrialData, result: SearchResult) -> np.ndarray:
-    """Predict all rows with the parts, as a bundle does."""
+    """Predict all rows with the blend's parts, as a bundle does."""
     total: Any = 0
-    for part in result.parts:
-        preparation = Preparation.load(preparation_folder(data, part.fold))
-        model = family(part.trial.family).load(part.folder)
-        total = total + part.weight * model.predict(preparation.transform(data.dataset.frame))
+    for number, weight in result.blend.weights.items():
+        for part in result.parts[number]:
+            model = family(part.trial.family).load(part.folder)
+            table = Preparation.load(part.preparation).transform(data.dataset.frame)
+            total = total + weight * part.share * model.predict(table)
     return np.asarray(total)
+
+
+def written(data: TrialData) -> dict[Path, int]:
+    """Return the files of all trials, with the time they were written at."""
+    return {p: p.stat().st_mtime_ns for p in (data.workspace / "trials").rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -62,22 +70,47 @@ def test_a_small_search_runs_inline_to_a_blend(task: Task, tmp_path: Path) -> No
     data = make_data(tmp_path, dataset=make_dataset(task), plan=plan)
     recorded: list[Trial] = []
     result = run(plan, data, record=recorded.append)
-    assert [t.family for t in result.trials] == ["constant", "linear", "lightgbm"]
-    assert [(t.number, t.finished) for t in recorded] == [(n, end) for n in range(3) for end in (False, True)]
-    assert recorded[1::2] == list(result.trials)
-    assert result.best.score == max(t.score or -np.inf for t in result.trials)
-    assert result.blend.score >= (result.best.score or 0) - 1e-6
-    assert sum(part.weight for part in result.parts) == pytest.approx(1)
-    assert sorted({part.fold for part in result.parts}) == [0, 1, 2, 3, 4]
+    assert len(result.trials) == 3
+    assert {t.state for t in result.trials} == {TrialState.SUCCEEDED}
+    for number in range(3):
+        states = [t for t in recorded if t.number == number]
+        assert [t.folds for t in states[:2]] == [(), (0,)]
+        assert [t.finished for t in states] == [False] + [True] * (len(states) - 1)
+        assert all(set(a.folds) < set(b.folds) for a, b in itertools.pairwise(states))
+        assert states[-1] == result.trials[number]
     assert plan.metric.score(data.dataset.y, predicted(data, result)) > result.blend.score
+
+
+def test_the_chosen_get_all_folds_and_make_the_blend(tmp_path: Path) -> None:
+    plan = make_test_plan("constant", "linear", "lightgbm", budget=SMALL | {"trials": 3})
+    data = make_data(tmp_path, plan=plan)
+    result = run(plan, data)
+    chosen = [t for t in result.trials if len(t.folds) > 1]
+    assert {t.folds for t in chosen} == {tuple(range(8))}
+    assert {t.folds for t in result.trials if t not in chosen} == {(0,)}
+    assert list(result.candidates.predictions) == [t.number for t in chosen]
+    assert set(result.blend.weights) <= set(result.candidates.predictions)
+    assert result.folds == tuple(range(8))
+    for target, k in zip(result.candidates.targets, result.folds, strict=True):
+        np.testing.assert_array_equal(target, data.dataset.y[data.splits[k].validation])
+    for trial in chosen:
+        shown = result.candidates.predictions[trial.number]
+        scores = [plan.metric.score(y, p.astype(float)) for y, p in zip(result.candidates.targets, shown, strict=True)]
+        assert scores == pytest.approx(trial.fold_scores, abs=1e-4)
+        assert [(part.fold, part.share) for part in result.parts[trial.number]] == [(k, 1 / 8) for k in range(8)]
+        assert result.blend.score >= trial.score - 1e-4
 
 
 def test_a_holdout_is_refitted_on_all_rows(tmp_path: Path) -> None:
     plan = make_test_plan("linear", "lightgbm", budget=SMALL | {"trials": 3}, validation={"kind": "holdout"})
     data = make_data(tmp_path, plan=plan)
     result = run(plan, data)
-    assert {part.fold for part in result.parts} == {None}
-    assert all(part.folder.name == "refit" for part in result.parts)
+    assert {t.folds for t in result.trials} == {(0,)}
+    assert set(result.parts) == {0, 1, 2}
+    for number, (part,) in result.parts.items():
+        refitted = number in result.blend.weights
+        assert (part.fold, part.share) == (None if refitted else 0, 1.0)
+        assert part.folder.name == ("refit" if refitted else "fold-0")
     assert predicted(data, result).shape == (len(data.dataset), 2)
 
 
@@ -86,8 +119,10 @@ def test_time_ends_a_search(tmp_path: Path) -> None:
     deadline = Deadline.after(5.5)
     result = run(plan, make_data(tmp_path, plan=plan), left_s=5.5)
     assert deadline.left_s > -0.5
-    assert len(result.trials) > 7
-    assert {t.origin for t in result.trials} == {"portfolio", "search"}
+    assert len(result.trials) >= 3
+    assert all(t.folds[:1] == (0,) for t in result.trials if t.folds)
+    assert {t.state for t in result.trials} <= {TrialState.SUCCEEDED, TrialState.PRUNED}
+    assert sum(t.cost_s for t in result.trials) < 6.5
 
 
 def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
@@ -103,22 +138,56 @@ def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(plan, data, record=recording)
     killed = ledger[2].model_copy(update={"state": TrialState.KILLED})
-    before = {p: p.stat().st_mtime_ns for n in (0, 1) for p in Path(ledger[n].artifacts or "").rglob("*.npy")}
-    assert len(before) == 2
+    before = written(data)
     result = run(plan, data, history=[ledger[0], ledger[1], killed])
-    assert list(result.trials[:3]) == [ledger[0], ledger[1], killed]
+    assert result.trials[2] == killed
     assert [t.number for t in result.trials[3:]] == [3]
     assert result.trials[3].parameters == killed.parameters
-    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert before.items() <= written(data).items()
     whole = run(plan, make_data(tmp_path / "whole", plan=plan))
-    assert [t.score for t in whole.trials[:2]] == [t.score for t in result.trials[:2]]
+    assert [t.fold_scores for t in whole.trials[:2]] == [t.fold_scores for t in result.trials[:2]]
+
+
+def test_a_search_interrupted_among_its_folds_fits_the_missing_ones_only(tmp_path: Path) -> None:
+    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 15, "trials": 3})
+    data = make_data(tmp_path, plan=plan)
+    ledger: dict[int, Trial] = {}
+
+    def recording(trial: Trial) -> None:
+        ledger[trial.number] = Trial.model_validate(json.loads(trial.model_dump_json()))
+        if len(trial.folds) > 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(plan, data, record=recording)
+    before = written(data)
+    result = run(plan, data, history=list(ledger.values()))
+    assert before.items() <= written(data).items()
+    whole = run(plan, make_data(tmp_path / "whole", plan=plan))
+    assert [(t.folds, t.fold_scores) for t in result.trials] == [(t.folds, t.fold_scores) for t in whole.trials]
+    assert result.blend == whole.blend
 
 
 def test_failed_trials_do_not_end_the_search(tmp_path: Path, probe: None) -> None:
     plan = make_test_plan("probe", "constant", spaces={"probe": {"does": "raise"}}, budget=SMALL | {"trials": 3})
     result = run(plan, make_data(tmp_path, plan=plan))
-    assert [t.state for t in result.trials] == [TrialState.FAILED, TrialState.SUCCEEDED, TrialState.FAILED]
-    assert set(result.blend.weights) == {1}
+    assert [t.state for t in result.trials] == [TrialState.SUCCEEDED, TrialState.FAILED, TrialState.FAILED]
+    assert set(result.blend.weights) == {0}
+
+
+def test_a_trial_that_fails_on_a_further_fold_leaves_a_model_all_the_same(tmp_path: Path, probe: None) -> None:
+    """With a real ledger, which refuses what a finished trial may not become."""
+    spaces = {"probe": {"does": "raise_later", "skill": 0.6}}
+    plan = make_test_plan("probe", spaces=spaces, budget=SMALL | {"trials": 2})
+    data = make_data(tmp_path, plan=plan)
+    with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
+        request_id = ledger.create_request(make_request()).id
+        result = run(plan, data, record=lambda trial: ledger.record_trial(request_id, trial))
+        assert ledger.trials(request_id) == list(result.trials)
+    (trial,) = result.trials
+    assert (trial.state, trial.folds) == (TrialState.SUCCEEDED, (0,))
+    assert [(part.fold, part.share) for part in result.parts[0]] == [(0, 1.0)]
+    assert result.folds == (0,)
 
 
 def test_a_search_without_a_model_says_why(tmp_path: Path, probe: None) -> None:
@@ -131,7 +200,8 @@ def test_lost_predictions_leave_a_trial_out_of_the_blend(tmp_path: Path) -> None
     plan = make_test_plan("constant", "linear", budget=SMALL | {"trials": 2})
     data = make_data(tmp_path, plan=plan)
     result = run(plan, data)
-    (Path(result.trials[1].artifacts or "") / "out_of_fold.npy").unlink()
+    assert set(result.blend.weights) == {1}
+    data.out_of_fold(1, 0).unlink()
     again = run(plan, data, history=result.trials)
     assert set(again.blend.weights) == {0}
 
