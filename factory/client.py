@@ -131,8 +131,8 @@ class Fitted(Predictor):
     @property
     def leaderboard(self) -> pd.DataFrame:
         """The trials, the best first: family, framework, score, training score, cost, weight in the blend."""
-        result = self.outcome.results[0]
-        rows = leaderboard(result.trials, weights=result.blend.weights)
+        made = self.outcome.made[0]
+        rows = leaderboard(made.trials, weights=made.weights)
         return pd.DataFrame([row.model_dump() for row in rows])
 
     def report(self) -> Report:

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,28 +22,19 @@ from factory.ledger import Ledger, RequestRecord
 from factory.search.cluster import local_cpus
 from factory.search.engine import RaySession, SearchResult, search
 from factory.search.plan import Plan, check_request, make_plan
+from factory.search.transfer import Transfer
 from factory.settings import Settings
-from factory.spec import (
-    Recipe,
-    RequestState,
-    Trial,
-    TrialState,
-    Variant,
-    VariantRequest,
-)
+from factory.spec import Recipe, RequestState, Trial, TrialState, Variant, VariantRequest
 from factory.variants.bundle import Bundle
-from factory.variants.delivery import (
-    Appraisal,
-    Baseline,
-    appraise,
-    appraised,
-    constant_baseline,
-    evidence_files,
-    model_card,
-)
+from factory.variants.delivery import Baseline
+from factory.variants.fanout import Failed, fan_out
 from factory.variants.gates import Verdict
+from factory.variants.making import Made, Order, finish
 from factory.variants.material import Material, Unit, divide, gather
+from factory.variants.origin import Origin, made_again, origin_of
+from factory.variants.reference import resolve
 from factory.variants.registry import Registry
+from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +43,8 @@ POOLED_SHARE = 0.4
 FINISH_SHARE, FINISH_LEAST_S, FINISH_MOST_S = 0.12, 3.0, 20.0
 """Part of the budget kept for bundle, scores, gate and registration; measured 2 to 5 s for one variant."""
 LEAST_SEARCH_S = 5.0
+NAMED = 5
+"""Variants that a message names; more are told by their number."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +64,20 @@ Listener = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a request came to: its variants, each with its verdict and whether it was promoted."""
+    """What a request came to.
+
+    Attributes:
+        variants: All of the request, the pooled one first; also those that an interrupted attempt has made.
+        verdicts: Of those that this attempt made.
+        made: What this attempt made, with trials and weights.
+        pooled_segments: Segments that the pooled variant serves.
+    """
 
     request_id: str
     state: RequestState
     variants: tuple[Variant, ...]
     verdicts: tuple[Verdict, ...]
-    results: tuple[SearchResult, ...]
+    made: tuple[Made, ...]
     pooled_segments: tuple[str, ...] = ()
 
 
@@ -86,9 +86,11 @@ def submit(document: object, *, ledger: Ledger, settings: Settings, retry_of: st
 
     Raises:
         InvalidRequest: with one detail for each problem; nothing is stored.
-        NotFound: the recipe does not exist.
+        NotFound: the recipe or the parent does not exist.
     """
     request, _ = check_request(document, settings=settings)
+    if request.parent is not None and request.making != "cold":
+        resolve(request.parent, ledger=ledger)  # refused now rather than when the data are read
     record = ledger.create_request(request, retry_of=retry_of)
     ledger.reach(record.id, RequestState.QUEUED, "Waiting for a driver.")
     return ledger.request(record.id)
@@ -164,37 +166,53 @@ class _Making:
         validation = self.request.validation or self.recipe.validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
         plan = make_plan(self.request, self.recipe, material.dataset.task)
-        units, pooled = divide(material, plan, workspace=self.workspace, note=self.note)
-        self.reach(RequestState.SEARCHING, self.search_message(material, plan, units))
+        pooled, units, thin = divide(material, plan, workspace=self.workspace, note=self.note)
+        origin, pooled = origin_of(
+            self.id,
+            pooled,
+            plan,
+            ledger=self.ledger,
+            registry=self.registry,
+            settings=self.settings,
+            note=self.note,
+        )
+        self.reach(RequestState.SEARCHING, self.search_message(material, plan, pooled, len(units), origin))
         with self.registry_warming_up():
-            for position, unit in enumerate(units):
-                unit.result = self.search(unit, plan, share=self.share(position, len(units)))
+            result = self.search(pooled, plan, origin, share=POOLED_SHARE if units else 1.0)
+        segments = self.segments(units, pooled, result, plan, material) if units else {}
         self.reach(RequestState.EVALUATING, "Scoring the best blend on rows that the search has not seen.")
-        judged = [self.deliver(unit, plan, material) for unit in units]
-        passed = [variant for variant, appraisal in judged if appraisal.verdict.passed]
+        made = [self.deliver(finish(self.order(pooled, plan, material, origin), result)), *segments.values()]
+        mine = {one.variant.name for one in made}
+        earlier = [v for v in self.ledger.variants(request_id=self.id) if v.name not in mine]
+        variants = [*(one.variant for one in made), *earlier]
+        passed = [variant for variant in variants if variant.state == "registered"]
         end = RequestState.REGISTERED if passed else RequestState.REJECTED
-        names = ", ".join(f"{v.name}/{v.version}" for v in passed)
+        names = ", ".join(f"{v.name}/{v.version}" for v in passed[:NAMED]) + (", ..." if len(passed) > NAMED else "")
         self.reach(end, f"Registered {names}." if passed else "No variant passed its gate; champions stay.")
         return Outcome(
             request_id=self.id,
             state=end,
-            variants=tuple(variant for variant, _ in judged),
-            verdicts=tuple(appraisal.verdict for _, appraisal in judged),
-            results=tuple(unit.result for unit in units if unit.result is not None),
-            pooled_segments=pooled,
+            variants=tuple(variants),
+            verdicts=tuple(one.verdict for one in made),
+            made=tuple(made),
+            pooled_segments=(*thin, *(u.segment for u in units if u.segment not in {v.segment for v in variants})),
         )
 
     # --- searching -----------------------------------------------------------
 
-    def share(self, position: int, n_units: int) -> float:
-        """Part of the remaining search time that a unit gets."""
-        if n_units == 1:
-            return 1.0
-        return POOLED_SHARE if position == 0 else 1 / (n_units - position)
-
-    def search(self, unit: Unit, plan: Plan, *, share: float) -> SearchResult:
+    def search(self, unit: Unit, plan: Plan, origin: Origin, *, share: float) -> SearchResult:
         left_s = max(self.deadline.left_s - self.finish_s, LEAST_SEARCH_S)
         unit.data.workspace.mkdir(parents=True, exist_ok=True)
+        if not origin.searched:
+            return made_again(
+                origin,
+                unit,
+                plan,
+                settings=self.settings,
+                deadline=Deadline.after(left_s),
+                record=self.record,
+                history=self.history(unit.segment),
+            )
         result = search(
             plan,
             unit.data,
@@ -204,6 +222,8 @@ class _Making:
             deadline=Deadline.after(left_s * share),
             record=self.record,
             segment=unit.segment,
+            seeds=origin.transfer.seeds,
+            prior=origin.transfer.prior,
         )
         for family, reason in result.skipped.items():
             self.note("search", f"{family} was left out: {reason}.")
@@ -224,15 +244,20 @@ class _Making:
         self.ledger.record_trial(self.id, trial)
         self.tell(f"trial {trial.number} ({trial.family}) {trial.state}", trial=trial, segment=trial.segment)
 
-    def search_message(self, material: Material, plan: Plan, units: list[Unit]) -> str:
-        data = units[0].data
+    def search_message(self, material: Material, plan: Plan, pooled: Unit, n_segments: int, origin: Origin) -> str:
+        data = pooled.data
+        if not origin.searched and origin.parent is not None:
+            return (
+                f"Making {origin.parent.name}/{origin.parent.version} again ({origin.kind}) on "
+                f"{len(data.dataset.y):,} rows; {len(pooled.unseen.y):,} rows are set aside for the gate."
+            )
         folds_text = "a holdout" if len(data.splits) == 1 else f"{len(data.splits)} folds"
-        more = f", {len(units) - 1} segments" if len(units) > 1 else ""
+        more = f", {n_segments} segments" if n_segments else ""
         families = f"{len(plan.families)} families" if len(plan.families) > 1 else f"the family {plan.families[0]}"
         return (
             f"Searching {families} on {len(data.dataset.y):,} rows and "
             f"{material.dataset.frame.shape[1]} columns ({plan.task}, {plan.metric.label}, {folds_text}{more}); "
-            f"{len(units[0].unseen.y):,} rows are set aside for the gate."
+            f"{len(pooled.unseen.y):,} rows are set aside for the gate."
         )
 
     @contextmanager
@@ -252,64 +277,95 @@ class _Making:
             # It comes up again, and is then the request's end, if it still holds at registration.
             log.warning("request %s: %s", self.id, error.message)
 
+    # --- segments ------------------------------------------------------------
+
+    def segments(
+        self, units: list[Unit], pooled: Unit, result: SearchResult, plan: Plan, material: Material
+    ) -> dict[str, Made]:
+        """Make the segments' variants over the cluster, seeded by the pooled search; one that fails ends no other.
+
+        All of them are judged at once, as they come, so each gate asks for a confidence that lets one of them pass by
+        luck no more often than a single gate would (Bonferroni).
+        """
+        origin = Origin("warm_start", transfer=Transfer(seeded_by=(self.id,)))
+        done = {v.segment for v in self.ledger.variants(request_id=self.id)}
+        confidence = 1 - (1 - plan.gates.confidence) / len(units)
+        stricter = replace(plan, gates=plan.gates.model_copy(update={"confidence": confidence}))
+        orders = [
+            SegmentOrder(
+                order=self.order(unit, stricter, material, origin),
+                lent=None if unit.rows is None else lend(pooled.data, result, unit.rows),
+                seeds=seeds_of(result),
+            )
+            for unit in units
+            if unit.segment not in done
+        ]
+        if done:
+            self.note("segment", f"{len(done)} segments were made by an earlier attempt.")
+        made: dict[str, Made] = {}
+        deadline = Deadline.after(max(self.deadline.left_s - self.finish_s, LEAST_SEARCH_S))
+        for given, outcome in fan_out(orders, ray=self.ray, settings=self.settings, deadline=deadline):
+            segment = given.order.lineage.segment
+            if isinstance(outcome, Failed):
+                self.note("segment", f"Segment {segment!r} is served by the pooled variant: {outcome.reason}")
+                continue
+            for trial in outcome.trials:
+                if trial.number < LENT_FROM:
+                    self.ledger.record_trial(self.id, trial)
+            made[segment] = self.deliver(outcome)
+            self.note("segment", f"{len(done) + len(made)} of {len(units)} segments are made: {segment!r}.")
+        return made
+
     # --- delivering ----------------------------------------------------------
 
-    def deliver(self, unit: Unit, plan: Plan, material: Material) -> tuple[Variant, Appraisal]:
-        """Judge a unit's blend, register it, and promote it if its gate says yes."""
-        if unit.result is None:
-            raise SystemFault(f"The search of {unit.name} left no result.", hint="Run the request again.")
-        result, baseline = unit.result, self.baseline(unit, plan)
-        lineage = self.lineage(unit, plan, material)
-        appraisal = appraise(
-            result,
+    def order(self, unit: Unit, plan: Plan, material: Material, origin: Origin) -> Order:
+        """Return everything that the making of a variant needs."""
+        used = set(unit.data.dataset.frame.columns)
+        return Order(
+            lineage=self.lineage(unit, plan, material, origin),
             plan=plan,
             data=unit.data,
             unseen=unit.unseen,
-            baseline=baseline,
+            champion=self.champion(unit, plan),
             findings=material.findings,
-            ignored=material.ignored,
-            metadata={"variant": unit.name, "request": self.id, "recipe": plan.recipe.name},
-            folder=unit.data.workspace / "bundle",
-        )
-        variant = appraised(lineage, appraisal)
-        card = model_card(
-            variant,
-            appraisal,
-            result,
-            plan=plan,
-            baseline=baseline,
-            findings=material.findings,
+            ignored=tuple(
+                dict.fromkeys(c for c in (*material.ignored, *material.dataset.frame.columns) if c not in used)
+            ),
             profile=material.profile,
             features=material.dataset.features,
-            example=unit.unseen.frame,
+            memory=origin.memory,
+            target=origin.transfer.target,
         )
-        files = evidence_files(card, result)
-        (unit.data.workspace / "card.html").write_text(files["card.html"], encoding="utf-8")
+
+    def deliver(self, made: Made) -> Made:
+        """Register a judged variant, and promote it if its gate says yes; return it with its version."""
         variant = self.registry.register(
-            appraisal.folder,
-            variant=variant,
-            example=unit.unseen.frame.head(3),
-            metrics={**appraisal.evaluation.scores, "latency_ms": appraisal.latency_ms, "size_mb": appraisal.size_mb},
-            parameters={"families": ",".join(plan.families), "validation": plan.validation.kind, "seed": variant.seed},
-            curves={f"{t.number}-{t.family}": t.curve for t in result.trials if t.number in appraisal.weights},
-            files=files,
-            description=appraisal.verdict.sentence,
+            made.folder,
+            variant=made.variant,
+            example=made.example,
+            metrics=made.registration.metrics,
+            parameters=made.registration.parameters,
+            curves=made.registration.curves,
+            files=made.registration.files,
+            description=made.verdict.sentence,
         )
         variant = self.ledger.record_variant(variant)
-        self.note("frontier", f"{variant.name}/{variant.version}: {appraisal.frontier.sentence}")
-        self.note("gate", f"{variant.name}/{variant.version}: {appraisal.verdict.sentence}")
-        if appraisal.verdict.passed:
-            self.promote(variant, appraisal)
-        return variant, appraisal
+        self.note("frontier", f"{variant.name}/{variant.version}: {made.trade}")
+        self.note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}")
+        if made.verdict.passed:
+            self.promote(variant, made)
+        return replace(made, variant=variant)
 
-    def lineage(self, unit: Unit, plan: Plan, material: Material) -> Variant:
+    def lineage(self, unit: Unit, plan: Plan, material: Material, origin: Origin) -> Variant:
         """Return the variant before it was scored: where it comes from."""
+        parent = f"{origin.parent.name}/{origin.parent.version}" if origin.parent else self.request.parent
         features = material.dataset.features
         return Variant(
             name=unit.name,
             version=0,
             request_id=self.id,
             segment=unit.segment,
+            kind=origin.kind,
             task=plan.task,
             metric=plan.metric.name,
             score=0.0,
@@ -321,12 +377,12 @@ class _Making:
             bundle_digest="",
             feature_service=features.service if features else None,
             feature_service_digest=features.digest if features else None,
-            parent=self.request.variant if unit.segment else self.request.parent,
+            parent=self.request.variant if unit.segment else parent,
+            seeded_by=origin.transfer.seeded_by,
             seed=self.request.seed,
-            cost_s=round(sum(t.cost_s for t in unit.result.trials), 2) if unit.result else 0.0,
         )
 
-    def promote(self, variant: Variant, appraisal: Appraisal) -> None:
+    def promote(self, variant: Variant, made: Made) -> None:
         """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes."""
         wish = self.request.deployment
         if wish.as_ == "none":
@@ -337,15 +393,15 @@ class _Making:
             alias,
             variant.version,
             who=f"request {self.id}",
-            why=appraisal.verdict.sentence,
-            evidence=appraisal.comparison.model_dump(mode="json"),
+            why=made.verdict.sentence,
+            evidence=made.comparison.model_dump(mode="json"),
         )
         self.registry.set_alias(variant.name, alias, variant.version)
         self.ledger.set_deployment(variant.name, wish, version=variant.version)
         self.note("alias", f"{variant.name}/{variant.version} is {alias} now.")
 
-    def baseline(self, unit: Unit, plan: Plan) -> Baseline:
-        """Return what the gate compares with: the champion where there is one and the gates want it."""
+    def champion(self, unit: Unit, plan: Plan) -> Baseline | None:
+        """Return the champion's predictions of the gate's rows; None where a constant is to be beaten."""
         version = self.ledger.alias(unit.name, "champion")
         if plan.gates.baseline != "constant" and version is not None:
             champion = self.ledger.variant(unit.name, version)
@@ -359,7 +415,7 @@ class _Making:
             self.note(
                 "gate", f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."
             )
-        return constant_baseline(unit.data.dataset, unit.unseen)
+        return None
 
     # --- telling -------------------------------------------------------------
 

@@ -20,11 +20,11 @@ from rich.text import Text
 
 from factory.ledger import Ledger
 from factory.pipeline import Outcome, Progress
-from factory.search.engine import SearchResult
 from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.settings import Settings, load_settings
 from factory.spec import RequestState, Trial, TrialState, Variant, duration
+from factory.variants.making import Made
 from factory.variants.report import overfits
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -82,10 +82,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     out.print(drawn)
 
 
-def leaderboard(result: SearchResult, metric: Metric, *, most: int = 12) -> None:
+def leaderboard(made: Made, metric: Metric, *, most: int = 12) -> None:
     """Print the best trials of a search: score, gap to the training score, cost and weight in the blend."""
-    scored = sorted((t for t in result.trials if t.score is not None), key=lambda t: -(t.score or 0))
-    shown = _worth_a_line(scored, set(result.blend.weights), most)
+    scored = sorted((t for t in made.trials if t.score is not None), key=lambda t: -(t.score or 0))
+    shown = _worth_a_line(scored, set(made.weights), most)
     rows = [
         (
             t.number,
@@ -94,15 +94,15 @@ def leaderboard(result: SearchResult, metric: Metric, *, most: int = 12) -> None
             metric.display(t.score or 0),
             metric.display(t.train_score) + (" overfit?" if overfits(t) else "") if t.train_score is not None else "",
             f"{t.cost_s:.1f} s",
-            f"{result.blend.weights[t.number]:.0%}" if t.number in result.blend.weights else "",
+            f"{made.weights[t.number]:.0%}" if t.number in made.weights else "",
         )
         for t in shown
     ]
-    states = {s: sum(t.state is s for t in result.trials) for s in TrialState}
+    states = {s: sum(t.state is s for t in made.trials) for s in TrialState}
     counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
     columns = ("trial.", "family", "framework", metric.label + ".", "training.", "cost.", "weight.")
-    table(f"Leaderboard: {len(result.trials)} trials ({counts})", columns, rows)
-    out.print(f"[dim]Blend of {len(result.blend.weights)}: {metric.display(result.blend.score)} out of fold[/dim]")
+    table(f"Leaderboard: {len(made.trials)} trials ({counts})", columns, rows)
+    out.print(f"[dim]{made.trade}[/dim]")
 
 
 def _worth_a_line(scored: list[Trial], members: set[int], most: int) -> list[Trial]:
@@ -146,7 +146,7 @@ def end(result: Outcome, *, json: bool, following: Sequence[str], notes: Sequenc
         variants = {"variant": first, "variants": list(result.variants)}
         print_json({"request": result.request_id, "state": result.state, **variants})
         raise typer.Exit(exit_code(result.state))
-    leaderboard(result.results[0], Metric(first.metric, first.task))
+    leaderboard(result.made[0], Metric(first.metric, first.task))
     outcome(result)
     for note in notes:
         out.print(note)

@@ -125,7 +125,7 @@ def _order(document: dict[str, object], settings: Settings, ledger: Ledger) -> O
     with ProgressLine() as line:
         result = produce(record.id, ledger=ledger, settings=settings, listen=line)
     first = result.variants[0]
-    leaderboard(result.results[0], Metric(first.metric, first.task))
+    leaderboard(result.made[0], Metric(first.metric, first.task))
     outcome(result)
     if result.state is not RequestState.REGISTERED:
         raise typer.Exit(exit_code(result.state))

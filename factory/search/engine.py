@@ -19,6 +19,7 @@ import numpy as np
 
 from factory.errors import TrainingFault
 from factory.families.base import Deadline
+from factory.search.calibration import Calibration
 from factory.search.cluster import Cluster, local_cpus, session
 from factory.search.ensemble import Blend, Candidates, greedy
 from factory.search.history import Proposer
@@ -27,7 +28,7 @@ from factory.search.plan import Plan, family
 from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
 from factory.search.samples import preparation_folder
-from factory.search.study import Configuration
+from factory.search.study import Configuration, Prior
 from factory.search.trial import TrialRunner
 from factory.search.tune import run_tune
 from factory.settings import Settings
@@ -69,16 +70,20 @@ class SearchResult:
     Attributes:
         trials: All of them, by number.
         candidates: Out-of-fold predictions of those that a blend may be made of.
+        folds: Positions of the folds that these are of.
         blend: The best blend of the candidates by these predictions.
         parts: Candidate → its models; their shares sum to 1.
         skipped: Family → why it was left out.
+        calibration: Of a variant that was made again without a search; there are no candidates then.
     """
 
     trials: tuple[Trial, ...]
     candidates: Candidates
+    folds: tuple[int, ...]
     blend: Blend
     parts: dict[int, tuple[Part, ...]]
     skipped: dict[str, str]
+    calibration: Calibration | None = None
 
 
 class RaySession:
@@ -118,6 +123,7 @@ def search(
     record: Callable[[Trial], None],
     segment: str = "",
     seeds: Sequence[Configuration] = (),
+    prior: Prior | None = None,
 ) -> SearchResult:
     """Search until the deadline or the trials are used up, and return the best blend.
 
@@ -131,6 +137,7 @@ def search(
         record: Called with each trial when it starts and when it ends.
         segment: Value of the segment, empty for the pooled data.
         seeds: Configurations to try first.
+        prior: What other searches found, for the proposals after the first bets.
 
     Raises:
         TrainingFault: no trial succeeded; names the reasons.
@@ -147,18 +154,19 @@ def search(
         record=record,
         segment=segment,
         seeds=seeds,
+        prior=prior,
     )
     executor = _Executor(plan, data, ray=ray, settings=settings)
     executor.run(proposer, name=f"search-{segment or 'pooled'}", small=_is_small(plan, left_s))
     trials = tuple(proposer.trials[number] for number in sorted(proposer.trials))
-    candidates = _candidates(data, trials)
+    candidates, common = _candidates(data, trials)
     blend = greedy(data.metric, candidates.targets, candidates.predictions)
     if refits:
         executor.run(
             RefitProposer(data, proposer.trials, blend, deadline), name="refit", small=ray is None or not ray.connected
         )
     parts = {n: _parts(data, proposer.trials[n]) for n in candidates.predictions}
-    return SearchResult(trials, candidates, blend, parts, dict(proposer.skipped))
+    return SearchResult(trials, candidates, common, blend, parts, dict(proposer.skipped))
 
 
 def _is_small(plan: Plan, left_s: float) -> bool:
@@ -233,8 +241,8 @@ class _Alongside:
             raise self._error
 
 
-def _candidates(data: TrialData, trials: Sequence[Trial]) -> Candidates:
-    """Return the trials that can be blended, with their predictions of the rows that they have in common."""
+def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, tuple[int, ...]]:
+    """Return the trials that can be blended, with their predictions of the folds they share, and these folds."""
     folds = {t.number: tuple(k for k in t.folds if data.out_of_fold(t.number, k).is_file()) for t in trials if t.folds}
     folds = {number: done for number, done in folds.items() if 0 in done}
     if not folds:
@@ -244,11 +252,12 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> Candidates:
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
     members, common = common_folds(folds)
-    return Candidates(
+    candidates = Candidates(
         metric=data.metric,
         targets=tuple(data.dataset.y[data.splits[k].validation] for k in common),
         predictions={n: tuple(np.load(data.out_of_fold(n, k), allow_pickle=False) for k in common) for n in members},
     )
+    return candidates, common
 
 
 def _parts(data: TrialData, trial: Trial) -> tuple[Part, ...]:

@@ -17,7 +17,7 @@ from factory.data.dataset import Dataset
 from factory.families.base import Deadline
 from factory.search.metric import Metric
 from factory.search.splits import Split
-from factory.spec import CurvePoint, Document, Trial, TrialState
+from factory.spec import CurvePoint, Document, Task, Trial, TrialState
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,25 @@ class TrialData:
         """Return a fold's split; None is the refit on all rows."""
         everything = np.arange(len(self.dataset.y))
         return self.splits[index] if index is not None else Split(everything, everything[:0])
+
+    def part(self, rows: np.ndarray, *, workspace: Path) -> TrialData | None:
+        """Return the data of some rows with their part of each fold; None where a fold would be useless.
+
+        Args:
+            rows: Positions, ascending, (n_rows,).
+            workspace: Of the search over them.
+        """
+        place = np.full(len(self.dataset.y), -1)
+        place[rows] = np.arange(len(rows))
+        dataset = self.dataset.take(rows)
+        splits = []
+        for split in self.splits:
+            train, validation = (part[part >= 0] for part in (place[split.train], place[split.validation]))
+            n_classes = len(np.unique(dataset.y[validation]))
+            if len(validation) < 2 or (dataset.task is Task.BINARY and n_classes < 2):
+                return None
+            splits.append(Split(train, validation))
+        return TrialData(dataset, tuple(splits), self.metric, workspace, self.seed, shared=self.workspace)
 
     def folder_of(self, trial: int) -> Path:
         """Return where a trial's models and out-of-fold predictions lie."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,9 @@ from factory.data.loading import load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
 from factory.data.screening import Finding, Later, screen
 from factory.errors import Detail, InvalidData
-from factory.search.engine import SearchResult
+from factory.search.jobs import TrialData
 from factory.search.plan import Plan
 from factory.search.splits import folds, set_aside
-from factory.search.jobs import TrialData
 from factory.settings import Settings
 from factory.spec import Segments, Task, Validation, VariantRequest
 
@@ -50,7 +49,7 @@ class Material:
     ignored: tuple[str, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unit:
     """One variant to be made: the pooled one, or that of one segment.
 
@@ -59,14 +58,14 @@ class Unit:
         name: Of the registered model.
         data: What its search works on.
         unseen: Rows for its gate.
-        result: What its search found.
+        rows: Of a segment, its rows' positions in the pooled data, where its folds are parts of the pooled ones.
     """
 
     segment: str
     name: str
     data: TrialData
     unseen: Dataset
-    result: SearchResult | None = field(default=None)
+    rows: np.ndarray | None = None
 
 
 def gather(request: VariantRequest, validation: Validation, *, settings: Settings, note: Note) -> Material:
@@ -116,8 +115,8 @@ def _check_classes(dataset: Dataset, seen: np.ndarray) -> None:
             )
 
 
-def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tuple[list[Unit], tuple[str, ...]]:
-    """Return the variants to make, the pooled one first, and the segments that stay with it.
+def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tuple[Unit, list[Unit], tuple[str, ...]]:
+    """Return the pooled variant to make, those of the segments, and the segments that stay with the pooled one.
 
     Args:
         material: The request's data.
@@ -130,23 +129,29 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
     """
     for name in plan.gates.slices:
         material.dataset.column(name)  # refused now rather than after the search
-    units = [_unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled")]
+    pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled")
     if (segments := plan.request.segments) is None:
-        return units, ()
+        return pooled, [], ()
     values = material.dataset.column(segments.by).astype(str).to_numpy()
     taken: dict[str, str] = {}
-    pooled: list[str] = []
+    units: list[Unit] = []
+    thin: list[str] = []
     for value in sorted(set(values.tolist())):
-        seen = material.seen[values[material.seen] == value]
-        unseen = material.unseen[values[material.unseen] == value]
+        rows = np.flatnonzero(values[material.seen] == value)
+        seen, unseen = material.seen[rows], material.unseen[values[material.unseen] == value]
         if reason := _too_thin(segments, material.dataset, seen, unseen):
-            pooled.append(value)
+            thin.append(value)
             note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
             continue
         slug = _slug(value, taken)
         folder = workspace / f"segment-{slug}"
-        units.append(_unit(material, plan, seen, unseen, folder=folder, segment=value, slug=slug))
-    return units, tuple(pooled)
+        name = f"{plan.request.variant}.{slug}"
+        part = pooled.data.part(rows, workspace=folder)
+        if part is not None:
+            units.append(Unit(value, name, part, material.dataset.take(unseen), rows))
+        else:
+            units.append(replace(_unit(material, plan, seen, unseen, folder=folder), segment=value, name=name))
+    return pooled, units, tuple(thin)
 
 
 def _too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np.ndarray) -> str:
@@ -161,16 +166,7 @@ def _too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np
     return ""
 
 
-def _unit(
-    material: Material,
-    plan: Plan,
-    seen: np.ndarray,
-    unseen: np.ndarray,
-    *,
-    folder: Path,
-    segment: str = "",
-    slug: str = "",
-) -> Unit:
+def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, *, folder: Path) -> Unit:
     rows, seed = material.dataset.take(seen), plan.request.seed
     data = TrialData(
         dataset=rows,
@@ -179,8 +175,7 @@ def _unit(
         workspace=folder,
         seed=seed,
     )
-    name = f"{plan.request.variant}.{slug}" if slug else plan.request.variant
-    return Unit(segment, name, data, material.dataset.take(unseen))
+    return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 
 
 def _slug(segment: str, taken: dict[str, str]) -> str:

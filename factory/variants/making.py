@@ -1,0 +1,163 @@
+"""From a search to a judged variant, ready to be registered; the same in the driver and in a worker of the cluster.
+
+Everything that it takes goes in as an :class:`Order` and everything that the
+ledger and MLflow need comes out as a :class:`Made`, so that segments can be
+made anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from factory.data.dataset import Dataset, FeatureLineage
+from factory.data.profile import DatasetProfile
+from factory.data.screening import Finding
+from factory.search.engine import SearchResult
+from factory.search.jobs import TrialData
+from factory.search.plan import Plan
+from factory.search.transfer import first_fold_score, trials_to_parity
+from factory.spec import CurvePoint, Trial, Variant
+from factory.variants.delivery import (
+    Baseline,
+    Memory,
+    appraise,
+    appraised,
+    constant_baseline,
+    evidence_files,
+    model_card,
+)
+from factory.variants.gates import Verdict
+from factory.variants.resampling import Comparison
+
+
+@dataclass(frozen=True)
+class Order:
+    """One variant to be made.
+
+    Attributes:
+        lineage: The variant as far as it is known before its search.
+        plan: What is searched, with the gates that judge it.
+        data: What the search works on.
+        unseen: Rows for the gate.
+        champion: What is to be beaten; None for a constant.
+        findings: Of the screening.
+        ignored: Columns that a caller may send although the variant does not use them.
+        profile: Of the request's data.
+        features: Where the features come from; None for a plain table.
+        memory: Rows of the parent, where its models were trained on.
+        target: First-fold score that the search seeded by siblings is to reach; None where there is none.
+    """
+
+    lineage: Variant
+    plan: Plan
+    data: TrialData
+    unseen: Dataset
+    champion: Baseline | None
+    findings: tuple[Finding, ...]
+    ignored: tuple[str, ...]
+    profile: DatasetProfile
+    features: FeatureLineage | None
+    memory: Memory | None = None
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A variant that was made and judged, not registered yet.
+
+    Attributes:
+        variant: With its score, digest and verdict's state.
+        verdict: What the gate says.
+        comparison: Against the baseline.
+        trials: Of its search.
+        weights: Share of each trial, by its number.
+        trade: What the latency bound cost, for a person.
+        skipped: Family → why it was left out.
+        folder: The bundle.
+        example: Rows to show how it is called.
+        registration: Metrics, parameters, curves and files for MLflow.
+    """
+
+    variant: Variant
+    verdict: Verdict
+    comparison: Comparison
+    trials: tuple[Trial, ...]
+    weights: dict[int, float]
+    trade: str
+    skipped: dict[str, str]
+    folder: Path
+    example: pd.DataFrame
+    registration: Registration
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What MLflow keeps beside the model."""
+
+    metrics: dict[str, float]
+    parameters: dict[str, Any]
+    curves: dict[str, tuple[CurvePoint, ...]]
+    files: dict[str, str]
+
+
+def finish(order: Order, result: SearchResult) -> Made:
+    """Assemble, score and judge what a search found, and write its bundle and model card into the workspace."""
+    plan, data, unseen = order.plan, order.data, order.unseen
+    baseline = order.champion or constant_baseline(data.dataset, unseen)
+    cost_s = round(sum(t.cost_s for t in result.trials), 2)
+    lineage = order.lineage.model_copy(update={"cost_s": cost_s, "trials_to_parity": _parity(order, result)})
+    appraisal = appraise(
+        result,
+        plan=plan,
+        data=data,
+        unseen=unseen,
+        baseline=baseline,
+        findings=order.findings,
+        ignored=order.ignored,
+        metadata={"variant": lineage.name, "request": lineage.request_id, "recipe": plan.recipe.name},
+        folder=data.workspace / "bundle",
+        memory=order.memory,
+    )
+    variant = appraised(lineage, appraisal)
+    card = model_card(
+        variant,
+        appraisal,
+        result,
+        plan=plan,
+        baseline=baseline,
+        findings=order.findings,
+        profile=order.profile,
+        features=order.features,
+        example=unseen.frame,
+    )
+    files = evidence_files(card, result)
+    (data.workspace / "card.html").write_text(files["card.html"], encoding="utf-8")
+    cost = {"latency_ms": appraisal.latency_ms, "size_mb": appraisal.size_mb}
+    return Made(
+        variant=variant,
+        verdict=appraisal.verdict,
+        comparison=appraisal.comparison,
+        trials=result.trials,
+        weights=appraisal.weights,
+        trade=appraisal.frontier.sentence,
+        skipped=result.skipped,
+        folder=appraisal.folder,
+        example=unseen.frame.head(3),
+        registration=Registration(
+            metrics={**appraisal.evaluation.scores, **cost},
+            parameters={"families": ",".join(plan.families), "validation": plan.validation.kind, "seed": variant.seed},
+            curves={f"{t.number}-{t.family}": t.curve for t in result.trials if t.number in appraisal.weights},
+            files=files,
+        ),
+    )
+
+
+def _parity(order: Order, result: SearchResult) -> int | None:
+    if order.target is None:
+        return None
+    tried = [first_fold_score(trial) for trial in result.trials if trial.family != "constant"]
+    return trials_to_parity(tried, order.target, metric=order.data.metric)
