@@ -18,8 +18,8 @@ from factory.families.base import Deadline
 from factory.search.cluster import session
 from factory.search.engine import RaySession, SearchResult, search
 from factory.search.history import Proposer
+from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.trial import TrialData
 from factory.search.tune import OVERRUN_S, RECYCLE_SHARE, run_tune
 from factory.settings import Settings
 from factory.spec import Trial, TrialState
@@ -66,15 +66,16 @@ def run_in_workers(
     """Run a plan's trials in Ray's workers only, without the inline thread."""
     proposer = Proposer(
         plan=plan,
+        data=data,
         history=(),
         deadline=Deadline.after(left_s),
         parallel=parallel,
-        n_rows=len(data.dataset),
         record=lambda _: None,
     )
     run_tune(proposer, data, threads=1, memory_limit_mb=memory_limit_mb, name="test", on_first_end=lambda: None)
-    assert not proposer.running
-    return [proposer.trials[n] for n in sorted(proposer.trials)]
+    trials = [proposer.trials[n] for n in sorted(proposer.trials)]
+    assert all(t.finished for t in trials)
+    return trials
 
 
 def run(plan: Plan, data: TrialData, *, left_s: float) -> SearchResult:
@@ -108,7 +109,9 @@ def killing(notes: Path, what: str) -> Iterator[list[int]]:
 
 
 def configurations(result: SearchResult) -> list[tuple[Any, ...]]:
-    return [(t.number, t.family, t.parameters, t.seed, t.origin, t.state, t.fold_scores) for t in result.trials]
+    return [
+        (t.number, t.family, t.parameters, t.seed, t.origin, t.state, t.folds, t.fold_scores) for t in result.trials
+    ]
 
 
 def leaderboard(result: SearchResult) -> list[int]:
@@ -119,7 +122,8 @@ def leaderboard(result: SearchResult) -> list[int]:
 def test_the_same_seed_and_number_of_trials_give_the_same_search_twice(tmp_path: Path) -> None:
     families = ("constant", "linear", "lightgbm", "xgboost", "extra_trees")
     counted = {"time_s": 3600, "trials": 20}
-    plan = make_test_plan(*families, budget=counted, validation={"kind": "holdout"}, seed=11)
+    folds = {"kind": "cross_validation", "folds": 3}
+    plan = make_test_plan(*families, budget=counted, validation=folds, seed=11)
     results = []
     for name in ("one", "two"):
         data = make_data(tmp_path / name, dataset=make_dataset(n_rows=500), plan=plan, seed=11)
@@ -127,7 +131,8 @@ def test_the_same_seed_and_number_of_trials_give_the_same_search_twice(tmp_path:
     one, two = results
     assert len(one.trials) == 20
     assert sum(t.origin == "search" for t in one.trials) >= 7
-    assert {t.state for t in one.trials} <= {TrialState.SUCCEEDED, TrialState.PRUNED}
+    assert {t.state for t in one.trials} == {TrialState.SUCCEEDED}
+    assert {t.folds for t in one.trials} == {(0,), (0, 1, 2)}, "the chosen get all folds, the others none"
     assert configurations(one) == configurations(two)
     assert leaderboard(one) == leaderboard(two)
     assert one.blend == two.blend
@@ -135,13 +140,36 @@ def test_the_same_seed_and_number_of_trials_give_the_same_search_twice(tmp_path:
 
 def test_a_killed_worker_costs_its_trial_only(notes: Path, tmp_path: Path) -> None:
     spaces, counted = {"probe": {"does": "hang", "skill": 0.2}}, {"time_s": 3600, "trials": 5}
-    plan = make_test_plan("probe", "constant", "linear", spaces=spaces, budget=counted)
+    plan = make_test_plan(
+        "probe",
+        "constant",
+        "linear",
+        spaces=spaces,
+        budget=counted,
+        validation={"kind": "cross_validation", "folds": 3},
+    )
     with killing(notes, "hang") as killed:
         trials = run_in_workers(plan, make_data(tmp_path, plan=plan), left_s=3600)
     assert len(killed) == 1
-    assert [t.state for t in trials] == [TrialState.KILLED] + [TrialState.SUCCEEDED] * 5, "and nobody's place"
-    assert trials[0].family == "probe"
-    assert trials[0].reason == "Its worker process died, or ended itself since the trial did not end in time."
+    (lost,) = [t for t in trials if t.family == "probe"]
+    assert (lost.state, lost.folds) == (TrialState.KILLED, ())
+    assert lost.reason == "Its worker process died, or ended itself since the trial did not end in time."
+    others = [t for t in trials if t != lost]
+    assert [t.state for t in others] == [TrialState.SUCCEEDED] * 5, "and nobody's place"
+    assert {t.folds for t in others} == {(0,), (0, 1, 2)}
+
+
+def test_a_worker_killed_on_a_further_fold_costs_that_only(notes: Path, tmp_path: Path) -> None:
+    spaces, counted = {"probe": {"does": "stall_later", "skill": 0.9}}, {"time_s": 3600, "trials": 2}
+    folds = {"kind": "cross_validation", "folds": 3}
+    plan = make_test_plan("probe", "constant", spaces=spaces, budget=counted, validation=folds)
+    with killing(notes, "stall") as killed:
+        trials = run_in_workers(plan, make_data(tmp_path, plan=plan), left_s=3600, parallel=1)
+    assert len(killed) == 1
+    assert [(t.family, t.state, t.folds) for t in trials] == [
+        ("constant", TrialState.SUCCEEDED, (0,)),
+        ("probe", TrialState.SUCCEEDED, (0,)),
+    ]
 
 
 def test_workers_are_reused_and_kept_by_pool(notes: Path, tmp_path: Path) -> None:
@@ -181,13 +209,16 @@ def test_a_worker_that_hangs_ends_itself_with_the_search(notes: Path, tmp_path: 
     started = time.monotonic()
     trials = run_in_workers(plan, make_data(tmp_path, plan=plan), left_s=6)
     assert time.monotonic() - started < 6 + OVERRUN_S + 3
-    assert [t.state for t in trials] == [TrialState.KILLED]
+    assert {t.state for t in trials} == {TrialState.KILLED}
 
 
 def test_the_inline_trial_is_not_given_up_when_tune_ends_first(notes: Path, tmp_path: Path) -> None:
-    slow, portfolio = {"probe": {"does": "hang", "skill": 0.2}}, {"time_s": 40, "trials": 11}
-    plan = make_test_plan("probe", "constant", "linear", "lightgbm", "xgboost", spaces=slow, budget=portfolio)
-    result = run(plan, make_data(tmp_path, plan=plan, kind="cross_validation", folds=2), left_s=35)
+    """The second job is slow: Tune, which is up by then, does all others and ends before it."""
+    slow, portfolio = {"probe": {"does": "hang", "skill": 0.2}}, {"time_s": 40, "trials": 6}
+    folds = {"kind": "cross_validation", "folds": 2}
+    plan = make_test_plan("probe", "constant", "linear", "lightgbm", spaces=slow, budget=portfolio, validation=folds)
+    result = run(plan, make_data(tmp_path, plan=plan), left_s=35)
     assert set(processes(notes)) == {os.getpid()}
-    assert [t.state for t in result.trials] == [TrialState.SUCCEEDED] * 11
-    assert result.trials[0].cost_s > max(t.cost_s for t in result.trials[1:])
+    assert [t.state for t in result.trials] == [TrialState.SUCCEEDED] * 6
+    (probed,) = [t for t in result.trials if t.family == "probe"]
+    assert probed.cost_s > max(t.cost_s for t in result.trials if t != probed)
