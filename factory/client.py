@@ -159,6 +159,8 @@ def fit(
     budget_s: float | str | None = None,
     trials: int | None = None,
     metric: str | None = None,
+    making: str = "auto",
+    parent: str | None = None,
     seed: int = 0,
     settings: Settings | None = None,
     listen: Callable[[Progress], None] = lambda _: None,
@@ -174,6 +176,8 @@ def fit(
         budget_s: Wall seconds, or ``"60s"``, ``"5m"``, ``"1h"``; the recipe's default where not given.
         trials: Trials at most; with it the same seed gives the same trials.
         metric: Name of a scikit-learn scorer; the recipe's where not given.
+        making: ``cold``, ``warm_start``, ``refit``, ``incremental``, or ``auto``: with what siblings found, if any.
+        parent: Variant that it comes from, as ``team.name``, ``team.name@alias`` or ``team.name/version``.
         seed: The only source of randomness.
         settings: Where state is kept; from the environment where not given.
         listen: Told every state and every trial.
@@ -193,6 +197,8 @@ def fit(
         "recipe": recipe,
         "dataset": {**where, "target": target, **({"task": task} if task else {})},
         "seed": seed,
+        "making": making,
+        **({"parent": parent} if parent else {}),
         **({"budget": budget} if budget else {}),
         **({"metric": metric} if metric else {}),
     }

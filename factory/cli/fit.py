@@ -33,6 +33,12 @@ def fit(
     seed: Annotated[int, typer.Option(help="The only source of randomness.")] = 0,
     name: Annotated[str | None, typer.Option(help="team.name of the variant; from the file's name if empty.")] = None,
     metric: Annotated[str | None, typer.Option(help="scikit-learn scorer; the recipe's if empty.")] = None,
+    making: Annotated[
+        str, typer.Option(help="auto, cold, warm_start, refit or incremental; the last two make --parent again.")
+    ] = "auto",
+    parent: Annotated[
+        str | None, typer.Option(help="Variant that it comes from: team.name, team.name@alias or team.name/version.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make a variant from a table in this process: no controller, no queue."""
@@ -59,6 +65,8 @@ def fit(
             recipe=recipe,
             budget_s=budget,
             metric=metric,
+            making=making,
+            parent=parent,
             seed=seed,
             settings=settings,
             listen=line,

@@ -60,7 +60,8 @@ def show(name: Name, json: Json = False) -> None:
     if json:
         print_json({**plain(variant), "columns": columns, "members": members, "alias_history": history})
         return
-    rows = [(key, value) for key, value in plain(variant).items() if value not in (None, "")]
+    told = {**plain(variant), "blend": None, "seeded_by": ", ".join(variant.seeded_by)}
+    rows = [(key, value) for key, value in told.items() if value not in (None, "")]
     table(f"{variant.name}/{variant.version}", ("field", "value"), rows)
     table("Input columns", ("column", "type"), [(c["name"], c["type"]) for c in columns])
     table("Members", ("family", "weight."), [(m["family"], m["weight"]) for m in members])
@@ -85,6 +86,8 @@ def lineage(name: Name, json: Json = False) -> None:
         ("feature service", variant.feature_service),
         ("parent", variant.parent),
         ("kind", variant.kind),
+        ("seeded by", ", ".join(variant.seeded_by)),
+        ("trials to parity", variant.trials_to_parity),
         ("seed", variant.seed),
         ("bundle", variant.bundle_digest[:12]),
     ]

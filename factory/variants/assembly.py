@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from factory.data.preparation import Preparation
 from factory.families.base import Model
-from factory.search.calibration import calibrate
+from factory.search.calibration import Calibration, calibrate
 from factory.search.engine import Part
 from factory.search.ensemble import Candidates
 from factory.search.jobs import TrialData
@@ -24,6 +24,7 @@ def assemble(
     model: Callable[[Part], Model] | None = None,
     preparation: Callable[[Part], Preparation] | None = None,
     merge: Merge = merge_by_family,
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Return the bundle of a blend, calibrated on its out-of-fold predictions.
 
@@ -35,6 +36,7 @@ def assemble(
         model: Loads a part; from its folder where not given.
         preparation: Loads the one that a part needs; from its folder where not given.
         merge: Makes one model of a bag's.
+        calibration: To be used as it is; learned from the out-of-fold predictions where not given.
     """
     model = model or (lambda part: family(part.trial.family).load(part.folder))
     preparation = preparation or (lambda part: Preparation.load(part.preparation))
@@ -50,7 +52,8 @@ def assemble(
         columns=input_columns(data.dataset.frame, data.dataset.types),
         preparations=preparations,
         members=members,
-        calibration=calibrate(
+        calibration=calibration
+        or calibrate(
             candidates.metric, candidates.targets, candidates.blended(weights), bagged=len(pieces) > len(weights)
         ),
     )

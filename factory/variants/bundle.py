@@ -6,6 +6,7 @@
     preparations/<i>/       fitted preparations (JSON and npz)
     members/<i>/            models, each in its framework's own safe format
     background.json         a few training rows, for explanations
+    blueprint.json          what it takes to make the variant again on other rows
 
 A folder's digest is written in the ledger when the variant is made.  Before
 anything of the folder is read by a framework, :meth:`Bundle.load` checks that
@@ -35,6 +36,7 @@ from factory.families.base import Model
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric, centred
 from factory.search.plan import family
+from factory.search.remake import Blueprint
 from factory.spec import Document, Task
 from factory.variants.background import Background
 from factory.variants.inputs import BundleColumn, Columns, check_columns
@@ -79,12 +81,15 @@ class Member:
         model: The fitted model.
         preparation: Index of the preparation whose table it sees.
         weight: Its share in the blend; the weights of a bundle sum to 1.
+        bag: The bag that it comes from, by the number of its trial; not known of a loaded bundle, whose blueprint
+            says it.
     """
 
     family: str
     model: Model
     preparation: int
     weight: float
+    bag: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,12 @@ def joined(
     places = {digest: i for i, digest in enumerate(preparations)}
     total = sum(piece.weight for piece in pieces)
     members = []
-    for (_, digest, _), group in groups.items():
+    for (bag, digest, _), group in groups.items():
         first = group[0]
         merged = merge(first.family, [p.model for p in group]) if len(group) > 1 else None
         models = [p.model for p in group] if merged is None else [merged]
         weight = sum(p.weight for p in group) / total / len(models)
-        members += [Member(family=first.family, model=m, preparation=places[digest], weight=weight) for m in models]
+        members += [Member(first.family, m, preparation=places[digest], weight=weight, bag=bag) for m in models]
     return tuple(preparations.values()), tuple(members)
 
 
@@ -156,6 +161,7 @@ class Bundle:
         members: The models with their weights.
         metadata: Lineage, as text.
         background: Training rows that explanations compare with; None where an older factory kept none.
+        blueprint: What it takes to make the variant again; None where an older factory kept none.
     """
 
     task: Task
@@ -167,6 +173,7 @@ class Bundle:
     metadata: Mapping[str, str] = field(default_factory=dict)
     background: Background | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    blueprint: Blueprint | None = None
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -266,6 +273,8 @@ class Bundle:
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
         if self.background is not None:
             self.background.save(folder)
+        if self.blueprint is not None:
+            self.blueprint.save(folder)
         return folder_digest(folder)
 
     @classmethod
@@ -308,6 +317,7 @@ class Bundle:
             ignored=manifest.ignored,
             metadata=manifest.metadata,
             background=Background.load(folder, manifest.columns),
+            blueprint=Blueprint.load(folder),
         )
 
 

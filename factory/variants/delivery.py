@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
 from factory.search.plan import Plan
-from factory.spec import ColumnType, Task, Variant
+from factory.search.remake import Blueprint, MemberPlan
+from factory.search.samples import representation
+from factory.search.transfer import fitted_parameters
+from factory.spec import ColumnType, Task, Trial, Variant
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.evaluation import (
@@ -49,6 +52,21 @@ class Baseline:
 
     name: str
     prediction: np.ndarray
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a variant that was trained on must not forget.
+
+    Attributes:
+        rows: Like those that its parent learned from, with their targets.
+        parent: The parent's predictions of them, as the metric judges them.
+        source: What these rows are, for people.
+    """
+
+    rows: Dataset
+    parent: np.ndarray
+    source: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ def appraise(
     ignored: tuple[str, ...],
     metadata: dict[str, str],
     folder: Path,
+    memory: Memory | None = None,
 ) -> Appraisal:
     """Build the variant's bundle in ``folder``, score it on the unseen rows and let the gate judge it.
 
@@ -118,11 +137,13 @@ def appraise(
         ignored: Columns a caller may send although the variant does not use them.
         metadata: Lineage that travels with the bundle.
         folder: Where the bundle goes; replaced if it exists.
+        memory: Rows of the parent, for a variant that was trained on.
     """
     chosen = choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame)
     background = Background.of(data.dataset.frame, chosen.bundle.columns, seed=data.seed)
     metadata = {**metadata, "trade": chosen.frontier.sentence}
     bundle = replace(chosen.bundle, ignored=ignored, metadata=metadata, background=background)
+    bundle = replace(bundle, blueprint=blueprint(bundle, chosen.weights, result.trials, data))
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -161,15 +182,21 @@ def appraise(
         size_mb=size_mb,
         findings=findings,
         slices=parts,
+        memory=_remembered(memory, bundle, metric, seed=seed),
+        memory_of=memory.source if memory else "",
     )
-    watch = watch_blend(
-        result.candidates,
-        chosen.weights,
-        bundle,
-        learned=data.dataset,
-        judged=evaluation.score,
-        n_judged=len(unseen),
-        seed=seed,
+    watched = (
+        ()
+        if result.calibration is not None
+        else watch_blend(
+            result.candidates,
+            chosen.weights,
+            bundle,
+            learned=data.dataset,
+            judged=evaluation.score,
+            n_judged=len(unseen),
+            seed=seed,
+        )
     )
     return Appraisal(
         bundle=bundle,
@@ -179,13 +206,51 @@ def appraise(
         frontier=chosen.frontier,
         evaluation=evaluation,
         slices=parts,
-        watch=(*watch, *watch_curves(result.trials, weights=chosen.weights)),
+        watch=(*watched, *watch_curves(result.trials, weights=chosen.weights)),
         comparison=comparison,
         importance=importance,
         latency_ms=latency_ms,
         size_mb=size_mb,
         verdict=judge(plan.gates, plan.ceilings, evidence),
     )
+
+
+def blueprint(bundle: Bundle, weights: Mapping[int, float], trials: Sequence[Trial], data: TrialData) -> Blueprint:
+    """Return what it takes to make a variant again on other rows.
+
+    Args:
+        bundle: As it was assembled.
+        weights: Share of each trial, by number.
+        trials: Of the search.
+        data: Of the search.
+    """
+    by_number = {trial.number: trial for trial in trials}
+    heaviest = sorted(weights, key=lambda n: (-weights[n], n))
+    chosen = representation(data)
+    return Blueprint(
+        members=tuple(
+            MemberPlan(
+                number=n,
+                family=by_number[n].family,
+                parameters=fitted_parameters(by_number[n]),
+                weight=weights[n],
+                rounds=by_number[n].rounds,
+                n_rows=len(data.splits[0].train) if by_number[n].folds else len(data.dataset.y),
+                seed=by_number[n].seed,
+            )
+            for n in heaviest
+        ),
+        models=tuple(member.bag for member in bundle.members if member.bag is not None),
+        target_scale=chosen.target_scale,
+        crosses=chosen.crosses,
+    )
+
+
+def _remembered(memory: Memory | None, bundle: Bundle, metric: Metric, *, seed: int) -> Comparison | None:
+    if memory is None:
+        return None
+    prediction = bundle.judged(bundle.predict_raw(memory.rows.frame), metric)
+    return paired_bootstrap(metric, memory.rows.y, prediction, memory.parent, seed=seed)
 
 
 def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:
@@ -198,6 +263,7 @@ def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:
             "score_low": score.low,
             "score_high": score.high,
             "bundle_digest": appraisal.digest,
+            "blend": appraisal.weights,
             "size_mb": round(appraisal.size_mb, 3),
             "latency_ms": round(appraisal.latency_ms, 3),
         }

@@ -135,6 +135,8 @@ def choose(result: SearchResult, *, data: TrialData, ceilings: Ceilings, rows: p
         ceilings: Limits; without one on latency, DEFAULT_MS.
         rows: Rows to time predictions with, (n_rows, n_columns); nothing is chosen by their targets.
     """
+    if result.calibration is not None:
+        return _as_made(result, data)
     shop = _Shop(result, data, rows)
     limit_mb = MARGIN * ceilings.size_mb if ceilings.size_mb is not None else np.inf
     metric = result.candidates.metric.chooser
@@ -173,6 +175,15 @@ def choose(result: SearchResult, *, data: TrialData, ceilings: Ceilings, rows: p
         sentence=_sentence(metric, offers[at], best, lost=lost, ratio=ratio, ceilings=ceilings),
     )
     return Chosen(bundle, offers[at].weights, frontier)
+
+
+def _as_made(result: SearchResult, data: TrialData) -> Chosen:
+    """Return the ensemble of a variant that was made again: there is nothing to choose by."""
+    weights, candidates = dict(result.blend.weights), result.candidates
+    bundle = assemble(weights, result.parts, candidates=candidates, data=data, calibration=result.calibration)
+    sentence = "Made again with the members and weights of its parent: no ensemble was chosen."
+    frontier = Frontier(metric=candidates.metric.chooser.name, points=(), bound_ms=DEFAULT_MS, sentence=sentence)
+    return Chosen(bundle, weights, frontier)
 
 
 def _tried(offers: Sequence[_Offer], shop: _Shop, *, bound_ms: float) -> tuple[int, float, Bundle]:

@@ -21,7 +21,7 @@ from factory.variants.slices import LEAST_ROWS, Slice, blamed
 MIN_ROWS = 20
 """Held-out rows below which a bootstrap says nothing: its resamples repeat a handful of rows."""
 
-CheckName = Literal["rows", "improvement", "slices", "latency", "size", "leakage"]
+CheckName = Literal["rows", "improvement", "slices", "latency", "size", "leakage", "memory"]
 
 
 class Check(Document):
@@ -67,6 +67,8 @@ class Evidence:
         size_mb: Size of the bundle's folder.
         findings: Of the screening.
         slices: Of the same rows; compared with the same baseline, with the loss that the gates allow as margin.
+        memory: Of a variant that was trained on: against its parent, on rows like those that the parent learned from.
+        memory_of: What these rows are.
     """
 
     metric: Metric
@@ -76,6 +78,8 @@ class Evidence:
     size_mb: float
     findings: Sequence[Finding] = ()
     slices: Sequence[Slice] = ()
+    memory: Comparison | None = None
+    memory_of: str = ""
 
 
 def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
@@ -92,6 +96,7 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
         *_slices(gates, evidence),
         *_ceilings(ceilings, evidence),
         _leakage(gates, evidence.findings),
+        *_memory(evidence),
     )
     return Verdict(passed=all(check.passed for check in checks), checks=checks)
 
@@ -170,6 +175,20 @@ def _leakage(gates: Gates, findings: Sequence[Finding]) -> Check:
     else:
         sentence = "No column alone gives the target away."
     return Check(name="leakage", passed=not used or gates.allow_leakage, value=len(used), limit=0, sentence=sentence)
+
+
+def _memory(evidence: Evidence) -> tuple[Check, ...]:
+    """Ask that a variant that was trained on is not surely worse than its parent on what the parent knew."""
+    memory, metric = evidence.memory, evidence.metric
+    if memory is None:
+        return ()
+    kept = memory.high >= 0
+    sentence = (
+        f"On {memory.n_rows:,} {evidence.memory_of}, {metric.label} is {metric.display(memory.candidate)} against "
+        f"{metric.display(memory.baseline)} of the parent ({memory.confidence:.0%} interval {_signed(memory.low)} to "
+        f"{_signed(memory.high)}): {'nothing was forgotten' if kept else 'the new rows made it forget'}."
+    )
+    return (Check(name="memory", passed=kept, value=memory.difference, limit=0, sentence=sentence),)
 
 
 def _capital(text: str) -> str:

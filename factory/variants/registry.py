@@ -46,7 +46,7 @@ ONCE = TAG + "once"
 _LINEAGE = (
     "request_id", "segment", "state", "kind", "task", "metric", "score", "score_low", "score_high", "recipe",
     "recipe_digest", "dataset_digest", "bundle_digest", "feature_service", "feature_service_digest", "parent", "seed",
-    "cost_s", "size_mb", "latency_ms",
+    "seeded_by", "trials_to_parity", "cost_s", "size_mb", "latency_ms",
 )  # fmt: skip
 _CURVE_POINTS = 60
 """Points of a learning curve that go to MLflow; each is a row of its database."""
@@ -375,6 +375,7 @@ def _once(variant: Variant) -> str:
 
 def _lineage(variant: Variant) -> dict[str, str]:
     fields = variant.model_dump(mode="json", include=set(_LINEAGE))
+    fields["seeded_by"] = ",".join(variant.seeded_by)
     given = {TAG + key: str(value) for key, value in fields.items() if value not in (None, "")}
     return {**given, ONCE: _once(variant)}
 

@@ -1,0 +1,368 @@
+"""Variants made again without a search: their configurations fitted on other rows, or their models trained on.
+
+A variant carries a :class:`Blueprint`, what it takes to make it again.
+``refit`` fits each of its members once on all rows, with rounds scaled by the
+rows.  ``go_on`` lets each of its models continue on new rows, stopped early by
+some that are kept back.  Both take seconds, since nothing is tried.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pandas as pd
+
+from factory.data.crosses import Cross
+from factory.data.dataset import Dataset
+from factory.data.preparation import Preparation
+from factory.errors import TrainingFault, UntrustedBundle
+from factory.families.base import Deadline, FitContext, Model, Sample
+from factory.search.calibration import Calibration
+from factory.search.engine import Part, SearchResult
+from factory.search.ensemble import Blend, Candidates
+from factory.search.jobs import FitJob, TrialData, merged
+from factory.search.plan import family
+from factory.search.probe import Representation
+from factory.search.samples import into_folder, preparation_folder
+from factory.search.trial import TrialRunner
+from factory.space import Parameters
+from factory.spec import Document, Trial, TrialState
+
+log = logging.getLogger(__name__)
+
+BLUEPRINT = "blueprint.json"
+_FORMAT = 1
+SHORTEST_S = 1.0
+"""A model is given so long at least, however many wait."""
+
+Record = Callable[[Trial], None]
+T = TypeVar("T")
+
+
+class MemberPlan(Document):
+    """A member of a blend, as far as it can be told in words.
+
+    Attributes:
+        number: Of the trial that found it.
+        family: Its family.
+        parameters: With the learning rate that it was trained with.
+        weight: Its share in the blend.
+        rounds: That early stopping found; 0 where the family has none.
+        n_rows: Rows that these rounds were found on.
+        seed: Of its trial.
+    """
+
+    number: int
+    family: str
+    parameters: Parameters
+    weight: float
+    rounds: int = 0
+    n_rows: int = 0
+    seed: int = 0
+
+
+class Blueprint(Document):
+    """What it takes to make a variant again on other rows.
+
+    Attributes:
+        members: Of the blend, the heaviest first.
+        models: Of each model of the bundle, the number of the member that it belongs to.
+        target_scale: On which a regression target is learned.
+        crosses: Products and ratios among the prepared columns.
+    """
+
+    members: tuple[MemberPlan, ...]
+    models: tuple[int, ...] = ()
+    target_scale: Literal["raw", "sqrt", "log"] = "raw"
+    crosses: tuple[Cross, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write ``blueprint.json`` into an existing folder."""
+        document = {"format": _FORMAT, **self.model_dump(mode="json")}
+        (folder / BLUEPRINT).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Blueprint | None:
+        """Read what :meth:`save` wrote; None where a bundle has no such file.
+
+        Raises:
+            UntrustedBundle: the file is damaged or of an unknown format.
+        """
+        path = folder / BLUEPRINT
+        if not path.is_file():
+            return None
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document.pop("format") != _FORMAT:
+                raise ValueError("an unknown format")
+            return cls.model_validate(document)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UntrustedBundle(
+                f"{BLUEPRINT} of the bundle cannot be read: {error}.", hint="Make the variant again by a search."
+            ) from error
+
+    def of_model(self, position: int) -> MemberPlan:
+        """Return the member that a model of the bundle belongs to."""
+        return next(member for member in self.members if member.number == self.models[position])
+
+
+def refit(
+    blueprint: Blueprint,
+    data: TrialData,
+    *,
+    calibration: Calibration,
+    deadline: Deadline,
+    threads: int,
+    memory_limit_mb: float,
+    record: Record,
+    history: Sequence[Trial] = (),
+) -> SearchResult:
+    """Fit each member of a blueprint on all rows, the heaviest first, as far as time and memory go.
+
+    Args:
+        blueprint: Of the variant that is made again.
+        data: The new rows; folds are not used.
+        calibration: Of that variant. It stays, since there are no out-of-fold predictions to learn another one from.
+        deadline: When all has to be fitted; members that do not fit are left out.
+        threads: Threads of a fit.
+        memory_limit_mb: Resident memory that this process may reach.
+        record: Called with each trial when it starts and when it ends.
+        history: Trials of an interrupted attempt; what they have is not fitted again.
+
+    Raises:
+        TrainingFault: no member could be fitted; names the reasons.
+    """
+    folder = (data.shared or data.workspace) / "representation"
+    if not folder.is_dir():
+        into_folder(folder, Representation(blueprint.target_scale, blueprint.crosses).save)
+    runner = TrialRunner(data, threads=threads, memory_limit_mb=memory_limit_mb)
+    trials: list[Trial] = []
+    for number, member, known in _numbered(blueprint.members, data, history):
+        if known is not None:
+            trials.append(known)
+            continue
+        grown = len(data.dataset.y) / max(member.n_rows, 1) if family(member.family).rounds_grow else 1.0
+        trial = _started(number, member, data, rounds=round(member.rounds * grown), record=record)
+        job = FitJob(trial=trial, deadline_at=deadline.at, refit_rounds=trial.rounds)
+        trials.append(merged(trial, runner.run(job)))
+        record(trials[-1])
+    weights = [member.weight for member in blueprint.members]
+    return _result(data, trials, weights, calibration, preparations=[preparation_folder(data, None)] * len(trials))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model that is to go on: what it is a model of, its preparation, and its share in the variant."""
+
+    plan: MemberPlan
+    model: Model
+    preparation: Preparation
+    weight: float
+
+
+def go_on(
+    models: Sequence[Fitted],
+    data: TrialData,
+    *,
+    calibration: Calibration,
+    old: Dataset | None,
+    target_scale: Literal["raw", "sqrt", "log"],
+    deadline: Deadline,
+    threads: int,
+    record: Record,
+    history: Sequence[Trial] = (),
+) -> SearchResult:
+    """Train the models of a variant on, with new rows.
+
+    The first fold's training rows are learned from, its validation rows stop the training. A model whose family cannot
+    go on is fitted anew on the old and the new rows; without the old rows it stays as it is.
+
+    Args:
+        models: Of the variant.
+        data: The new rows, with the columns and classes of the variant.
+        calibration: Of the variant; it stays.
+        old: Rows that the variant was searched on; None where they are gone.
+        target_scale: On which a regression target is learned.
+        deadline: When all has to be done; what does not fit stays as it is.
+        threads: Threads of a fit.
+        record: Called with each trial when it starts and when it ends.
+        history: Trials of an interrupted attempt; what they have is not trained again.
+
+    Raises:
+        TrainingFault: not one model learned anything from the new rows.
+    """
+    learner = _Learner(data, old, target_scale, threads)
+    trials: list[Trial] = []
+    places: dict[str, Path] = {}
+    for number, given, known in _numbered(models, data, history):
+        place = places.setdefault(given.preparation.digest, data.workspace / "parent" / str(len(places)))
+        if not place.is_dir():
+            into_folder(place, given.preparation.save)
+        if known is not None:
+            trials.append(known)
+            learner.n_learned += 1
+            continue
+        trial = _started(number, given.plan, data, rounds=given.model.rounds, record=record)
+        until = Deadline.after(max(deadline.left_s / (len(models) - len(trials)), SHORTEST_S))
+        model, reason = learner.continued(given, until if not deadline.passed else deadline)
+        into_folder(data.model_folder(number, None), model.save)
+        update = {"state": TrialState.SUCCEEDED, "reason": reason, "rounds": model.rounds, "curve": model.curve}
+        cost = {"cost_s": round(learner.last_s, 3)}
+        trials.append(trial.model_copy(update={**update, **cost}))
+        record(trials[-1])
+    if learner.n_learned == 0:
+        raise TrainingFault(
+            "None of the parent's models learned from the new rows: " + "; ".join(sorted({t.reason for t in trials})),
+            hint="Ask for `making: refit` with old and new rows in one table, or for `warm_start`.",
+        )
+    weights = [given.weight for given in models]
+    return _result(data, trials, weights, calibration, preparations=[places[m.preparation.digest] for m in models])
+
+
+class _Learner:
+    """Continues models on new rows; each preparation's tables are made once."""
+
+    def __init__(
+        self, data: TrialData, old: Dataset | None, target_scale: Literal["raw", "sqrt", "log"], threads: int
+    ) -> None:
+        self._data, self._old, self._scale, self._threads = data, old, target_scale, threads
+        self._new: dict[str, tuple[Sample, Sample]] = {}
+        self._all: dict[str, Sample] = {}
+        self.n_learned = 0
+        self.last_s = 0.0
+
+    def continued(self, given: Fitted, deadline: Deadline) -> tuple[Model, str]:
+        """Return what a model became, and why it stayed as it was where it did."""
+        began = deadline.left_s
+        if deadline.passed:
+            return given.model, "Time was up before it: it stays as it was."
+        try:
+            found, reason = self._learned(given, deadline)
+        except Exception as error:  # noqa: BLE001 - whatever a framework raises costs this model only
+            log.warning("%s could not go on:\n%s", given.plan.family, traceback.format_exc())
+            found, reason = None, f"It stays as it was: {type(error).__name__}: {str(error).strip()[:300]}"
+        self.last_s = began - deadline.left_s
+        if found is None:
+            return given.model, reason
+        self.n_learned += 1
+        return found, reason
+
+    def _learned(self, given: Fitted, deadline: Deadline) -> tuple[Model | None, str]:
+        kind, parameters = family(given.plan.family), given.plan.parameters
+        train, validation = self._of_new(given.preparation)
+        context = FitContext(
+            task=self._data.dataset.task,
+            n_classes=self._data.n_classes,
+            seed=given.plan.seed,
+            threads=self._threads,
+            deadline=deadline,
+            target_scale=self._scale,
+            raises_rate=False,
+        )
+        found = kind.resume(given.model, train, validation=validation, parameters=parameters, context=context)
+        if found is not None:
+            return found, ""
+        if self._old is None:
+            return (
+                None,
+                f"{given.plan.family} cannot go on, and the parent's rows are gone: it stays as it was.",
+            )
+        rows = self._of_all(given.preparation)
+        grown = len(rows) / max(given.plan.n_rows, 1) if kind.rounds_grow else 1.0
+        fixed = FitContext(
+            task=context.task,
+            n_classes=context.n_classes,
+            seed=context.seed,
+            threads=self._threads,
+            deadline=deadline,
+            rounds=round(given.plan.rounds * grown) or None,
+            target_scale=self._scale,
+            raises_rate=False,
+        )
+        return kind.fit(rows, validation=None, parameters=parameters, context=fixed), "Fitted on the old and new rows."
+
+    def _of_new(self, preparation: Preparation) -> tuple[Sample, Sample]:
+        if preparation.digest not in self._new:
+            table, split = preparation.transform(self._data.dataset.frame), self._data.splits[0]
+            parts = [Sample(table.rows(rows), self._data.dataset.y[rows]) for rows in (split.train, split.validation)]
+            self._new[preparation.digest] = (parts[0], parts[1])
+        return self._new[preparation.digest]
+
+    def _of_all(self, preparation: Preparation) -> Sample:
+        if preparation.digest not in self._all and self._old is not None:
+            both = [self._old, self._data.dataset]
+            columns = list(preparation.columns)
+            frame = pd.concat([rows.frame[columns] for rows in both], ignore_index=True)
+            y = pd.concat([pd.Series(rows.y) for rows in both], ignore_index=True).to_numpy()
+            self._all[preparation.digest] = Sample(preparation.transform(frame), y)
+        return self._all[preparation.digest]
+
+
+def _numbered(given: Sequence[T], data: TrialData, history: Sequence[Trial]) -> Iterator[tuple[int, T, Trial | None]]:
+    """Yield each thing to be fitted with a number for its trial, or with the trial of an earlier attempt that has it.
+
+    A finished trial never changes, so every attempt has numbers of its own; the place is the rest of a division.
+    """
+    n = len(given)
+    known = {
+        trial.number % n: trial
+        for trial in history
+        if trial.state is TrialState.SUCCEEDED and data.model_folder(trial.number, None).is_dir()
+    }
+    base = n * (1 + max((trial.number for trial in history), default=-n) // n)
+    for place, thing in enumerate(given):
+        yield base + place, thing, known.get(place)
+
+
+def _started(number: int, member: MemberPlan, data: TrialData, *, rounds: int, record: Record) -> Trial:
+    trial = Trial(
+        number=number,
+        family=member.family,
+        parameters=member.parameters,
+        state=TrialState.RUNNING,
+        rounds=rounds,
+        origin="history",
+        seed=member.seed,
+        artifacts=str(data.folder_of(number)),
+    )
+    record(trial)
+    return trial
+
+
+def _result(
+    data: TrialData,
+    trials: Sequence[Trial],
+    weights: Sequence[float],
+    calibration: Calibration,
+    *,
+    preparations: Sequence[Path],
+) -> SearchResult:
+    """Return what was made in the form of a search's result, without candidates."""
+    there = {t.number: w for t, w in zip(trials, weights, strict=True) if data.model_folder(t.number, None).is_dir()}
+    if not there:
+        reasons = sorted({f"{t.family}: {t.reason}" for t in trials if t.reason})
+        raise TrainingFault(
+            f"None of {len(trials)} members could be fitted again. " + " | ".join(reasons[:6]),
+            hint="Give more time or memory, or ask for `making: warm_start`.",
+        )
+    total = sum(there.values())
+    parts: dict[int, tuple[Part, ...]] = {
+        trial.number: (Part(trial, data.model_folder(trial.number, None), None, place, 1.0),)
+        for trial, place in zip(trials, preparations, strict=True)
+        if trial.number in there
+    }
+    return SearchResult(
+        trials=tuple(trials),
+        candidates=Candidates(data.metric, (), {}),
+        folds=(),
+        blend=Blend({number: weight / total for number, weight in there.items()}, float("nan")),
+        parts=parts,
+        skipped={},
+        calibration=calibration,
+    )
