@@ -161,6 +161,7 @@ def fit(
     metric: str | None = None,
     making: str = "auto",
     parent: str | None = None,
+    scoring: str | None = None,
     seed: int = 0,
     settings: Settings | None = None,
     listen: Callable[[Progress], None] = lambda _: None,
@@ -178,6 +179,7 @@ def fit(
         metric: Name of a scikit-learn scorer; the recipe's where not given.
         making: ``cold``, ``warm_start``, ``refit``, ``incremental``, or ``auto``: with what siblings found, if any.
         parent: Variant that it comes from, as ``team.name``, ``team.name@alias`` or ``team.name/version``.
+        scoring: Table of rows that will be predicted; columns that differ there are told of.
         seed: The only source of randomness.
         settings: Where state is kept; from the environment where not given.
         listen: Told every state and every trial.
@@ -195,7 +197,12 @@ def fit(
         "team": team,
         "name": short,
         "recipe": recipe,
-        "dataset": {**where, "target": target, **({"task": task} if task else {})},
+        "dataset": {
+            **where,
+            "target": target,
+            **({"task": task} if task else {}),
+            **({"scoring": scoring} if scoring else {}),
+        },
         "seed": seed,
         "making": making,
         **({"parent": parent} if parent else {}),

@@ -34,6 +34,12 @@ class Settings(BaseSettings):
     )
     max_request_rows: int = Field(10_000, ge=1, description="Most rows that one prediction request may hold.")
     max_request_mb: float = Field(16.0, gt=0, description="Largest body of one prediction request in MB.")
+    engine_without: str = Field(
+        "",
+        pattern=r"^$|^(portfolio|bagging|ensemble|search|transfer)(,(portfolio|bagging|ensemble|search|transfer))*$",
+        description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
+        "search, transfer; separated by commas.",
+    )
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
     serve_max_ongoing: int = Field(64, ge=1, description="Requests that one replica answers at a time; then 503.")

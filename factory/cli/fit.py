@@ -66,6 +66,7 @@ def fit(
             budget_s=budget,
             metric=metric,
             making=making,
+            scoring=test,
             parent=parent,
             seed=seed,
             settings=settings,

@@ -138,10 +138,12 @@ class ForestModel(Model):
         nodes: The trees.
         seen: Classes in training, (n_seen,); empty for regression. Of two, only the second one's share is kept.
         head: The end of the model.
+        unsure: Trees' worth of an even guess that is mixed in (the m-estimate of Cestnik 1990): no class that was seen
+            is impossible because no leaf happened to hold it. 0 in models that were stored without.
     """
 
-    def __init__(self, nodes: Nodes, seen: np.ndarray, head: Head) -> None:
-        self.nodes, self.seen, self.head = nodes, seen, head
+    def __init__(self, nodes: Nodes, seen: np.ndarray, head: Head, *, unsure: float = 1.0) -> None:
+        self.nodes, self.seen, self.head, self.unsure = nodes, seen, head, unsure
 
     def predict(self, table: Table) -> np.ndarray:
         answer = self.nodes.answer(table.matrix)
@@ -149,13 +151,15 @@ class ForestModel(Model):
             return self.head.decode(answer[:, 0])
         if len(self.seen) == 2:
             answer = np.concatenate([1 - answer, answer], axis=1)
+        n_trees = len(self.nodes.roots)
+        answer = (n_trees * answer + self.unsure / len(self.seen)) / (n_trees + self.unsure)
         shares = np.zeros((len(table), self.head.n_classes))
         shares[:, self.seen] = answer
         return self.head.decode(shares)
 
     def save(self, folder: Path) -> None:
         arrays = {f.name: getattr(self.nodes, f.name) for f in fields(self.nodes)}
-        np.savez(folder / FILE, seen=self.seen, allow_pickle=False, **arrays)
+        np.savez(folder / FILE, seen=self.seen, unsure=np.array(self.unsure), allow_pickle=False, **arrays)
         self.head.save(folder)
 
 
@@ -213,7 +217,8 @@ class ForestFamily(Family):
             return None
         head = Head.mean(heads)
         weights = [h.scale / (head.scale * len(heads)) for h in heads]
-        return ForestModel(Nodes.joined([m.nodes for m in forests], weights), first.seen, head)
+        unsure = sum(m.unsure for m in forests)
+        return ForestModel(Nodes.joined([m.nodes for m in forests], weights), first.seen, head, unsure=unsure)
 
     @abstractmethod
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
@@ -222,8 +227,8 @@ class ForestFamily(Family):
     def load(self, folder: Path) -> Model:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        seen = arrays.pop("seen")
-        return ForestModel(Nodes(**arrays), seen, Head.load(folder))
+        seen, unsure = arrays.pop("seen"), float(arrays.pop("unsure", 0.0))
+        return ForestModel(Nodes(**arrays), seen, Head.load(folder), unsure=unsure)
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         stored = _node_bytes(n_classes)

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,11 @@ def search(
     refits = len(data.splits) == 1
     left_s = deadline.left_s
     trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
+    without = frozenset(settings.engine_without.split(","))
+    if "transfer" in without:
+        seeds, prior = (), None
+    if "portfolio" in without:
+        prior = Prior(prior.trials if prior else (), shortens=True)
     proposer = Proposer(
         plan=plan,
         data=data,
@@ -155,12 +160,16 @@ def search(
         segment=segment,
         seeds=seeds,
         prior=prior,
+        without=without,
     )
     executor = _Executor(plan, data, ray=ray, settings=settings)
     executor.run(proposer, name=f"search-{segment or 'pooled'}", small=_is_small(plan, left_s))
     trials = tuple(proposer.trials[number] for number in sorted(proposer.trials))
     candidates, common = _candidates(data, trials)
-    blend = greedy(data.metric, candidates.targets, candidates.predictions)
+    if "ensemble" in without:
+        best = max(candidates.predictions, key=lambda n: proposer.trials[n].score or -np.inf)
+        candidates = replace(candidates, predictions={best: candidates.predictions[best]})
+    blend = greedy(data.metric.chooser, candidates.targets, candidates.predictions)
     if refits:
         executor.run(
             RefitProposer(data, proposer.trials, blend, deadline), name="refit", small=ray is None or not ray.connected

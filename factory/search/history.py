@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -66,6 +66,7 @@ class Proposer:
         segment: Value of the segment that is searched; empty for the pooled data.
         seeds: Configurations to try first.
         prior: What other searches found.
+        without: Parts that are left out to measure what they bring: bagging, search.
     """
 
     plan: Plan
@@ -77,6 +78,7 @@ class Proposer:
     segment: str = ""
     seeds: Sequence[Configuration] = ()
     prior: Prior | None = None
+    without: Collection[str] = ()
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -262,6 +264,8 @@ class Proposer:
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""
+        if "search" in self.without:
+            return []
         best: dict[str, float] = {}
         for trial in self._settled():
             value = _value(trial)
@@ -296,7 +300,7 @@ class Proposer:
 
     def _further_folds_job(self) -> FitJob | None:
         """Return the next folds of a chosen trial that fit the time; folds go in turn, so that the rows line up."""
-        if self.plan.repeatable and self._batch_running:
+        if "bagging" in self.without or (self.plan.repeatable and self._batch_running):
             return None
         for fold in range(1, len(self.data.splits)):
             lacking = [n for n in self._choose() if n not in self._closed and not self._has(n, fold)]

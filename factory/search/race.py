@@ -42,6 +42,7 @@ def choose(
         core_s: Core seconds that are left for folds; infinite where time does not count.
         more_folds: Folds beyond the first.
     """
+    metric = metric.chooser
     blend = greedy(metric, [y], {n: [p] for n, p in predictions.items()})
     order = sorted(blend.weights, key=lambda n: (-blend.weights[n], n))
     order = [n for n in order if blend.weights[n] >= LEAST_WEIGHT] or order[:1]

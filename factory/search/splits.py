@@ -26,6 +26,7 @@ from factory.spec import (
 
 AUTO_FOLDS = 8
 """The race decides how many of them a configuration sees: one where rows are many and time is short."""
+FEW_GATE_ROWS, MOST_GATE_ROWS = 100, 2_000
 GATE_ROWS = 25
 """A gate refuses to judge by fewer than 20 rows; stratifying may lose a few."""
 
@@ -39,11 +40,13 @@ class Split:
 
 
 def evaluation_share(n_rows: int) -> float:
-    """Share of rows that is kept for the gate: 600 rows, but a tenth at least and a fifth at most.
+    """Share of rows that is kept for the gate: a tenth, but 100 rows at least (a fifth at most) and 2,000 at most.
 
-    Of a small table as many as a gate needs to judge by, up to half.
+    Each row kept is one that nothing is learned from, and beyond 2,000 the interval hardly narrows. Of a small table
+    as many as a gate needs to judge by, up to half.
     """
-    return max(float(np.clip(600 / n_rows, 0.1, 0.2)), min(GATE_ROWS / n_rows, 0.5))
+    usual = max(min(0.1, MOST_GATE_ROWS / n_rows), min(FEW_GATE_ROWS / n_rows, 0.2))
+    return max(usual, min(GATE_ROWS / n_rows, 0.5))
 
 
 def set_aside(dataset: Dataset, validation: Validation) -> Split:
