@@ -145,6 +145,7 @@ def search(
     refits = len(data.splits) == 1
     left_s = deadline.left_s
     trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
+    small = ray is None or _is_small(plan, left_s)
     without = frozenset(settings.engine_without.split(","))
     if "transfer" in without:
         seeds, prior = (), None
@@ -155,7 +156,7 @@ def search(
         data=data,
         history=history,
         deadline=trials_until,
-        parallel=1 if ray is None else local_cpus(settings),
+        parallel=1 if small else local_cpus(settings),
         record=record,
         segment=segment,
         seeds=seeds,
@@ -163,7 +164,7 @@ def search(
         without=without,
     )
     executor = _Executor(plan, data, ray=ray, settings=settings)
-    executor.run(proposer, name=f"search-{segment or 'pooled'}", small=_is_small(plan, left_s))
+    executor.run(proposer, name=f"search-{segment or 'pooled'}", small=small)
     trials = tuple(proposer.trials[number] for number in sorted(proposer.trials))
     candidates, common = _candidates(data, trials)
     if "ensemble" in without:

@@ -24,8 +24,8 @@ from factory.search.probe import Representation, represent
 
 KEPT = 3
 """Folds that a process keeps open; the pages of the others are the operating system's to drop."""
-PROBE_S = 6.0
-"""The probe's own bound; it takes 1 to 2 s (docs/decisions/representation.md)."""
+PROBE_S = 15.0
+"""The probe's own bound, far above the 1 to 2 s that it takes, so that a busy machine finds what a quiet one does."""
 _ARRAYS = ("numeric", "codes")
 
 
