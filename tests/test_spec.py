@@ -228,6 +228,16 @@ def test_a_variant_is_recorded_with_its_lineage() -> None:
     assert all(name in fields for name in wanted)
 
 
+@pytest.mark.parametrize("making", ["refit", "incremental"])
+def test_making_again_needs_a_parent_and_no_segments(making: str) -> None:
+    found = problems(REQUEST | {"making": making, "segments": {"by": "region"}})
+    assert set(found) == {"parent", "segments"}
+    assert making in found["parent"]
+    request = parse(VariantRequest, REQUEST | {"making": making, "parent": "growth.churn/3"}, what="request")
+    assert request.parent == "growth.churn/3"
+    assert parse(VariantRequest, REQUEST | {"making": "warm_start"}, what="request").parent is None
+
+
 # --- states ------------------------------------------------------------------------
 
 

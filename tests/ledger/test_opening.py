@@ -95,6 +95,9 @@ def test_ledger_of_every_released_schema_is_upgraded_and_read(dump: Path, tmp_pa
         assert ledger.alias("growth.churn", "champion") == 1
         assert ledger.variant("growth.churn", 1).request_id == record.id
         assert ledger.deployment("growth.churn")[0].version == 1
+        past = ledger.past_search(record.id)
+        assert [t.number for t in past.trials] == [0, 1]
+        assert (past.traits is None) == (dump.stem == "schema_0001")
         new = ledger.create_request(record.request)
         assert ledger.requests(limit=1)[0].id == new.id
 

@@ -13,9 +13,9 @@ import pytest
 
 from factory.errors import Conflict, NotFound
 from factory.ledger import Ledger
-from factory.spec import CurvePoint, Trial, TrialState, VariantRequest
+from factory.spec import CurvePoint, Task, Traits, Trial, TrialState, VariantRequest
 
-from .conftest import make_order, make_trial
+from .conftest import make_order, make_trial, make_variant
 
 
 @pytest.fixture
@@ -176,3 +176,51 @@ def test_recording_a_trial_is_quick(ledger: Ledger, request_id: str) -> None:
         seconds.append(time.perf_counter() - begin)
     # The best quarter, so that a busy test machine does not decide.
     assert sorted(seconds)[15] < 0.005
+
+
+def traits(**fields: object) -> Traits:
+    return Traits.model_validate({"task": "binary", "n_rows": 9, "n_columns": 2, "columns": ("a1", "b2")} | fields)
+
+
+def test_related_searches_are_those_of_the_same_team_recipe_and_task(ledger: Ledger) -> None:
+    ids = {}
+    for name, fields in {
+        "old": {},
+        "new": {"recipe": "tabular-auto@0123456789abcdef"},
+        "theirs": {"team": "risk"},
+        "other recipe": {"recipe": "tabular-fast"},
+        "other task": {},
+        "unfinished": {},
+    }.items():
+        ids[name] = ledger.create_request(make_order(**fields)).id
+        ledger.record_traits(ids[name], traits(task="regression" if name == "other task" else "binary"))
+        ledger.record_trial(ids[name], make_trial(0, state=TrialState.RUNNING))
+        if name != "unfinished":
+            ledger.record_trial(ids[name], make_trial(1))
+    ledger.create_request(make_order())
+    found = ledger.past_searches(team="growth", recipe="tabular-auto", task=Task.BINARY)
+    assert [s.request_id for s in found] == [ids["new"], ids["old"]]
+    assert [[t.number for t in s.trials] for s in found] == [[1], [1]]
+    assert found[0].traits == traits()
+    assert len(ledger.past_searches(team="growth", recipe="tabular-auto", task=Task.BINARY, limit=1)) == 1
+
+
+def test_a_past_search_says_what_became_of_its_trials(ledger: Ledger, request_id: str) -> None:
+    for number in range(4):
+        ledger.record_trial(request_id, make_trial(number))
+        ledger.record_trial(request_id, make_trial(number, segment="Asia"))
+    blend = {"blend": {0: 0.25, 2: 0.75}, "kind": "warm_start"}
+    ledger.record_variant(make_variant(request_id).model_copy(update=blend))
+    asia = make_variant(request_id, name="growth.churn.asia")
+    ledger.record_variant(asia.model_copy(update={"segment": "Asia", "blend": {3: 1.0}}))
+    found = ledger.past_search(request_id)
+    assert (found.variant, found.blend, found.kind, found.traits) == (
+        "growth.churn", {0: 0.25, 2: 0.75}, "warm_start", None,
+    )  # fmt: skip
+    assert ledger.past_search(request_id, segment="Asia").blend == {3: 1.0}
+    assert len(ledger.past_search(request_id, most_trials=2).trials) == 2
+    ledger.record_traits(request_id, traits())
+    ledger.record_traits(request_id, traits(n_rows=10))
+    assert ledger.past_search(request_id).traits == traits(n_rows=10)
+    with pytest.raises(NotFound):
+        ledger.past_search("nobody")

@@ -78,3 +78,12 @@ def test_losses_are_shown_without_their_sign():
         Gates(), Ceilings(), Evidence(metric=loss, comparison=worse, baseline="constant", latency_ms=1, size_mb=1)
     )
     assert "Log loss 0.5000 against 0.4000 of constant: worse by 0.1" in verdict.sentence
+
+
+@pytest.mark.parametrize(("high", "passed"), [(0.01, True), (-0.001, False)])
+def test_what_was_trained_on_must_not_forget(high: float, passed: bool) -> None:
+    memory = evidence().comparison.model_copy(update={"low": -0.05, "high": high, "difference": -0.02})
+    found = judge(Gates(), Ceilings(), evidence(memory=memory, memory_of="rows of the parent"))
+    check = next(check for check in found.checks if check.name == "memory")
+    assert (check.passed, found.passed) == (passed, passed)
+    assert "rows of the parent" in check.sentence

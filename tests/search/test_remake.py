@@ -1,0 +1,160 @@
+"""Variants made again: members fitted on all rows, models trained on with new ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factory.data.preparation import Preparation
+from factory.errors import TrainingFault, UntrustedBundle
+from factory.families.base import Deadline, FitContext, Sample
+from factory.search.calibration import Calibration
+from factory.search.engine import SearchResult
+from factory.search.jobs import TrialData
+from factory.search.plan import family
+from factory.search.remake import Blueprint, Fitted, MemberPlan, go_on, refit
+from factory.space import clip
+from factory.spec import Task, Trial, TrialState
+
+from .conftest import make_data, make_dataset, make_frame
+
+BOOSTER = {"learning_rate": 0.1, "num_leaves": 8, "min_data_in_leaf": 5}
+KEPT = Calibration(threshold=0.4)
+
+
+def plan_of(number: int, name: str, *, weight: float, rounds: int = 0, n_rows: int = 120) -> MemberPlan:
+    space = family(name).space(Task.BINARY)
+    return MemberPlan(
+        number=number,
+        family=name,
+        parameters=clip(space, dict(BOOSTER) if name == "lightgbm" else {}),
+        weight=weight,
+        rounds=rounds,
+        n_rows=n_rows,
+        seed=7,
+    )
+
+
+BLUEPRINT = Blueprint(
+    members=(plan_of(4, "lightgbm", weight=0.7, rounds=20), plan_of(2, "linear", weight=0.3)), models=(4, 4, 2)
+)
+
+
+def again(
+    data: TrialData, *, history: tuple[Trial, ...] = (), blueprint: Blueprint = BLUEPRINT
+) -> tuple[SearchResult, list[Trial]]:
+    recorded: list[Trial] = []
+    result = refit(
+        blueprint,
+        data,
+        calibration=KEPT,
+        deadline=Deadline.after(60),
+        threads=1,
+        memory_limit_mb=float("inf"),
+        record=recorded.append,
+        history=history,
+    )
+    return result, recorded
+
+
+def test_a_blueprint_survives_its_file(tmp_path: Path) -> None:
+    assert Blueprint.load(tmp_path) is None
+    BLUEPRINT.save(tmp_path)
+    assert Blueprint.load(tmp_path) == BLUEPRINT
+    assert BLUEPRINT.of_model(2).family == "linear"
+    (tmp_path / "blueprint.json").write_text('{"format": 9}')
+    with pytest.raises(UntrustedBundle, match="unknown format"):
+        Blueprint.load(tmp_path)
+
+
+def test_a_refit_fits_each_member_once_on_all_rows_with_rounds_scaled(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    result, recorded = again(data)
+    assert [(t.number, t.finished) for t in recorded] == [(n, end) for n in (0, 1) for end in (False, True)]
+    assert [(t.family, t.origin, t.folds) for t in result.trials] == [
+        ("lightgbm", "history", ()),
+        ("linear", "history", ()),
+    ]
+    assert result.blend.weights == pytest.approx({0: 0.7, 1: 0.3})
+    assert result.calibration == KEPT
+    [part] = result.parts[0]
+    model = family("lightgbm").load(part.folder)
+    assert model.rounds == 20 * len(data.dataset) // 120
+    table = Preparation.load(part.preparation).transform(data.dataset.frame)
+    assert data.metric.score(data.dataset.y, model.predict(table)) > 0.9
+
+
+def test_an_interrupted_refit_goes_on_under_new_numbers(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    whole, _ = again(data)
+    first = whole.trials[0]
+    killed = whole.trials[1].model_copy(update={"state": TrialState.KILLED})
+    result, recorded = again(data, history=(first, killed))
+    assert [t.number for t in result.trials] == [0, 3]
+    assert {t.number for t in recorded} == {3}
+    assert result.blend.weights == pytest.approx({0: 0.7, 3: 0.3})
+
+
+def test_a_member_that_cannot_be_fitted_is_left_out(tmp_path: Path) -> None:
+    broken = BLUEPRINT.members[0].model_copy(update={"parameters": {"num_leaves": "many", "learning_rate": 0.1}})
+    members = (broken, BLUEPRINT.members[1])
+    result, _ = again(make_data(tmp_path / "one"), blueprint=BLUEPRINT.model_copy(update={"members": members}))
+    assert result.blend.weights == {1: 1.0}
+    assert result.trials[0].state is TrialState.FAILED
+    with pytest.raises(TrainingFault, match="lightgbm"):
+        again(make_data(tmp_path / "none"), blueprint=BLUEPRINT.model_copy(update={"members": members[:1]}))
+
+
+def fitted(data: TrialData, plan: MemberPlan) -> Fitted:
+    preparation = Preparation.fit(data.dataset.frame, data.dataset.types)
+    train = Sample(preparation.transform(data.dataset.frame), data.dataset.y)
+    context = FitContext(task=Task.BINARY, n_classes=2, seed=1, rounds=plan.rounds or None)
+    model = family(plan.family).fit(train, validation=None, parameters=plan.parameters, context=context)
+    return Fitted(plan, model, preparation, plan.weight)
+
+
+def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path) -> None:
+    old = make_data(tmp_path / "old")
+    new = make_data(tmp_path / "new", dataset=make_dataset(frame=make_frame(160, seed=5)))
+    models = [fitted(old, plan) for plan in BLUEPRINT.members]
+
+    def made(data: TrialData, rows: object) -> SearchResult:
+        return go_on(
+            models,
+            data,
+            calibration=KEPT,
+            old=rows,  # type: ignore[arg-type]
+            target_scale="raw",
+            deadline=Deadline.after(60),
+            threads=1,
+            record=lambda _: None,
+        )
+
+    result = made(new, old.dataset)
+    assert result.trials[0].rounds > 20
+    assert result.trials[1].reason == "Fitted on the old and new rows."
+    assert result.parts[0][0].preparation == result.parts[1][0].preparation
+    alone = made(replace(new, workspace=tmp_path / "alone"), None)
+    assert "stays as it was" in alone.trials[1].reason
+    kept = family("linear").load(alone.parts[1][0].folder)
+    table = models[1].preparation.transform(new.dataset.frame)
+    assert np.array_equal(kept.predict(table), models[1].model.predict(table))
+
+
+def test_models_that_learn_nothing_are_no_variant(tmp_path: Path) -> None:
+    data = make_data(tmp_path)
+    with pytest.raises(TrainingFault, match="linear cannot go on") as caught:
+        go_on(
+            [fitted(data, BLUEPRINT.members[1])],
+            data,
+            calibration=KEPT,
+            old=None,
+            target_scale="raw",
+            deadline=Deadline.after(60),
+            threads=1,
+            record=lambda _: None,
+        )
+    assert "refit" in caught.value.hint
