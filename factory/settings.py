@@ -34,9 +34,9 @@ class Settings(BaseSettings):
     )
     max_request_rows: int = Field(10_000, ge=1, description="Most rows that one prediction request may hold.")
     max_request_mb: float = Field(16.0, gt=0, description="Largest body of one prediction request in MB.")
-    engine_without: str = Field(
-        "",
-        pattern=r"^$|^(portfolio|bagging|ensemble|search|transfer)(,(portfolio|bagging|ensemble|search|transfer))*$",
+    engine_without: str | None = Field(
+        None,
+        pattern=r"^(portfolio|bagging|ensemble|search|transfer)(,(portfolio|bagging|ensemble|search|transfer))*$",
         description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
         "search, transfer; separated by commas.",
     )

@@ -146,7 +146,7 @@ def search(
     left_s = deadline.left_s
     trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
     small = ray is None or _is_small(plan, left_s)
-    without = frozenset(settings.engine_without.split(","))
+    without = frozenset((settings.engine_without or "").split(","))
     if "transfer" in without:
         seeds, prior = (), None
     if "portfolio" in without:
