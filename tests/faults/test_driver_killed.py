@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
 
@@ -22,57 +15,14 @@ from factory.ledger import Ledger
 from factory.settings import Settings
 from factory.spec import RequestState, Trial, TrialState
 
+from .conftest import processes_of, runs, start, wait_until
+
 pytestmark = pytest.mark.slow
-COMMAND = Path(sys.executable).with_name("factory")
 N_TRIALS = 18
 """Enough that some are left when Ray's workers have taken over from the inline thread."""
 N_ROWS = 20_000
 """Enough that a trial lasts, so that Ray's workers are up before the inline thread has done them all."""
 FINISHED_BEFORE = 3
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A FACTORY_HOME whose processes, known by their environment, are all ended afterwards."""
-    home = tmp_path / "home"
-    yield home
-    for process in processes_of(home):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Return the live processes that were started with this FACTORY_HOME: the driver, and Ray's that it started."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("FACTORY_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
-def is_at_a_trial(process: psutil.Process) -> bool:
-    """Whether this is a worker of Ray's that runs a trial; Ray puts the method that runs into the command line."""
-    try:
-        return "Trainable.train" in process.cmdline()[0]
-    except (psutil.Error, IndexError):
-        return False
-
-
-def wait_until(true: Callable[[], bool], *, within_s: float, what: str) -> None:
-    until = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < until, f"{what} did not come within {within_s} s"
-        time.sleep(0.1)
-
-
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    environment |= {"FACTORY_HOME": str(home), "FACTORY_CPUS": "2"}
-    command = [str(COMMAND), *arguments]
-    return subprocess.Popen(
-        command, cwd=home.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def write_request(folder: Path) -> Path:
@@ -121,7 +71,7 @@ def test_a_killed_driver_is_followed_by_one_that_goes_on(home: Path, tmp_path: P
 
         def in_mid_search_on_ray() -> bool:
             assert driver.poll() is None, driver.communicate()
-            return len(finished()) >= FINISHED_BEFORE and any(is_at_a_trial(p) for p in processes_of(home))
+            return len(finished()) >= FINISHED_BEFORE and any(runs(p, "Trainable.train") for p in processes_of(home))
 
         driver = start(home, "run", request_id)
         wait_until(in_mid_search_on_ray, within_s=120, what="mid-search")

@@ -1,0 +1,183 @@
+"""Segments: parts of the pooled folds, lent models, own ones only where they prove their worth, journals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from factory.data.preparation import Preparation
+from factory.errors import TrainingFault
+from factory.families.base import Deadline
+from factory.ledger import Ledger
+from factory.pipeline import produce, submit
+from factory.search.engine import SearchResult, search
+from factory.search.ensemble import Candidates
+from factory.search.jobs import TrialData
+from factory.search.metric import Metric
+from factory.search.plan import check_request, family, make_plan
+from factory.settings import Settings
+from factory.spec import RequestState, Task, Trial
+from factory.variants.bundle import Bundle
+from factory.variants.material import Material, Unit, divide, gather
+from factory.variants.registry import Registry
+from factory.variants.segments import LENT_FROM, _read, _with_lent, cross_fitted, lend, seeds_of
+
+RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
+
+
+def write_shops(folder: Path, *, n_rows: int = 600) -> Path:
+    """Sales of three shops that depend on the price in different ways, and of a thin fourth one."""
+    generator = np.random.default_rng(0)
+    shop = generator.choice(["north", "south", "east", "kiosk"], n_rows, p=[0.34, 0.33, 0.3, 0.03])
+    price, size = generator.uniform(1, 5, n_rows), generator.normal(size=n_rows)
+    slope = pd.Series(shop).map({"north": -3.0, "south": 2.0, "east": 0.0, "kiosk": 1.0}).to_numpy()
+    sold = 20 + slope * price + size + 0.3 * generator.normal(size=n_rows)
+    path = folder / "shops.csv"
+    pd.DataFrame({"shop": shop, "price": price, "size": size, "sold": sold}).to_csv(path, index=False)
+    return path
+
+
+def document(path: Path) -> dict[str, object]:
+    return {
+        "team": "retail",
+        "name": "sold",
+        "recipe": "tabular-fast",
+        "dataset": {"path": str(path), "target": "sold"},
+        "families": ["constant", "linear", "lightgbm"],
+        "segments": {"by": "shop", "min_rows": 60},
+        "budget": {"time_s": 60, "trials": 4},
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("home"), cpus=2)
+
+
+@pytest.fixture(scope="module")
+def searched(settings: Settings, tmp_path_factory: pytest.TempPathFactory):
+    """The pooled search of the shops, in this process, with the segments that are to follow."""
+    path = write_shops(tmp_path_factory.mktemp("shops"))
+    request, recipe = check_request(document(path), settings=settings)
+    notes: list[str] = []
+    material = gather(request, recipe.validation, settings=settings, note=lambda _, text: notes.append(text))
+    plan = make_plan(request, recipe, material.dataset.task)
+    workspace = tmp_path_factory.mktemp("work")
+    pooled, units, thin = divide(material, plan, workspace=workspace, note=lambda _, text: notes.append(text))
+    result = search(
+        plan, pooled.data, ray=None, settings=settings, history=[], deadline=Deadline.after(60), record=lambda _: None
+    )
+    return material, pooled, units, thin, result, notes
+
+
+def test_segments_take_their_part_of_the_pooled_folds(searched: tuple[Material, Unit, list[Unit], *tuple]) -> None:
+    _, pooled, units, thin, _, notes = searched
+    assert [unit.segment for unit in units] == ["east", "north", "south"]
+    assert thin == ("kiosk",)
+    assert any("'kiosk' is served by the pooled variant" in note for note in notes)
+    for unit in units:
+        assert unit.name == f"retail.sold.{unit.segment}"
+        assert unit.rows is not None
+        assert len(unit.data.splits) == len(pooled.data.splits)
+        assert set(unit.data.dataset.frame["shop"]) == {unit.segment} == set(unit.unseen.frame["shop"])
+        for mine, whole in zip(unit.data.splits, pooled.data.splits, strict=True):
+            assert set(unit.rows[mine.validation]) == set(unit.rows) & set(whole.validation)
+            assert set(unit.rows[mine.train]) == set(unit.rows) & set(whole.train)
+
+
+def test_lent_predictions_are_those_of_the_segments_rows(searched) -> None:
+    _, pooled, units, _, result, _ = searched
+    unit = units[0]
+    lent = lend(pooled.data, result, unit.rows)
+    assert [t.number for t in lent.trials] == sorted(
+        (LENT_FROM + n for n in result.blend.weights), key=lambda n: (-result.blend.weights[n - LENT_FROM], n)
+    )
+    for fold in result.folds:
+        y = unit.data.dataset.y[unit.data.splits[fold].validation]
+        for trial in lent.trials:
+            assert len(lent.predictions[fold][trial.number]) == len(y)
+            part = next(p for p in lent.parts[trial.number] if p.fold == fold)
+            rows = unit.data.dataset.frame.iloc[unit.data.splits[fold].validation]
+            table = Preparation.load(part.preparation).transform(rows)
+            again = family(trial.family).load(part.folder).predict(table)
+            np.testing.assert_allclose(lent.predictions[fold][trial.number], again, rtol=1e-4, atol=1e-3)
+    assert seeds_of(result)[0][0] in ("linear", "lightgbm")
+
+
+def candidates(*predictions: np.ndarray, y: np.ndarray) -> Candidates:
+    return Candidates(RMSE, (y,), {n: (p,) for n, p in enumerate(predictions)})
+
+
+def test_cross_fitting_sees_through_luck_and_finds_what_helps() -> None:
+    generator = np.random.default_rng(1)
+    y = generator.normal(size=200)
+    pooled = y + 0.3 * generator.normal(size=200)
+    noise = [3 * generator.normal(size=200) for _ in range(5)]
+    own = y + 0.3 * generator.normal(size=200)
+    alone = cross_fitted(candidates(pooled, y=y))
+    assert cross_fitted(candidates(pooled, own, y=y)) > alone + 0.05
+    assert cross_fitted(candidates(pooled, *noise, y=y)) <= alone + 0.001
+
+
+def fake_result(data: TrialData, predict) -> SearchResult:
+    targets = tuple(data.dataset.y[split.validation] for split in data.splits)
+    predictions = {7: tuple(predict(y) for y in targets)}
+    trial = Trial(number=7, family="linear", parameters={}, state="succeeded", score=0.0)
+    folds = tuple(range(len(targets)))
+    return SearchResult((trial,), Candidates(RMSE, targets, predictions), folds, None, {7: ()}, {})  # type: ignore[arg-type]
+
+
+def test_own_models_are_used_only_if_they_help(searched) -> None:
+    _, pooled, units, _, result, _ = searched
+    data = units[0].data
+    lent = lend(pooled.data, result, units[0].rows)
+    generator = np.random.default_rng(0)
+    good = _with_lent(fake_result(data, lambda y: y + 0.01 * generator.normal(size=len(y))), lent, data)
+    assert 7 in good.blend.weights
+    bad = _with_lent(fake_result(data, lambda y: 100 + 50 * generator.normal(size=len(y))), lent, data)
+    assert set(bad.blend.weights) <= {t.number for t in lent.trials}
+    assert {t.number for t in bad.trials} == {7, *(t.number for t in lent.trials)}
+    without = _with_lent(None, lent, data)
+    assert set(without.blend.weights) <= {t.number for t in lent.trials}
+    with pytest.raises(TrainingFault, match="no model"):
+        _with_lent(None, None, data)
+
+
+def test_a_journal_holds_the_last_state_of_each_trial_and_survives_a_cut_line(tmp_path: Path) -> None:
+    journal = tmp_path / "trials.jsonl"
+    assert _read(journal) == []
+    first = Trial(
+        number=0, family="linear", parameters={}, state="succeeded", score=1.0, folds=(0,), fold_scores=(1.0,)
+    )
+    longer = first.model_copy(update={"folds": (0, 1), "fold_scores": (1.0, 2.0), "score": 1.5})
+    other = first.model_copy(update={"number": 1})
+    lines = [t.model_dump_json() for t in (first, other, longer)]
+    journal.write_text("\n".join(lines) + "\n" + lines[0][:40])
+    assert _read(journal) == [longer, other]
+
+
+@pytest.mark.slow
+def test_a_request_makes_all_its_segments(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", cpus=2)
+    settings.prepare_home()
+    with Ledger.open(settings.ledger) as ledger:
+        record = submit(document(write_shops(tmp_path)), ledger=ledger, settings=settings)
+        outcome = produce(record.id, ledger=ledger, settings=settings)
+        assert outcome.state is RequestState.REGISTERED
+        assert outcome.pooled_segments == ("kiosk",)
+        variants = {v.segment: v for v in ledger.variants(request_id=record.id)}
+        assert set(variants) == {"", "east", "north", "south"}
+        for segment in ("east", "north", "south"):
+            variant = variants[segment]
+            assert variant.parent == "retail.sold"
+            assert variant.score >= variants[""].score - 0.3, "as good as the pooled one, or nearly so"
+            assert all(t.number < LENT_FROM for t in ledger.trials(record.id, segment=segment))
+            folder = Registry(settings).local_bundle(variant.name, variant.version)
+            bundle = Bundle.load(folder, digest=variant.bundle_digest)
+            rows = pd.DataFrame({"shop": [segment] * 2, "price": [1.0, 4.0], "size": [0.0, 0.0]})
+            low, high = bundle.predict_raw(rows)
+            slope = {"north": -3.0, "south": 2.0, "east": 0.0}[segment]
+            assert (high - low) / 3 == pytest.approx(slope, abs=0.5)
