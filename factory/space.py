@@ -117,8 +117,8 @@ def clip(space: Space, parameters: Parameters) -> Parameters:
 def _nearest(dimension: Dimension, value: Value) -> Value:
     if isinstance(dimension, ChoiceDimension):
         return value if value in dimension.choices else dimension.choices[0]
-    if not isinstance(value, int | float):
-        middle = (dimension.low * dimension.high) ** 0.5 if dimension.log else (dimension.low + dimension.high) / 2
-        return int(middle) if isinstance(dimension, IntDimension) else middle
+    if not isinstance(value, int | float) or math.isnan(value):
+        low, high = dimension.low, dimension.high
+        value = math.sqrt(low) * math.sqrt(high) if dimension.log else low + (high - low) / 2
     nearest = min(max(value, dimension.low), dimension.high)
     return int(nearest) if isinstance(dimension, IntDimension) else float(nearest)

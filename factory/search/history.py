@@ -42,6 +42,8 @@ SHORTEST_TRIAL_S, SHORTEST_SHARE = 3.0, 0.1
 """No new configuration is tried when less time is left: seconds, or of a very short search a part of it."""
 LATER_FOLD, LATER_FOLD_S = 1.25, 0.3
 """A later fold costs at most so much more than the first (90 % of the measured ones), and what starting it costs."""
+COUNTED_MEMBERS = 6
+"""Trials that get all folds in a search whose trials are counted: the chosen ones, then the next best."""
 NEAR = 1.25
 """Loss on the first fold, relative to the best one's, up to which a bet gets its folds when there is time."""
 JOB_S = 1.5
@@ -308,8 +310,6 @@ class Proposer:
             for number in sorted(lacking, key=lambda n: family(self.trials[n].family).pool != self._pool):
                 if (job := self._fold_job(number, fold)) is not None:
                     return job
-        if self.plan.repeatable:
-            return None
         for number in self._next_best():
             further = [k for k in range(1, len(self.data.splits)) if not self._has(number, k)]
             if self._folds_fit(number, len(further)) and (job := self._fold_job(number, further[0])) is not None:
@@ -338,12 +338,16 @@ class Proposer:
         least_loss = relative_loss(self.data.metric, max(values.values(), default=-np.inf))
         good = []
         for number, value in values.items():
-            searched = self.trials[number].origin == "search"
+            raced = self.trials[number].origin == "search" and not self.plan.repeatable
             near = relative_loss(self.data.metric, value) <= NEAR * least_loss
-            lacks = any(not self._has(number, k) for k in range(len(self.data.splits)))
-            if number not in self._closed and lacks and (value >= bar if searched else near):
+            if number not in self._choose() and (value >= bar if raced else near):
                 good.append(number)
-        return sorted(good, key=lambda n: -values[n])
+        good.sort(key=lambda n: (-values[n], n))
+        if self.plan.repeatable:
+            # What gets its folds must not depend on which of them are done already.
+            good = good[: max(0, COUNTED_MEMBERS - len(self._choose()))]
+        folds = range(len(self.data.splits))
+        return [n for n in good if n not in self._closed and any(not self._has(n, k) for k in folds)]
 
     def _folds_fit(self, number: int, n_folds: int) -> bool:
         """Whether so many folds of a trial would be done in time on all workers."""

@@ -58,9 +58,9 @@ def fan_out(
         order = running.pop(ended)
         try:
             yield order, _ray.get(ended)
-        except _ray.exceptions.RayError as error:
+        except _ray.exceptions.RayError:
             log.warning("segment %r was lost", order.order.lineage.segment, exc_info=True)
-            yield order, Failed(f"its worker died {RETRIES + 1} times ({str(error).strip().splitlines()[0]})")
+            yield order, Failed(f"its worker died {RETRIES + 1} times.")
 
 
 def _attempt(order: SegmentOrder, settings: Settings, limit_s: float) -> Made | Failed:
@@ -69,3 +69,7 @@ def _attempt(order: SegmentOrder, settings: Settings, limit_s: float) -> Made | 
         return make_segment(order, settings, limit_s=limit_s)
     except FactoryError as error:
         return Failed(error.message)
+    except Exception as error:
+        # One segment's surprise is no reason to lose the others; the worker's log has all of it.
+        log.exception("segment %r failed", order.order.lineage.segment)
+        return Failed(f"unexpected {type(error).__name__}: {str(error).strip()[:300]}")

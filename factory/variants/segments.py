@@ -155,29 +155,33 @@ def _with_lent(own: SearchResult | None, lent: Lent | None, data: TrialData) -> 
         trials=trials,
         candidates=candidates,
         folds=folds,
-        blend=greedy(candidates.metric, candidates.targets, candidates.predictions),
+        blend=greedy(candidates.metric.chooser, candidates.targets, candidates.predictions),
         parts=parts,
         skipped=own.skipped if own else {},
     )
 
 
 def cross_fitted(candidates: Candidates) -> float:
-    """Return the score of a greedy blend on rows that its weights were not chosen on, mean over both halves."""
+    """Return the score of a greedy blend on rows that its weights were not chosen on, mean over both halves.
+
+    The folds are put together, since half a fold of a small segment may lack a class.
+    """
+    halves = _half(candidates, 0), _half(candidates, 1)
     scores = []
-    for half in (0, 1):
-        chosen_on = _half(candidates, half)
-        judged_on = _half(candidates, 1 - half)
+    for chosen_on, judged_on in (halves, halves[::-1]):
         weights = greedy(chosen_on.metric, chosen_on.targets, chosen_on.predictions).weights
-        blended = np.concatenate(judged_on.blended(weights))
-        scores.append(judged_on.metric.score(np.concatenate(judged_on.targets), blended))
+        if not weights:
+            return -np.inf
+        scores.append(judged_on.metric.score(judged_on.targets[0], judged_on.blended(weights)[0]))
     return float(np.mean(scores))
 
 
 def _half(candidates: Candidates, half: int) -> Candidates:
+    """Return every second out-of-fold row, as one fold."""
     return Candidates(
-        candidates.metric,
-        tuple(y[half::2] for y in candidates.targets),
-        {n: tuple(p[half::2] for p in parts) for n, parts in candidates.predictions.items()},
+        candidates.metric.chooser,
+        (np.concatenate(candidates.targets)[half::2],),
+        {n: (np.concatenate(parts)[half::2],) for n, parts in candidates.predictions.items()},
     )
 
 

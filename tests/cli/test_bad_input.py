@@ -211,7 +211,7 @@ ORDERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "an unknown parameter": (
         {"spaces": {"catboost": {"dpth": 3}}},
-        ["spaces.catboost.dpth", "Did you mean 'depth'?", "Allowed: border_count, depth"],
+        ["spaces.catboost.dpth", "Did you mean 'depth'?", "Allowed: border_count, categoricals, crosses, depth"],
     ),
     "no budget": ({"budget": {"time_s": 0}}, ["budget.time_s", "greater than 0", "received 0"]),
     "no trials": ({"budget": {"trials": 0}}, ["budget.trials", "greater than or equal to 1", "received 0"]),
