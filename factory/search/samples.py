@@ -70,8 +70,16 @@ def representation(data: TrialData) -> Representation:
 
 
 def preparation_folder(data: TrialData, fold: int | None) -> Path:
-    """Return where a fold's preparation lies; None is the refit's."""
-    return _name((data.shared or data.workspace) / "preparations", fold)
+    """Return where a fold's preparation lies; None is the refit's.
+
+    That of all rows where the shared search came to this fold, else this search's own: what some of the rows taught
+    is not for other searches of the same workspace.
+    """
+    own = _name(data.workspace / "preparations", fold)
+    if data.shared is None or own.is_dir():
+        return own
+    shared = _name(data.shared / "preparations", fold)
+    return shared if shared.is_dir() else own
 
 
 def fit_preparation(data: TrialData, fold: int | None) -> Preparation:
