@@ -95,7 +95,7 @@ def make_segment(given: SegmentOrder, settings: Settings, *, limit_s: float) -> 
     def record(trial: Trial) -> None:
         if trial.finished:
             with journal.open("a", encoding="utf-8") as lines:
-                lines.write(trial.model_dump_json() + "\n")
+                lines.write("\n" + trial.model_dump_json() + "\n")  # whatever a killed attempt has left unended
 
     families = tuple(name for name in order.plan.families if family(name).pool == POOL)
     plan = replace(order.plan, families=families or order.plan.families)
@@ -121,7 +121,7 @@ def make_segment(given: SegmentOrder, settings: Settings, *, limit_s: float) -> 
 def _read(journal: Path) -> list[Trial]:
     """Return the last state of each trial in a journal; a line that was cut off is none."""
     trials: dict[int, Trial] = {}
-    for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []:
+    for line in journal.read_text(encoding="utf-8").split("\n") if journal.exists() else []:
         try:
             trial = Trial.model_validate(json.loads(line))
         except ValueError:
