@@ -112,6 +112,13 @@ class Blueprint(Document):
         return next(member for member in self.members if member.number == self.models[position])
 
 
+def represent_as(blueprint: Blueprint, data: TrialData) -> None:
+    """Write down that columns and target are represented as a blueprint says, so that nobody probes these rows."""
+    folder = (data.shared or data.workspace) / "representation"
+    if not folder.is_dir():
+        into_folder(folder, Representation(blueprint.target_scale, blueprint.crosses).save)
+
+
 def refit(
     blueprint: Blueprint,
     data: TrialData,
@@ -138,9 +145,7 @@ def refit(
     Raises:
         TrainingFault: no member could be fitted; names the reasons.
     """
-    folder = (data.shared or data.workspace) / "representation"
-    if not folder.is_dir():
-        into_folder(folder, Representation(blueprint.target_scale, blueprint.crosses).save)
+    represent_as(blueprint, data)
     runner = TrialRunner(data, threads=threads, memory_limit_mb=memory_limit_mb)
     trials: list[Trial] = []
     for number, member, known in _numbered(blueprint.members, data, history):

@@ -21,7 +21,7 @@ from factory.ledger import Ledger, PastSearch
 from factory.search.cluster import local_cpus
 from factory.search.engine import SearchResult
 from factory.search.plan import Plan, load_recipe
-from factory.search.remake import Blueprint, Fitted, go_on, refit
+from factory.search.remake import Blueprint, Fitted, go_on, refit, represent_as
 from factory.search.splits import folds, set_aside
 from factory.search.transfer import Transfer, described, siblings, transfer
 from factory.settings import Settings
@@ -158,6 +158,7 @@ def made_again(
             record=record,
             history=history,
         )
+    represent_as(blueprint, unit.data)  # the models keep what they were trained with, and so does the next blueprint
     models = [
         Fitted(blueprint.of_model(i), member.model, bundle.preparations[member.preparation], member.weight)
         for i, member in enumerate(bundle.members)
