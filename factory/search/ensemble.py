@@ -106,7 +106,7 @@ class Arena:
         most = max(1, (most_rows if metric.quick else min(most_rows, SLOW_ROWS)) // len(folds))
         self._folds = []
         for k, y in enumerate(folds):
-            rows = _thinned(len(y), most)
+            rows = thinned(len(y), most)
             shown = np.stack([predictions[n][k][rows] for n in self.names]).astype(np.float64)
             self._folds.append(_Fold.of(metric, y[rows], shown))
 
@@ -220,6 +220,6 @@ def _ranking(y: np.ndarray) -> Judge:
     return judge
 
 
-def _thinned(n_rows: int, most: int) -> np.ndarray:
+def thinned(n_rows: int, most: int) -> np.ndarray:
     """Return evenly spaced positions, ``most`` of them at most."""
     return np.arange(n_rows) if n_rows <= most else np.linspace(0, n_rows - 1, most).astype(np.int64)
