@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -162,6 +163,9 @@ class _Making:
         self.state = record.state
 
     def run(self) -> Outcome:
+        if any(not variant.segment for variant in self.ledger.variants(request_id=self.id)):
+            # The pooled variant is recorded last: an earlier attempt was killed between that and the request's end.
+            return self.conclude([])
         self.reach(RequestState.PREPARING, "Reading and screening the data.")
         validation = self.request.validation or self.recipe.validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
@@ -182,8 +186,21 @@ class _Making:
         segments = self.segments(units, pooled, result, plan, material) if units else {}
         self.reach(RequestState.EVALUATING, "Scoring the best blend on rows that the search has not seen.")
         made = [self.deliver(finish(self.order(pooled, plan, material, origin), result)), *segments.values()]
+        return self.conclude(made, thin=(*thin, *(unit.segment for unit in units)))
+
+    def conclude(self, made: list[Made], *, thin: tuple[str, ...] = ()) -> Outcome:
+        """End the request with what it has made, in this attempt and in earlier ones.
+
+        Args:
+            made: In this attempt.
+            thin: Segments that the pooled variant serves unless they have a variant.
+        """
         mine = {one.variant.name for one in made}
         earlier = [v for v in self.ledger.variants(request_id=self.id) if v.name not in mine]
+        for variant in earlier:
+            known = {change.version for change in self.ledger.alias_history(variant.name)}
+            if variant.state == "registered" and variant.version not in known:
+                self.promote(variant, why="Passed its gate in an attempt that was killed before this.", evidence={})
         variants = [*(one.variant for one in made), *earlier]
         passed = [variant for variant in variants if variant.state == "registered"]
         end = RequestState.REGISTERED if passed else RequestState.REJECTED
@@ -195,7 +212,7 @@ class _Making:
             variants=tuple(variants),
             verdicts=tuple(one.verdict for one in made),
             made=tuple(made),
-            pooled_segments=(*thin, *(u.segment for u in units if u.segment not in {v.segment for v in variants})),
+            pooled_segments=tuple(segment for segment in thin if segment not in {v.segment for v in variants}),
         )
 
     # --- searching -----------------------------------------------------------
@@ -353,7 +370,7 @@ class _Making:
         self.note("frontier", f"{variant.name}/{variant.version}: {made.trade}")
         self.note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}")
         if made.verdict.passed:
-            self.promote(variant, made)
+            self.promote(variant, why=made.verdict.sentence, evidence=made.comparison.model_dump(mode="json"))
         return replace(made, variant=variant)
 
     def lineage(self, unit: Unit, plan: Plan, material: Material, origin: Origin) -> Variant:
@@ -382,7 +399,7 @@ class _Making:
             seed=self.request.seed,
         )
 
-    def promote(self, variant: Variant, made: Made) -> None:
+    def promote(self, variant: Variant, *, why: str, evidence: dict[str, Any]) -> None:
         """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes."""
         wish = self.request.deployment
         if wish.as_ == "none":
@@ -393,8 +410,8 @@ class _Making:
             alias,
             variant.version,
             who=f"request {self.id}",
-            why=made.verdict.sentence,
-            evidence=made.comparison.model_dump(mode="json"),
+            why=why,
+            evidence=evidence,
         )
         self.registry.set_alias(variant.name, alias, variant.version)
         self.ledger.set_deployment(variant.name, wish, version=variant.version)

@@ -146,7 +146,8 @@ def end(result: Outcome, *, json: bool, following: Sequence[str], notes: Sequenc
         variants = {"variant": first, "variants": list(result.variants)}
         print_json({"request": result.request_id, "state": result.state, **variants})
         raise typer.Exit(exit_code(result.state))
-    leaderboard(result.made[0], Metric(first.metric, first.task))
+    if result.made:
+        leaderboard(result.made[0], Metric(first.metric, first.task))
     outcome(result)
     for note in notes:
         out.print(note)

@@ -42,6 +42,8 @@ SHORTEST_TRIAL_S, SHORTEST_SHARE = 3.0, 0.1
 """No new configuration is tried when less time is left: seconds, or of a very short search a part of it."""
 LATER_FOLD, LATER_FOLD_S = 1.25, 0.3
 """A later fold costs at most so much more than the first (90 % of the measured ones), and what starting it costs."""
+COUNTED_SHARE = 0.75
+"""Part of the time after which counted trials wait: a count that time does not suffice for cannot be repeatable."""
 COUNTED_MEMBERS = 6
 """Trials that get all folds in a search whose trials are counted: the chosen ones, then the next best."""
 NEAR = 1.25
@@ -194,11 +196,12 @@ class Proposer:
         """Whether first folds come before further ones."""
         if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
             return False
-        if self.plan.repeatable:
-            return self._study.bets_left or bool(self._searchable()) or self._batch_running
         if len(self.data.splits) == 1 or not self._ready():
             return True
         spent_s, left_s = time.time() - self._began, max(self.deadline.left_s, 0.0)
+        if self.plan.repeatable:
+            in_time = spent_s < COUNTED_SHARE * (spent_s + left_s)
+            return self._batch_running or (in_time and (self._study.bets_left or bool(self._searchable())))
         return self._study.bets_left and spent_s < EXPLORE_SHARE * (spent_s + left_s)
 
     @property
@@ -330,15 +333,16 @@ class Proposer:
         """Return trials beyond the chosen ones that lack folds and are good enough to get them, the best first.
 
         A portfolio's entry may be worse than the best by a part; one that was searched for has to be among the better
-        half of those that have their folds.
+        half of those that have their folds, as long as more can be searched for instead.
         """
         values = {n: v for n in self._ready() if (v := _value(self.trials[n])) is not None}
         complete = [v for n, v in values.items() if len(self.trials[n].folds) == len(self.data.splits)]
         bar = float(np.median(complete)) if complete else -np.inf
         least_loss = relative_loss(self.data.metric, max(values.values(), default=-np.inf))
+        more = not self.plan.repeatable and bool(self._affordable())
         good = []
         for number, value in values.items():
-            raced = self.trials[number].origin == "search" and not self.plan.repeatable
+            raced = self.trials[number].origin == "search" and more
             near = relative_loss(self.data.metric, value) <= NEAR * least_loss
             if number not in self._choose() and (value >= bar if raced else near):
                 good.append(number)

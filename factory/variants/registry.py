@@ -102,7 +102,7 @@ class Registry:
     ) -> Variant:
         """Log a bundle as an MLflow model and register it as the next version of ``variant.name``.
 
-        A second call for the same request and segment returns the version of the first one.
+        A second call for the same request, segment and bundle returns the version of the first one.
 
         Args:
             folder: The saved bundle.
@@ -370,7 +370,9 @@ def _quieten() -> None:
 
 def _once(variant: Variant) -> str:
     """Return what tells one making of a variant from all others; a digest, since a filter cannot hold quotes."""
-    return hashlib.sha256(json.dumps([variant.request_id, variant.segment]).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps([variant.request_id, variant.segment, variant.bundle_digest]).encode()
+    ).hexdigest()[:32]
 
 
 def _lineage(variant: Variant) -> dict[str, str]:

@@ -29,7 +29,7 @@ from factory.variants.making import Made, Order, finish
 
 MOST_LENT = 6
 """Pooled trials that a segment may blend, the heaviest; each brings a model for every fold."""
-LENT_FROM = 1_000
+LENT_FROM = 1_000_000
 """Numbers of the pooled trials on a segment's leaderboard start here."""
 POOL = "trees"
 """Families that a segment's worker fits; it holds no heavy framework."""

