@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 
 from factory.families.base import Deadline, Shape
-from factory.search.jobs import FitJob, FitResult, TrialData, merged
+from factory.search.jobs import FitJob, FitResult, TrialData, first_fold_score, merged
 from factory.search.plan import Plan, family
 from factory.search.race import choose, relative_loss
 from factory.search.samples import representation
@@ -114,7 +114,7 @@ class Proposer:
             prior=self.prior,
         )
         for trial in sorted(self.history, key=lambda t: t.number):
-            study.tell(trial, _value(trial))
+            study.tell(trial, first_fold_score(trial))
         return study
 
     def _affordable_families(self) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ class Proposer:
             if 0 not in job.folds:
                 return
             if not self.plan.repeatable:
-                self._study.tell(trial, _value(trial))
+                self._study.tell(trial, first_fold_score(trial))
             elif not any(fold == 0 for _, fold in self._running) and not self._batch_open:
                 self._tell_batch()
 
@@ -273,7 +273,7 @@ class Proposer:
             return []
         best: dict[str, float] = {}
         for trial in self._settled():
-            value = _value(trial)
+            value = first_fold_score(trial)
             if value is not None and self._study.searchable(trial.family):
                 best[trial.family] = max(best.get(trial.family, -np.inf), value)
         return sorted(best, key=lambda name: -best[name])
@@ -298,7 +298,7 @@ class Proposer:
     def _tell_batch(self) -> None:
         for number in sorted(self.trials):
             if number >= self._told:
-                self._study.tell(self.trials[number], _value(self.trials[number]))
+                self._study.tell(self.trials[number], first_fold_score(self.trials[number]))
         self._told = max(self.trials, default=-1) + 1
 
     # --- further folds ---------------------------------------------------------
@@ -335,7 +335,7 @@ class Proposer:
         A portfolio's entry may be worse than the best by a part; one that was searched for has to be among the better
         half of those that have their folds, as long as more can be searched for instead.
         """
-        values = {n: v for n in self._ready() if (v := _value(self.trials[n])) is not None}
+        values = {n: v for n in self._ready() if (v := first_fold_score(self.trials[n])) is not None}
         complete = [v for n, v in values.items() if len(self.trials[n].folds) == len(self.data.splits)]
         bar = float(np.median(complete)) if complete else -np.inf
         least_loss = relative_loss(self.data.metric, max(values.values(), default=-np.inf))
@@ -408,11 +408,6 @@ def shape_of(data: TrialData) -> Shape:
         n_classes=data.n_classes,
         n_crosses=len(representation(data).crosses),
     )
-
-
-def _value(trial: Trial) -> float | None:
-    """Return what the study learns of a trial: its score on the first fold, which all trials share."""
-    return trial.fold_scores[trial.folds.index(0)] if 0 in trial.folds else None
 
 
 def _fold_s(trial: Trial) -> float:

@@ -141,6 +141,11 @@ class Jobs(Protocol):
         """Give up a job whose worker died."""
 
 
+def first_fold_score(trial: Trial) -> float | None:
+    """Return a trial's score on the first fold, which all trials of a search share; None where it has none."""
+    return trial.fold_scores[trial.folds.index(0)] if 0 in trial.folds else None
+
+
 def merged(trial: Trial, result: FitResult) -> Trial:
     """Return a trial with a job's folds added; one that has a fold has succeeded, whatever further folds came to.
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from factory.data.traits import distance, traits_of
 from factory.ledger import PastSearch
-from factory.search.jobs import TrialData
+from factory.search.jobs import TrialData, first_fold_score
 from factory.search.metric import Metric
 from factory.search.race import relative_loss
 from factory.search.study import Configuration, Prior, PriorTrial, key_of
@@ -230,11 +230,6 @@ def trials_to_parity(scores: Sequence[float | None], target: float, *, metric: M
         if score is not None and relative_loss(metric, score) <= allowed:
             return count
     return None
-
-
-def first_fold_score(trial: Trial) -> float | None:
-    """Return a trial's score on the first fold, which all trials of a search share; None where it has none."""
-    return trial.fold_scores[trial.folds.index(0)] if 0 in trial.folds else None
 
 
 def _places(trials: Sequence[Trial]) -> dict[int, float]:

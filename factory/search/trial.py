@@ -12,6 +12,7 @@ import shutil
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from factory.families.base import Deadline, Family, FitContext, Model
 from factory.search.distributed import fit_distributed
 from factory.search.jobs import FitJob, FitResult, FoldScore, TrialData
 from factory.search.plan import family as family_named
+from factory.search.probe import TargetScale
 from factory.search.samples import Samples, into_folder, representation, write_array
 from factory.spec import TrialState
 
@@ -73,6 +75,11 @@ class TrialRunner:
         self.threads = threads
         self.memory_limit_mb = memory_limit_mb
         self._samples = Samples(data)
+
+    @cached_property
+    def _target_scale(self) -> TargetScale:
+        """Read once: it is decided before the first fit and never changes."""
+        return representation(self.data).target_scale
 
     def run(self, job: FitJob) -> FitResult:
         """Run one job to its end; what it fitted before it ended early counts."""
@@ -170,7 +177,7 @@ class TrialRunner:
             deadline=Deadline(min(job.deadline_at, time.time() + job.limit_s)),
             rounds=job.refit_rounds or None,
             keep_going=watch.keep_going,
-            target_scale=representation(self.data).target_scale,
+            target_scale=self._target_scale,
             raises_rate=fold == 0,
         )
         held_out = validation if fold is not None else None

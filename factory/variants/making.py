@@ -17,9 +17,9 @@ from factory.data.dataset import Dataset, FeatureLineage
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
 from factory.search.engine import SearchResult
-from factory.search.jobs import TrialData
+from factory.search.jobs import TrialData, first_fold_score
 from factory.search.plan import Plan
-from factory.search.transfer import first_fold_score, trials_to_parity
+from factory.search.transfer import trials_to_parity
 from factory.spec import CurvePoint, Trial, Variant
 from factory.variants.delivery import (
     Baseline,

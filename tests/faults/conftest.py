@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -58,3 +59,11 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=home.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def submit(home: Path, request: Path) -> str:
+    """Submit a request's document and return its id."""
+    submitted = start(home, "submit", str(request), "--json")
+    output, errors = submitted.communicate(timeout=120)
+    assert submitted.returncode == 0, errors
+    return str(json.loads(output)["id"])

@@ -15,7 +15,7 @@ from factory.ledger import Ledger
 from factory.settings import Settings
 from factory.spec import RequestState, Trial, TrialState
 
-from .conftest import processes_of, runs, start, wait_until
+from .conftest import processes_of, runs, start, submit, wait_until
 
 pytestmark = pytest.mark.slow
 N_TRIALS = 18
@@ -59,10 +59,7 @@ def fold_scores(trial: Trial) -> dict[int, float]:
 
 
 def test_a_killed_driver_is_followed_by_one_that_goes_on(home: Path, tmp_path: Path) -> None:
-    submitted = start(home, "submit", str(write_request(tmp_path)), "--json")
-    output, errors = submitted.communicate(timeout=120)
-    assert submitted.returncode == 0, errors
-    request_id = json.loads(output)["id"]
+    request_id = submit(home, write_request(tmp_path))
 
     with Ledger.open(Settings(home=home).ledger) as ledger:
 

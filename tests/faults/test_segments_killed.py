@@ -16,7 +16,7 @@ from factory.ledger import Ledger
 from factory.settings import Settings
 from factory.spec import RequestState
 
-from .conftest import processes_of, runs, start, wait_until
+from .conftest import processes_of, runs, start, submit, wait_until
 
 pytestmark = pytest.mark.slow
 N_SEGMENTS = 12
@@ -46,10 +46,7 @@ def write_request(folder: Path) -> Path:
 
 
 def test_killed_in_the_midst_of_segments(home: Path, tmp_path: Path) -> None:
-    submitted = start(home, "submit", str(write_request(tmp_path)), "--json")
-    output, errors = submitted.communicate(timeout=120)
-    assert submitted.returncode == 0, errors
-    request_id = json.loads(output)["id"]
+    request_id = submit(home, write_request(tmp_path))
 
     with Ledger.open(Settings(home=home).ledger) as ledger:
 
