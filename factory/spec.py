@@ -427,6 +427,7 @@ class Trial(Document):
     fold_scores: tuple[float, ...] = Field((), description="Of these folds.")
     train_score: float | None = None
     rounds: int = Field(0, description="Rounds or epochs of the best iteration, mean over the folds.")
+    n_rows: int = Field(0, description="Training rows that these rounds were found on; 0 where it is not known.")
     raised_rate: float | None = Field(None, description="Learning rate, where a near deadline made the fit raise it.")
     cost_s: float = 0.0
     memory_mb: float = 0.0

@@ -248,6 +248,7 @@ class Proposer:
             origin=origin,
             seed=(self.plan.request.seed * 1_000_003 + number) % 2**31,
             segment=self.segment,
+            n_rows=len(self.data.splits[0].train),
             artifacts=str(self.data.folder_of(number)),
         )
         self.trials[number] = trial

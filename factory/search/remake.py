@@ -12,7 +12,7 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -54,7 +54,7 @@ class MemberPlan(Document):
         parameters: With the learning rate that it was trained with.
         weight: Its share in the blend.
         rounds: That early stopping found; 0 where the family has none.
-        n_rows: Rows that these rounds were found on.
+        n_rows: Training rows that these rounds were found on; 0 where it is not known.
         seed: Of its trial.
     """
 
@@ -65,6 +65,11 @@ class MemberPlan(Document):
     rounds: int = 0
     n_rows: int = 0
     seed: int = 0
+
+    def rounds_for(self, n_rows: int) -> int:
+        """Return the rounds of a fit on so many rows: they grow with the rows where the family's do."""
+        grows = self.n_rows and family(self.family).rounds_grow
+        return round(self.rounds * n_rows / self.n_rows) if grows else self.rounds
 
 
 class Blueprint(Document):
@@ -152,8 +157,8 @@ def refit(
         if known is not None:
             trials.append(known)
             continue
-        grown = len(data.dataset.y) / max(member.n_rows, 1) if family(member.family).rounds_grow else 1.0
-        trial = _started(number, member, data, rounds=round(member.rounds * grown), record=record)
+        n_rows = len(data.dataset.y)
+        trial = _started(number, member, data, rounds=member.rounds_for(n_rows), n_rows=n_rows, record=record)
         job = FitJob(trial=trial, deadline_at=deadline.at, refit_rounds=trial.rounds)
         trials.append(merged(trial, runner.run(job)))
         record(trials[-1])
@@ -213,13 +218,20 @@ def go_on(
             trials.append(known)
             learner.n_learned += 1
             continue
-        trial = _started(number, given.plan, data, rounds=given.model.rounds, record=record)
+        n_rows = given.plan.n_rows
+        trial = _started(number, given.plan, data, rounds=given.model.rounds, n_rows=n_rows, record=record)
         until = Deadline.after(max(deadline.left_s / (len(models) - len(trials)), SHORTEST_S))
-        model, reason = learner.continued(given, until if not deadline.passed else deadline)
-        into_folder(data.model_folder(number, None), model.save)
-        update = {"state": TrialState.SUCCEEDED, "reason": reason, "rounds": model.rounds, "curve": model.curve}
-        cost = {"cost_s": round(learner.last_s, 3)}
-        trials.append(trial.model_copy(update={**update, **cost}))
+        learned = learner.continued(given, until if not deadline.passed else deadline)
+        into_folder(data.model_folder(number, None), learned.model.save)
+        update = {
+            "state": TrialState.SUCCEEDED,
+            "reason": learned.reason,
+            "rounds": learned.model.rounds,
+            "n_rows": learned.n_rows,
+            "curve": learned.model.curve,
+            "cost_s": round(learner.last_s, 3),
+        }
+        trials.append(trial.model_copy(update=update))
         record(trials[-1])
     if learner.n_learned == 0:
         raise TrainingFault(
@@ -228,6 +240,15 @@ def go_on(
         )
     weights = [given.weight for given in models]
     return _result(data, trials, weights, calibration, preparations=[places[m.preparation.digest] for m in models])
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a model became: the rows that its rounds were found on, and why it stayed as it was where it did."""
+
+    model: Model
+    n_rows: int
+    reason: str = ""
 
 
 class _Learner:
@@ -242,55 +263,43 @@ class _Learner:
         self.n_learned = 0
         self.last_s = 0.0
 
-    def continued(self, given: Fitted, deadline: Deadline) -> tuple[Model, str]:
-        """Return what a model became, and why it stayed as it was where it did."""
+    def continued(self, given: Fitted, deadline: Deadline) -> _Learned:
+        """Return what a model became."""
         began = deadline.left_s
         if deadline.passed:
-            return given.model, "Time was up before it: it stays as it was."
+            return _as_it_was(given, "Time was up before it: it stays as it was.")
         try:
-            found, reason = self._learned(given, deadline)
+            found = self._learned(given, deadline)
         except Exception as error:  # noqa: BLE001 - whatever a framework raises costs this model only
             log.warning("%s could not go on:\n%s", given.plan.family, traceback.format_exc())
-            found, reason = None, f"It stays as it was: {type(error).__name__}: {str(error).strip()[:300]}"
+            found = _as_it_was(given, f"It stays as it was: {type(error).__name__}: {str(error).strip()[:300]}")
         self.last_s = began - deadline.left_s
-        if found is None:
-            return given.model, reason
-        self.n_learned += 1
-        return found, reason
+        self.n_learned += found.model is not given.model
+        return found
 
-    def _learned(self, given: Fitted, deadline: Deadline) -> tuple[Model | None, str]:
-        kind, parameters = family(given.plan.family), given.plan.parameters
+    def _learned(self, given: Fitted, deadline: Deadline) -> _Learned:
+        kind, plan = family(given.plan.family), given.plan
         train, validation = self._of_new(given.preparation)
         context = FitContext(
             task=self._data.dataset.task,
             n_classes=self._data.n_classes,
-            seed=given.plan.seed,
+            seed=plan.seed,
             threads=self._threads,
             deadline=deadline,
             target_scale=self._scale,
             raises_rate=False,
         )
-        found = kind.resume(given.model, train, validation=validation, parameters=parameters, context=context)
+        found = kind.resume(given.model, train, validation=validation, parameters=plan.parameters, context=context)
         if found is not None:
-            return found, ""
+            # Further rounds on the new rows came to those on the parent's: together they are of all these rows.
+            more = len(train) if plan.n_rows and found.rounds > given.model.rounds else 0
+            return _Learned(found, plan.n_rows + more)
         if self._old is None:
-            return (
-                None,
-                f"{given.plan.family} cannot go on, and the parent's rows are gone: it stays as it was.",
-            )
+            return _as_it_was(given, f"{plan.family} cannot go on, and the parent's rows are gone: it stays as it was.")
         rows = self._of_all(given.preparation)
-        grown = len(rows) / max(given.plan.n_rows, 1) if kind.rounds_grow else 1.0
-        fixed = FitContext(
-            task=context.task,
-            n_classes=context.n_classes,
-            seed=context.seed,
-            threads=self._threads,
-            deadline=deadline,
-            rounds=round(given.plan.rounds * grown) or None,
-            target_scale=self._scale,
-            raises_rate=False,
-        )
-        return kind.fit(rows, validation=None, parameters=parameters, context=fixed), "Fitted on the old and new rows."
+        fixed = replace(context, rounds=plan.rounds_for(len(rows)) or None)
+        model = kind.fit(rows, validation=None, parameters=plan.parameters, context=fixed)
+        return _Learned(model, len(rows), "Fitted on the old and new rows.")
 
     def _of_new(self, preparation: Preparation) -> tuple[Sample, Sample]:
         if preparation.digest not in self._new:
@@ -309,6 +318,10 @@ class _Learner:
         return self._all[preparation.digest]
 
 
+def _as_it_was(given: Fitted, reason: str) -> _Learned:
+    return _Learned(given.model, given.plan.n_rows, reason)
+
+
 def _numbered(given: Sequence[T], data: TrialData, history: Sequence[Trial]) -> Iterator[tuple[int, T, Trial | None]]:
     """Yield each thing to be fitted with a number for its trial, or with the trial of an earlier attempt that has it.
 
@@ -325,13 +338,14 @@ def _numbered(given: Sequence[T], data: TrialData, history: Sequence[Trial]) -> 
         yield base + place, thing, known.get(place)
 
 
-def _started(number: int, member: MemberPlan, data: TrialData, *, rounds: int, record: Record) -> Trial:
+def _started(number: int, member: MemberPlan, data: TrialData, *, rounds: int, n_rows: int, record: Record) -> Trial:
     trial = Trial(
         number=number,
         family=member.family,
         parameters=member.parameters,
         state=TrialState.RUNNING,
         rounds=rounds,
+        n_rows=n_rows,
         origin="history",
         seed=member.seed,
         artifacts=str(data.folder_of(number)),

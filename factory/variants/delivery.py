@@ -235,7 +235,7 @@ def blueprint(bundle: Bundle, weights: Mapping[int, float], trials: Sequence[Tri
                 parameters=fitted_parameters(by_number[n]),
                 weight=weights[n],
                 rounds=by_number[n].rounds,
-                n_rows=len(data.splits[0].train) if by_number[n].folds else len(data.dataset.y),
+                n_rows=by_number[n].n_rows,
                 seed=by_number[n].seed,
             )
             for n in heaviest

@@ -108,6 +108,13 @@ def test_a_member_that_cannot_be_fitted_is_left_out(tmp_path: Path) -> None:
         again(make_data(tmp_path / "none"), blueprint=BLUEPRINT.model_copy(update={"members": members[:1]}))
 
 
+def test_rounds_grow_with_the_rows_they_were_found_on() -> None:
+    booster, linear = BLUEPRINT.members
+    assert booster.rounds_for(240) == 40
+    assert linear.model_copy(update={"rounds": 5}).rounds_for(240) == 5
+    assert booster.model_copy(update={"n_rows": 0}).rounds_for(240) == 20, "not known: as they are"
+
+
 def fitted(data: TrialData, plan: MemberPlan) -> Fitted:
     preparation = Preparation.fit(data.dataset.frame, data.dataset.types)
     train = Sample(preparation.transform(data.dataset.frame), data.dataset.y)
@@ -136,9 +143,13 @@ def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path
     result = made(new, old.dataset)
     assert result.trials[0].rounds > 20
     assert result.trials[1].reason == "Fitted on the old and new rows."
+    # The rounds of both are of old and new rows; a refit that scales them by the new rows alone would double them.
+    n_old, n_train = len(old.dataset.y), len(new.splits[0].train)
+    assert [t.n_rows for t in result.trials] == [120 + n_train, n_old + len(new.dataset.y)]
     assert result.parts[0][0].preparation == result.parts[1][0].preparation
     alone = made(replace(new, workspace=tmp_path / "alone"), None)
     assert "stays as it was" in alone.trials[1].reason
+    assert alone.trials[1].n_rows == 120
     kept = family("linear").load(alone.parts[1][0].folder)
     table = models[1].preparation.transform(new.dataset.frame)
     assert np.array_equal(kept.predict(table), models[1].model.predict(table))
