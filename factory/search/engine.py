@@ -2,44 +2,35 @@
 
 Small searches run inline.  All others start inline as well, while Ray starts
 in the main thread, and go on with Ray Tune as soon as it is there; both take
-their trials from the same proposer.
+their trials from the same proposer (:mod:`factory.search.executor`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from factory.errors import TrainingFault
+from factory.errors import InvalidData, TrainingFault, listing
 from factory.families.base import Deadline
 from factory.search.calibration import Calibration
-from factory.search.cluster import Cluster, local_cpus, session
-from factory.search.ensemble import Blend, Candidates, greedy
+from factory.search.cluster import RaySession
+from factory.search.ensemble import MOST_CANDIDATES, Blend, Candidates, greedy
+from factory.search.executor import Executor
 from factory.search.history import Proposer
-from factory.search.jobs import Jobs, TrialData
+from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
 from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
 from factory.search.samples import preparation_folder
 from factory.search.study import Configuration, Prior
-from factory.search.trial import TrialRunner
-from factory.search.tune import run_tune
 from factory.settings import Settings
 from factory.spec import Trial
 
-log = logging.getLogger(__name__)
-
 INLINE_S = 20.0
 """Below this budget Ray's start would take most of it: the search runs inline."""
-DRIVER_MB = 1_500.0
-"""What the driver and an idle Ray take of a request's memory (PSS, measured)."""
 REFIT_SHARE = 0.25
 """Part of the search's time kept for refits on all rows, where there is one fold only."""
 
@@ -74,6 +65,7 @@ class SearchResult:
         blend: The best blend of the candidates by these predictions.
         parts: Candidate → its models; their shares sum to 1.
         skipped: Family → why it was left out.
+        notes: What else a person should know of how it was searched.
         calibration: Of a variant that was made again without a search; there are no candidates then.
     """
 
@@ -83,33 +75,8 @@ class SearchResult:
     blend: Blend
     parts: dict[int, tuple[Part, ...]]
     skipped: dict[str, str]
+    notes: tuple[str, ...] = ()
     calibration: Calibration | None = None
-
-
-class RaySession:
-    """Ray, connected to when it is first needed and kept for the whole request."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._stack = contextlib.ExitStack()
-        self._cluster: Cluster | None = None
-
-    def __enter__(self) -> RaySession:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stack.close()
-
-    def connect(self) -> Cluster:
-        """Return the connected cluster; takes seconds the first time. Call it from the main thread."""
-        if self._cluster is None:
-            self._cluster = self._stack.enter_context(session(self._settings))
-        return self._cluster
-
-    @property
-    def connected(self) -> bool:
-        """Whether Ray is there already."""
-        return self._cluster is not None
 
 
 def search(
@@ -140,43 +107,85 @@ def search(
         prior: What other searches found, for the proposals after the first bets.
 
     Raises:
+        InvalidData: the metric is not defined on the rows that validate.
         TrainingFault: no trial succeeded; names the reasons.
     """
+    _check_metric(data)
     refits = len(data.splits) == 1
     left_s = deadline.left_s
     trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
-    small = ray is None or _is_small(plan, left_s)
     without = frozenset((settings.engine_without or "").split(","))
     if "transfer" in without:
         seeds, prior = (), None
     if "portfolio" in without:
         prior = Prior(prior.trials if prior else (), shortens=True)
+    trials: dict[int, Trial] = {}
+    executor = Executor(plan, data, ray=ray, settings=settings, usable=lambda: any(t.folds for t in [*trials.values()]))
+    small = ray is None or _is_small(plan, left_s)
     proposer = Proposer(
         plan=plan,
         data=data,
         history=history,
         deadline=trials_until,
-        parallel=1 if small else local_cpus(settings),
+        parallel=1 if small else max(1, executor.crew.workers),
         record=record,
         segment=segment,
         seeds=seeds,
         prior=prior,
         without=without,
+        trials=trials,
     )
-    executor = _Executor(plan, data, ray=ray, settings=settings)
     executor.run(proposer, name=f"search-{segment or 'pooled'}", small=small)
-    trials = tuple(proposer.trials[number] for number in sorted(proposer.trials))
-    candidates, common = _candidates(data, trials)
+    candidates, common = _candidates(data, _in_order(trials))
     if "ensemble" in without:
-        best = max(candidates.predictions, key=lambda n: proposer.trials[n].score or -np.inf)
+        best = max(candidates.predictions, key=lambda n: trials[n].score or -np.inf)
         candidates = replace(candidates, predictions={best: candidates.predictions[best]})
-    blend = greedy(data.metric.chooser, candidates.targets, candidates.predictions)
+    blend = _blend(candidates, trials)
     if refits:
-        executor.run(
-            RefitProposer(data, proposer.trials, blend, deadline), name="refit", small=ray is None or not ray.connected
-        )
-    parts = {n: _parts(data, proposer.trials[n]) for n in candidates.predictions}
-    return SearchResult(trials, candidates, common, blend, parts, dict(proposer.skipped))
+        proposed = RefitProposer(data, trials, blend, deadline)
+        executor.run_few(proposed, count=proposed.count, expected_s=proposed.expected_s, name="refit")
+    return SearchResult(
+        trials=_in_order(trials),
+        candidates=candidates,
+        folds=common,
+        blend=blend,
+        parts={n: _parts(data, trials[n]) for n in candidates.predictions},
+        skipped=dict(proposer.skipped),
+        notes=(executor.crew.reason,) if executor.crew.reason and not small else (),
+    )
+
+
+def _check_metric(data: TrialData) -> None:
+    """Refuse a first fold on which the metric is not defined: every trial would fail there.
+
+    Raises:
+        InvalidData: names the classes that its validation rows lack.
+    """
+    n_classes, y = data.n_classes, data.dataset.y[data.splits[0].validation]
+    if n_classes == 0 or np.isfinite(data.metric.score(y, np.full((len(y), n_classes), 1 / n_classes))):
+        return
+    lacking = [repr(label) for k, label in enumerate(data.dataset.classes) if not (y == k).any()]
+    raise InvalidData(
+        f"validation: {data.metric.label} is not defined on the {len(y):,} validation rows: there is none of class "
+        f"{listing(lacking)} among them.",
+        hint="Choose a validation whose rows hold all classes (the latest rows of a time column may not), or bring "
+        "more rows, or another metric.",
+    )
+
+
+def _in_order(trials: Mapping[int, Trial]) -> tuple[Trial, ...]:
+    return tuple(trials[number] for number in sorted(trials))
+
+
+def _blend(candidates: Candidates, trials: Mapping[int, Trial]) -> Blend:
+    """Return the best blend; the best single trial where the metric cannot tell blends apart on these rows."""
+    blend = greedy(candidates.metric.chooser, candidates.targets, candidates.predictions)
+    if not blend.weights and candidates.metric.chooser != candidates.metric:
+        blend = greedy(candidates.metric, candidates.targets, candidates.predictions)
+    if blend.weights:
+        return blend
+    best = max(sorted(candidates.predictions), key=lambda n: trials[n].score or -np.inf)
+    return Blend({best: 1.0}, trials[best].score or -np.inf)
 
 
 def _is_small(plan: Plan, left_s: float) -> bool:
@@ -185,74 +194,12 @@ def _is_small(plan: Plan, left_s: float) -> bool:
     return not distributed and (left_s < INLINE_S or few)
 
 
-class _Executor:
-    """Runs jobs: inline, on Ray Tune, or inline until Ray is there."""
-
-    def __init__(self, plan: Plan, data: TrialData, *, ray: RaySession | None, settings: Settings) -> None:
-        self._plan, self._data, self._ray, self._settings = plan, data, ray, settings
-        memory_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
-        self._worker_mb = max(800.0, (memory_mb - DRIVER_MB) / local_cpus(settings))
-        self._inline = TrialRunner(data, threads=1, memory_limit_mb=max(memory_mb, 1000.0))
-
-    def run(self, jobs: Jobs, *, name: str, small: bool) -> None:
-        if small or self._ray is None:
-            self._run_inline(jobs, lambda: True)
-            return
-        tune_is_up = threading.Event()
-        helper: AbstractContextManager[object] = contextlib.nullcontext()
-        if not self._ray.connected and not self._distributes():
-            helper = _Alongside(lambda: self._run_inline(jobs, lambda: not tune_is_up.is_set()))
-        with helper:
-            try:
-                cluster = self._ray.connect()
-                jobs.parallel = 1 if self._distributes() else cluster.cpus
-                run_tune(
-                    jobs,
-                    self._data,
-                    threads=1,
-                    memory_limit_mb=self._worker_mb,
-                    name=name,
-                    on_first_end=tune_is_up.set,
-                )
-            finally:
-                tune_is_up.set()
-
-    def _distributes(self) -> bool:
-        return self._plan.request.resources.workers > 1
-
-    def _run_inline(self, jobs: Jobs, wanted: Callable[[], bool]) -> None:
-        while wanted() and not jobs.exhausted:
-            job = jobs.next()
-            if job is None:
-                return
-            jobs.done(job, self._inline.run(job))
-
-
-class _Alongside:
-    """Runs a function in a thread for the length of a ``with`` block, and re-raises what it raised."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._guarded, name="inline-trials", daemon=True)
-
-    def _guarded(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            self._error = error
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self._thread.join()
-        if self._error is not None and exception[0] is None:
-            raise self._error
-
-
 def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, tuple[int, ...]]:
-    """Return the trials that can be blended, with their predictions of the folds they share, and these folds."""
+    """Return the trials that can be blended, with their predictions of the folds they share, and these folds.
+
+    The predictions are mapped from disk, and so many trials at most as a blend looks at: the best ones, and the best of
+    each family.
+    """
     folds = {t.number: tuple(k for k in t.folds if data.out_of_fold(t.number, k).is_file()) for t in trials if t.folds}
     folds = {number: done for number, done in folds.items() if 0 in done}
     if not folds:
@@ -262,12 +209,28 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
     members, common = common_folds(folds)
+    by_number = {t.number: t for t in trials}
+    members = _worth_blending([by_number[n] for n in members], common)
     candidates = Candidates(
         metric=data.metric,
         targets=tuple(data.dataset.y[data.splits[k].validation] for k in common),
-        predictions={n: tuple(np.load(data.out_of_fold(n, k), allow_pickle=False) for k in common) for n in members},
+        predictions={n: tuple(_mapped(data.out_of_fold(n, k)) for k in common) for n in members},
     )
     return candidates, common
+
+
+def _worth_blending(trials: Sequence[Trial], folds: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of the best trials on these folds, and of the best one of each family."""
+    scores = {t.number: sum(s for k, s in zip(t.folds, t.fold_scores, strict=True) if k in folds) for t in trials}
+    ordered = sorted(trials, key=lambda t: (-scores[t.number], t.number))
+    firsts = {t.family: t.number for t in reversed(ordered)}
+    kept = {*(t.number for t in ordered[:MOST_CANDIDATES]), *firsts.values()}
+    return tuple(sorted(kept))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Return predictions whose pages the operating system may drop again."""
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _parts(data: TrialData, trial: Trial) -> tuple[Part, ...]:
