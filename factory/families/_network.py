@@ -15,8 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from factory.data.dense import DenseEncoder
-from factory.families._epochs import Examples, Group, Job, Learner, Plan, Progress, run
+from factory.families._epochs import Group, Learner, run
 from factory.families._head import Head
+from factory.families._job import Examples, Job, Plan, Progress
 from factory.families._mlp import ACTIVATIONS, Architecture, NetworkModel, dense_part, embedded_columns, encode
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from factory.families._epochs import Group, Job, Learner, Plan
+from factory.families._epochs import Group, Learner
+from factory.families._job import Job, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays, trains
 from factory.families._network import DEFAULTS, FIRST_RANK, NetworkFamily
 from factory.space import Parameters

@@ -9,7 +9,8 @@ see docs/decisions/networks.md.
 
 from __future__ import annotations
 
-from factory.families._epochs import Group, Job
+from factory.families._epochs import Group
+from factory.families._job import Job
 from factory.families._mlp import ACTIVATIONS
 from factory.families._network import BATCH_SIZES, FIRST_RANK, NetworkFamily
 from factory.families.torch_network import TorchLearner

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from factory.families._epochs import Examples, Group, Job, Learner, Plan
+from factory.families._epochs import Group, Learner
+from factory.families._job import Examples, Job, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays, trains
 from factory.families._network import DEFAULTS, NetworkFamily
 from factory.space import Parameters

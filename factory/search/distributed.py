@@ -25,7 +25,8 @@ from typing import Any
 from uuid import uuid4
 
 from factory.errors import InvalidRequest, ServiceFault, TrainingFault
-from factory.families._epochs import Group, Job, Progress, run
+from factory.families._epochs import Group, run
+from factory.families._job import Job, Progress
 from factory.families._network import NetworkFamily
 from factory.families.base import Deadline, Family, FitContext, Model, Sample
 from factory.plugins import load

@@ -30,6 +30,7 @@ from factory.data.preparation import Table
 from factory.families.base import Deadline, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, Dimension, Parameters, Value
 from factory.spec import NAME, Task
+from factory.testing.rows import N_CLASSES, ROWS, constant_loss, frozen, half, loss, moved, sample
 
 HEAVY = (
     "catboost",
@@ -47,34 +48,8 @@ HEAVY = (
 """Packages that naming a family must not import."""
 BASELINE = "constant"
 """The one family that need not learn."""
-N_CLASSES = {Task.BINARY: 2, Task.MULTICLASS: 3, Task.REGRESSION: 0}
-ROWS = 240
 LATE_S = 3.0
 """How much later than its deadline a fit may end here: one round, and what the framework does at the end."""
-
-
-def sample(task: Task, *, n_rows: int = ROWS, seed: int = 0) -> Sample:
-    """Return rows whose target depends on numbers and categories: float32 (n_rows, 4), int32 (n_rows, 2), read-only."""
-    random = np.random.default_rng(seed)
-    numeric = random.normal(size=(n_rows, 4)).astype(np.float32)
-    codes = np.column_stack([random.integers(0, 4, n_rows), random.integers(0, 8, n_rows)]).astype(np.int32)
-    effect = np.array([0.0, -2.0, 0.0, 2.0])[codes[:, 0]]
-    signal = 1.5 * numeric[:, 0] + effect + 0.3 * random.normal(size=n_rows)
-    numeric[random.random(n_rows) < 0.1, 1] = np.nan
-    numeric[:, 3] = 1.0
-    y = {
-        Task.REGRESSION: signal.astype(np.float64),
-        Task.BINARY: (signal > 0).astype(np.int64),
-        Task.MULTICLASS: np.digitize(signal, [-1.0, 1.0]).astype(np.int64),
-    }[task]
-    return _frozen(Sample(Table(numeric, codes, (4, 8), ("a", "b", "c", "d"), ("e", "f")), y))
-
-
-def loss(task: Task, y: np.ndarray, prediction: np.ndarray) -> float:
-    """Return the mean log-loss, or the mean squared error, of what :meth:`Model.predict` returned."""
-    if task is Task.REGRESSION:
-        return float(np.mean((y - prediction) ** 2))
-    return float(-np.mean(np.log(np.clip(prediction[np.arange(len(y)), y], 1e-9, 1))))
 
 
 class FamilyConformance:
@@ -150,7 +125,7 @@ class FamilyConformance:
 
     def test_learns(self, family: Family, task: Task) -> None:
         fresh = sample(task, seed=2)
-        reference = _constant_loss(task, fresh)
+        reference = constant_loss(task, fresh)
         reached = loss(task, fresh.y, _fitted(family, task).predict(fresh.table))
         assert reached < (reference * 1.1 if family.name == BASELINE else reference * 0.9)
 
@@ -207,7 +182,7 @@ class FamilyConformance:
         whole = sample(task)
         held_out = sample(task, seed=1)
         rest = np.flatnonzero(whole.y != 1)
-        train = _frozen(Sample(whole.table.rows(rest), whole.y[rest]))
+        train = frozen(Sample(whole.table.rows(rest), whole.y[rest]))
         prediction = _fit(family, task, train=train, validation=held_out).predict(held_out.table)
         assert prediction.shape == (ROWS, N_CLASSES[task])
         assert np.isfinite(prediction).all()
@@ -235,9 +210,9 @@ class FamilyConformance:
         task = Task.REGRESSION
         if task not in family.tasks or family.name == BASELINE:
             pytest.skip(f"{family.name} does not learn numbers.")
-        train, held_out, fresh = (_moved(sample(task, seed=seed)) for seed in (0, 1, 2))
+        train, held_out, fresh = (moved(sample(task, seed=seed)) for seed in (0, 1, 2))
         prediction = _fit(family, task, train=train, validation=held_out).predict(fresh.table)
-        assert loss(task, fresh.y, prediction) < 0.9 * _constant_loss(task, fresh)
+        assert loss(task, fresh.y, prediction) < 0.9 * constant_loss(task, fresh)
 
     def test_weights_say_how_much_a_row_counts(self, family: Family, task: Task) -> None:
         if not family.weighted:
@@ -258,7 +233,7 @@ class FamilyConformance:
     # --- several models, and more rounds ---
 
     def test_merged_model_answers_as_the_mean(self, family: Family, task: Task, tmp_path: Path) -> None:
-        models = [_fit(family, task, train=_half(task, k), rounds=5 + k) for k in range(3)]
+        models = [_fit(family, task, train=half(task, k), rounds=5 + k) for k in range(3)]
         merged = family.merge(models)
         if merged is None:
             pytest.skip(f"{family.name} does not merge such models.")
@@ -360,23 +335,6 @@ class FamilyConformance:
 # --- the pieces ----------------------------------------------------------------------
 
 
-def _frozen(rows: Sample) -> Sample:
-    for values in (rows.table.numeric, rows.table.codes, rows.y):
-        values.setflags(write=False)
-    return rows
-
-
-def _half(task: Task, k: int) -> Sample:
-    """Return one of several halves of the usual rows; each has targets of its own mean and spread."""
-    whole = sample(task)
-    chosen = np.flatnonzero(np.random.default_rng(k).random(ROWS) < 0.5)
-    return _frozen(Sample(whole.table.rows(chosen), whole.y[chosen]))
-
-
-def _moved(rows: Sample) -> Sample:
-    return Sample(rows.table, rows.y * 1e5 + 1e6)
-
-
 def _fit(
     family: Family,
     task: Task,
@@ -407,13 +365,6 @@ def _fit(
 def _fitted(family: Family, task: Task) -> Model:
     """Return a model that several tests look at."""
     return _fit(family, task)
-
-
-def _constant_loss(task: Task, rows: Sample) -> float:
-    if task is Task.REGRESSION:
-        return float(np.var(rows.y))
-    shares = np.bincount(rows.y, minlength=N_CLASSES[task]) / len(rows)
-    return loss(task, rows.y, np.repeat(shares[np.newaxis], len(rows), axis=0))
 
 
 def _inside(dimension: Dimension, value: Value) -> bool:

@@ -10,7 +10,7 @@ from factory import plugins
 from factory.data.preparation import Table
 from factory.families.base import Family, FitContext, Sample
 from factory.spec import Task
-from factory.testing.families import N_CLASSES, sample
+from factory.testing.rows import N_CLASSES, sample
 
 PARAMETERS = {"trees": 50, "max_features": 0.7, "min_samples_leaf": 1}
 

@@ -14,7 +14,8 @@ import pytest
 from factory import plugins
 from factory.data.preparation import Table
 from factory.errors import TrainingFault, UntrustedBundle
-from factory.families._epochs import Group, Job, Progress, run
+from factory.families._epochs import Group, run
+from factory.families._job import Job, Progress
 from factory.families._mlp import ACTIVATIONS, NetworkModel, bin_edges, forward
 from factory.families._network import NetworkFamily
 from factory.families.base import Deadline, FitContext, Sample
