@@ -10,14 +10,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from factory.errors import ServiceFault
 from factory.settings import Settings
+from factory.spec import Budget
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a Ray that we start ourselves; data beyond it spills to disk."""
+DRIVER_MB = 1_500.0
+"""What the driver and an idle Ray take of a request's memory (PSS, measured)."""
+WORKER_MB, LEAST_WORKER_MB = 400.0, 800.0
+"""What a worker with the boosters takes before its first row (measured), and the least that one is planned with."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,45 @@ class Cluster:
 
     cpus: int
     started_here: bool
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Workers that fit a memory budget.
+
+    Attributes:
+        workers: How many; 0 where not even one fits beside the driver.
+        worker_mb: Resident memory that each may reach.
+        reason: Why there are fewer than CPUs, for a person; empty where there are not.
+    """
+
+    workers: int
+    worker_mb: float
+    reason: str = ""
+
+    @classmethod
+    def of(cls, *, cpus: int, memory_mb: float, fit_mb: float = 0.0) -> Crew:
+        """Plan the workers of a search.
+
+        Args:
+            cpus: That may be used.
+            memory_mb: That all processes of the request may take together.
+            fit_mb: What a usual fit takes beside its worker's own memory.
+        """
+        needed_mb = max(LEAST_WORKER_MB, WORKER_MB + fit_mb)
+        left_mb = max(memory_mb - DRIVER_MB, 0.0)
+        workers = min(cpus, int(left_mb / needed_mb))
+        if workers == cpus:
+            return cls(workers, left_mb / workers)
+        left = f"of {memory_mb:,.0f} MB, {left_mb:,.0f} are left beside the driver, and a worker needs {needed_mb:,.0f}"
+        if workers == 0:
+            return cls(0, needed_mb, f"All fits run in the driver, one at a time: {left}.")
+        return cls(workers, left_mb / workers, f"{workers} of {cpus} CPUs are used at a time: {left}.")
+
+
+def memory_budget_mb(budget: Budget, settings: Settings) -> float:
+    """Return what all processes of a request may take: its budget, and no more than this machine's setting."""
+    return min(budget.memory_gb, settings.memory_gb or budget.memory_gb) * 1000
 
 
 def local_cpus(settings: Settings) -> int:
@@ -78,3 +122,29 @@ def _connect(settings: Settings) -> None:
         include_dashboard=False,
         **quiet,
     )
+
+
+class RaySession:
+    """Ray, connected to when it is first needed and kept for the whole request."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = ExitStack()
+        self._cluster: Cluster | None = None
+
+    def __enter__(self) -> RaySession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def connect(self) -> Cluster:
+        """Return the connected cluster; takes seconds the first time. Call it from the main thread."""
+        if self._cluster is None:
+            self._cluster = self._stack.enter_context(session(self._settings))
+        return self._cluster
+
+    @property
+    def connected(self) -> bool:
+        """Whether Ray is there already."""
+        return self._cluster is not None

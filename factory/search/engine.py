@@ -138,7 +138,7 @@ def search(
     executor.run(proposer, name=f"search-{segment or 'pooled'}", small=small)
     candidates, common = _candidates(data, _in_order(trials))
     if "ensemble" in without:
-        best = max(candidates.predictions, key=lambda n: trials[n].score or -np.inf)
+        best = _best(candidates, trials)
         candidates = replace(candidates, predictions={best: candidates.predictions[best]})
     blend = _blend(candidates, trials)
     if refits:
@@ -161,8 +161,10 @@ def _check_metric(data: TrialData) -> None:
     Raises:
         InvalidData: names the classes that its validation rows lack.
     """
-    n_classes, y = data.n_classes, data.dataset.y[data.splits[0].validation]
-    if n_classes == 0 or np.isfinite(data.metric.score(y, np.full((len(y), n_classes), 1 / n_classes))):
+    if data.n_classes == 0 or data.metric.by_label:
+        return
+    y = data.dataset.y[data.splits[0].validation]
+    if np.isfinite(data.metric.score(y, np.full((len(y), data.n_classes), 1 / data.n_classes))):
         return
     lacking = [repr(label) for k, label in enumerate(data.dataset.classes) if not (y == k).any()]
     raise InvalidData(
@@ -179,13 +181,21 @@ def _in_order(trials: Mapping[int, Trial]) -> tuple[Trial, ...]:
 
 def _blend(candidates: Candidates, trials: Mapping[int, Trial]) -> Blend:
     """Return the best blend; the best single trial where the metric cannot tell blends apart on these rows."""
-    blend = greedy(candidates.metric.chooser, candidates.targets, candidates.predictions)
-    if not blend.weights and candidates.metric.chooser != candidates.metric:
-        blend = greedy(candidates.metric, candidates.targets, candidates.predictions)
-    if blend.weights:
-        return blend
-    best = max(sorted(candidates.predictions), key=lambda n: trials[n].score or -np.inf)
-    return Blend({best: 1.0}, trials[best].score or -np.inf)
+    metric = candidates.metric
+    for one in dict.fromkeys((metric.chooser, metric)):
+        blend = greedy(one, candidates.targets, candidates.predictions, weights=candidates.weights)
+        if blend.weights:
+            return blend
+    best = _best(candidates, trials)
+    return Blend({best: 1.0}, _score(trials[best]))
+
+
+def _best(candidates: Candidates, trials: Mapping[int, Trial]) -> int:
+    return max(sorted(candidates.predictions), key=lambda n: _score(trials[n]))
+
+
+def _score(trial: Trial) -> float:
+    return -np.inf if trial.score is None else trial.score
 
 
 def _is_small(plan: Plan, left_s: float) -> bool:
@@ -215,6 +225,7 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
         metric=data.metric,
         targets=tuple(data.dataset.y[data.splits[k].validation] for k in common),
         predictions={n: tuple(_mapped(data.out_of_fold(n, k)) for k in common) for n in members},
+        weights=data.weights_of(common),
     )
     return candidates, common
 

@@ -38,11 +38,13 @@ class Candidates:
         metric: Greater is better.
         targets: Class indices or targets of each fold that all candidates have, (n_rows_of_fold,).
         predictions: Trial number → its out-of-fold predictions of each of these folds, (n_rows_of_fold[, n_classes]).
+        weights: How much each row counts, (n_rows_of_fold,); None where all count the same.
     """
 
     metric: Metric
     targets: tuple[np.ndarray, ...]
     predictions: dict[int, tuple[np.ndarray, ...]]
+    weights: tuple[np.ndarray, ...] | None = None
 
     def blended(self, weights: Mapping[int, float]) -> tuple[np.ndarray, ...]:
         """Return the blend's out-of-fold predictions of each fold, float64."""
@@ -61,7 +63,12 @@ class Blend:
 
 
 def greedy(
-    metric: Metric, folds: Sequence[np.ndarray], predictions: Mapping[int, Sequence[np.ndarray]], *, steps: int = STEPS
+    metric: Metric,
+    folds: Sequence[np.ndarray],
+    predictions: Mapping[int, Sequence[np.ndarray]],
+    *,
+    weights: Sequence[np.ndarray] | None = None,
+    steps: int = STEPS,
 ) -> Blend:
     """Choose the blend of candidates that scores best, as the mean over the folds.
 
@@ -71,16 +78,21 @@ def greedy(
         metric: Greater is better.
         folds: Class indices or targets of each fold, (n_rows_of_fold,).
         predictions: Candidate → its out-of-fold predictions of each fold, (n_rows_of_fold[, n_classes]).
+        weights: How much each row counts, (n_rows_of_fold,); all the same if None.
         steps: Additions at most.
 
     Returns:
         The best blend seen; equal scores keep the smaller one. A metric of two classes' labels is served by the blend
-        that ranks best; the score is the metric's own all the same.
+        that ranks best; the score is the metric's own all the same. Without members where the metric is defined on
+        no fold.
     """
-    blend = Arena(metric.chooser, folds, predictions).greedy(steps=steps)
+    blend = Arena(metric.chooser, folds, predictions, weights=weights).greedy(steps=steps)
     if metric.chooser == metric:
         return blend
-    return Blend(blend.weights, Arena(metric, folds, {n: predictions[n] for n in blend.weights}).score(blend.weights))
+    if not blend.weights:  # folds of one class only rank nothing; their labels can be right all the same
+        return Arena(metric, folds, predictions, weights=weights).greedy(steps=steps)
+    chosen = {n: predictions[n] for n in blend.weights}
+    return Blend(blend.weights, Arena(metric, folds, chosen, weights=weights).score(blend.weights))
 
 
 class Arena:
@@ -90,6 +102,7 @@ class Arena:
         metric: Greater is better.
         folds: Class indices or targets of each fold, (n_rows_of_fold,).
         predictions: Candidate → its out-of-fold predictions of each fold, (n_rows_of_fold[, n_classes]).
+        weights: How much each row counts, (n_rows_of_fold,); all the same if None.
         most_rows: Rows that are looked at, evenly spaced over all folds.
     """
 
@@ -99,6 +112,7 @@ class Arena:
         folds: Sequence[np.ndarray],
         predictions: Mapping[int, Sequence[np.ndarray]],
         *,
+        weights: Sequence[np.ndarray] | None = None,
         most_rows: int = MOST_ROWS,
     ) -> None:
         self.names: tuple[int, ...] = tuple(sorted(predictions))
@@ -106,17 +120,16 @@ class Arena:
         most = max(1, (most_rows if metric.quick else min(most_rows, SLOW_ROWS)) // len(folds))
         self._folds = []
         for k, y in enumerate(folds):
-            rows = thinned(len(y), most)
+            rows = _looked_at(y, most) if metric.task is Task.BINARY else thinned(len(y), most)
             shown = np.stack([predictions[n][k][rows] for n in self.names]).astype(np.float64)
-            self._folds.append(_Fold.of(metric, y[rows], shown))
+            self._folds.append(_Fold.of(metric, y[rows], shown, None if weights is None else weights[k][rows]))
 
     def score(self, weights: Mapping[int, float]) -> float:
-        """Return the score of a blend, as the mean over the folds."""
+        """Return the score of a blend, as the mean over the folds; NaN where it is not defined on any."""
         at = [self.names.index(n) for n in weights]
         shares = np.array(list(weights.values())) / sum(weights.values())
-        return float(
-            np.mean([fold.judge(np.tensordot(shares, fold.shown[at], axes=1)[None])[0] for fold in self._folds])
-        )
+        blends = (np.tensordot(shares, fold.shown[at], axes=1)[None] for fold in self._folds)
+        return float(_mean([fold.judge(blend) for fold, blend in zip(self._folds, blends, strict=True)])[0])
 
     def greedy(
         self,
@@ -130,8 +143,11 @@ class Arena:
         Args:
             steps: Additions at most.
             among: Candidates that may be chosen; all if None.
-            affords: Whether a set of members is allowed; every set if None. A blend without members, scored -inf, is
-                returned where no single candidate is.
+            affords: Whether a set of members is allowed; every set if None.
+
+        Returns:
+            The best blend seen. It has no members, and scores -inf, where no single candidate is allowed, or the
+            metric is defined on no fold.
         """
         places = [i for i, n in enumerate(self.names) if among is None or n in among]
         counts = dict.fromkeys(self.names, 0)
@@ -160,10 +176,17 @@ class Arena:
 
     def _scores(self, totals: Sequence[np.ndarray], places: Sequence[int], step: int) -> np.ndarray:
         """Return what the blend would score with each of the candidates added, (len(places),)."""
-        scores = np.zeros(len(places))
-        for total, fold in zip(totals, self._folds, strict=True):
-            scores += fold.judge((total + fold.shown[places]) / step)
-        return scores / len(self._folds)
+        pairs = zip(totals, self._folds, strict=True)
+        return _mean([fold.judge((total + fold.shown[places]) / step) for total, fold in pairs])
+
+
+def _mean(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the means over the folds that define a score; a fold of one class has no AUC. (n_blends,)."""
+    table = np.stack(scores)
+    told = ~np.isnan(table)
+    return np.asarray(
+        np.where(told.any(axis=0), np.where(told, table, 0).sum(axis=0) / np.maximum(told.sum(axis=0), 1), np.nan)
+    )
 
 
 Judge = Callable[[np.ndarray], np.ndarray]
@@ -178,29 +201,34 @@ class _Fold:
     judge: Judge
 
     @classmethod
-    def of(cls, metric: Metric, y: np.ndarray, predictions: np.ndarray) -> _Fold:
+    def of(cls, metric: Metric, y: np.ndarray, predictions: np.ndarray, weight: np.ndarray | None) -> _Fold:
         """Reduce predictions (n_candidates, n_rows[, n_classes]) to what the metric looks at, where that is less."""
         if metric.name == "roc_auc" and metric.task is Task.BINARY:
-            return cls(np.ascontiguousarray(predictions[:, :, 1]), _ranking(y))
+            return cls(np.ascontiguousarray(predictions[:, :, 1]), _ranking(y, weight))
         if metric.name == "neg_log_loss":
             floor = np.finfo(np.float64).eps
             return cls(
-                predictions[:, np.arange(len(y)), y], lambda blends: np.log(np.clip(blends, floor, 1)).mean(axis=1)
+                predictions[:, np.arange(len(y)), y],
+                lambda blends: np.average(np.log(np.clip(blends, floor, 1)), axis=1, weights=weight),
             )
         if metric.task is Task.REGRESSION and metric.name in _OF_RESIDUALS:
-            return cls(predictions - y, _OF_RESIDUALS[metric.name])
-        return cls(predictions, lambda blends: np.array([metric.score(y, blend) for blend in blends]))
+            of_residuals = _OF_RESIDUALS[metric.name]
+            return cls(predictions - y, lambda residuals: of_residuals(residuals, weight))
+        return cls(predictions, lambda blends: np.array([metric.score(y, blend, weight=weight) for blend in blends]))
 
 
-_OF_RESIDUALS: dict[str, Judge] = {
-    "neg_mean_squared_error": lambda r: -np.square(r).mean(axis=1),
-    "neg_root_mean_squared_error": lambda r: -np.sqrt(np.square(r).mean(axis=1)),
-    "neg_mean_absolute_error": lambda r: -np.abs(r).mean(axis=1),
+_OF_RESIDUALS: dict[str, Callable[[np.ndarray, np.ndarray | None], np.ndarray]] = {
+    "neg_mean_squared_error": lambda r, w: -np.average(np.square(r), axis=1, weights=w),
+    "neg_root_mean_squared_error": lambda r, w: -np.sqrt(np.average(np.square(r), axis=1, weights=w)),
+    "neg_mean_absolute_error": lambda r, w: -np.average(np.abs(r), axis=1, weights=w),
 }
 
 
-def _ranking(y: np.ndarray) -> Judge:
+def _ranking(y: np.ndarray, weight: np.ndarray | None) -> Judge:
     """Area under the ROC curve as the share of pairs in order (Mann and Whitney, 1947), from two sorted halves."""
+    if weight is not None:
+        auc = Metric("roc_auc", Task.BINARY)
+        return lambda blends: np.array([auc.score(y, np.stack([1 - b, b], axis=1), weight=weight) for b in blends])
     few, many = sorted((np.flatnonzero(y == 1), np.flatnonzero(y == 0)), key=len)
     rising = len(few) == 0 or y[few[0]] == 1
 
@@ -218,6 +246,13 @@ def _ranking(y: np.ndarray) -> Judge:
         return share if rising else 1 - share
 
     return judge
+
+
+def _looked_at(y: np.ndarray, most: int) -> np.ndarray:
+    """Return evenly spaced positions of two classes' rows; a class that they would all miss is taken whole."""
+    rows = thinned(len(y), most)
+    missed = np.isin(y, np.setdiff1d(y, y[rows]))
+    return np.union1d(rows, np.flatnonzero(missed)) if missed.any() else rows
 
 
 def thinned(n_rows: int, most: int) -> np.ndarray:

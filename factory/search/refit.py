@@ -36,13 +36,27 @@ class RefitProposer:
         self._waiting = [t for t in members if not self.data.model_folder(t.number, None).is_dir()]
 
     @property
+    def count(self) -> int:
+        """Refits that are still to be proposed."""
+        return len(self._waiting)
+
+    @property
+    def expected_s(self) -> float:
+        """What they take altogether on one CPU each, by what a fold took."""
+        return self._growth * sum(trial.cost_s / max(len(trial.folds), 1) for trial in self._waiting)
+
+    @property
+    def _growth(self) -> float:
+        return len(self.data.dataset.y) / len(self.data.splits[0].train)
+
+    @property
     def exhausted(self) -> bool:
         """Whether no further refit will be proposed."""
         return not self._waiting
 
     def next(self) -> FitJob | None:
         """Return the next refit that fits the time left, or None."""
-        growth = len(self.data.dataset.y) / len(self.data.splits[0].train)
+        growth = self._growth
         with self._lock:
             while self._waiting:
                 trial = self._waiting.pop(0)

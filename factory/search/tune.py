@@ -8,8 +8,7 @@ that grew is recycled the same way, by a shape that is one megabyte larger.
 
 from __future__ import annotations
 
-import os
-import threading
+import faulthandler
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,11 +28,14 @@ RECYCLE_SHARE = 0.8
 """A worker that holds this part of its limit after a trial is replaced: resident memory does not fall again."""
 OVERRUN_S = 2.0
 """A worker whose job is still running so long after its deadline ends itself: a framework may hang within one round,
-and Tune takes ten seconds more to stop an actor that does not answer."""
+and Tune takes ten seconds more to stop an actor that does not answer. Then it goes on with a new one."""
 HANGING = 4.0
 """The same after so many times the job's limit; a busy machine may well need twice of it."""
 GRACE_S = 5.0
 """Tune stops whatever is still running so long after the search's deadline: trials on several workers, mostly."""
+
+_STDERR = 2
+"""By its number: Ray puts an object in the place of the stream."""
 
 
 def run_tune(
@@ -94,18 +96,20 @@ def _configuration(job: FitJob, *, threads: int, generation: int) -> dict[str, A
 
 @contextmanager
 def _ending_this_process_after(job: FitJob) -> Iterator[None]:
-    """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself."""
+    """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself.
+
+    Python's own watchdog does it: its thread needs no interpreter, so that code which never lets go of the lock is
+    ended as well, and where it stood is told on stderr.
+    """
     left_s = min(job.deadline_at - time.time(), HANGING * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
     if job.workers > 1 or left_s == float("inf"):
         yield
         return
-    watchdog = threading.Timer(max(left_s, OVERRUN_S), os._exit, (1,))
-    watchdog.daemon = True
-    watchdog.start()
+    faulthandler.dump_traceback_later(max(left_s, OVERRUN_S), exit=True, file=_STDERR)
     try:
         yield
     finally:
-        watchdog.cancel()
+        faulthandler.cancel_dump_traceback_later()
 
 
 @cache

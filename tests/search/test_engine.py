@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 
 from factory.data.preparation import Preparation
-from factory.errors import TrainingFault
+from factory.errors import InvalidData, TrainingFault
 from factory.families.base import Deadline
 from factory.ledger import Ledger
-from factory.search.engine import RaySession, SearchResult, search
+from factory.search.cluster import RaySession
+from factory.search.engine import SearchResult, search
+from factory.search.executor import LEFT_BEHIND
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
 from factory.settings import Settings
 from factory.spec import Task, Trial, TrialState
 
-from .conftest import make_data, make_dataset, make_request, make_test_plan
+from .conftest import make_data, make_dataset, make_frame, make_request, make_test_plan
 
 SMALL = {"time_s": 15}
 """Below :data:`factory.search.engine.INLINE_S`."""
@@ -204,6 +206,56 @@ def test_lost_predictions_leave_a_trial_out_of_the_blend(tmp_path: Path) -> None
     data.out_of_fold(1, 0).unlink()
     again = run(plan, data, history=result.trials)
     assert set(again.blend.weights) == {0}
+
+
+def late_data(tmp_path: Path, plan: Plan) -> TrialData:
+    """Return rows of which the latest, which validate, are all of one class."""
+    frame = make_frame(120)
+    frame["flag"] = np.where(frame["day"] > frame["day"].quantile(0.7), "no", frame["flag"])
+    return make_data(tmp_path, dataset=make_dataset(frame=frame), plan=plan)
+
+
+def test_labels_of_one_class_are_enough_to_choose_by(tmp_path: Path) -> None:
+    """They cannot be ranked, as two classes' labels are chosen by elsewhere."""
+    time = {"kind": "time", "column": "day"}
+    plan = make_test_plan("constant", "linear", budget=SMALL | {"trials": 2}, validation=time, metric="accuracy")
+    result = run(plan, late_data(tmp_path, plan))
+    assert sum(result.blend.weights.values()) == pytest.approx(1)
+    assert result.blend.score == max(t.score for t in result.trials if t.score is not None)
+
+
+def test_a_metric_that_the_first_fold_does_not_define_is_told_at_once(tmp_path: Path) -> None:
+    plan = make_test_plan("constant", budget=SMALL | {"trials": 1}, validation={"kind": "time", "column": "day"})
+    told: list[Trial] = []
+    message = r"validation: ROC AUC is not defined on the 24 validation rows: there is none of class 'yes' among them\."
+    with pytest.raises(InvalidData, match=message):
+        run(plan, late_data(tmp_path, plan), record=told.append)
+    assert told == []
+
+
+def test_a_fit_here_that_does_not_end_is_left_behind(
+    tmp_path: Path, probe: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.search.executor.LEFT_BEHIND_S", 0.3)
+    plan = make_test_plan("probe", "constant", spaces={"probe": {"does": "stall"}}, budget=SMALL)
+    deadline = Deadline.after(1.5)
+    result = run(plan, make_data(tmp_path, plan=plan), left_s=1.5)
+    assert -4 < deadline.left_s < -0.2, "a fit that starts late has three seconds"
+    lost = [t for t in result.trials if t.family == "probe"]
+    assert [(t.state, t.reason) for t in lost] == [(TrialState.KILLED, LEFT_BEHIND)]
+    assert [result.trials[n].family for n in result.blend.weights] == ["constant"]
+
+
+def test_a_blend_is_chosen_among_the_best_and_the_best_of_each_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.search.engine.MOST_CANDIDATES", 1)
+    plan = make_test_plan("constant", "linear", budget=SMALL | {"trials": 5}, validation={"kind": "holdout"})
+    result = run(plan, make_data(tmp_path, plan=plan))
+    best = max((t for t in result.trials if t.family == "linear"), key=lambda t: t.score or 0)
+    assert len(result.trials) > 2
+    assert set(result.candidates.predictions) == {0, best.number}
+    assert not result.candidates.predictions[0][0].flags.writeable, "mapped from disk"
 
 
 def test_a_short_search_leaves_slow_frameworks_out_and_says_so(tmp_path: Path) -> None:

@@ -102,3 +102,34 @@ def test_candidates_are_scored_at_once_as_the_metric_scores_each(name: str) -> N
     assert blend.weights == ranked.weights
     blended = candidates.blended(blend.weights)
     assert blend.score == pytest.approx(np.mean([metric.score(y, p) for y, p in zip(folds, blended, strict=True)]))
+
+
+# --- folds that lack a class ------------------------------------------------------
+
+
+def test_a_fold_of_one_class_has_no_say_in_a_ranking() -> None:
+    good, bad = np.array([0.2, 0.4, 0.6, 0.8]), np.array([0.8, 0.6, 0.4, 0.2])
+    y, ones = np.array([0, 0, 1, 1]), np.ones(4, dtype=np.int64)
+
+    def shown(second: np.ndarray) -> np.ndarray:
+        return np.stack([1 - second, second], axis=1)
+
+    predictions = {1: (shown(bad), shown(good)), 2: (shown(good), shown(bad))}
+    blend = greedy(Metric("roc_auc", Task.BINARY), (y, ones), predictions)
+    assert blend == Blend({2: 1.0}, 1.0)
+
+
+def test_labels_are_blended_where_no_fold_can_be_ranked() -> None:
+    ones, metric = np.ones(4, dtype=np.int64), Metric("accuracy", Task.BINARY)
+    right, wrong = np.tile([0.1, 0.9], (4, 1)), np.tile([0.9, 0.1], (4, 1))
+    assert greedy(metric, (ones,), {1: (wrong,), 2: (right,)}) == Blend({2: 1.0}, 1.0)
+    assert greedy(metric.chooser, (ones,), {1: (wrong,), 2: (right,)}) == Blend({}, -np.inf)
+
+
+def test_the_few_rows_of_a_class_are_looked_at_among_many() -> None:
+    """Evenly spaced, one row of ten would be looked at, and none of the three of the second class."""
+    y = np.zeros(300_000, dtype=np.int64)
+    y[[5, 7, 11]] = 1
+    second = np.where(y == 1, 0.9, 0.1)
+    good = np.stack([1 - second, second], axis=1)
+    assert greedy(Metric("roc_auc", Task.BINARY), (y,), {0: (good[:, ::-1],), 1: (good,)}) == Blend({1: 1.0}, 1.0)

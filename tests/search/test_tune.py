@@ -15,8 +15,8 @@ import pytest
 
 from factory import plugins
 from factory.families.base import Deadline
-from factory.search.cluster import session
-from factory.search.engine import RaySession, SearchResult, search
+from factory.search.cluster import RaySession, session
+from factory.search.engine import SearchResult, search
 from factory.search.history import Proposer
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
@@ -205,7 +205,8 @@ def test_a_worker_that_has_grown_is_replaced(notes: Path, tmp_path: Path) -> Non
 
 
 def test_a_worker_that_hangs_ends_itself_with_the_search(notes: Path, tmp_path: Path) -> None:
-    plan = make_test_plan("probe", spaces={"probe": {"does": "stall", "skill": 0.2}}, budget={"time_s": 60})
+    """Even where nothing else can run in its process."""
+    plan = make_test_plan("probe", spaces={"probe": {"does": "seize", "skill": 0.2}}, budget={"time_s": 60})
     started = time.monotonic()
     trials = run_in_workers(plan, make_data(tmp_path, plan=plan), left_s=6)
     assert time.monotonic() - started < 6 + OVERRUN_S + 20

@@ -6,6 +6,7 @@ run out of memory, to hang or to give NaN on order.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from factory.space import ChoiceDimension, FloatDimension
 
 NOTES = "PROBE_NOTES"
 """Environment variable with a folder: each fit leaves a file there, named by process, family and what it does."""
-DOES = ("fit", "raise", "exhaust", "swell", "nan", "hang", "stall", "raise_later", "stall_later", "hurry")
+DOES = ("fit", "raise", "exhaust", "swell", "nan", "hang", "stall", "seize", "raise_later", "stall_later", "hurry")
 """What a fit can do; ``later`` is on a fold after the first. One that hurries raises its learning rate to 0.5 where it
 may, and says by its rounds at what rate, in hundredths, it was fitted."""
 
@@ -77,8 +78,9 @@ class Probe(Family):
             case "hang":
                 while not context.stopped:
                     time.sleep(0.02)
-            case "stall":
-                time.sleep(60)
+            case "stall" | "seize":
+                # The latter keeps the interpreter's lock, as compiled code may.
+                (time.sleep if does == "stall" else ctypes.PyDLL(None).sleep)(60)
         skill = float("nan") if does == "nan" else float(parameters["skill"])
         model = ProbeModel(skill, context.n_classes, float(train.y.mean()))
         model.rounds = context.rounds or 10

@@ -1,0 +1,217 @@
+"""Who runs the jobs of a search: this process, Ray Tune's workers, or this process until Ray is there.
+
+What is promised of time.  A fit looks at its deadline after every round.  One
+that does not (a framework that hangs within a round) is left to itself:
+
+* a worker of Ray ends its own process, a little after its job's deadline, and
+  another one takes its place (:mod:`factory.search.tune`);
+* a fit in this process runs in a thread of its own.  A thread cannot be ended
+  from outside, so the search goes on without it: nobody waits for the fit any
+  longer, its result is not used, and no further one is started here.  Until it
+  comes back, or this process ends, it goes on taking a core and its memory.
+  Where it never lets go of the interpreter's lock, even that cannot help;
+  compiled code that loops so was not met in any family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from factory.families.base import Shape
+from factory.search.cluster import Crew, RaySession, local_cpus, memory_budget_mb
+from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
+from factory.search.plan import Plan, family
+from factory.search.trial import TrialRunner
+from factory.search.tune import run_tune
+from factory.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LEFT_BEHIND_S = 8.0
+"""So long after its deadline a fit in this process is no longer waited for; a late round or import takes less."""
+OWED_S = 60.0
+"""The same as long as there is no model at all: a late variant is better than none."""
+LEFT_BEHIND = "It did not end in time, and was left behind."
+TUNE_START_S = 5.0
+"""Until Tune's workers are up (measured 3 to 8 s): fits that take less altogether are done here meanwhile."""
+
+
+class Executor:
+    """Runs jobs: inline, on Ray Tune, or inline until Ray is there.
+
+    Args:
+        plan: Names the families, and the memory that all processes may take.
+        data: What the jobs work on.
+        ray: Connected to when it is needed; None keeps every job in this process, one thread each.
+        settings: Of this process.
+        usable: Whether there is a model already, so that a fit that does not end need not be waited for.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: TrialData,
+        *,
+        ray: RaySession | None,
+        settings: Settings,
+        usable: Callable[[], bool],
+    ) -> None:
+        self._plan, self._data, self._ray, self._settings, self._usable = plan, data, ray, settings, usable
+        self._memory_mb = memory_budget_mb(plan.budget, settings)
+        self._fit_mb = usual_fit_mb(plan, data)
+        self.crew = self._crew_of(1 if ray is None else local_cpus(settings))
+
+    def run(self, jobs: Jobs, *, small: bool, name: str = "search") -> None:
+        """Work through the jobs of a search, each on one CPU.
+
+        Args:
+            jobs: Where they come from; told how many may run at once.
+            small: Whether Ray is not worth its start.
+            name: Of Tune's folder.
+        """
+        if small or self._ray is None or not (self.crew.workers or self._distributes):
+            self._run_inline(jobs, lambda: True)
+            return
+        tune_is_up = threading.Event()
+        helper: AbstractContextManager[object] = contextlib.nullcontext()
+        if not self._ray.connected and not self._distributes:
+            helper = _Alongside(lambda: self._run_inline(jobs, lambda: not tune_is_up.is_set()))
+        with _one_blas_thread(), helper:
+            try:
+                self.crew = self._crew_of(self._ray.connect().cpus)
+                jobs.parallel = 1 if self._distributes else self.crew.workers
+                self._run_tune(jobs, threads=1, name=name, on_first_end=tune_is_up.set)
+            finally:
+                tune_is_up.set()
+
+    def run_few(self, jobs: Jobs, *, count: int, expected_s: float, name: str) -> None:
+        """Work through jobs whose number is known: they share the CPUs of the search.
+
+        Args:
+            jobs: Where they come from.
+            count: How many there are.
+            expected_s: What they take altogether, on one CPU each.
+            name: Of Tune's folder.
+        """
+        repeatable = self._plan.repeatable  # sums of several threads need not be equal to the last bit
+        if self._ray is None or not self._ray.connected or not self.crew.workers or expected_s < TUNE_START_S:
+            alone = repeatable or self._ray is None
+            self._run_inline(jobs, lambda: True, threads=1 if alone else local_cpus(self._settings))
+            return
+        jobs.parallel = min(count, self.crew.workers)
+        threads = 1 if repeatable else max(1, self.crew.workers // count)
+        self._run_tune(jobs, threads=threads, name=name, on_first_end=lambda: None)
+
+    @property
+    def _distributes(self) -> bool:
+        return self._plan.request.resources.workers > 1
+
+    def _crew_of(self, cpus: int) -> Crew:
+        return Crew.of(cpus=cpus, memory_mb=self._memory_mb, fit_mb=self._fit_mb)
+
+    def _run_tune(self, jobs: Jobs, *, threads: int, name: str, on_first_end: Callable[[], None]) -> None:
+        run_tune(
+            jobs,
+            self._data,
+            threads=threads,
+            memory_limit_mb=self.crew.worker_mb,
+            name=name,
+            on_first_end=on_first_end,
+        )
+
+    def _run_inline(self, jobs: Jobs, wanted: Callable[[], bool], *, threads: int = 1) -> None:
+        runner = TrialRunner(self._data, threads=threads, memory_limit_mb=max(self._memory_mb, 1000.0))
+        while wanted() and not jobs.exhausted:
+            job = jobs.next()
+            if job is None:
+                return
+            result = self._awaited(runner, job)
+            if result is None:
+                log.warning("trial %d (%s): %s", job.trial.number, job.trial.family, LEFT_BEHIND)
+                jobs.lost(job, LEFT_BEHIND)
+                return
+            jobs.done(job, result)
+
+    def _awaited(self, runner: TrialRunner, job: FitJob) -> FitResult | None:
+        """Run a job in a thread of its own; None where it does not come back in time."""
+        answers: SimpleQueue[FitResult | BaseException] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put(runner.run(job))
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+                answers.put(error)
+
+        threading.Thread(target=work, name=f"trial-{job.trial.number}", daemon=True).start()
+        while True:
+            left_s = job.deadline_at + (LEFT_BEHIND_S if self._usable() else OWED_S) - time.time()
+            if left_s <= 0:
+                return None
+            with contextlib.suppress(Empty):
+                # Asked again now and then: what another thread brings back may make this one dispensable.
+                answer = answers.get(timeout=min(left_s, LEFT_BEHIND_S))
+                if isinstance(answer, BaseException):
+                    raise answer
+                return answer
+
+
+def usual_fit_mb(plan: Plan, data: TrialData) -> float:
+    """Return what the fit of a usual configuration takes: the median of the families' first bets."""
+    n_rows, n_columns = len(data.splits[0].train), data.dataset.frame.shape[1]
+    shape = Shape(n_rows=n_rows, n_columns=n_columns, n_classes=data.n_classes)
+    families = [family(name) for name in plan.families if name != "constant"]
+    needed = [
+        one.memory_mb(
+            n_rows=n_rows,
+            n_columns=n_columns,
+            n_classes=data.n_classes,
+            parameters=one.portfolio(plan.task, shape=shape)[0].parameters,
+        )
+        for one in families
+    ]
+    return float(np.median(needed)) if needed else 0.0
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to the calling thread.
+
+    Ray forks when it starts, and OpenBLAS ends its threads at a fork: a fit that waits for one of them at that moment
+    in another thread waits for ever.
+    """
+    import scipy.linalg  # noqa: F401 - brings a BLAS of its own, which can be held only once it is loaded
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
+
+
+class _Alongside:
+    """Runs a function in a thread for the length of a ``with`` block, and re-raises what it raised."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._guarded, name="inline-trials", daemon=True)
+
+    def _guarded(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            self._error = error
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.join()
+        if self._error is not None and exception[0] is None:
+            raise self._error
