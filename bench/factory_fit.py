@@ -1,7 +1,8 @@
 """``factory fit`` as a user runs it, measured from outside; the one-row latency of what it made, in a process.
 
-``python -m bench.factory_fit TABLE`` prints the latter for the variant in
-FACTORY_HOME, as JSON: a process of its own, held to the same cores as the fit.
+``python -m bench.factory_fit TABLE NAME VERSION`` prints the latter for a
+variant in FACTORY_HOME, as JSON: a process of its own, held to the same cores
+as the fit.
 """
 
 from __future__ import annotations
@@ -81,19 +82,33 @@ class Fit:
 
     def latency_ms(self, *, prefix: tuple[str, ...] = ()) -> float:
         """Return the median milliseconds of predicting one row with the variant NAME that :meth:`run` made."""
-        command = [*prefix, sys.executable, "-m", "bench.factory_fit", str(self.test)]
-        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=True)
-        return float(json.loads(done.stdout.splitlines()[-1])["latency_ms"])
+        return latency_ms(self.test, self.name, version=1, home=self.home, prefix=prefix)
 
     def clean(self) -> None:
         """Delete the home."""
         shutil.rmtree(self.home, ignore_errors=True)
 
 
+def latency_ms(table: Path, name: str, *, version: int, home: Path, prefix: tuple[str, ...] = ()) -> float:
+    """Return the median milliseconds of predicting one row of a table, measured in a process of its own.
+
+    Args:
+        table: Parquet file with rows.
+        name: Of the variant.
+        version: Of the variant.
+        home: FACTORY_HOME that it is in.
+        prefix: Command that starts the process: ``taskset``, say.
+    """
+    command = [*prefix, sys.executable, "-m", "bench.factory_fit", str(table), name, str(version)]
+    done = subprocess.run(command, env=clean_environment(home), cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["latency_ms"])
+
+
 def main() -> int:
     """Time the variant of this process's home on rows of the named table, as the predictor hands them over."""
-    frame = pd.read_parquet(sys.argv[1]).head(WARM_UP_ROWS + TIMED_ROWS)
-    bundle = Bundle.load(Registry(Settings()).local_bundle(NAME, 1))
+    table, name, version = sys.argv[1:]
+    frame = pd.read_parquet(table).head(WARM_UP_ROWS + TIMED_ROWS)
+    bundle = Bundle.load(Registry(Settings()).local_bundle(name, int(version)))
     arrays = {name: frame[name].to_numpy() for name in frame.columns}
     rows = [{name: array[i : i + 1] for name, array in arrays.items()} for i in range(len(frame))]
     print(json.dumps({"latency_ms": median_ms(bundle.predict_raw, rows)}))

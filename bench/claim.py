@@ -1,0 +1,90 @@
+"""What the long measurements share: their arguments, where the tables are, and rows that outlive an interruption."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.record import WORK, commit
+from bench.sets import SOURCE_VARIABLE, source
+
+AGAIN = "--again"
+PATIENCE_S = 300.0
+"""Beyond the budget, after which a command is killed."""
+
+
+def parser(about: str | None, *, budget_s: int) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every long measurement has; ``budget_s`` is the default."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    help_ = f"of each variant (default: {budget_s})"
+    made.add_argument("--budget", type=int, default=budget_s, metavar="SECONDS", help=help_)
+    made.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    made.add_argument(AGAIN, action="store_true", help="make again what an earlier run has made")
+    made.add_argument("--quick", action="store_true", help="a small part of it in less than a minute; proves nothing")
+    return made
+
+
+def tables() -> Path | None:
+    """Return the folder with the tables; say that the measurement is skipped where there is none."""
+    folder = source()
+    if folder is None:
+        print(f"Skipped: {SOURCE_VARIABLE} names no folder with the tables.")
+    return folder
+
+
+def documented() -> bool:
+    """Whether this is the run that the documentation shows: no argument changes what is measured."""
+    return set(sys.argv[1:]) <= {AGAIN}
+
+
+class Journal:
+    """Rows by what they are of, on disk as soon as they are made; of a run that was stopped none is made twice."""
+
+    def __init__(self, path: Path, *, again: bool = False) -> None:
+        self._path = path
+        if again:
+            path.unlink(missing_ok=True)
+        self._rows = dict(_lines(path)) if path.exists() else {}
+
+    @classmethod
+    def of(cls, name: str, *, again: bool) -> Journal:
+        """Return the journal of a measurement, emptied where all is to be made again."""
+        return cls(WORK / name / "rows.jsonl", again=again)
+
+    def row(self, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the row of a key: the one that is there, or one that is made, stored and printed now.
+
+        Args:
+            key: What it is of, budget and seed included; a part of the row.
+            make: Measures the rest of it, as JSON can hold it.
+        """
+        name = json.dumps(key, sort_keys=True)
+        if name not in self._rows:
+            began = {"commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+            self._rows[name] = {**key, **make(), **began}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # A process that was killed may have left half a line.
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"key": name, "row": self._rows[name]}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            shown = {k: v for k, v in self._rows[name].items() if not isinstance(v, list | dict)}
+            print(json.dumps(shown), flush=True)
+        return self._rows[name]
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            known = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found.append((known["key"], known["row"]))
+    return found

@@ -1,0 +1,113 @@
+"""Where rows have an order in time, the score of ``validation: time`` holds for later rows; a random split's does not.
+
+The earlier rows are learned from, the later ones are the future: they are
+scored once the variant is made.  Only the kind of validation differs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.claim import PATIENCE_S, Journal, documented, parser, tables
+from bench.command import as_row
+from bench.factory_run import bundle_of, newest, predictions, run
+from bench.record import WORK, save
+from bench.sets import SETS, score
+
+FOLDER = WORK / "time_order"
+TIMES = {"bike_hourly": "timestamp", "avocado": "date"}
+"""Column by which the rows are ordered."""
+FUTURE = 0.25
+"""Share of the rows that come later."""
+FOLDS = 5
+KINDS = ("time", "cross_validation")
+
+COLUMNS = {
+    "data": "data",
+    "kind": "validation",
+    "rows": "rows",
+    "later_rows": "later rows",
+    "promised": "RMSE promised",
+    "low": "95 % interval from",
+    "high": "to",
+    "later": "RMSE on later rows",
+    "off": "later / promised",
+    "covered": "within the interval",
+    "wall_s": "wall s",
+    "met": "as expected",
+}
+NOTE = (
+    f"`factory run` on the earlier {1 - FUTURE:.0%} of the time's rows, with `validation: time` and with "
+    f"{FOLDS}-fold `cross_validation`. Promised: the variant's score on the rows set aside for its gate (the latest "
+    "ones for `time`, random ones else), with its interval; this is what a requester is told. Later: of the same "
+    "variant on the rows after them. As expected: within the interval for `time`, outside of it for "
+    "`cross_validation`."
+)
+
+
+def main() -> int:
+    """Make the variants; return 1 where an interval did not do as expected."""
+    arguments = parser(__doc__, budget_s=60)
+    arguments.add_argument("--sets", nargs="+", choices=TIMES, default=list(TIMES), metavar="NAME", help="(all)")
+    chosen = arguments.parse_args()
+    if (folder := tables()) is None:
+        return 0
+    if chosen.quick:
+        chosen.sets, chosen.budget = chosen.sets[:1], 10
+    journal = Journal.of("time_order", again=chosen.again)
+    rows = []
+    for data in chosen.sets:
+        for kind in KINDS:
+            key = {"data": data, "kind": kind, "budget_s": chosen.budget, "seed": chosen.seed}
+            rows.append(journal.row(key, partial(promise, folder=folder, **key)))
+    save("time_order", rows, columns=COLUMNS, note=NOTE, documented=documented())
+    return 0 if all(row["met"] for row in rows) else 1
+
+
+def promise(*, data: str, kind: str, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:
+    """Make a variant of the earlier rows and hold its promised score against that of the later ones."""
+    bench_set, place = SETS[data], FOLDER / f"{data}-{kind}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    earlier, later = by_time(pd.read_parquet(folder / f"{data}.parquet"), TIMES[data])
+    # In random order, as tables come: nothing but the column tells the time.
+    earlier.sample(frac=1, random_state=seed).to_parquet(place / "train.parquet", index=False)
+    validation = {"kind": kind} | ({"column": TIMES[data]} if kind == "time" else {"folds": FOLDS})
+    document = {
+        "name": data.replace("_", "-"),
+        "recipe": "tabular-auto",
+        "dataset": {"path": str(place / "train.parquet"), "target": bench_set.target, "task": bench_set.task},
+        "validation": validation,
+        "budget": {"time_s": budget_s},
+        "seed": seed,
+    }
+    taken = run(document, folder=place, home=place / "home", timeout_s=budget_s + PATIENCE_S)
+    row = {"rows": len(earlier), "later_rows": len(later), "met": False, **as_row(taken)}
+    came = newest(place / "home")
+    if came is None or not came.variants:
+        return row
+    variant = came.variants[0]
+    # Scores are losses with their sign turned; so are the ends of the interval.
+    promised, low, high = -variant.score, -variant.score_high, -variant.score_low
+    found = score(bench_set, later[bench_set.target], predictions(bundle_of(variant, place / "home"), later))
+    shutil.rmtree(place / "home", ignore_errors=True)
+    covered = bool(low <= found <= high)
+    told = {"promised": promised, "low": low, "high": high, "later": found, "off": round(found / promised, 3)}
+    return row | told | {"covered": covered, "met": covered == (kind == "time")}
+
+
+def by_time(frame: pd.DataFrame, column: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the earlier and the later rows; rows of one moment stay together, with the later ones."""
+    ordered = frame.sort_values(column, kind="stable")
+    first = ordered[column].iloc[round(len(ordered) * (1 - FUTURE))]
+    return ordered[ordered[column] < first], ordered[ordered[column] >= first]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
