@@ -27,7 +27,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from bench.record import WORK, clean_environment, factory_command, save
 from bench.sampler import busy_s
 from factory.settings import Settings
-from factory.variants.bundle import read_manifest
+from factory.variants.manifest import read_manifest
 from factory.variants.registry import Registry
 from serve.app import Predictor
 from serve.replica import build

@@ -31,13 +31,14 @@ from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from factory.data.dataset import from_frame
 from factory.errors import UserFault
 from factory.families.base import Deadline
-from factory.search.engine import RaySession, search
+from factory.search.cluster import RaySession
+from factory.search.engine import search
 from factory.search.jobs import TrialData
 from factory.search.plan import check_request, make_plan
 from factory.search.splits import folds
 from factory.settings import Settings, load_settings
 from factory.spec import FileDataset, Task
-from factory.variants.assembly import assemble
+from factory.variants.assembly import assemble, learned_calibration
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle
 from factory.variants.report import leaderboard
@@ -138,7 +139,9 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
                 deadline=Deadline(until),
                 record=lambda _: None,
             )
-            bundle = assemble(result.blend.weights, result.parts, candidates=result.candidates, data=data)
+            weights = result.blend.weights
+            learned = learned_calibration(weights, result.parts, result.candidates)
+            bundle = assemble(weights, result.parts, data=data, calibration=learned)
         self.bundle_ = replace(bundle, background=Background.of(dataset.frame, bundle.columns, seed=request.seed))
         rows = leaderboard(result.trials, weights=result.blend.weights)
         self.leaderboard_ = pd.DataFrame([row.model_dump(mode="json") for row in rows])

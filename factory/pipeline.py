@@ -13,29 +13,31 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from factory.errors import Conflict, FactoryError, SystemFault
+from factory.errors import Conflict, FactoryError, StorageFault, SystemFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
-from factory.search.cluster import local_cpus
-from factory.search.engine import RaySession, SearchResult, search
+from factory.search.cluster import RaySession, local_cpus
+from factory.search.engine import SearchResult, search
 from factory.search.plan import Plan, check_request, make_plan
+from factory.search.samples import clear_drafts
 from factory.search.transfer import Transfer
 from factory.settings import Settings
-from factory.spec import Recipe, RequestState, Trial, TrialState, Variant, VariantRequest
-from factory.variants.bundle import Bundle
-from factory.variants.delivery import Baseline
+from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.fanout import Failed, fan_out
 from factory.variants.gates import Verdict
-from factory.variants.making import Made, Order, finish
+from factory.variants.joint import JointGate
+from factory.variants.making import Made, Order, finish, order_of
 from factory.variants.material import Material, Unit, divide, gather
 from factory.variants.origin import Origin, made_again, origin_of
+from factory.variants.recovery import taken_up
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
-from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of
+from factory.variants.release import Release
+from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of, told
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +157,12 @@ class _Making:
         self.recipe: Recipe
         self.request, self.recipe = check_request(record.request, settings=settings)
         self.registry = Registry(settings)
+        self.release = Release(self.id, self.request, ledger=ledger, registry=self.registry, note=self.note)
         self.workspace = settings.workspace(record.id)
         budget = self.request.budget or self.recipe.budget.default
+        # What was spent on files that are gone was not spent on what this attempt has.
         spent_s = sum(t.cost_s for t in ledger.trials(record.id)) / local_cpus(settings)
+        spent_s *= self.workspace.is_dir()
         self.deadline = Deadline.after(max(budget.time_s - spent_s, 2 * LEAST_SEARCH_S))
         self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
         self.state = record.state
@@ -166,6 +171,7 @@ class _Making:
         if any(not variant.segment for variant in self.ledger.variants(request_id=self.id)):
             # The pooled variant is recorded last: an earlier attempt was killed between that and the request's end.
             return self.conclude([])
+        clear_drafts(self.workspace)
         self.reach(RequestState.PREPARING, "Reading and screening the data.")
         validation = self.request.validation or self.recipe.validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
@@ -185,7 +191,8 @@ class _Making:
             result = self.search(pooled, plan, origin, share=POOLED_SHARE if units else 1.0)
         segments = self.segments(units, pooled, result, plan, material) if units else {}
         self.reach(RequestState.EVALUATING, "Scoring the best blend on rows that the search has not seen.")
-        made = [self.deliver(finish(self.order(pooled, plan, material, origin), result)), *segments.values()]
+        whole = finish(self.order(pooled, plan, material, origin), result, deadline=self.deadline)
+        made = [self.release.deliver(whole), *segments.values()]
         return self.conclude(made, thin=(*thin, *(unit.segment for unit in units)))
 
     def conclude(self, made: list[Made], *, thin: tuple[str, ...] = ()) -> Outcome:
@@ -198,9 +205,7 @@ class _Making:
         mine = {one.variant.name for one in made}
         earlier = [v for v in self.ledger.variants(request_id=self.id) if v.name not in mine]
         for variant in earlier:
-            known = {change.version for change in self.ledger.alias_history(variant.name)}
-            if variant.state == "registered" and variant.version not in known:
-                self.promote(variant, why="Passed its gate in an attempt that was killed before this.", evidence={})
+            self.release.catch_up(variant)
         variants = [*(one.variant for one in made), *earlier]
         passed = [variant for variant in variants if variant.state == "registered"]
         end = RequestState.REGISTERED if passed else RequestState.REJECTED
@@ -228,14 +233,14 @@ class _Making:
                 settings=self.settings,
                 deadline=Deadline.after(left_s),
                 record=self.record,
-                history=self.history(unit.segment),
+                history=self.history(unit),
             )
         result = search(
             plan,
             unit.data,
             ray=self.ray,
             settings=self.settings,
-            history=self.history(unit.segment),
+            history=self.history(unit),
             deadline=Deadline.after(left_s * share),
             record=self.record,
             segment=unit.segment,
@@ -244,18 +249,23 @@ class _Making:
         )
         for family, reason in result.skipped.items():
             self.note("search", f"{family} was left out: {reason}.")
+        for sentence in result.notes:
+            self.note("search", sentence)
         return result
 
-    def history(self, segment: str) -> list[Trial]:
-        """Return this search's finished trials; one that an earlier driver left running is recorded as killed."""
-        finished = []
-        for trial in self.ledger.trials(self.id, segment=segment):
-            if not trial.finished:
-                update = {"state": TrialState.KILLED, "reason": "Its driver was interrupted."}
-                trial = trial.model_copy(update=update)
-                self.ledger.record_trial(self.id, trial)
-            finished.append(trial)
-        return finished
+    def history(self, unit: Unit) -> list[Trial]:
+        """Return the trials that an earlier attempt has left to go on from, and tell of those that are lost."""
+        trials = self.ledger.trials(self.id, segment=unit.segment)
+        taken, n_lost = taken_up(trials, unit.data, record=partial(self.ledger.record_trial, self.id))
+        if n_lost:
+            lost = StorageFault(
+                f"Files of {n_lost} of {len(trials)} trials of an earlier attempt are gone from "
+                f"{str(unit.data.workspace)!r}; their configurations are fitted again.",
+                hint="Nothing but the factory may clear FACTORY_HOME while a request is unfinished.",
+            )
+            log.error("request %s: %s", self.id, lost.message)
+            self.note("storage", f"{lost.message} {lost.hint}")
+        return taken
 
     def record(self, trial: Trial) -> None:
         self.ledger.record_trial(self.id, trial)
@@ -269,7 +279,7 @@ class _Making:
                 f"{len(data.dataset.y):,} rows; {len(pooled.unseen.y):,} rows are set aside for the gate."
             )
         folds_text = "a holdout" if len(data.splits) == 1 else f"{len(data.splits)} folds"
-        more = f", {n_segments} segments" if n_segments else ""
+        more = f", {counted(n_segments, 'segment')}" if n_segments else ""
         families = f"{len(plan.families)} families" if len(plan.families) > 1 else f"the family {plan.families[0]}"
         return (
             f"Searching {families} on {len(data.dataset.y):,} rows and "
@@ -301,16 +311,17 @@ class _Making:
     ) -> dict[str, Made]:
         """Make the segments' variants over the cluster, seeded by the pooled search; one that fails ends no other.
 
-        All of them are judged at once, as they come, so each gate asks for a confidence that lets one of them pass by
-        luck no more often than a single gate would (Bonferroni).
+        All gates together let one of them pass by luck no more often than a single gate would
+        (:class:`~factory.variants.joint.JointGate`).
         """
         origin = Origin("warm_start", transfer=Transfer(seeded_by=(self.id,)))
-        done = {v.segment for v in self.ledger.variants(request_id=self.id)}
-        confidence = 1 - (1 - plan.gates.confidence) / len(units)
-        stricter = replace(plan, gates=plan.gates.model_copy(update={"confidence": confidence}))
+        earlier = [v for v in self.ledger.variants(request_id=self.id) if v.segment]
+        done = {v.segment for v in earlier}
+        gate = JointGate(plan.gates, n_segments=len(units), earlier=earlier)
+        strict = replace(plan, gates=gate.strict)
         orders = [
             SegmentOrder(
-                order=self.order(unit, stricter, material, origin),
+                order=self.order(unit, strict, material, origin),
                 lent=None if unit.rows is None else lend(pooled.data, result, unit.rows),
                 seeds=seeds_of(result),
             )
@@ -318,121 +329,35 @@ class _Making:
             if unit.segment not in done
         ]
         if done:
-            self.note("segment", f"{len(done)} segments were made by an earlier attempt.")
+            self.note("segment", f"An earlier attempt has made {counted(len(done), 'segment')}.")
         made: dict[str, Made] = {}
+
+        def take(one: Made) -> None:
+            segment = one.variant.segment
+            made[segment] = self.release.deliver(one)
+            n_made = len(done) + len(made)
+            self.note("segment", f"{n_made} of {len(units)} segments are made: {segment!r}, {told(one)}.")
+
         deadline = Deadline.after(max(self.deadline.left_s - self.finish_s, LEAST_SEARCH_S))
         for given, outcome in fan_out(orders, ray=self.ray, settings=self.settings, deadline=deadline):
-            segment = given.order.lineage.segment
             if isinstance(outcome, Failed):
+                segment = given.order.lineage.segment
                 self.note("segment", f"Segment {segment!r} is served by the pooled variant: {outcome.reason}")
                 continue
             for trial in outcome.trials:
                 if trial.number < LENT_FROM:
                     self.ledger.record_trial(self.id, trial)
-            made[segment] = self.deliver(outcome)
-            self.note("segment", f"{len(done) + len(made)} of {len(units)} segments are made: {segment!r}.")
+            if gate.settled(outcome):
+                take(outcome)
+        for one in gate.rest():
+            take(one)
         return made
 
     # --- delivering ----------------------------------------------------------
 
     def order(self, unit: Unit, plan: Plan, material: Material, origin: Origin) -> Order:
-        """Return everything that the making of a variant needs."""
-        used = set(unit.data.dataset.frame.columns)
-        return Order(
-            lineage=self.lineage(unit, plan, material, origin),
-            plan=plan,
-            data=unit.data,
-            unseen=unit.unseen,
-            champion=self.champion(unit, plan),
-            findings=material.findings,
-            ignored=tuple(
-                dict.fromkeys(c for c in (*material.ignored, *material.dataset.frame.columns) if c not in used)
-            ),
-            profile=material.profile,
-            features=material.dataset.features,
-            memory=origin.memory,
-            target=origin.transfer.target,
-        )
-
-    def deliver(self, made: Made) -> Made:
-        """Register a judged variant, and promote it if its gate says yes; return it with its version."""
-        variant = self.registry.register(
-            made.folder,
-            variant=made.variant,
-            example=made.example,
-            metrics=made.registration.metrics,
-            parameters=made.registration.parameters,
-            curves=made.registration.curves,
-            files=made.registration.files,
-            description=made.verdict.sentence,
-        )
-        variant = self.ledger.record_variant(variant)
-        self.note("frontier", f"{variant.name}/{variant.version}: {made.trade}")
-        self.note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}")
-        if made.verdict.passed:
-            self.promote(variant, why=made.verdict.sentence, evidence=made.comparison.model_dump(mode="json"))
-        return replace(made, variant=variant)
-
-    def lineage(self, unit: Unit, plan: Plan, material: Material, origin: Origin) -> Variant:
-        """Return the variant before it was scored: where it comes from."""
-        parent = f"{origin.parent.name}/{origin.parent.version}" if origin.parent else self.request.parent
-        features = material.dataset.features
-        return Variant(
-            name=unit.name,
-            version=0,
-            request_id=self.id,
-            segment=unit.segment,
-            kind=origin.kind,
-            task=plan.task,
-            metric=plan.metric.name,
-            score=0.0,
-            score_low=0.0,
-            score_high=0.0,
-            recipe=plan.recipe.name,
-            recipe_digest=plan.recipe.digest,
-            dataset_digest=material.dataset.digest,
-            bundle_digest="",
-            feature_service=features.service if features else None,
-            feature_service_digest=features.digest if features else None,
-            parent=self.request.variant if unit.segment else parent,
-            seeded_by=origin.transfer.seeded_by,
-            seed=self.request.seed,
-        )
-
-    def promote(self, variant: Variant, *, why: str, evidence: dict[str, Any]) -> None:
-        """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes."""
-        wish = self.request.deployment
-        if wish.as_ == "none":
-            return
-        alias = "champion" if wish.as_ == "champion" else "challenger"
-        self.ledger.set_alias(
-            variant.name,
-            alias,
-            variant.version,
-            who=f"request {self.id}",
-            why=why,
-            evidence=evidence,
-        )
-        self.registry.set_alias(variant.name, alias, variant.version)
-        self.ledger.set_deployment(variant.name, wish, version=variant.version)
-        self.note("alias", f"{variant.name}/{variant.version} is {alias} now.")
-
-    def champion(self, unit: Unit, plan: Plan) -> Baseline | None:
-        """Return the champion's predictions of the gate's rows; None where a constant is to be beaten."""
-        version = self.ledger.alias(unit.name, "champion")
-        if plan.gates.baseline != "constant" and version is not None:
-            champion = self.ledger.variant(unit.name, version)
-            bundle = Bundle.load(self.registry.local_bundle(unit.name, version), digest=champion.bundle_digest)
-            problems = bundle.check_input(
-                unit.unseen.frame[[c.name for c in bundle.columns if c.name in unit.unseen.frame]]
-            )
-            if bundle.task is plan.task and bundle.classes == unit.unseen.classes and not problems:
-                prediction = bundle.judged(bundle.predict_raw(unit.unseen.frame), plan.metric)
-                return Baseline(f"the champion {unit.name}/{version}", prediction)
-            self.note(
-                "gate", f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."
-            )
-        return None
+        champion = self.release.champion(unit, plan)
+        return order_of(self.id, unit, plan=plan, material=material, origin=origin, champion=champion)
 
     # --- telling -------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections import OrderedDict
@@ -27,6 +28,8 @@ KEPT = 3
 PROBE_S = 15.0
 """The probe's own bound, far above the 1 to 2 s that it takes, so that a busy machine finds what a quiet one does."""
 _ARRAYS = ("numeric", "codes")
+_DRAFT = re.compile(r"\..+-\d+-\d+(\.npy)?")
+"""Name of what is being written: that of what it becomes, process and thread."""
 
 
 class Samples:
@@ -43,10 +46,10 @@ class Samples:
             if not folder.is_dir():
                 into_folder(folder, lambda draft: self._prepare(fold, draft))
             split = self._data.fold_of(fold)
-            y = self._data.dataset.y
+            rows = self._data.dataset
             self._open[fold] = (
-                Sample(_load(folder, "train"), y[split.train]),
-                Sample(_load(folder, "validation"), y[split.validation]),
+                Sample(_load(folder, "train"), rows.y[split.train], rows.weight(split.train)),
+                Sample(_load(folder, "validation"), rows.y[split.validation], rows.weight(split.validation)),
             )
             if len(self._open) > KEPT:
                 self._open.popitem(last=False)
@@ -102,6 +105,20 @@ def into_folder(folder: Path, save: Callable[[Path], object]) -> None:
             draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def clear_drafts(workspace: Path) -> int:
+    """Remove what killed processes have left half-written anywhere in a workspace, and return how many that were.
+
+    For whoever alone works in it: a draft of a live process is taken away from it as well.
+    """
+    drafts = [path for path in workspace.rglob(".*") if _DRAFT.fullmatch(path.name)]
+    for draft in drafts:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+    return len(drafts)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -20,15 +20,12 @@ MLflow loads the same folder through :func:`_load_pyfunc`
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, ValidationError
 
 from factory.data.preparation import Preparation
 from factory.errors import Detail, InvalidData, UntrustedBundle
@@ -37,44 +34,15 @@ from factory.search.calibration import Calibration
 from factory.search.metric import Metric, centred
 from factory.search.plan import family
 from factory.search.remake import Blueprint
-from factory.spec import Document, Task
+from factory.spec import Task
 from factory.variants.background import Background
 from factory.variants.inputs import BundleColumn, Columns, check_columns
-
-FORMAT_VERSION = 2
-"""2 brought the calibration; a factory that knows only 1 would leave it out."""
-READABLE_FORMATS = frozenset({1, 2})
-"""Every format that was ever released stays here, with a bundle of it in ``tests/variants/fixtures``."""
-
-MANIFEST = "variant.json"
-
-
-class MemberEntry(Document):
-    """A member as the manifest names it."""
-
-    family: str
-    weight: float = Field(gt=0, le=1)
-    preparation: int = Field(ge=0)
-    folder: str = Field(pattern=r"^members/\d+$")
-
-
-class Manifest(Document):
-    """The content of ``variant.json``."""
-
-    format_version: int
-    task: Task
-    classes: tuple[str, ...]
-    columns: tuple[BundleColumn, ...]
-    ignored: tuple[str, ...] = ()
-    preparations: int = Field(ge=1)
-    members: tuple[MemberEntry, ...] = Field(min_length=1)
-    calibration: Calibration = Calibration()
-    metadata: dict[str, str] = Field(default_factory=dict)
+from factory.variants.manifest import FORMAT_VERSION, MANIFEST, Manifest, MemberEntry, read_manifest
 
 
 @dataclass(frozen=True)
 class Member:
-    """One model of the ensemble.
+    """One model of the blend.
 
     Attributes:
         family: Name of its family, by which it is loaded again.
@@ -90,60 +58,6 @@ class Member:
     preparation: int
     weight: float
     bag: int | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A fitted model on its way into a bundle.
-
-    Attributes:
-        bag: Pieces of one bag are models of one configuration, fitted on different rows.
-        family: Name of its family.
-        model: The fitted model.
-        preparation: What its tables come from.
-        weight: Its share in the blend, of any scale.
-    """
-
-    bag: int
-    family: str
-    model: Model
-    preparation: Preparation
-    weight: float
-
-
-Merge = Callable[[str, Sequence[Model]], Model | None]
-"""Makes one model of several of the named family; None where it cannot."""
-
-
-def merge_by_family(name: str, models: Sequence[Model]) -> Model | None:
-    """Merge as the family does."""
-    return family(name).merge(models)
-
-
-def joined(
-    pieces: Sequence[Piece], *, merge: Merge = merge_by_family
-) -> tuple[tuple[Preparation, ...], tuple[Member, ...]]:
-    """Return distinct preparations and as few members as answer the same.
-
-    Equal preparations run once.  Models of one bag that see the same table and weigh the same become one model
-    where ``merge`` can make one.
-    """
-    preparations: dict[str, Preparation] = {}
-    groups: dict[tuple[int, str, float], list[Piece]] = {}
-    for piece in pieces:
-        digest = piece.preparation.digest
-        preparations.setdefault(digest, piece.preparation)
-        groups.setdefault((piece.bag, digest, round(piece.weight, 12)), []).append(piece)
-    places = {digest: i for i, digest in enumerate(preparations)}
-    total = sum(piece.weight for piece in pieces)
-    members = []
-    for (bag, digest, _), group in groups.items():
-        first = group[0]
-        merged = merge(first.family, [p.model for p in group]) if len(group) > 1 else None
-        models = [p.model for p in group] if merged is None else [merged]
-        weight = sum(p.weight for p in group) / total / len(models)
-        members += [Member(first.family, m, preparation=places[digest], weight=weight, bag=bag) for m in models]
-    return tuple(preparations.values()), tuple(members)
 
 
 @dataclass(frozen=True)
@@ -339,30 +253,6 @@ def folder_digest(folder: Path) -> str:
 def folder_size_mb(folder: Path) -> float:
     """Return the size of a folder's files in MB (10^6 bytes)."""
     return sum(path.stat().st_size for path in _plain_files(folder)) / 1e6
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read ``variant.json`` without loading any model.
-
-    Raises:
-        UntrustedBundle: it is missing, not readable, of an unknown format or contradicts itself.
-    """
-    hint = "Make the variant again, or read it with the version of the factory that wrote it."
-    try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = document.get("format_version") if isinstance(document, dict) else None
-        if version not in READABLE_FORMATS:
-            known = ", ".join(map(str, sorted(READABLE_FORMATS)))
-            raise UntrustedBundle(f"The bundle's format is {version!r}; this factory reads {known}.", hint=hint)
-        manifest = Manifest.model_validate(document)
-    except (OSError, ValueError) as error:
-        cause = f"{error.error_count()} problems" if isinstance(error, ValidationError) else str(error)
-        raise UntrustedBundle(f"{MANIFEST} of the bundle cannot be read: {cause}.", hint=hint) from error
-    if any(entry.preparation >= manifest.preparations for entry in manifest.members):
-        raise UntrustedBundle(f"{MANIFEST} names a preparation that the bundle does not have.", hint=hint)
-    if not math.isclose(sum(entry.weight for entry in manifest.members), 1, abs_tol=1e-6):
-        raise UntrustedBundle(f"The weights in {MANIFEST} do not sum to 1.", hint=hint)
-    return manifest
 
 
 class PyfuncVariant:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from factory.data.dataset import Dataset, FeatureLineage
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
 from factory.data.tables import read_table
+from factory.families.base import Deadline
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
@@ -43,7 +44,8 @@ from factory.variants.resampling import Comparison, paired_bootstrap
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves
 
-Predictor = Callable[[Dataset], np.ndarray]
+CHOICE_SHARE, CHOICE_LEAST_S = 0.5, 1.0
+"""Part of the time left that the choice of the blend may take: scores, verdict and card take as much again."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Appraisal:
         folder: The variant on disk.
         digest: Of the folder.
         weights: Share of each trial, by its number.
-        frontier: What other ensembles cost and score.
+        frontier: What other blends cost and score.
         evaluation: Scores on the unseen rows.
         slices: Scores on parts of them.
         watch: Of overfitting.
@@ -123,6 +125,7 @@ def appraise(
     ignored: tuple[str, ...],
     metadata: dict[str, str],
     folder: Path,
+    deadline: Deadline,
     memory: Memory | None = None,
 ) -> Appraisal:
     """Build the variant's bundle in ``folder``, score it on the unseen rows and let the gate judge it.
@@ -137,9 +140,11 @@ def appraise(
         ignored: Columns a caller may send although the variant does not use them.
         metadata: Lineage that travels with the bundle.
         folder: Where the bundle goes; replaced if it exists.
+        deadline: When all of this should be there; bounds the choice of the blend.
         memory: Rows of the parent, for a variant that was trained on.
     """
-    chosen = choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame)
+    until = Deadline.after(max(CHOICE_SHARE * deadline.left_s, CHOICE_LEAST_S))
+    chosen = choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame, deadline=until)
     background = Background.of(data.dataset.frame, chosen.bundle.columns, seed=data.seed)
     metadata = {**metadata, "trade": chosen.frontier.sentence}
     bundle = replace(chosen.bundle, ignored=ignored, metadata=metadata, background=background)
@@ -158,6 +163,7 @@ def appraise(
         baseline.prediction,
         seed=seed,
         margin=plan.gates.min_improvement,
+        asked=plan.gates.confidence,
     )
     latency_ms = one_row_latency_ms(bundle, unseen.frame)
     size_mb = folder_size_mb(folder)
@@ -281,8 +287,9 @@ def model_card(
     profile: DatasetProfile,
     features: FeatureLineage | None,
     example: pd.DataFrame,
+    tested: Mapping[int, float],
 ) -> Card:
-    """Return everything that the variant's model card shows."""
+    """Return everything that the variant's model card shows; ``tested`` are scores of single trials on unseen rows."""
     return Card(
         variant=variant,
         baseline=baseline.name,
@@ -290,7 +297,7 @@ def model_card(
         comparison=appraisal.comparison,
         evaluation=appraisal.evaluation,
         importance=appraisal.importance,
-        leaderboard=leaderboard(result.trials, weights=appraisal.weights),
+        leaderboard=leaderboard(result.trials, weights=appraisal.weights, tested=tested),
         curves=learning_curves(result.trials, weights=appraisal.weights),
         frontier=appraisal.frontier,
         calibration=appraisal.bundle.calibration,
@@ -304,11 +311,15 @@ def model_card(
     )
 
 
-def evidence_files(card: Card, result: SearchResult) -> dict[str, str]:
+def evidence_files(card: Card, trials: Sequence[Trial]) -> dict[str, str]:
     """Return the texts that are kept with a version: its card, the study, the frontier, the verdict, the data's."""
+    tested = {row.number: row.test_score for row in card.leaderboard}
+    study = [
+        {**trial.model_dump(mode="json", exclude={"curve"}), "test_score": tested.get(trial.number)} for trial in trials
+    ]
     return {
         "card.html": render(card),
-        "trials.json": json.dumps([trial.model_dump(mode="json", exclude={"curve"}) for trial in result.trials]),
+        "trials.json": json.dumps(study),
         "frontier.json": card.frontier.model_dump_json(indent=2) if card.frontier else "{}",
         "verdict.json": card.verdict.model_dump_json(indent=2),
         "screening.json": json.dumps([finding.model_dump(mode="json") for finding in card.findings]),

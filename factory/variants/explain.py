@@ -11,7 +11,7 @@ explainer of Lundberg and Lee's SHAP, 2017).  A walk's changes telescope, so
     base + sum of the contributions = prediction
 
 holds for every row exactly, however few walks there were.  Nothing is known of
-the models but their predictions: preparation, ensemble and calibration are
+the models but their predictions: preparation, blend and calibration are
 explained as one, by the columns that a caller sends.
 """
 
@@ -24,17 +24,22 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from factory.errors import Conflict
+from factory.errors import Conflict, Detail, InvalidRequest
 from factory.variants.background import Background, canonical
 from factory.variants.bundle import Bundle
 from factory.variants.inputs import Columns
 
 EXPLAIN_S = 5.0
-"""Seconds after which no further walk begins; the first pair of walks of every row is always finished."""
+"""Seconds after which no further walk begins."""
+MOST_S = 30.0
+"""Seconds that may be asked for, and after which even the first pair of walks is given up: as long as the predictor
+answers one request by default (FACTORY_SERVE_DEADLINE_S)."""
+MOST_ROWS = 1_000
+"""Rows of one explanation; more are a report on the variant, which its model card has."""
 WALKS = 64
 """Walks of each row at most; the standard error falls with their square root."""
-_BATCH_CELLS = 1_000_000
-"""Values that are predicted at a time, so that wide rows do not take much memory."""
+_BATCH_CELLS = 250_000
+"""Values that are predicted at a time, so that wide rows do not take much memory and time is looked at often."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,33 +93,42 @@ def explain(
 
     Args:
         bundle: The variant, with its background.
-        rows: Checked rows, a frame or arrays (n_rows,) by column name.
-        limit_s: Seconds after which no further pair of walks begins.
+        rows: Checked rows, a frame or arrays (n_rows,) by column name; 1 to :data:`MOST_ROWS`.
+        limit_s: Seconds after which no further pair of walks begins; :data:`MOST_S` at most. The first pair is always
+            finished, unless it takes as long as that.
         walks: Walks of each row at most.
         seed: Of the orders and of the background rows they start from; where the time suffices for all walks, the
             same seed gives the same contributions.
 
     Raises:
         Conflict: the bundle has no background.
+        InvalidRequest: these are too many rows, or none, or too much time is asked for; names both. Or one pair of
+            walks of these rows takes longer than :data:`MOST_S`.
     """
     if bundle.background is None:
         raise Conflict(
             "This variant keeps no background rows, so its predictions cannot be explained.",
             hint="It was made by an older factory; make it again.",
         )
-    until = time.monotonic() + limit_s
+    began = time.monotonic()
     values, background = canonical(rows, bundle.columns), bundle.background
     names = tuple(background.columns)
     n_rows = len(next(iter(values.values())))
+    _check(n_rows, limit_s)
     outputs = bundle.classes or ("prediction",)
-    walker = _Walker(bundle, values, background)
+    walker = _Walker(bundle, values, background, until=began + MOST_S)
     total = np.zeros((n_rows, len(names), len(outputs)))
     squares, base, n_pairs = np.zeros_like(total), np.zeros(len(outputs)), 0
     for order, start in _pairs(len(names), len(background), max(1, walks // 2), seed):
-        if n_pairs and time.monotonic() >= until:
+        if n_pairs and time.monotonic() >= began + limit_s:
             break
-        forwards, base_of_start = walker.walk(order, start)
-        backwards, _ = walker.walk(order[::-1], start)
+        try:
+            forwards, base_of_start = walker.walk(order, start)
+            backwards, _ = walker.walk(order[::-1], start)
+        except TimeoutError as error:
+            if n_pairs:
+                break
+            raise _refused([Detail("rows", f"{n_rows} rows take more than {MOST_S:g} s to explain.")]) from error
         mean = (forwards + backwards) / 2
         total += mean
         squares += np.square(mean)
@@ -135,6 +149,24 @@ def explain(
     )
 
 
+def _check(n_rows: int, limit_s: float) -> None:
+    problems = []
+    if not 1 <= n_rows <= MOST_ROWS:
+        problems.append(Detail("rows", f"{n_rows} rows cannot be explained; 1 to {MOST_ROWS} are allowed."))
+    if not 0 <= limit_s <= MOST_S:
+        problems.append(Detail("limit_s", f"{limit_s:g} s are not allowed; 0 to {MOST_S:g} are."))
+    if problems:
+        raise _refused(problems)
+
+
+def _refused(problems: list[Detail]) -> InvalidRequest:
+    return InvalidRequest(
+        "The predictions are not explained. " + " ".join(f"{p.field}: {p.message}" for p in problems),
+        hint="Explain fewer rows at a time; what matters to the variant as a whole stands in its model card.",
+        details=problems,
+    )
+
+
 def _pairs(n_columns: int, n_background: int, n_pairs: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yield an order of the columns and a background row; every background row has its turn before one has two."""
     generator = np.random.default_rng(seed)
@@ -146,15 +178,19 @@ def _pairs(n_columns: int, n_background: int, n_pairs: int, seed: int) -> Iterat
 class _Walker:
     """Switches the columns of all rows from a background row's values to their own, one after the other."""
 
-    def __init__(self, bundle: Bundle, values: dict[str, np.ndarray], background: Background) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, values: dict[str, np.ndarray], background: Background, *, until: float) -> None:
+        self._bundle, self._until = bundle, until
         self._names = tuple(background.columns)
         self._n_rows = len(next(iter(values.values())))
         # A column's values followed by the background's: every step of a walk is a position in these.
         self._pool = [np.concatenate([values[name], background.columns[name]]) for name in self._names]
 
     def walk(self, order: np.ndarray, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the changes, float64 (n_rows, n_columns, n_outputs), and the prediction at the start, (n_outputs,)."""
+        """Return the changes, float64 (n_rows, n_columns, n_outputs), and the prediction at the start, (n_outputs,).
+
+        Raises:
+            TimeoutError: time was up before its end.
+        """
         n_rows, n_columns = self._n_rows, len(self._names)
         switched = np.empty(n_columns, dtype=np.int64)
         switched[order] = np.arange(n_columns)
@@ -175,6 +211,8 @@ class _Walker:
         return changes, base
 
     def _predict(self, steps: np.ndarray, row: np.ndarray, switched: np.ndarray, start: int) -> np.ndarray:
+        if time.monotonic() >= self._until:
+            raise TimeoutError
         columns = {name: self._pool[j][np.where(switched[j] < steps, row, start)] for j, name in enumerate(self._names)}
         return _two_dimensional(self._bundle.predict_raw(columns))
 

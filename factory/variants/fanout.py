@@ -1,28 +1,41 @@
-"""Many segments at once, each in a Ray task of its own; they come back as they end."""
+"""Many segments at once, each in a Ray task of its own; they come back as they end, and all of them in time.
+
+The largest go first: when time is up, it is the thin ones that stay with the
+pooled variant, which serves them best.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from factory.errors import FactoryError
 from factory.families.base import Deadline
-from factory.search.engine import RaySession
+from factory.search.cluster import RaySession
 from factory.settings import Settings
 from factory.variants.making import Made
-from factory.variants.segments import SegmentOrder, make_segment
+from factory.variants.segments import FINISH_S, SegmentOrder, make_segment
 
 log = logging.getLogger(__name__)
 
-FINISH_S = 1.5
-"""What a segment takes beside its search: bundle, scores, gate and model card (measured .8 to 2 s)."""
 LEAST_S = 1.0
-"""Each segment's search gets as much, whatever the budget says: one late variant is better than none."""
+"""Each segment's search gets as much, however little is left: one late variant is better than none."""
+HANG_S = 30.0
+"""A segment may take so much longer than its share: a worker's imports (6 to 8 s) on a busy machine, and its finish."""
+LATE_S = 10.0
+"""Nothing goes on for longer than this after the deadline, which leaves room for it (budget x 1.05 + 15 s)."""
 RETRIES = 2
 """Times that a segment is taken up again whose worker died; it goes on with what its journal holds."""
 IN_FLIGHT = 2
 """Tasks for each CPU: one that runs and one whose data is there when it ends."""
+LOOK_S = 0.5
+"""Seconds after which segments that did not end are looked at."""
+BEGUN = "begun"
+"""File in a segment's workspace that says when a worker took it up, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -32,40 +45,94 @@ class Failed:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A segment that was handed out, and the seconds that its search may take."""
+
+    order: SegmentOrder
+    share_s: float
+
+    def over(self, deadline: Deadline) -> str:
+        """Return why the segment has to be ended now; empty where it may go on."""
+        if (begun := _begun(self.order.order.data.workspace)) is None:
+            return "time was up before its turn came." if deadline.passed else ""
+        spent_s = time.time() - begun
+        if spent_s > self.share_s + FINISH_S + HANG_S:
+            return f"it hung: {spent_s:.0f} s were spent on it, and {self.share_s:.0f} s were its share."
+        if deadline.left_s < -LATE_S:
+            return f"time was up: it was not done {LATE_S:.0f} s after the deadline."
+        return ""
+
+
 def fan_out(
     orders: Sequence[SegmentOrder], *, ray: RaySession, settings: Settings, deadline: Deadline
 ) -> Iterator[tuple[SegmentOrder, Made | Failed]]:
-    """Make all segments, and yield each as it ends; one that fails is yielded as such and ends no other.
+    """Make all segments, and yield each as it ends; one that fails or hangs is yielded as such and ends no other.
 
     Args:
         orders: The segments.
         ray: Connected to here; must be called from the main thread.
         settings: Of this process and of the workers.
-        deadline: Of them all together.
+        deadline: Of them all together. None begins after it; what has begun may end within :data:`LATE_S`.
     """
     cluster = ray.connect()
     import ray as _ray
 
     task = _ray.remote(num_cpus=1, max_retries=RETRIES)(_attempt)
-    waiting = list(orders)
-    running: dict[object, SegmentOrder] = {}
+    waiting = sorted(orders, key=lambda given: -len(given.order.data.dataset))
+    for order in waiting:
+        (order.order.data.workspace / BEGUN).unlink(missing_ok=True)
+    running: dict[Any, _Task] = {}
     while waiting or running:
-        while waiting and len(running) < IN_FLIGHT * cluster.cpus:
-            share_s = deadline.left_s * cluster.cpus / (len(waiting) + len(running)) - FINISH_S
-            order = waiting.pop(0)
-            running[task.remote(order, settings, max(share_s, LEAST_S))] = order
-        (ended,), _ = _ray.wait(list(running), num_returns=1)
-        order = running.pop(ended)
-        try:
-            yield order, _ray.get(ended)
-        except _ray.exceptions.RayError:
-            log.warning("segment %r was lost", order.order.lineage.segment, exc_info=True)
-            yield order, Failed(f"its worker died {RETRIES + 1} times.")
+        while waiting and len(running) < IN_FLIGHT * cluster.cpus and not deadline.passed:
+            share_s = share_of(deadline, cluster.cpus, len(waiting) + len(running))
+            given = _Task(waiting.pop(0), share_s)
+            running[task.remote(given.order, settings, given.share_s)] = given
+        if not running:
+            yield from ((order, Failed("time was up before its turn came.")) for order in waiting)
+            return
+        ended, _ = _ray.wait(list(running), num_returns=1, timeout=LOOK_S)
+        for reference in ended:
+            yield running.pop(reference).order, _outcome(reference)
+        # What has ended in the meantime is taken first: only what is still at work can be late.
+        for reference, given in [] if ended else list(running.items()):
+            if reason := given.over(deadline):
+                del running[reference]
+                _ray.cancel(reference, force=True)
+                log.warning("segment %r was ended: %s", given.order.order.lineage.segment, reason)
+                yield given.order, Failed(reason)
+
+
+def share_of(deadline: Deadline, cpus: int, n_left: int) -> float:
+    """Return the seconds that each of the segments that are not made yet may search."""
+    return max(deadline.left_s * cpus / n_left - FINISH_S, LEAST_S)
+
+
+def _outcome(reference: Any) -> Made | Failed:
+    import ray as _ray
+
+    try:
+        made: Made | Failed = _ray.get(reference)
+    except _ray.exceptions.RayError:
+        log.warning("a segment was lost", exc_info=True)
+        return Failed(f"its worker died {RETRIES + 1} times.")
+    return made
+
+
+def _begun(workspace: Path) -> float | None:
+    """Return when a worker took a segment up, in seconds since 1970; None where none has."""
+    try:
+        return float((workspace / BEGUN).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
 
 
 def _attempt(order: SegmentOrder, settings: Settings, limit_s: float) -> Made | Failed:
     """Make one segment in a worker."""
     try:
+        workspace = order.order.data.workspace
+        workspace.mkdir(parents=True, exist_ok=True)
+        (workspace / BEGUN).write_text(str(time.time()), encoding="ascii")
         return make_segment(order, settings, limit_s=limit_s)
     except FactoryError as error:
         return Failed(error.message)

@@ -7,6 +7,7 @@ stays it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ from factory.data.screening import LEAKS, Finding
 from factory.errors import listing
 from factory.search.metric import Metric
 from factory.spec import Ceilings, Document, Gates
+from factory.variants.multiplicity import stands
 from factory.variants.resampling import Comparison
 from factory.variants.slices import LEAST_ROWS, Slice, blamed
 
@@ -48,6 +50,11 @@ class Verdict(Document):
     passed: bool
     checks: tuple[Check, ...]
 
+    def with_check(self, check: Check) -> Verdict:
+        """Return the verdict with another outcome of one of its checks."""
+        checks = tuple(check if one.name == check.name else one for one in self.checks)
+        return Verdict(passed=all(one.passed for one in checks), checks=checks)
+
     @property
     def sentence(self) -> str:
         """The verdict in one paragraph: what failed, or what was proven."""
@@ -61,7 +68,7 @@ class Evidence:
 
     Attributes:
         metric: The metric that was optimized.
-        comparison: Candidate against baseline on rows that neither the search nor the ensemble was chosen on.
+        comparison: Candidate against baseline on rows that neither the search nor the blend was chosen on.
         baseline: What the baseline is: ``constant``, or the champion's name and version.
         latency_ms: Median one-row prediction.
         size_mb: Size of the bundle's folder.
@@ -92,7 +99,7 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
     """
     checks = (
         _rows(evidence.comparison),
-        _improvement(gates, evidence),
+        improvement(gates, evidence.metric, evidence.comparison, baseline=evidence.baseline),
         *_slices(gates, evidence),
         *_ceilings(ceilings, evidence),
         _leakage(gates, evidence.findings),
@@ -108,17 +115,25 @@ def _rows(comparison: Comparison) -> Check:
     return Check(name="rows", passed=enough, value=n, limit=MIN_ROWS, sentence=sentence)
 
 
-def _improvement(gates: Gates, evidence: Evidence) -> Check:
-    """Ask that the improvement exceeds the margin, and does so in enough of the resamples (one-sided)."""
-    comparison, metric, margin = evidence.comparison, evidence.metric, gates.min_improvement
-    passed = comparison.difference > margin and comparison.probability >= gates.confidence
+def improvement(gates: Gates, metric: Metric, comparison: Comparison, *, baseline: str) -> Check:
+    """Ask that the improvement exceeds the margin, and is as probable as the gates want it (one-sided).
+
+    Args:
+        gates: Margin and confidence.
+        metric: The metric that was optimized.
+        comparison: Candidate against baseline, with the gates' margin.
+        baseline: What the baseline is.
+    """
+    margin = gates.min_improvement
+    passed = comparison.difference > margin and stands(comparison.probability, gates.confidence)
     needed = f"more than {margin:.4g}" if margin else "an improvement"
+    counted = "" if comparison.tail == "counted" else ", by a normal tail"
     sentence = (
         f"{_capital(metric.label)} {metric.display(comparison.candidate)} against "
-        f"{metric.display(comparison.baseline)} of {evidence.baseline}: {_better(comparison.difference)} "
+        f"{metric.display(comparison.baseline)} of {baseline}: {_better(comparison.difference)} "
         f"({comparison.confidence:.0%} interval {_signed(comparison.low)} to {_signed(comparison.high)}); "
-        f"{needed} in {comparison.probability:.1%} of {comparison.n_resamples} resamples, "
-        f"{gates.confidence:.1%} needed."
+        f"{needed} in {_sure(comparison.probability)} of {comparison.n_resamples} resamples{counted}, "
+        f"{_sure(gates.confidence)} needed."
     )
     return Check(name="improvement", passed=passed, value=comparison.difference, limit=margin, sentence=sentence)
 
@@ -193,6 +208,13 @@ def _memory(evidence: Evidence) -> tuple[Check, ...]:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _sure(probability: float) -> str:
+    """Return a probability with as many digits as tell it from certainty, three at most."""
+    if probability <= 0.999:
+        return f"{probability:.1%}"
+    return f"{math.floor(probability * 1e5) / 1e5:.3%}" if probability < 0.99999 else "over 99.999%"
 
 
 def _signed(value: float) -> str:

@@ -7,7 +7,7 @@ made anywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import pandas as pd
 from factory.data.dataset import Dataset, FeatureLineage
 from factory.data.profile import DatasetProfile
 from factory.data.screening import Finding
+from factory.families.base import Deadline
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData, first_fold_score
+from factory.search.metric import Metric
 from factory.search.plan import Plan
 from factory.search.transfer import trials_to_parity
-from factory.spec import CurvePoint, Trial, Variant
+from factory.spec import CurvePoint, Gates, Trial, Variant
 from factory.variants.delivery import (
     Baseline,
     Memory,
@@ -30,8 +32,12 @@ from factory.variants.delivery import (
     evidence_files,
     model_card,
 )
-from factory.variants.gates import Verdict
+from factory.variants.gates import Verdict, improvement
+from factory.variants.material import Material, Unit
+from factory.variants.origin import Origin
+from factory.variants.report import Card
 from factory.variants.resampling import Comparison
+from factory.variants.singles import unseen_scores
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Made:
         variant: With its score, digest and verdict's state.
         verdict: What the gate says.
         comparison: Against the baseline.
+        card: All that its model card shows.
         trials: Of its search.
         weights: Share of each trial, by its number.
         trade: What the latency bound cost, for a person.
@@ -85,6 +92,7 @@ class Made:
     variant: Variant
     verdict: Verdict
     comparison: Comparison
+    card: Card
     trials: tuple[Trial, ...]
     weights: dict[int, float]
     trade: str
@@ -104,8 +112,71 @@ class Registration:
     files: dict[str, str]
 
 
-def finish(order: Order, result: SearchResult) -> Made:
-    """Assemble, score and judge what a search found, and write its bundle and model card into the workspace."""
+def order_of(
+    request_id: str, unit: Unit, *, plan: Plan, material: Material, origin: Origin, champion: Baseline | None
+) -> Order:
+    """Return everything that the making of a variant needs.
+
+    Args:
+        request_id: The request.
+        unit: Its rows.
+        plan: What is searched, with the gates that judge it.
+        material: The request's data.
+        origin: What it starts from.
+        champion: What is to be beaten; None for a constant.
+    """
+    used = set(unit.data.dataset.frame.columns)
+    others = dict.fromkeys(c for c in (*material.ignored, *material.dataset.frame.columns) if c not in used)
+    return Order(
+        lineage=_lineage(request_id, unit, plan=plan, material=material, origin=origin),
+        plan=plan,
+        data=unit.data,
+        unseen=unit.unseen,
+        champion=champion,
+        findings=material.findings,
+        ignored=tuple(others),
+        profile=material.profile,
+        features=material.dataset.features,
+        memory=origin.memory,
+        target=origin.transfer.target,
+    )
+
+
+def _lineage(request_id: str, unit: Unit, *, plan: Plan, material: Material, origin: Origin) -> Variant:
+    """Return the variant before it was scored: where it comes from."""
+    request, features = plan.request, material.dataset.features
+    parent = f"{origin.parent.name}/{origin.parent.version}" if origin.parent else request.parent
+    return Variant(
+        name=unit.name,
+        version=0,
+        request_id=request_id,
+        segment=unit.segment,
+        kind=origin.kind,
+        task=plan.task,
+        metric=plan.metric.name,
+        score=0.0,
+        score_low=0.0,
+        score_high=0.0,
+        recipe=plan.recipe.name,
+        recipe_digest=plan.recipe.digest,
+        dataset_digest=material.dataset.digest,
+        bundle_digest="",
+        feature_service=features.service if features else None,
+        feature_service_digest=features.digest if features else None,
+        parent=request.variant if unit.segment else parent,
+        seeded_by=origin.transfer.seeded_by,
+        seed=request.seed,
+    )
+
+
+def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
+    """Assemble, score and judge what a search found, and write its bundle and model card into the workspace.
+
+    Args:
+        order: The variant.
+        result: Of its search.
+        deadline: When it should be there; what has to be done is done all the same.
+    """
     plan, data, unseen = order.plan, order.data, order.unseen
     baseline = order.champion or constant_baseline(data.dataset, unseen)
     cost_s = round(sum(t.cost_s for t in result.trials), 2)
@@ -120,6 +191,7 @@ def finish(order: Order, result: SearchResult) -> Made:
         ignored=order.ignored,
         metadata={"variant": lineage.name, "request": lineage.request_id, "recipe": plan.recipe.name},
         folder=data.workspace / "bundle",
+        deadline=deadline,
         memory=order.memory,
     )
     variant = appraised(lineage, appraisal)
@@ -133,14 +205,16 @@ def finish(order: Order, result: SearchResult) -> Made:
         profile=order.profile,
         features=order.features,
         example=unseen.frame,
+        tested=unseen_scores(result, data=data, unseen=unseen, weights=appraisal.weights, deadline=deadline),
     )
-    files = evidence_files(card, result)
+    files = evidence_files(card, result.trials)
     (data.workspace / "card.html").write_text(files["card.html"], encoding="utf-8")
     cost = {"latency_ms": appraisal.latency_ms, "size_mb": appraisal.size_mb}
     return Made(
         variant=variant,
         verdict=appraisal.verdict,
         comparison=appraisal.comparison,
+        card=card,
         trials=result.trials,
         weights=appraisal.weights,
         trade=appraisal.frontier.sentence,
@@ -154,6 +228,18 @@ def finish(order: Order, result: SearchResult) -> Made:
             files=files,
         ),
     )
+
+
+def judged_again(made: Made, gates: Gates) -> Made:
+    """Return a variant with its improvement judged by other gates, and with the card and the evidence that say so."""
+    check = improvement(
+        gates, Metric(made.variant.metric, made.variant.task), made.comparison, baseline=made.card.baseline
+    )
+    verdict = made.verdict.with_check(check)
+    variant = made.variant.model_copy(update={"state": "registered" if verdict.passed else "rejected"})
+    card = made.card.model_copy(update={"verdict": verdict, "variant": variant})
+    registration = replace(made.registration, files=evidence_files(card, made.trials))
+    return replace(made, verdict=verdict, variant=variant, card=card, registration=registration)
 
 
 def _parity(order: Order, result: SearchResult) -> int | None:

@@ -6,6 +6,7 @@ but the columns' types; a segment's rows are its part of both sides.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from factory.search.plan import Plan
 from factory.search.splits import folds, set_aside
 from factory.settings import Settings
 from factory.spec import Segments, Task, Validation, VariantRequest
+
+SLUG_LENGTH, DIGEST_LENGTH = 40, 8
+"""Characters of a segment's value in a variant's name, and of the digest that tells it from values written alike."""
 
 Note = Callable[[str, str], None]
 """Called with a kind and a sentence for every thing that a person should know."""
@@ -133,7 +137,6 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
     if (segments := plan.request.segments) is None:
         return pooled, [], ()
     values = material.dataset.column(segments.by).astype(str).to_numpy()
-    taken: dict[str, str] = {}
     units: list[Unit] = []
     thin: list[str] = []
     for value in sorted(set(values.tolist())):
@@ -143,7 +146,7 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
             thin.append(value)
             note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
             continue
-        slug = _slug(value, taken)
+        slug = slug_of(value)
         folder = workspace / f"segment-{slug}"
         name = f"{plan.request.variant}.{slug}"
         part = pooled.data.part(rows, workspace=folder)
@@ -178,10 +181,19 @@ def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, 
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 
 
-def _slug(segment: str, taken: dict[str, str]) -> str:
-    """Return a name for a segment's value that no other value of this request has."""
-    plain = re.sub(r"[^a-z0-9]+", "-", segment.lower()).strip("-") or "segment"
-    slug, number = plain, 2
-    while taken.setdefault(slug, segment) != segment:
-        slug, number = f"{plain}-{number}", number + 1
-    return slug
+def slug_of(value: str) -> str:
+    """Return the part of a variant's name that stands for a segment's value, the same in every request.
+
+    Lower-case letters, digits and dashes. A value that is written so already is its own slug; any other one, or one
+    that is too long, gets a digest, so that no two values share a slug.
+
+    >>> slug_of("north-2")
+    'north-2'
+    >>> slug_of("New York"), slug_of("new york")
+    ('new-york-815eca97', 'new-york-bd732730')
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")
+    if plain == value and len(plain) <= SLUG_LENGTH and not re.search(rf"(^|-)[0-9a-f]{{{DIGEST_LENGTH}}}$", plain):
+        return plain
+    digest = hashlib.sha256(value.encode()).hexdigest()[:DIGEST_LENGTH]
+    return "-".join(part for part in (plain[:SLUG_LENGTH].strip("-"), digest) if part)

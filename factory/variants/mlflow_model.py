@@ -15,7 +15,7 @@ import pandas as pd
 
 from factory.errors import UntrustedBundle
 from factory.spec import ColumnType
-from factory.variants.bundle import Manifest, read_manifest
+from factory.variants.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature

@@ -7,28 +7,22 @@ three through by luck.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-Rule = Literal["holm", "benjamini_hochberg"]
 
+def adjusted_confidence(probabilities: Sequence[float], *, confidence: float) -> tuple[float, ...]:
+    """Return the confidence that each comparison has to reach when all of them are judged at once (Holm, 1979).
 
-def adjusted_confidence(probabilities: Sequence[float], *, confidence: float, rule: Rule = "holm") -> tuple[float, ...]:
-    """Return the confidence that each comparison has to reach when all of them are judged at once.
-
-    A comparison stands where its probability is at least its own adjusted confidence. By Holm's rule the chance that
-    any stands by luck is at most ``1 - confidence``; by Benjamini and Hochberg's, the expected share of those that
-    stand by luck among all that stand. For segments: put the adjusted confidence into the gates of each
-    (``gates.model_copy(update={"confidence": ...})``) before judging.
+    A comparison stands where its probability is at least its own adjusted confidence. The chance that any stands by
+    luck is then at most ``1 - confidence``.
 
     Args:
-        probabilities: Of each comparison: share of its resamples in which it holds.
+        probabilities: Of each comparison: that it holds.
         confidence: That one comparison alone has to reach.
-        rule: ``holm`` (Holm, 1979) or ``benjamini_hochberg`` (Benjamini and Hochberg, 1995).
 
     Returns:
-        One for each comparison, in the same order; between ``confidence`` and 1.
+        One for each comparison, in the same order; between ``confidence`` and :func:`strictest_confidence`.
 
     >>> [round(c, 4) for c in adjusted_confidence([1.0, 0.96, 0.99], confidence=0.95)]
     [0.9833, 0.95, 0.975]
@@ -40,14 +34,22 @@ def adjusted_confidence(probabilities: Sequence[float], *, confidence: float, ru
     order = np.argsort(luck, kind="stable")
     place = np.empty(n, dtype=np.int64)
     place[order] = np.arange(n)
-    if rule == "holm":
-        allowed = alpha / (n - np.arange(n))
-        failed = np.flatnonzero(luck[order] > allowed + 1e-12)
-        last = int(failed[0]) if len(failed) else n - 1
-        return tuple((1 - allowed[np.minimum(place, last)]).tolist())
-    allowed = alpha * (np.arange(n) + 1) / max(n, 1)
-    stand = np.flatnonzero(luck[order] <= allowed + 1e-12)
-    return (float(1 - allowed[stand[-1] if len(stand) else 0]),) * n if n else ()
+    allowed = alpha / (n - np.arange(n))
+    failed = np.flatnonzero(luck[order] > allowed + 1e-12)
+    last = int(failed[0]) if len(failed) else n - 1
+    return tuple((1 - allowed[np.minimum(place, last)]).tolist())
+
+
+def strictest_confidence(n: int, *, confidence: float) -> float:
+    """Return the confidence with which one of ``n`` comparisons stands whatever the others come to (Bonferroni).
+
+    Holm's rule asks the luckiest for as much, and one that does not even reach ``confidence`` falls by it: only those
+    in between have to wait for the others.
+
+    >>> round(strictest_confidence(54, confidence=0.95), 5)
+    0.99907
+    """
+    return 1 - (1 - confidence) / max(n, 1)
 
 
 def stands(probability: float, confidence: float) -> bool:

@@ -9,18 +9,14 @@ is created last and carries their names as tags, is the sign that it was done.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import math
 import os
 import re
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,25 +29,12 @@ from factory.errors import Detail, NotFound, ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import CurvePoint, Variant
 from factory.variants.mlflow_model import bundle_of, save_model
+from factory.variants.mlflow_records import BATCH, ONCE, as_metrics, as_parameters, completed, lineage, once
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
-
-TAG = "factory."
-"""Prefix of our tags in MLflow."""
-ONCE = TAG + "once"
-"""Tag that no two versions share."""
-_LINEAGE = (
-    "request_id", "segment", "state", "kind", "task", "metric", "score", "score_low", "score_high", "recipe",
-    "recipe_digest", "dataset_digest", "bundle_digest", "feature_service", "feature_service_digest", "parent", "seed",
-    "seeded_by", "trials_to_parity", "cost_s", "size_mb", "latency_ms",
-)  # fmt: skip
-_CURVE_POINTS = 60
-"""Points of a learning curve that go to MLflow; each is a row of its database."""
-_BATCH = 1000
-"""MLflow's limit of metrics in one call."""
 
 
 class Registry:
@@ -123,8 +106,8 @@ class Registry:
             if (found := self._registered(variant)) is not None:
                 return found
             experiment = self._experiment(variant.name.partition(".")[0])
-            lineage = {**_lineage(variant), **(tags or {})}
-            run = self._run(experiment, variant, lineage)
+            all_tags = {**lineage(variant), **(tags or {})}
+            run = self._run(experiment, variant, all_tags)
             model_id = self._log_model(folder, experiment=experiment, run=run, variant=variant, example=example)
             self._log_evidence(run, model_id, metrics=metrics, parameters=parameters or {}, curves=curves or {})
             self._log_files(run, files or {})
@@ -134,13 +117,13 @@ class Registry:
                 name=variant.name,
                 source=self._source(model_id),
                 run_id=run,
-                tags=lineage,
+                tags=all_tags,
                 description=description,
                 model_id=model_id,
             )
             link = json.dumps([{"name": made.name, "version": made.version}])
             self.client().set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
-        return _completed(variant, made)
+        return completed(variant, made)
 
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
         """Point an alias of a registered model to a version, or clear it with None.
@@ -206,9 +189,9 @@ class Registry:
     # --- steps of a registration ---------------------------------------------------
 
     def _registered(self, variant: Variant) -> Variant | None:
-        once = f"tag.`{ONCE}` = '{_once(variant)}'"
-        versions = self.client().search_model_versions(f"name = '{variant.name}' and {once}")
-        return _completed(variant, versions[0]) if versions else None
+        same = f"tag.`{ONCE}` = '{once(variant)}'"
+        versions = self.client().search_model_versions(f"name = '{variant.name}' and {same}")
+        return completed(variant, versions[0]) if versions else None
 
     def _experiment(self, team: str) -> str:
         """Return the id of the team's experiment, with artifacts in FACTORY_HOME unless a server keeps them."""
@@ -241,7 +224,7 @@ class Registry:
 
     def _run(self, experiment: str, variant: Variant, tags: Mapping[str, str]) -> str:
         """Start a run, after ending the unfinished ones that a killed driver left behind."""
-        unfinished = f"tags.`{ONCE}` = '{_once(variant)}' and attributes.status = 'RUNNING'"
+        unfinished = f"tags.`{ONCE}` = '{once(variant)}' and attributes.status = 'RUNNING'"
         stale = self.client().search_runs([experiment], unfinished)
         for run in stale:
             self.client().set_terminated(run.info.run_id, status="KILLED")
@@ -255,7 +238,7 @@ class Registry:
 
         client = self.client()
         logged = client.create_logged_model(
-            experiment, name=variant.name.replace(".", "-"), source_run_id=run, tags=_lineage(variant)
+            experiment, name=variant.name.replace(".", "-"), source_run_id=run, tags=lineage(variant)
         )
         client.log_outputs(run, models=[LoggedModelOutput(logged.model_id, step=0)])
         with tempfile.TemporaryDirectory() as place:
@@ -285,15 +268,9 @@ class Registry:
         parameters: Mapping[str, object],
         curves: Mapping[str, Sequence[CurvePoint]],
     ) -> None:
-        from mlflow.entities import Metric, Param
-
-        now = int(time.time() * 1000)
-        final = [Metric(_key(k), v, now, 0, model_id=model_id) for k, v in metrics.items() if math.isfinite(v)]
-        points = iter([*final, *(Metric(key, value, now, step) for key, value, step in _curve_points(curves))])
-        given = [Param(_key(key), str(value)[:6000]) for key, value in parameters.items()][:100]
-        first = list(islice(points, _BATCH))
-        self.client().log_batch(run, metrics=first, params=given)
-        while batch := list(islice(points, _BATCH)):
+        points = as_metrics(metrics, curves, model_id=model_id)
+        self.client().log_batch(run, metrics=list(islice(points, BATCH)), params=as_parameters(parameters))
+        while batch := list(islice(points, BATCH)):
             self.client().log_batch(run, metrics=batch)
 
     def _log_files(self, run: str, files: Mapping[str, str]) -> None:
@@ -366,45 +343,6 @@ def _quieten() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow warns about its own classes when it is imported.
     warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType")
-
-
-def _once(variant: Variant) -> str:
-    """Return what tells one making of a variant from all others; a digest, since a filter cannot hold quotes."""
-    return hashlib.sha256(
-        json.dumps([variant.request_id, variant.segment, variant.bundle_digest]).encode()
-    ).hexdigest()[:32]
-
-
-def _lineage(variant: Variant) -> dict[str, str]:
-    fields = variant.model_dump(mode="json", include=set(_LINEAGE))
-    fields["seeded_by"] = ",".join(variant.seeded_by)
-    given = {TAG + key: str(value) for key, value in fields.items() if value not in (None, "")}
-    return {**given, ONCE: _once(variant)}
-
-
-def _completed(variant: Variant, made: Any) -> Variant:
-    number = int(made.version)
-    return variant.model_copy(
-        update={
-            "version": number,
-            "model_uri": f"models:/{variant.name}/{number}",
-            "created": datetime.fromtimestamp(made.creation_timestamp / 1000, tz=UTC),
-        }
-    )
-
-
-def _curve_points(curves: Mapping[str, Sequence[CurvePoint]]) -> Iterator[tuple[str, float, int]]:
-    for name, curve in curves.items():
-        step = max(1, math.ceil(len(curve) / _CURVE_POINTS))
-        for point in [*curve[:-1:step], *curve[-1:]]:
-            for side, value in (("train", point.train), ("validation", point.validation)):
-                if value is not None and math.isfinite(value):
-                    yield _key(f"curve/{name}/{side}"), value, point.step
-
-
-def _key(name: str) -> str:
-    """Keep what MLflow allows in a metric's or parameter's name."""
-    return re.sub(r"[^\w\-. /]", "_", name)[:250]
 
 
 def _said(version: int | None) -> str:

@@ -4,18 +4,25 @@ Both draw the same resamples for the same seed.  The usual metrics are sums
 over rows (or, for the ROC AUC, over ranks), so that a resample is a vector of
 row counts and a thousand of them a matrix product; any other scorer is called
 once for each resample, and gets fewer.  How many is decided by the number of
-rows alone, never by the clock: same data and seed, same interval.
+rows and the probability that is asked for, never by the clock: same data and
+seed, same interval.
+
+A hundred resamples cannot tell 99 % from 99.9 %.  A tail that holds fewer than
+ten of them is therefore not believed: a normal one is put beside it
+(:func:`_tailed`), and the less extreme of both is what is said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
 from factory.search.metric import Metric
 from factory.spec import Document, Task
+from factory.variants.counted import CountedForm, MeanOf, counted_form
 
 RESAMPLES = 1000
 """Enough for a 95 % percentile interval (Efron and Tibshirani, 1993, section 19.3)."""
@@ -24,6 +31,9 @@ MAX_CELLS = 20_000_000
 SLOW_CELLS = 500_000
 """Rows times resamples where a scikit-learn scorer is called for each resample."""
 MIN_RESAMPLES = 100
+"""Enough for a standard error, on which a normal tail rests (Efron and Tibshirani, 1993, section 6.4: 50 to 200)."""
+TAIL = 10
+"""Resamples that a tail has to hold to be counted: its relative error is then a third."""
 _BLOCK_CELLS = 2_000_000
 
 
@@ -43,7 +53,9 @@ class Comparison(Document):
         difference: On all rows; positive where the candidate is better.
         low: Lower end of the two-sided interval.
         high: Upper end.
-        probability: Share of the resamples in which the difference is above ``margin``.
+        probability: That the difference is above ``margin``: the share of the resamples in which it is.
+        tail: ``normal`` where too few resamples lie on the other side to be counted, and the probability is the less
+            extreme one of the share and of a normal distribution with the resamples' spread.
         candidate: Score of the candidate.
         baseline: Score of the baseline.
     """
@@ -58,6 +70,7 @@ class Comparison(Document):
     baseline: float
     n_rows: int
     n_resamples: int
+    tail: Literal["counted", "normal"] = "counted"
 
 
 def bootstrap(
@@ -89,6 +102,7 @@ def paired_bootstrap(
     n: int = RESAMPLES,
     margin: float = 0.0,
     confidence: float = 0.95,
+    asked: float | None = None,
 ) -> Comparison:
     """Compare two predictions of the same rows; each resample scores both on the rows it drew.
 
@@ -101,28 +115,54 @@ def paired_bootstrap(
         candidate: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         baseline: Same shape as ``candidate``.
         seed: Of the resamples.
-        n: Resamples at most.
-        margin: ``probability`` counts the differences above this one.
+        n: Resamples at most, unless ``asked`` needs more to be counted.
+        margin: ``probability`` is of differences above this one.
         confidence: Of the two-sided interval.
+        asked: The probability that a gate will ask for, where that is known.
     """
     candidate_score, baseline_score = metric.score(y, candidate), metric.score(y, baseline)
     difference = candidate_score - baseline_score
-    first, second = _resampled(metric, y, [candidate, baseline], seed=seed, n=n)
+    first, second = _resampled(metric, y, [candidate, baseline], seed=seed, n=max(n, _telling(asked) if asked else 0))
     differences = first - second
     valid = differences[np.isfinite(differences)]
+    probability, tail = _tailed(valid, difference, margin)
     low, high = _ends(differences, confidence, otherwise=difference)
     return Comparison(
         difference=difference,
         low=low,
         high=high,
-        probability=float((valid > margin).mean()) if len(valid) else float(difference > margin),
+        probability=probability,
         margin=margin,
         confidence=confidence,
         candidate=candidate_score,
         baseline=baseline_score,
         n_rows=len(y),
         n_resamples=len(valid),
+        tail=tail,
     )
+
+
+def _telling(asked: float) -> int:
+    """Return the resamples of which ten lie beyond a probability."""
+    return math.ceil(TAIL / (1 - asked) - 1e-9) if asked < 1 else 0
+
+
+def _tailed(valid: np.ndarray, difference: float, margin: float) -> tuple[float, Literal["counted", "normal"]]:
+    """Return the probability that the difference is above the margin, and how its tail was found.
+
+    Where fewer than :data:`TAIL` resamples lie in the thinner tail, a normal distribution around the difference, with
+    the resamples' standard deviation, says how thick it is (the standard interval of Efron and Tibshirani, 1993,
+    chapter 13). It deviates from the counted one where the metric is skewed, so the thicker of both tails counts: no
+    comparison stands, and no slice is blamed, by a normal tail that a resample contradicts.
+    """
+    if not len(valid):
+        return float(difference > margin), "counted"
+    share, spread = float((valid > margin).mean()), float(valid.std())
+    if min(share, 1 - share) * len(valid) >= TAIL or spread <= 0:
+        return share, "counted"
+    normal = NormalDist(difference, spread).cdf(margin)
+    above = min(share, 1 - normal) if share > 0.5 else max(share, 1 - normal)
+    return above, "normal"
 
 
 def _ends(scores: np.ndarray, confidence: float, *, otherwise: float) -> tuple[float, float]:
@@ -136,7 +176,7 @@ def _ends(scores: np.ndarray, confidence: float, *, otherwise: float) -> tuple[f
 def _resampled(metric: Metric, y: np.ndarray, predictions: list[np.ndarray], *, seed: int, n: int) -> list[np.ndarray]:
     """Return the scores (n_resamples,) of each prediction; NaN where a resample has only one class."""
     generator = np.random.default_rng(seed)
-    forms = [_counted_form(metric, y, p) for p in predictions]
+    forms = [counted_form(metric, y, p) for p in predictions]
     if all(form is not None for form in forms):
         return _by_counts([form for form in forms if form is not None], len(y), generator, n=n)
     resamples = _bounded(n, SLOW_CELLS // max(len(y), 1))
@@ -153,10 +193,8 @@ def _bounded(n: int, allowed: int) -> int:
     return min(n, max(MIN_RESAMPLES, allowed))
 
 
-def _by_counts(
-    forms: list[Callable[[np.ndarray], np.ndarray]], n_rows: int, generator: np.random.Generator, *, n: int
-) -> list[np.ndarray]:
-    parts = max(len(form.forms) if isinstance(form, _MeanOf) else 1 for form in forms)
+def _by_counts(forms: list[CountedForm], n_rows: int, generator: np.random.Generator, *, n: int) -> list[np.ndarray]:
+    parts = max(len(form.forms) if isinstance(form, MeanOf) else 1 for form in forms)
     resamples = _bounded(n, MAX_CELLS // max(n_rows * parts, 1))
     block = max(1, _BLOCK_CELLS // max(n_rows, 1))
     scores: list[list[np.ndarray]] = [[] for _ in forms]
@@ -168,199 +206,3 @@ def _by_counts(
         for found, form in zip(scores, forms, strict=True):
             found.append(form(counts))
     return [np.concatenate(found) for found in scores]
-
-
-# --- metrics as functions of row counts ------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """A score that depends on the rows through sums of per-row values only.
-
-    Attributes:
-        rows: Per-row values (n_rows, n_sums).
-        finish: Turns sums (n_resamples, n_sums) and the number of rows into scores (n_resamples,).
-    """
-
-    rows: np.ndarray
-    finish: Callable[[np.ndarray, int], np.ndarray]
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        return self.finish(counts @ self.rows, len(self.rows))
-
-
-@dataclass(frozen=True)
-class _RankedAuc:
-    """ROC AUC by weighted mid-ranks: rows sorted once, each resample a cumulative sum of counts."""
-
-    order: np.ndarray
-    group: np.ndarray
-    positive: np.ndarray
-
-    @classmethod
-    def of(cls, y: np.ndarray, score: np.ndarray) -> _RankedAuc:
-        order = np.argsort(score, kind="stable")
-        ranked = score[order]
-        starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-        return cls(order=order, group=starts, positive=(y[order] == 1).astype(np.float64))
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        drawn = counts[:, self.order]
-        positive = np.add.reduceat(drawn * self.positive, self.group, axis=1)
-        negative = np.add.reduceat(drawn * (1 - self.positive), self.group, axis=1)
-        below = np.cumsum(negative, axis=1) - negative / 2
-        pairs = positive.sum(axis=1) * negative.sum(axis=1)
-        with np.errstate(invalid="ignore"):
-            return np.asarray((positive * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan))
-
-
-@dataclass(frozen=True)
-class _RankedPrecision:
-    """Average precision: rows sorted once, each resample two cumulative sums of counts."""
-
-    order: np.ndarray
-    group: np.ndarray
-    positive: np.ndarray
-
-    @classmethod
-    def of(cls, y: np.ndarray, score: np.ndarray) -> _RankedPrecision:
-        ranked = _RankedAuc.of(y, -score)
-        return cls(order=ranked.order, group=ranked.group, positive=ranked.positive)
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        drawn = counts[:, self.order]
-        hits = np.add.reduceat(drawn * self.positive, self.group, axis=1)
-        taken = np.cumsum(np.add.reduceat(drawn, self.group, axis=1), axis=1)
-        total = hits.sum(axis=1)
-        precision = np.cumsum(hits, axis=1) / np.maximum(taken, 1)
-        return np.asarray((hits * precision).sum(axis=1) / np.where(total > 0, total, np.nan))
-
-
-@dataclass(frozen=True)
-class _MeanOf:
-    """The mean of several forms, as of each class against the rest."""
-
-    forms: tuple[Callable[[np.ndarray], np.ndarray], ...]
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        return np.asarray(np.mean([form(counts) for form in self.forms], axis=0))
-
-
-@dataclass(frozen=True)
-class _NegativeMedian:
-    """Median of per-row losses, sorted once: where the cumulative counts pass the middle."""
-
-    losses: np.ndarray
-    order: np.ndarray
-
-    @classmethod
-    def of(cls, losses: np.ndarray) -> _NegativeMedian:
-        order = np.argsort(losses, kind="stable")
-        return cls(losses=losses[order], order=order)
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        passed = np.cumsum(counts[:, self.order], axis=1)
-        n = len(self.losses)
-        ends = [self.losses[(passed <= middle).sum(axis=1)] for middle in ((n - 1) // 2, n // 2)]
-        return np.asarray(-(ends[0] + ends[1]) / 2)
-
-
-def _mean(sums: np.ndarray, n: int) -> np.ndarray:
-    return np.asarray(sums[:, 0] / n)
-
-
-def _negative_mean(sums: np.ndarray, n: int) -> np.ndarray:
-    return -_mean(sums, n)
-
-
-def _negative_root(sums: np.ndarray, n: int) -> np.ndarray:
-    return np.asarray(-np.sqrt(_mean(sums, n)))
-
-
-def _r2(sums: np.ndarray, n: int) -> np.ndarray:
-    error, total, squares = sums.T
-    spread = squares - np.square(total) / n
-    return np.asarray(1 - error / np.where(spread > 0, spread, np.nan))
-
-
-def _balanced_accuracy(sums: np.ndarray, _: int) -> np.ndarray:
-    hits, present = np.split(sums, 2, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((hits / np.where(present > 0, present, np.nan)).mean(axis=1))
-
-
-def _f1_binary(sums: np.ndarray, _: int) -> np.ndarray:
-    hits, predicted, present = sums.T
-    return np.asarray(2 * hits / np.maximum(predicted + present, 1))
-
-
-def _f1_macro(sums: np.ndarray, _: int) -> np.ndarray:
-    hits, seen = np.split(sums, 2, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.nanmean(2 * hits / np.where(seen > 0, seen, np.nan), axis=1))
-
-
-def _counted_form(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Return the metric as a function of row counts, or None where it has no such form.
-
-    A form is taken only if it gives the metric's own score on the whole sample.
-    """
-    builders = _REGRESSION if metric.task is Task.REGRESSION else _CLASSIFICATION
-    build = builders.get(metric.name)
-    if build is None or (
-        metric.task is Task.MULTICLASS and metric.name in ("roc_auc", "f1", "neg_brier_score", "average_precision")
-    ):
-        return None
-    form = build(y, np.asarray(prediction, dtype=np.float64))
-    whole = form(np.ones((1, len(y))))[0]
-    return form if np.isclose(whole, metric.score(y, prediction), rtol=1e-9, atol=1e-9) else None
-
-
-_Builder = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
-
-
-def _row_sums(rows: np.ndarray, finish: Callable[[np.ndarray, int], np.ndarray]) -> _Sums:
-    return _Sums(rows=rows.reshape(len(rows), -1).astype(np.float64), finish=finish)
-
-
-def _log_likelihood(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    floor = np.finfo(np.float64).eps
-    return np.asarray(np.log(np.clip(p[np.arange(len(y)), y], floor, 1)))
-
-
-def _class_hits(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    present = np.eye(p.shape[1])[y][:, np.unique(y)]
-    return np.hstack([present * (p.argmax(axis=1) == y)[:, None], present])
-
-
-def _hits_and_seen(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Per class: rows of it that were found, and rows of it plus rows that were called it."""
-    true, called = np.eye(p.shape[1])[y], np.eye(p.shape[1])[p.argmax(axis=1)]
-    return np.hstack([true * called, true + called])
-
-
-def _positive_hits(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    predicted = p.argmax(axis=1) == 1
-    return np.column_stack([predicted & (y == 1), predicted, y == 1])
-
-
-_CLASSIFICATION: dict[str, _Builder] = {
-    "roc_auc": lambda y, p: _RankedAuc.of(y, p[:, 1]),
-    "neg_log_loss": lambda y, p: _row_sums(_log_likelihood(y, p), _mean),
-    "accuracy": lambda y, p: _row_sums(p.argmax(axis=1) == y, _mean),
-    "balanced_accuracy": lambda y, p: _row_sums(_class_hits(y, p), _balanced_accuracy),
-    "f1": lambda y, p: _row_sums(_positive_hits(y, p), _f1_binary),
-    "neg_brier_score": lambda y, p: _row_sums(np.square(p[:, 1] - (y == 1)), _negative_mean),
-    "average_precision": lambda y, p: _RankedPrecision.of(y, p[:, 1]),
-    "f1_macro": lambda y, p: _row_sums(_hits_and_seen(y, p), _f1_macro),
-    "roc_auc_ovr": lambda y, p: _MeanOf(
-        tuple(_RankedAuc.of((y == k).astype(np.int64), p[:, k]) for k in range(p.shape[1]))
-    ),
-}
-_REGRESSION: dict[str, _Builder] = {
-    "neg_mean_squared_error": lambda y, p: _row_sums(np.square(y - p), _negative_mean),
-    "neg_root_mean_squared_error": lambda y, p: _row_sums(np.square(y - p), _negative_root),
-    "neg_mean_absolute_error": lambda y, p: _row_sums(np.abs(y - p), _negative_mean),
-    "neg_median_absolute_error": lambda y, p: _NegativeMedian.of(np.abs(y - p)),
-    "r2": lambda y, p: _row_sums(np.column_stack([np.square(y - p), y - y.mean(), np.square(y - y.mean())]), _r2),
-}

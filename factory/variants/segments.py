@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from factory.errors import TrainingFault
+from factory.errors import InvalidData, TrainingFault
 from factory.families.base import Deadline
 from factory.search.engine import Part, SearchResult, search
 from factory.search.ensemble import Candidates, greedy
@@ -26,11 +26,16 @@ from factory.search.study import Configuration
 from factory.settings import Settings
 from factory.spec import Trial
 from factory.variants.making import Made, Order, finish
+from factory.variants.slices import LEAST_ROWS
 
+FINISH_S = 1.5
+"""What a segment takes beside its search: bundle, scores, gate and model card (measured .8 to 2 s)."""
 MOST_LENT = 6
 """Pooled trials that a segment may blend, the heaviest; each brings a model for every fold."""
 LENT_FROM = 1_000_000
 """Numbers of the pooled trials on a segment's leaderboard start here."""
+LEAST_SHARED_ROWS = 2 * LEAST_ROWS
+"""Out-of-fold rows that own and pooled models need to share to be weighed: each half has what a slice needs as well."""
 POOL = "trees"
 """Families that a segment's worker fits; it holds no heavy framework."""
 
@@ -111,11 +116,11 @@ def make_segment(given: SegmentOrder, settings: Settings, *, limit_s: float) -> 
             segment=order.lineage.segment,
             seeds=given.seeds,
         )
-    except TrainingFault:
+    except (InvalidData, TrainingFault):
         if given.lent is None:
             raise
         own = None
-    return finish(order, _with_lent(own, given.lent, order.data))
+    return finish(order, _with_lent(own, given.lent, order.data), deadline=Deadline.after(FINISH_S))
 
 
 def _read(journal: Path) -> list[Trial]:
@@ -136,29 +141,54 @@ def _with_lent(own: SearchResult | None, lent: Lent | None, data: TrialData) -> 
         if own is None:
             raise TrainingFault("The segment has no model.", hint="Give it more time, or a larger segments.min_rows.")
         return own
-    folds = tuple(k for k in (own.folds if own else lent.predictions) if k in lent.predictions)
-    if own is not None and not folds:
-        return own
-    pooled = Candidates(
+    if own is None:
+        return _blended(_of_lent(lent, data, tuple(lent.predictions)), lent, tuple(lent.predictions))
+    shared = tuple(k for k in own.folds if k in lent.predictions)
+    pooled = _of_lent(lent, data, shared)
+    n_shared = sum(len(y) for y in pooled.targets)
+    skipped = dict(own.skipped)
+    if n_shared >= LEAST_SHARED_ROWS:
+        places = [own.folds.index(k) for k in shared]
+        mine = {n: tuple(p[i] for i in places) for n, p in own.candidates.predictions.items()}
+        both = replace(pooled, predictions={**mine, **pooled.predictions})
+        if cross_fitted(both) > cross_fitted(pooled):
+            return _blended(both, lent, shared, own=own)
+        reason = "no better on rows that the weights were not chosen on"
+    else:
+        reason = f"weighed against the pooled ones by {n_shared} rows, and {LEAST_SHARED_ROWS} are needed"
+    skipped |= {trial.family: f"the segment's own models are {reason}" for trial in own.trials if trial.folds}
+    folds = tuple(lent.predictions)
+    return replace(_blended(_of_lent(lent, data, folds), lent, folds, own=own), skipped=skipped)
+
+
+def _of_lent(lent: Lent, data: TrialData, folds: tuple[int, ...]) -> Candidates:
+    """Return the pooled trials as candidates on a segment's rows of some folds."""
+    return Candidates(
         metric=data.metric,
         targets=tuple(data.dataset.y[data.splits[k].validation] for k in folds),
         predictions={t.number: tuple(lent.predictions[k][t.number] for k in folds) for t in lent.trials},
     )
-    trials, parts, candidates = lent.trials, dict(lent.parts), pooled
-    if own is not None:
-        at = [own.folds.index(k) for k in folds]
-        mine = {n: tuple(p[i] for i in at) for n, p in own.candidates.predictions.items()}
-        both = replace(pooled, predictions={**mine, **pooled.predictions})
-        trials, parts = (*own.trials, *lent.trials), {**own.parts, **lent.parts}
-        candidates = both if cross_fitted(both) > cross_fitted(pooled) else pooled
+
+
+def _blended(
+    candidates: Candidates, lent: Lent, folds: tuple[int, ...], *, own: SearchResult | None = None
+) -> SearchResult:
     return SearchResult(
-        trials=trials,
+        trials=(*(own.trials if own else ()), *lent.trials),
         candidates=candidates,
         folds=folds,
         blend=greedy(candidates.metric.chooser, candidates.targets, candidates.predictions),
-        parts=parts,
-        skipped=own.skipped if own else {},
+        parts={**(own.parts if own else {}), **lent.parts},
+        skipped=dict(own.skipped) if own else {},
     )
+
+
+def told(made: Made) -> str:
+    """Return in a few words what a segment's variant is made of."""
+    if any(number < LENT_FROM for number in made.weights):
+        return "with models of its own"
+    reasons = "; ".join(dict.fromkeys(made.skipped.values())) or "it has no models of its own"
+    return f"of the pooled models ({reasons})"
 
 
 def cross_fitted(candidates: Candidates) -> float:

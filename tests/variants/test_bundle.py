@@ -19,17 +19,9 @@ from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.spec import Task
-from factory.variants.bundle import (
-    MANIFEST,
-    READABLE_FORMATS,
-    Bundle,
-    Piece,
-    PyfuncVariant,
-    _load_pyfunc,
-    folder_digest,
-    folder_size_mb,
-    joined,
-)
+from factory.variants.assembly import Piece, joined
+from factory.variants.bundle import Bundle, PyfuncVariant, _load_pyfunc, folder_digest, folder_size_mb
+from factory.variants.manifest import MANIFEST, READABLE_FORMATS
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

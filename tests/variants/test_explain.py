@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from factory.data.preparation import Preparation, Table
-from factory.errors import Conflict, UntrustedBundle
+from factory.errors import Conflict, InvalidRequest, UntrustedBundle
 from factory.families.base import Model
 from factory.spec import ColumnType, Task
 from factory.variants.background import BACKGROUND, ROWS, Background
 from factory.variants.bundle import Bundle, Member
-from factory.variants.explain import Explanation, explain
+from factory.variants.explain import MOST_ROWS, MOST_S, Explanation, explain
 from factory.variants.inputs import BundleColumn
 
 from .conftest import Made
@@ -99,6 +99,24 @@ def test_time_bounds_the_walks_and_one_pair_is_always_made(binary: Made) -> None
     assert found.walks == 2
     assert np.isnan(found.errors).all()
     assert is_additive(found)
+
+
+def test_too_many_rows_and_too_much_time_are_refused_together(binary: Made) -> None:
+    rows = binary.test.frame.iloc[np.arange(MOST_ROWS + 1) % len(binary.test.frame)]
+    with pytest.raises(InvalidRequest, match=r"1001 rows .* 1 to 1000 .*limit_s: 60 s") as caught:
+        explain(with_background(binary), rows, limit_s=60)
+    assert [detail.field for detail in caught.value.details] == ["rows", "limit_s"]
+    with pytest.raises(InvalidRequest, match="0 rows"):
+        explain(with_background(binary), rows.head(0))
+
+
+def test_a_first_pair_that_takes_too_long_is_given_up_with_a_reason(
+    binary: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.variants.explain.MOST_S", 0.0)
+    with pytest.raises(InvalidRequest, match="20 rows take more than 0 s"):
+        explain(with_background(binary), binary.test.frame.head(20), limit_s=0.0)
+    assert MOST_S > 0
 
 
 def test_the_background_travels_with_the_bundle(made: Made, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from factory.data.dataset import Dataset, from_frame
 from factory.data.preparation import Preparation
-from factory.families.base import FitContext, Sample, Shape
+from factory.errors import StorageFault
+from factory.families.base import Deadline, FitContext, Sample, Shape
 from factory.search.engine import Part, SearchResult
 from factory.search.ensemble import Candidates, greedy
 from factory.search.jobs import TrialData
@@ -20,6 +22,7 @@ from factory.search.plan import family
 from factory.search.samples import preparation_folder
 from factory.search.splits import Split
 from factory.spec import Ceilings, FileDataset, Task, Trial, TrialState
+from factory.variants import costs
 from factory.variants import frontier as module
 from factory.variants.bundle import folder_size_mb
 from factory.variants.evaluation import one_row_latency_ms
@@ -91,9 +94,10 @@ def cancer(tmp_path_factory):
     return searched(frame, Task.BINARY, "balanced_accuracy", tmp_path_factory.mktemp("cancer"))
 
 
-def under(searched, **ceilings: float) -> Chosen:
+def under(searched, *, left_s: float = float("inf"), **ceilings: float) -> Chosen:
     result, data, unseen = searched
-    return choose(result, data=data, ceilings=Ceilings(**ceilings), rows=unseen.frame)
+    until = Deadline.after(left_s)
+    return choose(result, data=data, ceilings=Ceilings(**ceilings), rows=unseen.frame, deadline=until)
 
 
 def test_without_ceilings_nothing_noticeable_is_lost_and_a_row_is_fast(diabetes):
@@ -163,3 +167,35 @@ def test_a_metric_of_labels_gets_a_bundle_that_decides_for_it(cancer):
     truth = np.asarray(data.dataset.classes)[unseen.y]
     hits = [(answered[truth == label] == label).mean() for label in data.dataset.classes]
     assert score == pytest.approx(np.mean(hits))
+
+
+def test_when_time_is_up_the_blend_is_cut_down_until_it_keeps_the_bound(diabetes):
+    result, _, _ = diabetes
+    late = under(diabetes, left_s=-1.0)
+    assert set(late.weights) <= set(result.blend.weights)
+    assert all(set(point.trials) <= set(result.blend.weights) for point in late.frontier.points)
+    points = under(diabetes).frontier.points
+    ceiling = points[0].latency_ms * 1.5 / module.MARGIN
+    tight = under(diabetes, left_s=-1.0, latency_ms=ceiling)
+    chosen = next(point for point in tight.frontier.points if point.chosen)
+    assert chosen.latency_ms <= ceiling
+    assert len(tight.bundle.members) < sum(p.models for p in points[-1:])
+
+
+def test_the_calibration_is_learned_once(cancer, monkeypatch):
+    learned = []
+    real = costs.learned_calibration
+    monkeypatch.setattr(costs, "learned_calibration", lambda *given: learned.append(given) or real(*given))
+    chosen = under(cancer)
+    assert len(learned) == 1
+    assert chosen.bundle.calibration != costs.STAND_IN
+
+
+def test_files_that_are_gone_are_named(cancer, tmp_path):
+    result, data, unseen = cancer
+    parts = {
+        n: tuple(replace(part, folder=tmp_path / "gone") for part in some) if n == max(result.parts) else some
+        for n, some in result.parts.items()
+    }
+    with pytest.raises(StorageFault, match="files of trial 2"):
+        choose(replace(result, parts=parts), data=data, ceilings=Ceilings(), rows=unseen.frame)

@@ -9,7 +9,7 @@ import pytest
 
 from factory.search.metric import Metric
 from factory.spec import Task
-from factory.variants import resampling
+from factory.variants import counted, resampling
 from factory.variants.resampling import MIN_RESAMPLES, bootstrap, paired_bootstrap
 
 
@@ -28,9 +28,9 @@ def numbers_sample(n_rows: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
 
 
 COUNTED = [
-    *((Task.BINARY, name) for name in resampling._CLASSIFICATION),
+    *((Task.BINARY, name) for name in counted._CLASSIFICATION),
     *((Task.MULTICLASS, name) for name in ("neg_log_loss", "accuracy", "balanced_accuracy", "f1_macro", "roc_auc_ovr")),
-    *((Task.REGRESSION, name) for name in resampling._REGRESSION),
+    *((Task.REGRESSION, name) for name in counted._REGRESSION),
 ]
 
 
@@ -38,7 +38,7 @@ COUNTED = [
 def test_counted_form_equals_the_metric_on_drawn_rows(task, name):
     y, prediction = numbers_sample(80) if task is Task.REGRESSION else classes_sample(80, 2 + (task is Task.MULTICLASS))
     metric = Metric.of(name, task)
-    form = resampling._counted_form(metric, y, prediction)
+    form = counted.counted_form(metric, y, prediction)
     assert form is not None
     generator = np.random.default_rng(1)
     drawn = [generator.integers(len(y), size=len(y)) for _ in range(5)]
@@ -51,7 +51,7 @@ def test_auc_counts_ties_half():
     y = np.array([0, 1, 0, 1, 1, 0])
     p = np.array([0.2, 0.2, 0.5, 0.5, 0.9, 0.9])
     prediction = np.column_stack([1 - p, p])
-    form = resampling._counted_form(Metric.of("roc_auc", Task.BINARY), y, prediction)
+    form = counted.counted_form(Metric.of("roc_auc", Task.BINARY), y, prediction)
     assert form(np.ones((1, 6)))[0] == pytest.approx(0.5)
 
 
@@ -99,7 +99,7 @@ def test_margin_is_part_of_the_probability():
     candidate = y + (baseline - y) * 0.9
     metric = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
     assert paired_bootstrap(metric, y, candidate, baseline, seed=0, margin=4).probability > 0.9
-    assert paired_bootstrap(metric, y, candidate, baseline, seed=0, margin=20).probability == 0
+    assert paired_bootstrap(metric, y, candidate, baseline, seed=0, margin=20).probability < 1e-9
 
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision", "matthews_corrcoef"])
@@ -140,3 +140,38 @@ def test_many_classes_get_fewer_resamples_of_a_score_for_each_class():
     y, p = classes_sample(2000, 100)
     interval = resampling._resampled(Metric.of("roc_auc_ovr", Task.MULTICLASS), y, [p], seed=0, n=1000)
     assert len(interval[0]) == MIN_RESAMPLES
+
+
+@pytest.mark.parametrize("name", ["roc_auc", "matthews_corrcoef"])
+def test_a_tail_that_no_resample_reaches_is_a_normal_one(name):
+    y, p = classes_sample(150, 2)
+    metric = Metric.of(name, Task.BINARY)
+    worse = 0.5 * p + 0.25 + np.random.default_rng(0).normal(0, 0.1, len(p))[:, None] * [1, -1]
+    found = paired_bootstrap(metric, y, p, worse, seed=0, n=100)
+    share_of_many = paired_bootstrap(metric, y, p, worse, seed=1, n=4000).probability
+    assert found.tail == "normal"
+    assert 0.9 < found.probability < 1
+    assert abs(found.probability - share_of_many) < 0.03
+    turned = paired_bootstrap(metric, y, worse, p, seed=0, n=100)
+    assert turned.probability == pytest.approx(1 - found.probability), "neither side is favoured"
+
+
+def test_a_stricter_gate_gets_resamples_that_can_be_counted():
+    y, baseline = numbers_sample(200)
+    candidate = y + (baseline - y) * 0.97
+    metric = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
+    assert paired_bootstrap(metric, y, candidate, baseline, seed=0, asked=0.95).n_resamples == 1000
+    strict = paired_bootstrap(metric, y, candidate, baseline, seed=0, asked=1 - 0.05 / 54)
+    assert strict.n_resamples == 10_800
+
+
+def test_luck_is_not_proof_at_the_level_of_many_segments():
+    """Equal models under a scorer of 100 resamples: hardly one of 60 reaches what 54 segments ask for."""
+    metric, asked = Metric.of("matthews_corrcoef", Task.BINARY), 1 - 0.05 / 54
+    proven = 0
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        y = generator.integers(2, size=60)
+        first, second = (np.column_stack([1 - p, p]) for p in generator.random((2, 60)))
+        proven += paired_bootstrap(metric, y, first, second, seed=seed, n=100).probability >= asked
+    assert proven <= 1

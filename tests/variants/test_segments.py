@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +22,25 @@ from factory.search.metric import Metric
 from factory.search.plan import check_request, family, make_plan
 from factory.settings import Settings
 from factory.spec import RequestState, Task, Trial
+from factory.variants import fanout
 from factory.variants.bundle import Bundle
-from factory.variants.material import Material, Unit, divide, gather
+from factory.variants.delivery import blueprint
+from factory.variants.material import Material, Unit, divide, gather, slug_of
 from factory.variants.registry import Registry
-from factory.variants.segments import LENT_FROM, _read, _with_lent, cross_fitted, lend, seeds_of
+from factory.variants.segments import LEAST_SHARED_ROWS, LENT_FROM, _read, _with_lent, cross_fitted, lend, seeds_of
+
+from .conftest import Made as Variant
 
 RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
 
 
-def write_shops(folder: Path, *, n_rows: int = 600) -> Path:
-    """Sales of three shops that depend on the price in different ways, and of a thin fourth one."""
+def write_shops(folder: Path, *, n_rows: int = 760) -> Path:
+    """Sales of four shops that depend on the price in different ways, and of a thin fifth one."""
     generator = np.random.default_rng(0)
-    shop = generator.choice(["north", "south", "east", "kiosk"], n_rows, p=[0.34, 0.33, 0.3, 0.03])
+    shop = generator.choice(["north", "south", "east", "Attic 1", "kiosk"], n_rows, p=[0.27, 0.26, 0.24, 0.2, 0.03])
     price, size = generator.uniform(1, 5, n_rows), generator.normal(size=n_rows)
-    slope = pd.Series(shop).map({"north": -3.0, "south": 2.0, "east": 0.0, "kiosk": 1.0}).to_numpy()
+    slopes = {"north": -3.0, "south": 2.0, "east": 0.0, "Attic 1": 1.0, "kiosk": 1.0}
+    slope = pd.Series(shop).map(slopes).to_numpy()
     sold = 20 + slope * price + size + 0.3 * generator.normal(size=n_rows)
     path = folder / "shops.csv"
     pd.DataFrame({"shop": shop, "price": price, "size": size, "sold": sold}).to_csv(path, index=False)
@@ -75,11 +82,11 @@ def searched(settings: Settings, tmp_path_factory: pytest.TempPathFactory):
 
 def test_segments_take_their_part_of_the_pooled_folds(searched: tuple[Material, Unit, list[Unit], *tuple]) -> None:
     _, pooled, units, thin, _, notes = searched
-    assert [unit.segment for unit in units] == ["east", "north", "south"]
+    assert [unit.segment for unit in units] == ["Attic 1", "east", "north", "south"]
     assert thin == ("kiosk",)
     assert any("'kiosk' is served by the pooled variant" in note for note in notes)
     for unit in units:
-        assert unit.name == f"retail.sold.{unit.segment}"
+        assert unit.name == f"retail.sold.{slug_of(unit.segment)}"
         assert unit.rows is not None
         assert len(unit.data.splits) == len(pooled.data.splits)
         assert set(unit.data.dataset.frame["shop"]) == {unit.segment} == set(unit.unseen.frame["shop"])
@@ -88,7 +95,7 @@ def test_segments_take_their_part_of_the_pooled_folds(searched: tuple[Material, 
             assert set(unit.rows[mine.train]) == set(unit.rows) & set(whole.train)
 
 
-def test_lent_predictions_are_those_of_the_segments_rows(searched) -> None:
+def test_lent_predictions_are_those_of_the_segments_rows(searched, regression: Variant) -> None:
     _, pooled, units, _, result, _ = searched
     unit = units[0]
     lent = lend(pooled.data, result, unit.rows)
@@ -105,6 +112,9 @@ def test_lent_predictions_are_those_of_the_segments_rows(searched) -> None:
             again = family(trial.family).load(part.folder).predict(table)
             np.testing.assert_allclose(lent.predictions[fold][trial.number], again, rtol=1e-4, atol=1e-3)
     assert seeds_of(result)[0][0] in ("linear", "lightgbm")
+    # A refit of the segment scales a lent booster's rounds from the rows that they were found on: the pooled ones.
+    plan = blueprint(regression.bundle, {t.number: 1.0 for t in lent.trials}, lent.trials, unit.data)
+    assert {member.n_rows for member in plan.members} == {len(pooled.data.splits[0].train)}
 
 
 def candidates(*predictions: np.ndarray, y: np.ndarray) -> Candidates:
@@ -122,11 +132,11 @@ def test_cross_fitting_sees_through_luck_and_finds_what_helps() -> None:
     assert cross_fitted(candidates(pooled, *noise, y=y)) <= alone + 0.001
 
 
-def fake_result(data: TrialData, predict) -> SearchResult:
-    targets = tuple(data.dataset.y[split.validation] for split in data.splits)
+def fake_result(data: TrialData, predict, *, n_folds: int | None = None) -> SearchResult:
+    targets = tuple(data.dataset.y[split.validation] for split in data.splits[:n_folds])
     predictions = {7: tuple(predict(y) for y in targets)}
-    trial = Trial(number=7, family="linear", parameters={}, state="succeeded", score=0.0)
     folds = tuple(range(len(targets)))
+    trial = Trial(number=7, family="linear", parameters={}, state="succeeded", score=0.0, folds=folds)
     return SearchResult((trial,), Candidates(RMSE, targets, predictions), folds, None, {7: ()}, {})  # type: ignore[arg-type]
 
 
@@ -146,6 +156,33 @@ def test_own_models_are_used_only_if_they_help(searched) -> None:
         _with_lent(None, None, data)
 
 
+def test_models_that_share_few_rows_with_the_pooled_ones_are_not_preferred(searched) -> None:
+    _, pooled, units, _, result, _ = searched
+    data = units[0].data
+    lent = lend(pooled.data, result, units[0].rows)
+    n_shared = len(data.splits[0].validation)
+    assert n_shared < LEAST_SHARED_ROWS
+    perfect = _with_lent(fake_result(data, lambda y: y, n_folds=1), lent, data)
+    assert set(perfect.blend.weights) <= {t.number for t in lent.trials}
+    assert perfect.folds == result.folds, "the pooled models are weighed by all that they have"
+    reason = f"weighed against the pooled ones by {n_shared} rows, and {LEAST_SHARED_ROWS} are needed"
+    assert reason in perfect.skipped["linear"]
+
+
+@pytest.mark.parametrize("value", ["north", "store-00", "a1", "x" * 40])
+def test_a_plain_value_is_its_own_slug(value: str) -> None:
+    assert slug_of(value) == value
+
+
+def test_slugs_are_short_allowed_in_names_and_never_shared() -> None:
+    values = ["North", "north", "NORTH", "north!", "", "-", "Zürich", "Z-rich", "x" * 41, "x" * 400, "deadbeef", "1.0"]
+    values += [slug_of(value) for value in values]
+    slugs = {value: slug_of(value) for value in dict.fromkeys(values)}
+    assert len(set(slugs.values())) == len(slugs)
+    assert all(re.fullmatch(r"[a-z0-9-]{1,49}", slug) for slug in slugs.values())
+    assert slugs["North"].startswith("north-")
+
+
 def test_a_journal_holds_the_last_state_of_each_trial_and_survives_a_cut_line(tmp_path: Path) -> None:
     journal = tmp_path / "trials.jsonl"
     assert _read(journal) == []
@@ -160,14 +197,23 @@ def test_a_journal_holds_the_last_state_of_each_trial_and_survives_a_cut_line(tm
 
 
 @pytest.mark.slow
-def test_a_request_makes_all_its_segments(tmp_path: Path) -> None:
+def test_a_request_makes_all_its_segments_but_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path / "home", cpus=2)
     settings.prepare_home()
+    monkeypatch.setattr(fanout, "HANG_S", 8.0)
+    monkeypatch.setattr(fanout, "share_of", lambda *_: 2.0)
     with Ledger.open(settings.ledger) as ledger:
         record = submit(document(write_shops(tmp_path)), ledger=ledger, settings=settings)
+        # A pipe that nobody writes to: its reader waits for ever, as on a file system that went away.
+        stuck = settings.workspace(record.id) / f"segment-{slug_of('Attic 1')}"
+        stuck.mkdir(parents=True)
+        os.mkfifo(stuck / "trials.jsonl")
         outcome = produce(record.id, ledger=ledger, settings=settings)
         assert outcome.state is RequestState.REGISTERED
-        assert outcome.pooled_segments == ("kiosk",)
+        assert set(outcome.pooled_segments) == {"kiosk", "Attic 1"}
+        reasons = [e.message for e in ledger.events(record.id) if "'Attic 1' is served by the pooled" in e.message]
+        assert len(reasons) == 1
+        assert "it hung" in reasons[0]
         variants = {v.segment: v for v in ledger.variants(request_id=record.id)}
         assert set(variants) == {"", "east", "north", "south"}
         for segment in ("east", "north", "south"):

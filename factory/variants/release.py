@@ -1,0 +1,93 @@
+"""From a judged variant to one that callers meet: registered, and promoted where its gate says yes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from factory.ledger import Ledger
+from factory.search.plan import Plan
+from factory.spec import Variant, VariantRequest
+from factory.variants.bundle import Bundle
+from factory.variants.delivery import Baseline
+from factory.variants.making import Made
+from factory.variants.material import Note, Unit
+from factory.variants.registry import Registry
+
+
+class Release:
+    """The ledger and MLflow, as one request's variants come into them.
+
+    Args:
+        request_id: The request.
+        request: With the wish how its variants are deployed.
+        ledger: Decides who is champion.
+        registry: Mirrors it, and keeps the bundles.
+        note: Told what happened.
+    """
+
+    def __init__(
+        self, request_id: str, request: VariantRequest, *, ledger: Ledger, registry: Registry, note: Note
+    ) -> None:
+        self._id, self._request = request_id, request
+        self._ledger, self._registry = ledger, registry
+        self._note: Callable[[str, str], None] = note
+
+    def deliver(self, made: Made) -> Made:
+        """Register a judged variant, and promote it if its gate says yes; return it with its version."""
+        variant = self._registry.register(
+            made.folder,
+            variant=made.variant,
+            example=made.example,
+            metrics=made.registration.metrics,
+            parameters=made.registration.parameters,
+            curves=made.registration.curves,
+            files=made.registration.files,
+            description=made.verdict.sentence,
+        )
+        variant = self._ledger.record_variant(variant)
+        self._note("frontier", f"{variant.name}/{variant.version}: {made.trade}")
+        self._note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}")
+        if made.verdict.passed:
+            self.promote(variant, why=made.verdict.sentence, evidence=made.comparison.model_dump(mode="json"))
+        return replace(made, variant=variant)
+
+    def catch_up(self, variant: Variant) -> None:
+        """Promote a variant of an earlier attempt that was killed between its registration and that."""
+        known = {change.version for change in self._ledger.alias_history(variant.name)}
+        if variant.state == "registered" and variant.version not in known:
+            self.promote(variant, why="Passed its gate in an attempt that was killed before this.", evidence={})
+
+    def promote(self, variant: Variant, *, why: str, evidence: dict[str, Any]) -> None:
+        """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes."""
+        wish = self._request.deployment
+        if wish.as_ == "none":
+            return
+        alias = "champion" if wish.as_ == "champion" else "challenger"
+        self._ledger.set_alias(
+            variant.name,
+            alias,
+            variant.version,
+            who=f"request {self._id}",
+            why=why,
+            evidence=evidence,
+        )
+        self._registry.set_alias(variant.name, alias, variant.version)
+        self._ledger.set_deployment(variant.name, wish, version=variant.version)
+        self._note("alias", f"{variant.name}/{variant.version} is {alias} now.")
+
+    def champion(self, unit: Unit, plan: Plan) -> Baseline | None:
+        """Return the champion's predictions of the gate's rows; None where a constant is to be beaten."""
+        version = self._ledger.alias(unit.name, "champion")
+        if plan.gates.baseline == "constant" or version is None:
+            return None
+        champion, frame = self._ledger.variant(unit.name, version), unit.unseen.frame
+        bundle = Bundle.load(self._registry.local_bundle(unit.name, version), digest=champion.bundle_digest)
+        problems = bundle.check_input(frame[[c.name for c in bundle.columns if c.name in frame]])
+        if bundle.task is not plan.task or bundle.classes != unit.unseen.classes or problems:
+            message = f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."
+            self._note("gate", message)
+            return None
+        prediction = bundle.judged(bundle.predict_raw(frame), plan.metric)
+        return Baseline(f"the champion {unit.name}/{version}", prediction)

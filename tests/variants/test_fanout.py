@@ -1,0 +1,49 @@
+"""When a segment is ended; that it really is, with Ray, is tested with the segments."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from factory.families.base import Deadline
+from factory.variants.fanout import BEGUN, FINISH_S, HANG_S, LATE_S, LEAST_S, _Task, share_of
+
+
+def task(workspace: Path, *, begun_s_ago: float | None, share_s: float = 5.0) -> _Task:
+    if begun_s_ago is not None:
+        (workspace / BEGUN).write_text(str(time.time() - begun_s_ago))
+    order = SimpleNamespace(order=SimpleNamespace(data=SimpleNamespace(workspace=workspace)))
+    return _Task(order, share_s)  # type: ignore[arg-type] # only where it works is looked at
+
+
+@pytest.mark.parametrize(
+    ("begun_s_ago", "left_s", "why"),
+    [
+        (None, 5.0, ""),
+        (None, -0.1, "before its turn came"),
+        (1.0, 5.0, ""),
+        (1.0, -0.1, ""),
+        (1.0, -LATE_S - 1, "not done 10 s after the deadline"),
+        (5.0 + FINISH_S + HANG_S - 1, 5.0, ""),
+        (5.0 + FINISH_S + HANG_S + 1, 5.0, "it hung: 38 s were spent on it, and 5 s were its share"),
+    ],
+)
+def test_a_segment_is_ended_when_it_hangs_or_time_is_up(
+    tmp_path: Path, begun_s_ago: float | None, left_s: float, why: str
+) -> None:
+    reason = task(tmp_path, begun_s_ago=begun_s_ago).over(Deadline.after(left_s))
+    assert why in reason
+    assert bool(reason) is bool(why)
+
+
+def test_a_half_written_start_is_none(tmp_path: Path) -> None:
+    (tmp_path / BEGUN).write_text("")
+    assert task(tmp_path, begun_s_ago=None).over(Deadline.after(1)) == ""
+
+
+def test_segments_share_the_time_and_the_last_ones_get_a_little() -> None:
+    assert share_of(Deadline.after(60), 2, 10) == pytest.approx(12 - FINISH_S, abs=0.1)
+    assert share_of(Deadline.after(-5), 2, 10) == LEAST_S
