@@ -135,6 +135,15 @@ class _DatasetBase(Document):
     types: dict[str, ColumnType] = Field(
         default_factory=dict, title="Column types", description="Corrections of the inferred column types."
     )
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        title="Weights",
+        description=(
+            "Column that says how much each row counts, in training and in every score; numbers from 0 up. It is no "
+            "feature, and rows of weight 0 are left out."
+        ),
+    )
     drop: tuple[str, ...] = Field((), title="Columns left out", description="Columns that are not used as features.")
     keep: tuple[str, ...] = Field(
         (), title="Columns kept", description="Columns that stay although the screening would drop them."
@@ -149,6 +158,12 @@ class _DatasetBase(Document):
     def _dropped_or_kept(self) -> Self:
         if both := set(self.drop) & set(self.keep):
             raise ValueError(f"drop and keep both name {listing(both)}; leave it out of one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_no_feature(self) -> Self:
+        if self.weights is not None and self.weights in (self.target, *self.keep, *self.types):
+            raise ValueError(f"{self.weights!r} holds the weights of the rows: it is no target, and no feature")
         return self
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from factory.data.columns import FORMATS, as_numeric, clean, column_digest, factorize, infer_type
+from factory.data.columns import FORMATS, clean, column_digest, infer_type
 from factory.data.tables import read_table, write_table
+from factory.data.target import read_target, read_weights, target_known
 from factory.errors import Detail, InvalidData, NotFound, listing, suggest
 from factory.spec import ColumnType, DatasetRef, Task
 
@@ -26,10 +27,6 @@ __all__ = ["Dataset", "FeatureLineage", "from_frame", "infer_types", "read_table
 
 MIN_ROWS = 20
 """Fewer rows cannot be split into folds whose scores mean anything."""
-_MOST_CLASSES_OF_INTEGERS = 20
-"""A whole-number target with more distinct values is a quantity, not a label."""
-_LEAST_ROWS_PER_CLASS = 5
-"""Whole numbers that repeat less than this on average are a quantity, too."""
 
 
 class FeatureLineage(BaseModel):
@@ -71,6 +68,8 @@ class Dataset:
         dropped_rows: Rows left out because their target was missing.
         features: Lineage of joined features; None for a plain table.
         context: Columns that are no features, aligned with ``frame``: entity keys, timestamp, what was left out.
+        weights: How much each row counts, above 0, float64 (n_rows,); None where all count the same.
+        weightless_rows: Rows left out because their weight was 0.
     """
 
     frame: pd.DataFrame
@@ -83,6 +82,8 @@ class Dataset:
     dropped_rows: int
     features: FeatureLineage | None
     context: pd.DataFrame
+    weights: np.ndarray | None = None
+    weightless_rows: int = 0
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -100,7 +101,35 @@ class Dataset:
             y=self.y[rows],
             digest=selection.hexdigest(),
             context=self.context.iloc[rows].reset_index(drop=True),
+            weights=None if self.weights is None else self.weights[rows],
         )
+
+    def weight(self, index: np.ndarray | None = None) -> np.ndarray | None:
+        """Return the weights of the rows at integer positions, of all if None, scaled to a mean of 1.
+
+        None where all count the same.
+        """
+        if self.weights is None:
+            return None
+        chosen = self.weights if index is None else self.weights[index]
+        return chosen / chosen.mean() if len(chosen) else chosen
+
+    def constant(self, n_rows: int, *, of: np.ndarray | None = None) -> np.ndarray:
+        """Return what a model that knows no feature predicts for ``n_rows`` rows, by weight.
+
+        Args:
+            n_rows: How often.
+            of: Integer positions of the rows that it learned from; all if None.
+
+        Returns:
+            The mean of the target (n_rows,), or the shares of the classes (n_rows, n_classes).
+        """
+        learned = np.arange(len(self.y)) if of is None else of
+        y, weight = self.y[learned], self.weight(learned)
+        if self.task is Task.REGRESSION:
+            return np.full(n_rows, np.average(y, weights=weight))
+        shares = np.bincount(y, weights=weight, minlength=len(self.classes))
+        return np.tile(shares / shares.sum(), (n_rows, 1))
 
     def without(self, columns: Collection[str]) -> Dataset:
         """Return the dataset with some features moved to ``context``; the data is the same, and so is the digest."""
@@ -169,18 +198,29 @@ def from_frame(
     """
     frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
     _check_names(frame, ref)
-    known = _target_known(frame, ref)
-    dropped = int(len(known) - known.sum())
-    if len(frame) - dropped < least_rows:
+    used = target_known(frame, ref)
+    dropped = int(len(used) - used.sum())
+    weights: np.ndarray | None = None
+    problems: list[Detail] = []
+    if ref.weights is not None:
+        weights, problems = read_weights(frame[ref.weights], field="dataset.weights", known=used)
+    if weights is not None:
+        used = used & (weights > 0)
+    n_rows, weightless = int(used.sum()), int(len(used) - dropped - used.sum())
+    if n_rows < least_rows:
         raise InvalidData(
-            f"The table has {len(frame) - dropped} usable rows; at least {least_rows} are needed."
-            + (f" {dropped} more have no target." if dropped else ""),
+            f"The table has {n_rows} usable rows; at least {least_rows} are needed."
+            + (f" {dropped} more have no target." if dropped else "")
+            + (f" {weightless} more have weight 0." if weightless else "")
+            + "".join(f" {d.message}" for d in problems),
             hint="Give more rows.",
-            details=[Detail("dataset", f"{len(frame) - dropped} rows, at least {least_rows} needed")],
+            details=[Detail("dataset", f"{n_rows} rows, at least {least_rows} needed"), *problems],
         )
-    frame = frame[known].reset_index(drop=True) if dropped else frame.reset_index(drop=True)
-    task, classes, y, problems = _read_target(frame[ref.target], ref)
-    left = {*ref.drop, *aside}
+    frame = frame[used].reset_index(drop=True) if n_rows < len(used) else frame.reset_index(drop=True)
+    weights = None if weights is None else weights[used]
+    task, classes, y, target_problems = read_target(frame[ref.target], ref)
+    problems += target_problems
+    left = {*ref.drop, *aside, *((ref.weights,) if ref.weights else ())}
     names = [c for c in frame.columns if c != ref.target]
     columns, types, formats = _clean_all(frame[[c for c in names if c not in left]], ref)
     problems += _infinite(columns)
@@ -190,8 +230,8 @@ def from_frame(
         raise InvalidData(
             "The table cannot be used: " + " ".join(f"{d.field}: {d.message}" for d in problems),
             hint=(
-                "Mend the target, or name another column as target."
-                if {d.field for d in problems} == {ref.target}
+                "Mend the target or the weights, or name another column."
+                if {d.field for d in problems} <= {ref.target, "dataset.weights"}
                 else "Mend the named columns, or leave them out with 'drop'."
             ),
             details=problems,
@@ -199,6 +239,8 @@ def from_frame(
     features_frame = pd.DataFrame(columns, index=pd.RangeIndex(len(y)))
     features_frame.attrs[FORMATS] = formats
     parts = [(name, types[name], series) for name, series in columns.items()]
+    if weights is not None:
+        parts.append(("weights", ColumnType.NUMERIC, pd.Series(weights)))
     labels = pd.Series(np.array(classes, dtype=object)[y] if classes else y)
     return Dataset(
         frame=features_frame,
@@ -211,6 +253,8 @@ def from_frame(
         dropped_rows=dropped,
         features=features,
         context=_context(frame[[c for c in names if c in left]]),
+        weights=weights,
+        weightless_rows=weightless,
     )
 
 
@@ -224,6 +268,7 @@ def _check_names(frame: pd.DataFrame, ref: DatasetRef) -> None:
     names = list(frame.columns)
     problems = [Detail(n, f"{k} columns have this name.") for n, k in Counter(names).items() if k > 1]
     asked: list[tuple[str, str]] = [("dataset.target", ref.target)]
+    asked += [("dataset.weights", ref.weights)] if ref.weights is not None else []
     asked += [(f"dataset.types.{c}", c) for c in ref.types]
     asked += [("dataset.drop", c) for c in ref.drop] + [("dataset.keep", c) for c in ref.keep]
     for field, name in asked:
@@ -238,91 +283,6 @@ def _check_names(frame: pd.DataFrame, ref: DatasetRef) -> None:
             hint="Mend the names in the request or in the table.",
             details=problems,
         )
-
-
-def _target_known(frame: pd.DataFrame, ref: DatasetRef) -> np.ndarray:
-    """Rows with a target, bool (n_rows,)."""
-    series = frame[ref.target]
-    values = series.to_numpy()
-    known = factorize(values)[0] >= 0 if values.dtype.kind == "O" else series.notna().to_numpy()
-    if len(frame) and not known.any():
-        raise InvalidData(
-            f"The target {ref.target!r} is missing in every row.",
-            hint="Give a table with known outcomes, or name another target.",
-            details=[Detail("dataset.target", "missing in every row")],
-        )
-    return np.asarray(known)
-
-
-def _read_target(series: pd.Series, ref: DatasetRef) -> tuple[Task, tuple[str, ...], np.ndarray, list[Detail]]:
-    """Return task, classes, encoded target and what is wrong with it."""
-    numbers = as_numeric(series.to_numpy())
-    kind = infer_type(series)
-    numeric = kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN) and not np.isnan(numbers).any()
-    if kind is ColumnType.DATETIME:
-        problem = "The target holds dates; derive a number or a label from them."
-        return ref.task or Task.REGRESSION, (), numbers, [Detail(ref.target, problem)]
-    task = ref.task or _infer_task(series, numbers if numeric else None)
-    if task is Task.REGRESSION:
-        return task, (), numbers, _check_numbers(series, numbers, ref)
-    codes, labels = factorize(series.to_numpy())
-    order = sorted(range(len(labels)), key=lambda i: _label_key(labels[i]))
-    rank = np.empty(len(labels), dtype=np.int64)
-    rank[order] = np.arange(len(labels))
-    y = rank[codes]
-    classes = tuple(labels[i] for i in order)
-    return task, classes, y, _check_classes(task, classes, y, ref)
-
-
-def _label_key(label: str) -> tuple[int, float, str]:
-    """Numbers first and by value, then words."""
-    try:
-        return (0, float(label), label)
-    except ValueError:
-        return (1, 0.0, label)
-
-
-def _infer_task(series: pd.Series, numbers: np.ndarray | None) -> Task:
-    if numbers is None:
-        return Task.BINARY if len(factorize(series.to_numpy())[1]) == 2 else Task.MULTICLASS
-    values = np.unique(numbers)
-    if len(values) <= 2:
-        return Task.BINARY
-    whole = np.isfinite(values).all() and bool((values == np.floor(values)).all())
-    few = len(values) <= min(_MOST_CLASSES_OF_INTEGERS, len(numbers) / _LEAST_ROWS_PER_CLASS)
-    return Task.MULTICLASS if whole and few else Task.REGRESSION
-
-
-def _check_numbers(series: pd.Series, numbers: np.ndarray, ref: DatasetRef) -> list[Detail]:
-    """A regression target must be finite numbers that are not all the same."""
-    bad = np.flatnonzero(np.isnan(numbers))
-    if len(bad):
-        shown = listing({repr(v) for v in series.iloc[bad[:50]].tolist()}, most=3)
-        return [Detail(ref.target, f"{len(bad)} values of the regression target are not numbers: {shown}.")]
-    if n := int(np.isinf(numbers).sum()):
-        return [Detail(ref.target, f"{n} values of the target are infinite.")]
-    if (numbers == numbers[0]).all():
-        return [Detail(ref.target, f"The target is {numbers[0]:g} in every row; there is nothing to learn.")]
-    return []
-
-
-def _check_classes(task: Task, classes: tuple[str, ...], y: np.ndarray, ref: DatasetRef) -> list[Detail]:
-    if len(classes) == 1:
-        return [Detail(ref.target, f"The target has one class only, {classes[0]!r}; at least two are needed.")]
-    if task is Task.BINARY and len(classes) > 2:
-        message = f"The target has {len(classes)} classes ({listing(classes)}), but task 'binary' has two."
-        return [Detail(ref.target, message)]
-    if task is Task.MULTICLASS and len(classes) == 2:
-        return [Detail(ref.target, "The target has two classes; task 'multiclass' needs three or more: use 'binary'.")]
-    single = [classes[i] for i in np.flatnonzero(np.bincount(y, minlength=len(classes)) < 2)]
-    if single:
-        message = (
-            f"{len(single)} of {len(classes)} classes have one row only ({listing(single, most=5)}); each needs two, "
-            "to learn from one and to be judged on the other. Remove or merge them, or set task 'regression' if the "
-            "target is a quantity."
-        )
-        return [Detail(ref.target, message)]
-    return []
 
 
 def _clean_all(

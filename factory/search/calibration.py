@@ -9,6 +9,7 @@ Everything is a handful of numbers in the variant's manifest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -78,7 +79,12 @@ class Calibration(Document):
 
 
 def calibrate(
-    metric: Metric, folds: Sequence[np.ndarray], predictions: Sequence[np.ndarray], *, bagged: bool
+    metric: Metric,
+    folds: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    *,
+    bagged: bool,
+    weights: Sequence[np.ndarray] | None = None,
 ) -> Calibration:
     """Choose a calibration by log-loss, and for a metric of two classes' labels a threshold.
 
@@ -88,104 +94,125 @@ def calibrate(
         predictions: The blend's out-of-fold probabilities, (n_rows_of_fold, n_classes).
         bagged: Whether the variant averages several folds' models where these predictions are of one each. An
             average is less sure than its parts: what they teach may make it surer, never less sure.
+        weights: How much each row counts, (n_rows_of_fold,); all the same if None.
     """
     if metric.task is Task.REGRESSION:
         return Calibration()
     most = max(1, MOST_CELLS // (predictions[0].shape[1] * len(folds)))
-    rows = [thinned(len(y), most) for y in folds]
-    folds = [y[kept] for y, kept in zip(folds, rows, strict=True)]
-    predictions = [p[kept] for p, kept in zip(predictions, rows, strict=True)]
-    chosen = _calibrated(metric.task, folds, predictions, bagged=bagged)
+    parts = [
+        _Rows(y, p, None if weights is None else weights[k]).at(thinned(len(y), most))
+        for k, (y, p) in enumerate(zip(folds, predictions, strict=True))
+    ]
+    chosen = _calibrated(metric.task, parts, bagged=bagged)
     if metric.task is Task.BINARY and metric.by_label:
-        chosen = _with_threshold(chosen, metric, folds, [chosen.apply(p) for p in predictions])
+        chosen = _with_threshold(chosen, metric, [replace(rows, p=chosen.apply(rows.p)) for rows in parts])
     return chosen
 
 
-Fit = Callable[[np.ndarray, np.ndarray], Calibration]
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Out-of-fold rows: class indices (n_rows,), probabilities (n_rows, n_classes), and how much each row counts."""
+
+    y: np.ndarray
+    p: np.ndarray
+    weight: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def at(self, rows: np.ndarray | slice) -> _Rows:
+        return _Rows(self.y[rows], self.p[rows], None if self.weight is None else self.weight[rows])
+
+    @property
+    def losses(self) -> np.ndarray:
+        return np.asarray(-np.log(np.clip(self.p[np.arange(len(self.y)), self.y], 1e-15, 1)))
 
 
-def _calibrated(
-    task: Task, folds: Sequence[np.ndarray], predictions: Sequence[np.ndarray], *, bagged: bool
-) -> Calibration:
-    if sum(map(len, folds)) < LEAST_ROWS[task]:
+def _joined(parts: Sequence[_Rows]) -> _Rows:
+    weights = [rows.weight for rows in parts if rows.weight is not None]
+    return _Rows(
+        np.concatenate([rows.y for rows in parts]),
+        np.concatenate([rows.p for rows in parts]),
+        np.concatenate(weights) if weights else None,
+    )
+
+
+Fit = Callable[[_Rows], Calibration]
+
+
+def _calibrated(task: Task, parts: Sequence[_Rows], *, bagged: bool) -> Calibration:
+    if sum(map(len, parts)) < LEAST_ROWS[task]:
         return Calibration()
     fits: list[Fit] = [partial(_temperature, hottest=1.0 if bagged else HOTTEST)]
     if task is Task.BINARY and not bagged:
         fits.append(_isotonic)
-    y, p = np.concatenate(folds), np.concatenate(predictions)
-    plain = _losses(y, p)
-    best = Calibration()
+    rows = _joined(parts)
+    plain, best = rows.losses, Calibration()
+    weight = np.ones(len(rows)) if rows.weight is None else rows.weight
     for fit in fits:
-        gains = plain - _losses(y, _held_out(fit, folds, predictions))
-        gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
-        if gain > max(SURE * error, LEAST_GAIN * float(plain.mean()), best.gain):
-            best = fit(y, p).model_copy(update={"gain": gain})
+        gains = plain - replace(rows, p=_held_out(fit, parts)).losses
+        gain = float(np.average(gains, weights=weight))
+        error = float(np.sqrt(np.square(weight * (gains - gain)).sum()) / weight.sum())
+        if gain > max(SURE * error, LEAST_GAIN * float(np.average(plain, weights=weight)), best.gain):
+            best = fit(rows).model_copy(update={"gain": gain})
     return best
 
 
-def _held_out(fit: Fit, folds: Sequence[np.ndarray], predictions: Sequence[np.ndarray]) -> np.ndarray:
+def _held_out(fit: Fit, parts: Sequence[_Rows]) -> np.ndarray:
     """Return the predictions of all rows, each calibrated by a fit on other rows: other folds, or the other half."""
-    if len(folds) == 1:
-        parity = np.arange(len(folds[0])) % 2
-        answer = np.empty_like(predictions[0], dtype=np.float64)
+    if len(parts) == 1:
+        parity = np.arange(len(parts[0])) % 2
+        answer = np.empty_like(parts[0].p, dtype=np.float64)
         for half in (0, 1):
             others = parity != half
-            answer[~others] = fit(folds[0][others], predictions[0][others]).apply(predictions[0][~others])
+            answer[~others] = fit(parts[0].at(others)).apply(parts[0].p[~others])
         return answer
-    parts = []
-    for k, own in enumerate(predictions):
-        others = [j for j in range(len(folds)) if j != k]
-        fitted = fit(np.concatenate([folds[j] for j in others]), np.concatenate([predictions[j] for j in others]))
-        parts.append(fitted.apply(own))
-    return np.concatenate(parts)
+    return np.concatenate(
+        [fit(_joined([other for j, other in enumerate(parts) if j != k])).apply(rows.p) for k, rows in enumerate(parts)]
+    )
 
 
-def _losses(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return np.asarray(-np.log(np.clip(p[np.arange(len(y)), y], 1e-15, 1)))
-
-
-def _temperature(y: np.ndarray, p: np.ndarray, *, hottest: float) -> Calibration:
+def _temperature(rows: _Rows, *, hottest: float) -> Calibration:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(_losses(y, Calibration(method="temperature", temperature=np.exp(log_temperature)).apply(p)).mean())
+        tried = Calibration(method="temperature", temperature=np.exp(log_temperature))
+        return float(np.average(replace(rows, p=tried.apply(rows.p)).losses, weights=rows.weight))
 
     found = minimize_scalar(loss, bounds=(-np.log(HOTTEST), np.log(hottest)), method="bounded", options={"xatol": 1e-3})
     return Calibration(method="temperature", temperature=float(np.exp(found.x)))
 
 
-def _isotonic(y: np.ndarray, p: np.ndarray) -> Calibration:
+def _isotonic(rows: _Rows) -> Calibration:
     """Fit a rising curve through the means of rows of similar probability; its ends stay off 0 and 1."""
     from scipy.optimize import isotonic_regression
 
-    order = np.argsort(p[:, 1], kind="stable")
-    groups = np.array_split(order, min(KNOTS, max(2, len(y) // 50)))
-    rows = np.array([len(g) for g in groups])
+    weight, second = np.ones(len(rows)) if rows.weight is None else rows.weight, rows.p[:, 1]
+    order = np.argsort(second, kind="stable")
+    groups = np.array_split(order, min(KNOTS, max(2, len(rows) // 50)))
+    counted = np.array([weight[g].sum() for g in groups])
+    positive = np.array([weight[g] @ rows.y[g] for g in groups])
     # One row of each class more than were seen, as Platt (1999) has it: no level is certain.
-    levels = np.array([(y[g].sum() + 1 / KNOTS) / (len(g) + 2 / KNOTS) for g in groups])
-    risen = isotonic_regression(levels, weights=rows).x
-    knots, first = np.unique([p[g, 1].mean() for g in groups], return_index=True)
+    levels = (positive + 1 / KNOTS) / (counted + 2 / KNOTS)
+    risen = isotonic_regression(levels, weights=counted).x
+    knots, first = np.unique([np.average(second[g], weights=weight[g]) for g in groups], return_index=True)
     return Calibration(method="isotonic", knots=tuple(knots.tolist()), levels=tuple(risen[first].tolist()))
 
 
-def _with_threshold(
-    chosen: Calibration, metric: Metric, folds: Sequence[np.ndarray], predictions: Sequence[np.ndarray]
-) -> Calibration:
+def _with_threshold(chosen: Calibration, metric: Metric, parts: Sequence[_Rows]) -> Calibration:
     """Choose the threshold by the mean over the folds; keep 0.5 unless other folds prove it."""
-    if sum(map(len, folds)) < LEAST_THRESHOLD_ROWS:
+    if sum(map(len, parts)) < LEAST_THRESHOLD_ROWS:
         return chosen
-    if len(folds) == 1:
-        folds, predictions = (
-            [part[i::4] for part in side for i in range(4)] for side in (list(folds), list(predictions))
-        )
-    seconds = np.concatenate([p[:, 1] for p in predictions])
+    if len(parts) == 1:
+        parts = [parts[0].at(slice(i, None, 4)) for i in range(4)]
+    seconds = np.concatenate([rows.p[:, 1] for rows in parts])
     tried = np.unique(np.quantile(seconds, np.linspace(0.005, 0.995, THRESHOLDS)).clip(1e-6, 1 - 1e-6))
     tried = np.append(tried, 0.5)
     scores = np.array(
-        [[metric.score(y, centred(p, float(t))) for t in tried] for y, p in zip(folds, predictions, strict=True)]
+        [[metric.score(rows.y, centred(rows.p, float(t)), weight=rows.weight) for t in tried] for rows in parts]
     )
     scores[~np.isfinite(scores)] = -np.inf
-    n = len(folds)
+    n = len(parts)
     others = [int(np.argmax(_smooth((scores.sum(axis=0) - scores[k]) / (n - 1)))) for k in range(n)]
     gains = np.array([scores[k, at] - scores[k, -1] for k, at in enumerate(others)])
     gain, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(n))

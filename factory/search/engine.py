@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from factory.errors import InvalidData, TrainingFault, listing
+from factory.errors import InvalidData, TrainingFault, counted, listing
 from factory.families.base import Deadline
 from factory.search.calibration import Calibration
 from factory.search.cluster import RaySession
@@ -215,7 +215,7 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
     if not folds:
         reasons = sorted({f"{t.family}: {t.reason}" for t in trials if t.reason}) or ["no trial could finish in time"]
         raise TrainingFault(
-            f"None of {len(trials)} trials gave a usable model. " + " | ".join(reasons[:6]),
+            f"None of {counted(len(trials), 'trial')} gave a usable model. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
     members, common = common_folds(folds)

@@ -370,6 +370,7 @@ class Proposer:
                 self.data.metric,
                 self.data.dataset.y[self.data.splits[0].validation],
                 {n: self._first_fold[n] for n in sorted(ready)},
+                weight=self.data.dataset.weight(self.data.splits[0].validation),
                 fold_costs={n: _fold_s(self.trials[n]) for n in ready},
                 core_s=float("inf") if self.plan.repeatable else max(self.deadline.left_s, 0) * self.parallel,
                 more_folds=len(self.data.splits) - 1,

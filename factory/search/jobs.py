@@ -7,6 +7,7 @@ Nothing here knows of Ray.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +49,11 @@ class TrialData:
         """Return a fold's split; None is the refit on all rows."""
         everything = np.arange(len(self.dataset.y))
         return self.splits[index] if index is not None else Split(everything, everything[:0])
+
+    def weights_of(self, folds: Sequence[int]) -> tuple[np.ndarray, ...] | None:
+        """Return the weights of some folds' validation rows, each with a mean of 1; None where all count the same."""
+        found = [self.dataset.weight(self.splits[k].validation) for k in folds]
+        return tuple(one for one in found if one is not None) if self.dataset.weights is not None else None
 
     def part(self, rows: np.ndarray, *, workspace: Path) -> TrialData | None:
         """Return the data of some rows with their part of each fold; None where a fold would be useless.

@@ -1,6 +1,6 @@
 """Metrics: any scikit-learn scorer by name, on predictions that are already there.
 
-A search scores the same rows thousands of times (an ensemble step scores one
+A search scores the same rows thousands of times (a step of a blend scores one
 blend for each candidate), so the usual metrics have a short numpy path; all
 others go through scikit-learn's own scorer.  Scores follow scikit-learn's
 convention: greater is better, losses are negative.
@@ -11,93 +11,108 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
+from typing import Literal
 
 import numpy as np
 
 from factory.errors import InvalidRequest, listing, suggest
 from factory.spec import Task
 
-Score = Callable[[np.ndarray, np.ndarray], float]
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
+"""Targets (n_rows,), predictions and weights (n_rows,) or None → score."""
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
-def _roc_auc(y: np.ndarray, p: np.ndarray) -> float:
-    """Area under the ROC curve: the share of pairs in order, ties half (Mann and Whitney, 1947)."""
-    positive = np.sort(p[y == 1, 1])
-    negative = np.sort(p[y == 0, 1])
+def _roc_auc(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    """Area under the ROC curve: the share of pairs in order, ties half (Mann and Whitney, 1947).
+
+    A pair counts by the product of its rows' weights.
+    """
+    positive, negative = p[y == 1, 1], p[y == 0, 1]
     if not len(positive) or not len(negative):
         return float("nan")
-    below = sum(np.searchsorted(negative, positive, side=side).sum(dtype=np.int64) for side in ("left", "right"))
-    return float(below / (2 * len(positive) * len(negative)))
+    if w is None:
+        positive, negative = np.sort(positive), np.sort(negative)
+        below = sum(np.searchsorted(negative, positive, side=side).sum(dtype=np.int64) for side in _SIDES)
+        return float(below / (2 * len(positive) * len(negative)))
+    order, own = np.argsort(negative, kind="stable"), w[y == 1]
+    up_to = np.append(0.0, np.cumsum(w[y == 0][order]))
+    weight_below = sum(up_to[np.searchsorted(negative[order], positive, side=side)] for side in _SIDES)
+    return float(own @ weight_below / (2 * own.sum() * up_to[-1]))
 
 
-def _average_precision(y: np.ndarray, p: np.ndarray) -> float:
+def _average_precision(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
     """Precision at each distinct probability, weighted by the recall gained there."""
     order = np.argsort(-p[:, 1], kind="stable")
-    hits = np.cumsum(y[order] == 1)
+    rows = np.ones(len(y)) if w is None else w[order]
+    hits, taken = np.cumsum(rows * (y[order] == 1)), np.cumsum(rows)
     if not hits[-1]:
         return float("nan")
     ends = np.append(np.flatnonzero(np.diff(p[order, 1])), len(y) - 1)
-    return float(np.sum(np.diff(hits[ends], prepend=0) * hits[ends] / (ends + 1)) / hits[-1])
+    return float(np.sum(np.diff(hits[ends], prepend=0) * hits[ends] / taken[ends]) / hits[-1])
 
 
-def _neg_log_loss(y: np.ndarray, p: np.ndarray) -> float:
+def _neg_log_loss(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
     floor = np.finfo(np.float64).eps
-    return float(np.log(np.clip(p[np.arange(len(y)), y], floor, 1)).mean())
+    return float(np.average(np.log(np.clip(p[np.arange(len(y)), y], floor, 1)), weights=w))
 
 
-def _neg_brier(y: np.ndarray, p: np.ndarray) -> float:
-    return -float(np.square(p[:, 1] - y).mean())
+def _neg_brier(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    return -float(np.average(np.square(p[:, 1] - y), weights=w))
 
 
-def _accuracy(y: np.ndarray, p: np.ndarray) -> float:
-    return float((p.argmax(axis=1) == y).mean())
+def _accuracy(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    return float(np.average(p.argmax(axis=1) == y, weights=w))
 
 
-def _counts(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _counts(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of each class its rows that were found, its rows, and the rows that were given to it, (n_classes,)."""
     n, said = p.shape[1], p.argmax(axis=1)
-    found = np.bincount(y[said == y], minlength=n)
-    return found, np.bincount(y, minlength=n), np.bincount(said, minlength=n)
+    right = said == y
+    found = np.bincount(y[right], weights=None if w is None else w[right], minlength=n)
+    return found, np.bincount(y, weights=w, minlength=n), np.bincount(said, weights=w, minlength=n)
 
 
-def _balanced_accuracy(y: np.ndarray, p: np.ndarray) -> float:
-    found, rows, _ = _counts(y, p)
+def _balanced_accuracy(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    found, rows, _ = _counts(y, p, w)
     there = rows > 0
     return float((found[there] / rows[there]).mean())
 
 
-def _f1_of_each(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    found, rows, given = _counts(y, p)
+def _f1_of_each(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> np.ndarray:
+    found, rows, given = _counts(y, p, w)
     known = rows + given > 0
     f1 = np.zeros(len(rows))
     f1[known] = 2 * found[known] / (rows + given)[known]
     return f1
 
 
-def _f1(y: np.ndarray, p: np.ndarray) -> float:
-    return float(_f1_of_each(y, p)[1])
+def _f1(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    return float(_f1_of_each(y, p, w)[1])
 
 
-def _f1_macro(y: np.ndarray, p: np.ndarray) -> float:
+def _f1_macro(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
     """Mean over the classes that are there, or were said to be, as scikit-learn has it."""
     there = np.union1d(np.unique(y), np.unique(p.argmax(axis=1)))
-    return float(_f1_of_each(y, p)[there].mean())
+    return float(_f1_of_each(y, p, w)[there].mean())
 
 
-def _neg_mse(y: np.ndarray, p: np.ndarray) -> float:
-    return -float(np.square(y - p).mean())
+def _neg_mse(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    return -float(np.average(np.square(y - p), weights=w))
 
 
-def _neg_rmse(y: np.ndarray, p: np.ndarray) -> float:
-    return -float(np.sqrt(np.square(y - p).mean()))
+def _neg_rmse(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    return -float(np.sqrt(np.average(np.square(y - p), weights=w)))
 
 
-def _neg_mae(y: np.ndarray, p: np.ndarray) -> float:
-    return -float(np.abs(y - p).mean())
+def _neg_mae(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    return -float(np.average(np.abs(y - p), weights=w))
 
 
-def _r2(y: np.ndarray, p: np.ndarray) -> float:
-    spread, error = float(np.square(y - y.mean()).mean()), float(np.square(y - p).mean())
+def _r2(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    middle = np.average(y, weights=w)
+    spread, error = (float(np.average(np.square(y - of), weights=w)) for of in (middle, p))
     return 1 - error / spread if spread else float(error == 0)
 
 
@@ -192,15 +207,25 @@ class Metric:
             )
         return metric
 
-    def score(self, y: np.ndarray, prediction: np.ndarray) -> float:
+    def score(self, y: np.ndarray, prediction: np.ndarray, *, weight: np.ndarray | None = None) -> float:
         """Return the score; greater is better.
 
         Args:
             y: Class indices (n_rows,) or targets (n_rows,).
             prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
+            weight: How much each row counts, above 0, (n_rows,); all the same if None.
         """
         fast = _FAST[self.task].get(self.name)
-        return fast(y, prediction) if fast else self._by_scorer(y, prediction)
+        return fast(y, prediction, weight) if fast else self._by_scorer(y, prediction, weight=weight)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether rows can count differently: so in all scorers that take a ``sample_weight``."""
+        if self.quick:
+            return True
+        from sklearn.metrics import get_scorer
+
+        return "sample_weight" in signature(get_scorer(self.name)._score_func).parameters
 
     @property
     def quick(self) -> bool:
@@ -229,7 +254,7 @@ class Metric:
         """Return the scores that a variant of the task shows beside this one, whatever it was optimized for."""
         return tuple(Metric(name, self.task) for name in REPORTED[self.task] if name != self.name)
 
-    def _by_scorer(self, y: np.ndarray, prediction: np.ndarray) -> float:
+    def _by_scorer(self, y: np.ndarray, prediction: np.ndarray, *, weight: np.ndarray | None = None) -> float:
         from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
         from sklearn.metrics import get_scorer
 
@@ -253,8 +278,9 @@ class Metric:
                 return X
 
         given = GivenRegressor() if self.task is Task.REGRESSION else GivenClassifier()
+        by_row = {} if weight is None else {"sample_weight": weight}
         try:
-            return float(get_scorer(self.name)(given, prediction, y))
+            return float(get_scorer(self.name)(given, prediction, y, **by_row))
         except ValueError:
             if self.task is not Task.REGRESSION and len(np.unique(y)) < prediction.shape[1]:
                 return float("nan")  # a class is absent among the rows, so that the score is not defined

@@ -198,7 +198,8 @@ def _request_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
     task_problems = [_narrowed(chosen, recipe, request.spaces, task)[1] for task in tasks]
     problems += [p for p in _common(task_problems) if p not in problems]
     if request.metric is not None:
-        problems += _metric_problems(request.metric, tasks)
+        found = _metric_problems(request.metric, tasks)
+        problems += found or _common([_unweighable(request, Metric(request.metric, task)) for task in tasks])
     return problems
 
 
@@ -216,11 +217,13 @@ def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
     chosen = tuple(name for name in request.families or recipe.families if task in family(name).tasks)
     spaces, space_problems = _narrowed(chosen, recipe, request.spaces, task)
     _raise_all(problems + space_problems, what="request")
+    metric = Metric.of(request.metric or getattr(recipe.metric, task), task)
+    _raise_all(_unweighable(request, metric), what="request")
     return Plan(
         request=request,
         recipe=recipe,
         task=task,
-        metric=Metric.of(request.metric or getattr(recipe.metric, task), task),
+        metric=metric,
         families=chosen,
         spaces=spaces,
         validation=request.validation or recipe.validation,
@@ -297,6 +300,14 @@ def _metric_problems(name: str, tasks: tuple[Task, ...]) -> list[Detail]:
     if not tasks or len(errors) < len(tasks):
         return []
     return [Detail("metric", f"{errors[0].message.removeprefix('metric: ')} {errors[0].hint}")]
+
+
+def _unweighable(request: VariantRequest, metric: Metric) -> list[Detail]:
+    """Return what is wrong with a metric of a request whose rows count differently."""
+    if request.dataset.weights is None or metric.weighs:
+        return []
+    message = f"{metric.name!r} cannot be taken over weighted rows; name another metric, or leave the weights out."
+    return [Detail("metric", message)]
 
 
 def _merged(asked: Ceilings | None, recipe: Ceilings) -> Ceilings:

@@ -165,8 +165,8 @@ class _Probe:
         preparation = Preparation.fit(frame.iloc[drawn[0]], types, seed=seed)
         if not preparation.columns:
             return None
-        draws = tuple(Sample(preparation.transform(frame.iloc[rows]), y[rows]) for rows in drawn)
-        held_out = Sample(preparation.transform(frame.iloc[judged]), y[judged])
+        draws = tuple(Sample(preparation.transform(frame.iloc[rows]), y[rows], dataset.weight(rows)) for rows in drawn)
+        held_out = Sample(preparation.transform(frame.iloc[judged]), y[judged], dataset.weight(judged))
         dates = tuple(f"{c}:" for c, t in types.items() if t is ColumnType.DATETIME)
         names = draws[0].table.numeric_names
         circular = frozenset(n for n in names if dates and n.startswith(dates) and not n.endswith(":days"))
@@ -242,17 +242,18 @@ class _Probe:
             judged = _crossed(self.judged, crosses)
             models = [self._fit(_crossed(draw, crosses), target_scale) for draw in self.draws]
             answers = [model.predict(judged.table) for model in models]
-            losses = [self._losses(judged.y, answer) for answer in answers]
+            losses = [self._losses(answer) for answer in answers]
             self.known[key] = np.mean(losses, axis=0)
         return self.known[key]
 
-    def _losses(self, y: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
-        """Return the metric as a loss, and the log-loss of classes beside it."""
+    def _losses(self, answer: np.ndarray) -> tuple[float, float]:
+        """Return the metric of predictions of the judged rows as a loss, and the log-loss of classes beside it."""
+        y, weight = self.judged.y, self.judged.weight
         best = 0.0 if self.metric.name.startswith("neg_") else 1.0
-        loss = best - self.metric.score(y, answer)
+        loss = best - self.metric.score(y, answer, weight=weight)
         if self.metric.task is Task.REGRESSION:
             return loss, loss
-        return loss, -Metric("neg_log_loss", self.metric.task).score(y, answer)
+        return loss, -Metric("neg_log_loss", self.metric.task).score(y, answer, weight=weight)
 
     def _gains(self, train: Sample, target_scale: TargetScale) -> np.ndarray:
         gains = self._fit(train, target_scale, rounds=SELECTION_ROUNDS).gains()

@@ -28,6 +28,7 @@ def choose(
     y: np.ndarray,
     predictions: Mapping[int, np.ndarray],
     *,
+    weight: np.ndarray | None = None,
     fold_costs: Mapping[int, float],
     core_s: float,
     more_folds: int,
@@ -38,18 +39,21 @@ def choose(
         metric: Greater is better.
         y: Validation rows of the first fold, (n_rows,).
         predictions: Candidate → its predictions of these rows, (n_rows[, n_classes]).
+        weight: How much each row counts, (n_rows,); all the same if None.
         fold_costs: Candidate → seconds that one fold takes.
         core_s: Core seconds that are left for folds; infinite where time does not count.
         more_folds: Folds beyond the first.
     """
-    metric = metric.chooser
-    blend = greedy(metric, [y], {n: [p] for n, p in predictions.items()})
+    metric, weights = metric.chooser, None if weight is None else [weight]
+    blend = greedy(metric, [y], {n: [p] for n, p in predictions.items()}, weights=weights)
     order = sorted(blend.weights, key=lambda n: (-blend.weights[n], n))
     order = [n for n in order if blend.weights[n] >= LEAST_WEIGHT] or order[:1]
     best, chosen = float("inf"), order
     for size in range(1, len(order) + 1):
         members = order[:size]
-        score = greedy(metric, [y], {n: [predictions[n]] for n in members}).score if size < len(order) else blend.score
+        score = blend.score
+        if size < len(order):
+            score = greedy(metric, [y], {n: [predictions[n]] for n in members}, weights=weights).score
         round_s = COST_GROWTH * sum(fold_costs[n] for n in members)
         rounds = more_folds if more_folds * round_s <= core_s else int(core_s / round_s)
         loss = relative_loss(metric, score) * (1 - BAGGING_GAIN * (1 - 1 / (1 + rounds)))

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from factory.data.crosses import Cross
 from factory.data.dataset import Dataset
 from factory.data.preparation import Preparation
-from factory.errors import TrainingFault, UntrustedBundle
+from factory.errors import TrainingFault, UntrustedBundle, counted
 from factory.families.base import Deadline, FitContext, Model, Sample
 from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult
@@ -304,7 +305,10 @@ class _Learner:
     def _of_new(self, preparation: Preparation) -> tuple[Sample, Sample]:
         if preparation.digest not in self._new:
             table, split = preparation.transform(self._data.dataset.frame), self._data.splits[0]
-            parts = [Sample(table.rows(rows), self._data.dataset.y[rows]) for rows in (split.train, split.validation)]
+            given = self._data.dataset
+            parts = [
+                Sample(table.rows(rows), given.y[rows], given.weight(rows)) for rows in (split.train, split.validation)
+            ]
             self._new[preparation.digest] = (parts[0], parts[1])
         return self._new[preparation.digest]
 
@@ -314,12 +318,20 @@ class _Learner:
             columns = list(preparation.columns)
             frame = pd.concat([rows.frame[columns] for rows in both], ignore_index=True)
             y = pd.concat([pd.Series(rows.y) for rows in both], ignore_index=True).to_numpy()
-            self._all[preparation.digest] = Sample(preparation.transform(frame), y)
+            self._all[preparation.digest] = Sample(preparation.transform(frame), y, _weight_of(both))
         return self._all[preparation.digest]
 
 
 def _as_it_was(given: Fitted, reason: str) -> _Learned:
     return _Learned(given.model, given.plan.n_rows, reason)
+
+
+def _weight_of(parts: Sequence[Dataset]) -> np.ndarray | None:
+    """Return the weights of the rows of several datasets; each one's have a mean of 1, whatever their unit is."""
+    if all(rows.weights is None for rows in parts):
+        return None
+    weights = [(rows.weight(), len(rows)) for rows in parts]
+    return np.concatenate([np.ones(n_rows) if weight is None else weight for weight, n_rows in weights])
 
 
 def _numbered(given: Sequence[T], data: TrialData, history: Sequence[Trial]) -> Iterator[tuple[int, T, Trial | None]]:
@@ -367,7 +379,7 @@ def _result(
     if not there:
         reasons = sorted({f"{t.family}: {t.reason}" for t in trials if t.reason})
         raise TrainingFault(
-            f"None of {len(trials)} members could be fitted again. " + " | ".join(reasons[:6]),
+            f"None of {counted(len(trials), 'member')} could be fitted again. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or ask for `making: warm_start`.",
         )
     total = sum(there.values())

@@ -21,7 +21,7 @@ from factory.search.metric import Metric
 from factory.search.race import relative_loss
 from factory.search.study import Configuration, Prior, PriorTrial, key_of
 from factory.space import Parameters, Space, clip
-from factory.spec import Task, Traits, Trial
+from factory.spec import Traits, Trial
 
 NEAR = 0.35
 """Distance up to which another search is a sibling's. Half of a distance is the columns': a sibling shares most."""
@@ -77,11 +77,9 @@ def described(data: TrialData) -> Traits:
 
 def constant_score(data: TrialData) -> float:
     """Return what the mean, or the classes' shares, of the first fold's training rows score on its validation rows."""
-    y, split = data.dataset.y, data.splits[0]
-    if data.dataset.task is Task.REGRESSION:
-        return data.metric.score(y[split.validation], np.full(len(split.validation), y[split.train].mean()))
-    shares = np.bincount(y[split.train], minlength=data.n_classes) / len(split.train)
-    return data.metric.score(y[split.validation], np.tile(shares, (len(split.validation), 1)))
+    split, rows = data.splits[0], data.dataset
+    constant = rows.constant(len(split.validation), of=split.train)
+    return data.metric.score(rows.y[split.validation], constant, weight=rows.weight(split.validation))
 
 
 def siblings(mine: Traits, searches: Sequence[PastSearch], *, parent: PastSearch | None = None) -> tuple[Sibling, ...]:

@@ -122,12 +122,13 @@ class TrialRunner:
         prediction = model.predict(validation.table)
         if not np.isfinite(prediction).all():
             raise _Ended(TrialState.FAILED, "The model predicts values that are not numbers.")
-        score = data.metric.score(validation.y, prediction)
+        score = data.metric.score(validation.y, prediction, weight=validation.weight)
         if not np.isfinite(score):
             lacking = "does it lack a class among its validation rows?"
             raise _Ended(TrialState.FAILED, f"Fold {fold} has no {data.metric.label}: {lacking}")
         rows = np.arange(0, len(train), max(1, len(train) // TRAIN_SCORE_ROWS))
-        train_score = data.metric.score(train.y[rows], model.predict(train.table.rows(rows)))
+        weight = None if train.weight is None else train.weight[rows]
+        train_score = data.metric.score(train.y[rows], model.predict(train.table.rows(rows)), weight=weight)
         _save(model, data.model_folder(number, fold))
         write_array(data.out_of_fold(number, fold), prediction.astype(np.float32))
         fitted = FoldScore(

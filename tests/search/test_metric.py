@@ -38,6 +38,23 @@ def test_fast_paths_equal_scikit_learn(task: Task, name: str, seed: int, n_rows:
     assert metric.score(y, p) == pytest.approx(metric._by_scorer(y, p), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize(("task", "name"), [*FAST, *((t, n) for t, names in REPORTED.items() for n in names)])
+def test_a_row_of_weight_two_counts_as_two_rows(task: Task, name: str) -> None:
+    y, p = predictions(task, 3, n_rows=80, digits=2)
+    times = np.random.default_rng(1).integers(1, 5, len(y))
+    metric, weight = Metric.of(name, task), times.astype(np.float64)
+    score = metric.score(y, p, weight=weight)
+    assert score == pytest.approx(metric.score(np.repeat(y, times), np.repeat(p, times, axis=0)), rel=1e-9)
+    assert score == pytest.approx(metric._by_scorer(y, p, weight=weight), rel=1e-9)
+    assert score == pytest.approx(metric.score(y, p, weight=weight * 7), rel=1e-9)
+    assert metric.weighs
+
+
+def test_some_scorers_cannot_weigh_rows() -> None:
+    assert not Metric.of("neg_max_error", Task.REGRESSION).weighs
+    assert Metric.of("recall", Task.BINARY).weighs
+
+
 def test_fast_paths_at_their_edges() -> None:
     certain = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     y = np.array([0, 1, 1])
