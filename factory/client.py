@@ -26,7 +26,6 @@ from factory.spec import Task, Variant
 from factory.variants.bundle import Bundle
 from factory.variants.explain import EXPLAIN_S, Explanation, explain
 from factory.variants.registry import Registry
-from factory.variants.report import leaderboard
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Predictor:
             seed: Of the samples.
 
         Raises:
-            InvalidRequest: ``n`` is not positive.
+            InvalidRequest: ``n`` is not positive or more than 1,000, or ``limit_s`` is more than 30.
             InvalidData: as for :meth:`predict`.
             Conflict: the variant was made before variants kept rows to compare with.
         """
@@ -130,10 +129,12 @@ class Fitted(Predictor):
 
     @property
     def leaderboard(self) -> pd.DataFrame:
-        """The trials, the best first: family, framework, score, training score, cost, weight in the blend."""
-        made = self.outcome.made[0]
-        rows = leaderboard(made.trials, weights=made.weights)
-        return pd.DataFrame([row.model_dump() for row in rows])
+        """The trials by rank: family, framework, scores, folds, cost, weight in the blend.
+
+        Those with the most folds come first, since scores over different folds cannot be compared. ``test_score`` is
+        of one model of the trial on the rows that were set aside for the gate.
+        """
+        return pd.DataFrame([row.model_dump() for row in self.outcome.made[0].card.leaderboard])
 
     def report(self) -> Report:
         """Return the model card, which a notebook shows and a browser opens."""

@@ -145,6 +145,15 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun for a sentence; ``plural`` where it is not the noun with an s.
+
+    >>> counted(1, "trial"), counted(1200, "trial"), counted(2, "search", "searches")
+    ('1 trial', '1,200 trials', '2 searches')
+    """
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
 def listing(names: Iterable[str], *, most: int = 12) -> str:
     """Return names for a sentence, cut after ``most`` of them.
 

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from factory.errors import Detail, FactoryError, SystemFault, UserFault, listing, suggest
+from factory.errors import Detail, FactoryError, SystemFault, UserFault, counted, listing, suggest
 
 
 def tree(kind: type[FactoryError] = FactoryError) -> Iterator[type[FactoryError]]:
@@ -67,5 +67,7 @@ def test_names_for_sentences() -> None:
     assert suggest("lightgmb", ["lightgbm", "xgboost"]) == " Did you mean 'lightgbm'?"
     assert suggest("zzz", ["lightgbm"]) == suggest("x", []) == ""
     assert listing(["b", "a"]) == "a, b"
+    assert [counted(n, "trial") for n in (0, 1, 2, 1200)] == ["0 trials", "1 trial", "2 trials", "1,200 trials"]
+    assert [counted(n, "search", "searches") for n in (1, 2)] == ["1 search", "2 searches"]
     assert listing([]) == "(none)"
     assert listing([f"{i:02}" for i in range(14)], most=2) == "00, 01 and 12 more"

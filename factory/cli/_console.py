@@ -18,14 +18,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from factory.errors import counted
 from factory.ledger import Ledger
 from factory.pipeline import Outcome, Progress
 from factory.search.metric import Metric
-from factory.search.plan import family
 from factory.settings import Settings, load_settings
 from factory.spec import RequestState, Trial, TrialState, Variant, duration
 from factory.variants.making import Made
-from factory.variants.report import overfits
+from factory.variants.report import LeaderboardRow, ranked
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 REJECTED = 3
@@ -83,35 +83,40 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def leaderboard(made: Made, metric: Metric, *, most: int = 12) -> None:
-    """Print the best trials of a search: score, gap to the training score, cost and weight in the blend."""
-    scored = sorted((t for t in made.trials if t.score is not None), key=lambda t: -(t.score or 0))
-    shown = _worth_a_line(scored, set(made.weights), most)
+    """Print the best trials of a search: scores with their folds, cost and weight in the blend."""
+    scored = [row for row in made.card.leaderboard if row.score is not None]
     rows = [
         (
-            t.number,
-            t.family,
-            family(t.family).framework,
-            metric.display(t.score or 0),
-            metric.display(t.train_score) + (" overfit?" if overfits(t) else "") if t.train_score is not None else "",
-            f"{t.cost_s:.1f} s",
-            f"{made.weights[t.number]:.0%}" if t.number in made.weights else "",
+            row.number,
+            row.family,
+            row.framework,
+            metric.display(row.score or 0),
+            row.folds or "",
+            _score_or_nothing(metric, row.train_score) + (" overfit?" if row.overfits else ""),
+            _score_or_nothing(metric, row.test_score),
+            f"{row.cost_s:.1f} s",
+            f"{row.weight:.0%}" if row.weight else "",
         )
-        for t in shown
+        for row in _worth_a_line(scored, most)
     ]
     states = {s: sum(t.state is s for t in made.trials) for s in TrialState}
     counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
-    columns = ("trial.", "family", "framework", metric.label + ".", "training.", "cost.", "weight.")
-    table(f"Leaderboard: {len(made.trials)} trials ({counts})", columns, rows)
+    columns = ("trial.", "family", "framework", metric.label + ".", "folds.", "training.", "test.", "cost.", "weight.")
+    table(f"Leaderboard: {counted(len(made.trials), 'trial')} ({counts})", columns, rows)
     out.print(f"[dim]{made.trade}[/dim]")
 
 
-def _worth_a_line(scored: list[Trial], members: set[int], most: int) -> list[Trial]:
-    """Members of the blend and the best trial of every family have a line, whatever their rank; then by score."""
-    best = {t.family: t.number for t in reversed(scored)}
-    first = [t for t in scored if t.number in members or best[t.family] == t.number]
-    others = [t for t in scored if t not in first]
-    chosen = first + others[: max(0, most - len(first))]
-    return sorted(chosen, key=lambda t: -(t.score or 0))
+def _score_or_nothing(metric: Metric, score: float | None) -> str:
+    return "" if score is None else metric.display(score)
+
+
+def _worth_a_line(scored: Sequence[LeaderboardRow], most: int) -> list[LeaderboardRow]:
+    """Members of the blend and the best trial of every family have a line, whatever their rank; then by rank."""
+    best = {row.family: row.number for row in reversed(scored)}
+    first = {row.number for row in scored if row.weight or best[row.family] == row.number}
+    others = [row.number for row in scored if row.number not in first]
+    chosen = {*first, *others[: max(0, most - len(first))]}
+    return [row for row in scored if row.number in chosen]
 
 
 def outcome(result: Outcome) -> None:
@@ -144,7 +149,8 @@ def end(result: Outcome, *, json: bool, following: Sequence[str], notes: Sequenc
     first = result.variants[0]
     if json:
         variants = {"variant": first, "variants": list(result.variants)}
-        print_json({"request": result.request_id, "state": result.state, **variants})
+        rows = result.made[0].card.leaderboard if result.made else ()
+        print_json({"request": result.request_id, "state": result.state, **variants, "leaderboard": rows})
         raise typer.Exit(exit_code(result.state))
     if result.made:
         leaderboard(result.made[0], Metric(first.metric, first.task))
@@ -207,9 +213,9 @@ class ProgressLine:
         filled = round(28 * share)
         done = [t for t in trials if t.finished]
         scored = [t for t in done if t.score is not None]
-        best = max(scored, key=lambda t: t.score or 0.0, default=None)
+        best = ranked(scored)[0] if scored else None
         parts = [
-            f"{len(done)} trials",
+            counted(len(done), "trial"),
             f"best {best.score:.5g} ({best.family})" if best is not None else "no score yet",
             f"{duration(left_s)} left",
         ]

@@ -52,12 +52,13 @@ def show(request: Id, json: Json = False) -> None:
             t.family,
             t.state,
             "" if t.score is None else f"{t.score:.5g}",
+            len(t.folds) or "",
             f"{t.cost_s:.1f}",
             t.reason,
         )
         for t in trials
     ]
-    table("Trials", ("segment", "trial.", "family", "state", "score.", "cost, s.", "reason"), rows)
+    table("Trials", ("segment", "trial.", "family", "state", "score.", "folds.", "cost, s.", "reason"), rows)
     table("Variants", ("variant", "gate"), [(f"{v.name}/{v.version}", v.state) for v in variants])
 
 

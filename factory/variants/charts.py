@@ -163,7 +163,7 @@ def frontier_chart(points: Sequence[tuple[float, float, bool, str]], *, limit_ms
         across, down = frame.at(x, score)
         css, radius = ("dot b", 6) if chosen else ("dot a", 3.5)
         body += f'<circle class="{css}" cx="{across}" cy="{down}" r="{radius}"><title>{escape(told)}</title></circle>'
-    return _svg(body, "Quality against latency: the best ensemble for each time a row may take")
+    return _svg(body, "Quality against latency: the best blend for each time a row may take")
 
 
 def ticks(low: float, high: float, *, about: int = 5) -> list[float]:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from factory.data.dataset import Dataset
 from factory.data.loading import load
-from factory.errors import Detail, FactoryError, InvalidRequest, listing
+from factory.errors import Detail, FactoryError, InvalidRequest, counted, listing
 from factory.families.base import Deadline
 from factory.ledger import Ledger, PastSearch
 from factory.search.cluster import local_cpus
@@ -111,8 +111,9 @@ def origin_of(
     nearest = relatives[0]
     note(
         "transfer",
-        f"{len(taken.seeds)} configurations of {len(relatives)} earlier searches are tried first; the nearest is "
-        f"{nearest.search.variant} ({nearest.search.request_id}), at a distance of {nearest.distance:.2f}.",
+        f"Trying {counted(len(taken.seeds), 'configuration')} first, of "
+        f"{counted(len(relatives), 'earlier search', 'earlier searches')}; the nearest is {nearest.search.variant} "
+        f"({nearest.search.request_id}), at a distance of {nearest.distance:.2f}.",
     )
     return Origin("warm_start", transfer=taken, parent=parent), unit
 
@@ -190,7 +191,10 @@ def _again(
     named = f"{parent.name}/{parent.version}"
     blueprint = _blueprint(bundle, named, plan)
     if plan.request.making == "refit":
-        note("transfer", f"{len(blueprint.members)} members of {named} are fitted on all rows; nothing is searched.")
+        note(
+            "transfer",
+            f"Fitting {counted(len(blueprint.members), 'member')} of {named} on all rows; nothing is searched.",
+        )
         return Origin("refit", parent=parent, bundle=bundle), unit
     fitting = _fitting(unit, bundle, named, plan)
     seen, held = _rows_of(parent, bundle, ledger=ledger, settings=settings)
@@ -201,7 +205,11 @@ def _again(
         source, rows = "rows that were set aside when the parent was made", held
     rows = rows.take(np.sort(np.random.default_rng(plan.request.seed).permutation(len(rows))[:MEMORY_ROWS]))
     known = bundle.judged(bundle.predict_raw(rows.frame), plan.metric)
-    note("transfer", f"{len(bundle.members)} models of {named} are trained on with {len(fitting.data.dataset):,} rows.")
+    note(
+        "transfer",
+        f"Training {counted(len(bundle.members), 'model')} of {named} on, "
+        f"with {counted(len(fitting.data.dataset), 'row')}.",
+    )
     memory = Memory(rows, known, source)
     return Origin("incremental", parent=parent, bundle=bundle, old=seen, memory=memory), fitting
 

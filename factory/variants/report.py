@@ -51,14 +51,25 @@ Scalar = str | int | float | bool | None
 
 
 class LeaderboardRow(Document):
-    """A trial as the leaderboard shows it."""
+    """A trial as the leaderboard shows it.
+
+    Attributes:
+        score: Mean over the folds that it was fitted on; scores of different folds cannot be compared.
+        folds: How many these are.
+        train_score: On rows that it learned from.
+        test_score: On the rows that were set aside for the gate; None where it was not asked.
+        overfits: Whether the training score is far above the validation score.
+        weight: Share in the blend that was delivered.
+    """
 
     number: int
     family: str
     framework: str
     state: TrialState
     score: float | None = None
+    folds: int = 0
     train_score: float | None = None
+    test_score: float | None = None
     overfits: bool = False
     cost_s: float = 0.0
     weight: float = 0.0
@@ -83,14 +94,14 @@ class Card(Document):
         comparison: With the baseline, on the held-out rows.
         evaluation: On the held-out rows.
         importance: Of the columns, the most important first.
-        leaderboard: Of the search, the best first.
+        leaderboard: Of the search, by rank.
         curves: Of the members that have one.
         findings: Of the screening.
         profile: Of the dataset.
         features: Where joined features came from.
         example: One row of input, to show how the variant is called.
         budget_s: Wall seconds that the request had.
-        frontier: What other ensembles of this search cost and score.
+        frontier: What other blends of this search cost and score.
         calibration: Of the variant's probabilities, with its decision threshold.
         slices: Scores on parts of the held-out rows.
         watch: Of overfitting: what was looked at.
@@ -115,14 +126,21 @@ class Card(Document):
     watch: tuple[Watch, ...] = ()
 
 
-def leaderboard(trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tuple[LeaderboardRow, ...]:
-    """Return the rows of a leaderboard: members and other scored trials by score, then those without a score.
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials by rank: those with the most folds first, among equals the better score, last those without one."""
+    return sorted(trials, key=lambda t: (t.score is None, -len(t.folds), -(t.score or 0), t.number))
+
+
+def leaderboard(
+    trials: Sequence[Trial], *, weights: Mapping[int, float], tested: Mapping[int, float] | None = None
+) -> tuple[LeaderboardRow, ...]:
+    """Return the rows of a leaderboard, as :func:`ranked` orders them.
 
     Args:
         trials: Of one search.
         weights: Share of each member in the blend, by trial number.
+        tested: Scores on rows that the search did not have, by trial number.
     """
-    ordered = sorted(trials, key=lambda t: (t.score is None, -(t.score or 0), t.number))
     return tuple(
         LeaderboardRow(
             number=trial.number,
@@ -130,14 +148,16 @@ def leaderboard(trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tup
             framework=family(trial.family).framework,
             state=trial.state,
             score=trial.score,
+            folds=len(trial.folds),
             train_score=trial.train_score,
+            test_score=(tested or {}).get(trial.number),
             overfits=overfits(trial),
             cost_s=trial.cost_s,
             weight=weights.get(trial.number, 0.0),
             origin=trial.origin,
             reason=trial.reason,
         )
-        for trial in ordered
+        for trial in ranked(trials)
     )
 
 

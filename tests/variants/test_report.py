@@ -225,6 +225,30 @@ def test_many_trials_are_folded_away(binary):
     assert page.index(">49<") < page.index(">48<")
 
 
+def test_a_score_over_one_fold_does_not_stand_above_those_over_all() -> None:
+    def trial(number: int, score: float | None, folds: int) -> Trial:
+        scores = (score or 0.0,) * folds
+        return Trial(number=number, family="linear", parameters={}, score=score, folds=range(folds), fold_scores=scores)
+
+    some = [trial(0, 0.99, 1), trial(1, 0.8, 8), trial(2, None, 0), trial(3, 0.9, 8), trial(4, 0.95, 5)]
+    rows = leaderboard(some, weights={3: 1.0}, tested={3: 0.88, 0: 0.7})
+    assert [(row.number, row.folds, row.test_score) for row in rows] == [
+        (3, 8, 0.88), (1, 8, None), (4, 5, None), (0, 1, 0.7), (2, 0, None),
+    ]  # fmt: skip
+
+
+def test_a_card_shows_training_validation_and_test_of_each_trial(binary) -> None:
+    def text(tested: dict[int, float]) -> str:
+        rows = leaderboard(trials(), weights={1: 1.0}, tested=tested)
+        return re.sub(r"(<[^>]*>|\s)+", " ", render(card_of(binary, leaderboard=rows)))
+
+    told = text({1: 0.8123})
+    assert "validation folds training test gap" in told
+    assert re.search(r"0\.8300 \S 1\.0000 0\.8123 0\.17 ⚠", told), "validation, folds, training, test, gap"
+    assert "nothing was chosen by it" in told
+    assert "nothing was chosen by it" not in text({})
+
+
 def test_overfitting_is_relative_to_the_score():
     def trial(score: float, train: float) -> Trial:
         return Trial(number=0, family="linear", parameters={}, score=score, train_score=train)
