@@ -14,7 +14,7 @@ from factory.search.metric import Metric
 from factory.spec import Task
 
 CountedForm = Callable[[np.ndarray], np.ndarray]
-"""How often each row was drawn, (n_resamples, n_rows), to scores (n_resamples,)."""
+"""How often each row was drawn, times its weight, (n_resamples, n_rows), to scores (n_resamples,)."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class _Sums:
 
     Attributes:
         rows: Per-row values (n_rows, n_sums).
-        finish: Turns sums (n_resamples, n_sums) and the number of rows into scores (n_resamples,).
+        finish: Turns sums (n_resamples, n_sums) and the rows' total (n_resamples,) into scores (n_resamples,).
     """
 
     rows: np.ndarray
-    finish: Callable[[np.ndarray, int], np.ndarray]
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        return self.finish(counts @ self.rows, len(self.rows))
+        return self.finish(counts @ self.rows, counts.sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _RankedPrecision:
         hits = np.add.reduceat(drawn * self.positive, self.group, axis=1)
         taken = np.cumsum(np.add.reduceat(drawn, self.group, axis=1), axis=1)
         total = hits.sum(axis=1)
-        precision = np.cumsum(hits, axis=1) / np.maximum(taken, 1)
+        precision = np.cumsum(hits, axis=1) / np.where(taken > 0, taken, 1)
         return np.asarray((hits * precision).sum(axis=1) / np.where(total > 0, total, np.nan))
 
 
@@ -103,48 +103,52 @@ class _NegativeMedian:
         return cls(losses=losses[order], order=order)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
+        # Of whole counts only: what weights make of a median is not this, and the form is not taken then.
         passed = np.cumsum(counts[:, self.order], axis=1)
         n = len(self.losses)
         ends = [self.losses[(passed <= middle).sum(axis=1)] for middle in ((n - 1) // 2, n // 2)]
         return np.asarray(-(ends[0] + ends[1]) / 2)
 
 
-def _mean(sums: np.ndarray, n: int) -> np.ndarray:
+def _mean(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
     return np.asarray(sums[:, 0] / n)
 
 
-def _negative_mean(sums: np.ndarray, n: int) -> np.ndarray:
+def _negative_mean(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
     return -_mean(sums, n)
 
 
-def _negative_root(sums: np.ndarray, n: int) -> np.ndarray:
+def _negative_root(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
     return np.asarray(-np.sqrt(_mean(sums, n)))
 
 
-def _r2(sums: np.ndarray, n: int) -> np.ndarray:
+def _r2(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
     error, total, squares = sums.T
     spread = squares - np.square(total) / n
     return np.asarray(1 - error / np.where(spread > 0, spread, np.nan))
 
 
-def _balanced_accuracy(sums: np.ndarray, _: int) -> np.ndarray:
+def _balanced_accuracy(sums: np.ndarray, _: np.ndarray) -> np.ndarray:
     hits, present = np.split(sums, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((hits / np.where(present > 0, present, np.nan)).mean(axis=1))
 
 
-def _f1_binary(sums: np.ndarray, _: int) -> np.ndarray:
+def _f1_binary(sums: np.ndarray, _: np.ndarray) -> np.ndarray:
     hits, predicted, present = sums.T
-    return np.asarray(2 * hits / np.maximum(predicted + present, 1))
+    seen = predicted + present
+    return np.asarray(2 * hits / np.where(seen > 0, seen, 1))
 
 
-def _f1_macro(sums: np.ndarray, _: int) -> np.ndarray:
+def _f1_macro(sums: np.ndarray, _: np.ndarray) -> np.ndarray:
     hits, seen = np.split(sums, 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.nanmean(2 * hits / np.where(seen > 0, seen, np.nan), axis=1))
 
 
-def counted_form(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> CountedForm | None:
+def counted_form(
+    metric: Metric, y: np.ndarray, prediction: np.ndarray, *, weight: np.ndarray | None = None
+) -> CountedForm | None:
     """Return the metric as a function of row counts, or None where it has no such form.
 
     A form is taken only if it gives the metric's own score on the whole sample.
@@ -156,14 +160,14 @@ def counted_form(metric: Metric, y: np.ndarray, prediction: np.ndarray) -> Count
     ):
         return None
     form = build(y, np.asarray(prediction, dtype=np.float64))
-    whole = form(np.ones((1, len(y))))[0]
-    return form if np.isclose(whole, metric.score(y, prediction), rtol=1e-9, atol=1e-9) else None
+    whole = form(np.ones((1, len(y))) if weight is None else weight[np.newaxis])[0]
+    return form if np.isclose(whole, metric.score(y, prediction, weight=weight), rtol=1e-9, atol=1e-9) else None
 
 
 _Builder = Callable[[np.ndarray, np.ndarray], CountedForm]
 
 
-def _row_sums(rows: np.ndarray, finish: Callable[[np.ndarray, int], np.ndarray]) -> _Sums:
+def _row_sums(rows: np.ndarray, finish: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Sums:
     return _Sums(rows=rows.reshape(len(rows), -1).astype(np.float64), finish=finish)
 
 

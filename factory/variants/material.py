@@ -193,7 +193,8 @@ def slug_of(value: str) -> str:
     ('new-york-815eca97', 'new-york-bd732730')
     """
     plain = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")
-    if plain == value and len(plain) <= SLUG_LENGTH and not re.search(rf"(^|-)[0-9a-f]{{{DIGEST_LENGTH}}}$", plain):
+    like_a_digest = re.search(rf"(^|-)[0-9a-f]{{{DIGEST_LENGTH}}}$", plain)
+    if plain == value and 0 < len(plain) <= SLUG_LENGTH and not like_a_digest:
         return plain
     digest = hashlib.sha256(value.encode()).hexdigest()[:DIGEST_LENGTH]
     return "-".join(part for part in (plain[:SLUG_LENGTH].strip("-"), digest) if part)

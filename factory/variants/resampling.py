@@ -15,6 +15,7 @@ ten of them is therefore not believed: a normal one is put beside it
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
@@ -30,6 +31,8 @@ MAX_CELLS = 20_000_000
 """Rows times resamples of the fast path: about a second on one core."""
 SLOW_CELLS = 500_000
 """Rows times resamples where a scikit-learn scorer is called for each resample."""
+SLOW_RESAMPLES = 400
+"""Of such a scorer at most: a call takes 0.5 to 2 ms, however few the rows are."""
 MIN_RESAMPLES = 100
 """Enough for a standard error, on which a normal tail rests (Efron and Tibshirani, 1993, section 6.4: 50 to 200)."""
 TAIL = 10
@@ -74,7 +77,14 @@ class Comparison(Document):
 
 
 def bootstrap(
-    metric: Metric, y: np.ndarray, prediction: np.ndarray, *, seed: int, n: int = RESAMPLES, confidence: float = 0.95
+    metric: Metric,
+    y: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    seed: int,
+    weight: np.ndarray | None = None,
+    n: int = RESAMPLES,
+    confidence: float = 0.95,
 ) -> Interval:
     """Return the score with its percentile interval.
 
@@ -83,11 +93,12 @@ def bootstrap(
         y: Class indices or targets (n_rows,).
         prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         seed: Of the resamples.
+        weight: How much each row counts whenever it is drawn, (n_rows,); all the same if None.
         n: Resamples at most.
         confidence: Two-sided.
     """
-    value = metric.score(y, prediction)
-    (scores,) = _resampled(metric, y, [prediction], seed=seed, n=n)
+    value = metric.score(y, prediction, weight=weight)
+    (scores,) = _resampled(metric, _Judged(y, weight), [prediction], seed=seed, n=n)
     low, high = _ends(scores, confidence, otherwise=value)
     return Interval(value=value, low=low, high=high, confidence=confidence)
 
@@ -99,6 +110,7 @@ def paired_bootstrap(
     baseline: np.ndarray,
     *,
     seed: int,
+    weight: np.ndarray | None = None,
     n: int = RESAMPLES,
     margin: float = 0.0,
     confidence: float = 0.95,
@@ -115,14 +127,16 @@ def paired_bootstrap(
         candidate: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         baseline: Same shape as ``candidate``.
         seed: Of the resamples.
-        n: Resamples at most, unless ``asked`` needs more to be counted.
+        weight: How much each row counts whenever it is drawn, (n_rows,); all the same if None.
+        n: Resamples at most; of a metric that is counted so many more that ``asked`` can be told by counting.
         margin: ``probability`` is of differences above this one.
         confidence: Of the two-sided interval.
         asked: The probability that a gate will ask for, where that is known.
     """
-    candidate_score, baseline_score = metric.score(y, candidate), metric.score(y, baseline)
+    candidate_score, baseline_score = (metric.score(y, p, weight=weight) for p in (candidate, baseline))
     difference = candidate_score - baseline_score
-    first, second = _resampled(metric, y, [candidate, baseline], seed=seed, n=max(n, _telling(asked) if asked else 0))
+    most = max(n, _telling(asked) if asked else 0)
+    first, second = _resampled(metric, _Judged(y, weight), [candidate, baseline], seed=seed, n=most)
     differences = first - second
     valid = differences[np.isfinite(differences)]
     probability, tail = _tailed(valid, difference, margin)
@@ -173,19 +187,30 @@ def _ends(scores: np.ndarray, confidence: float, *, otherwise: float) -> tuple[f
     return float(low), float(high)
 
 
-def _resampled(metric: Metric, y: np.ndarray, predictions: list[np.ndarray], *, seed: int, n: int) -> list[np.ndarray]:
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Rows that predictions are judged by: targets (n_rows,), and how much each counts (n_rows,)."""
+
+    y: np.ndarray
+    weight: np.ndarray | None
+
+
+def _resampled(
+    metric: Metric, judged: _Judged, predictions: list[np.ndarray], *, seed: int, n: int
+) -> list[np.ndarray]:
     """Return the scores (n_resamples,) of each prediction; NaN where a resample has only one class."""
-    generator = np.random.default_rng(seed)
-    forms = [counted_form(metric, y, p) for p in predictions]
+    generator, y, weight = np.random.default_rng(seed), judged.y, judged.weight
+    forms = [counted_form(metric, y, p, weight=weight) for p in predictions]
     if all(form is not None for form in forms):
-        return _by_counts([form for form in forms if form is not None], len(y), generator, n=n)
-    resamples = _bounded(n, SLOW_CELLS // max(len(y), 1))
+        return _by_counts([form for form in forms if form is not None], judged, generator, n=n)
+    resamples = _bounded(min(n, SLOW_RESAMPLES), SLOW_CELLS // max(len(y), 1))
     scores: list[list[float]] = [[] for _ in predictions]
     for _ in range(resamples):
         rows = generator.integers(len(y), size=len(y))
         whole = metric.task is Task.REGRESSION or len(np.unique(y[rows])) == len(np.unique(y))
         for found, prediction in zip(scores, predictions, strict=True):
-            found.append(metric.score(y[rows], prediction[rows]) if whole else np.nan)
+            drawn = None if weight is None else weight[rows]
+            found.append(metric.score(y[rows], prediction[rows], weight=drawn) if whole else np.nan)
     return [np.asarray(found) for found in scores]
 
 
@@ -193,7 +218,10 @@ def _bounded(n: int, allowed: int) -> int:
     return min(n, max(MIN_RESAMPLES, allowed))
 
 
-def _by_counts(forms: list[CountedForm], n_rows: int, generator: np.random.Generator, *, n: int) -> list[np.ndarray]:
+def _by_counts(
+    forms: list[CountedForm], judged: _Judged, generator: np.random.Generator, *, n: int
+) -> list[np.ndarray]:
+    n_rows = len(judged.y)
     parts = max(len(form.forms) if isinstance(form, MeanOf) else 1 for form in forms)
     resamples = _bounded(n, MAX_CELLS // max(n_rows * parts, 1))
     block = max(1, _BLOCK_CELLS // max(n_rows, 1))
@@ -203,6 +231,8 @@ def _by_counts(forms: list[CountedForm], n_rows: int, generator: np.random.Gener
         counts = np.empty((size, n_rows))
         for i in range(size):
             counts[i] = np.bincount(generator.integers(n_rows, size=n_rows), minlength=n_rows)
+        if judged.weight is not None:
+            counts *= judged.weight
         for found, form in zip(scores, forms, strict=True):
             found.append(form(counts))
     return [np.concatenate(found) for found in scores]
