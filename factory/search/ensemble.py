@@ -46,6 +46,12 @@ class Candidates:
     predictions: dict[int, tuple[np.ndarray, ...]]
     weights: tuple[np.ndarray, ...] | None = None
 
+    def score(self, predictions: Sequence[np.ndarray], metric: Metric) -> float:
+        """Return the mean score over the folds of predictions of their rows, (n_rows_of_fold[, n_classes])."""
+        weights = self.weights or (None,) * len(self.targets)
+        folds = zip(self.targets, predictions, weights, strict=True)
+        return float(np.mean([metric.score(y, p, weight=weight) for y, p, weight in folds]))
+
     def blended(self, weights: Mapping[int, float]) -> tuple[np.ndarray, ...]:
         """Return the blend's out-of-fold predictions of each fold, float64."""
         return tuple(

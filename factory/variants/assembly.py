@@ -122,7 +122,13 @@ def learned_calibration(
         candidates: Of the search.
     """
     bagged = any(len(parts[number]) > 1 for number in weights)
-    return calibrate(candidates.metric, candidates.targets, candidates.blended(weights), bagged=bagged)
+    return calibrate(
+        candidates.metric,
+        candidates.targets,
+        candidates.blended(weights),
+        bagged=bagged,
+        weights=candidates.weights,
+    )
 
 
 def load_model(part: Part) -> Model:

@@ -27,7 +27,7 @@ from factory.search.plan import Plan
 from factory.search.remake import Blueprint, MemberPlan
 from factory.search.samples import representation
 from factory.search.transfer import fitted_parameters
-from factory.spec import ColumnType, Task, Trial, Variant
+from factory.spec import ColumnType, Trial, Variant
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.evaluation import (
@@ -108,10 +108,7 @@ class Appraisal:
 
 def constant_baseline(dataset: Dataset, unseen: Dataset) -> Baseline:
     """Return what predicting the mean, or the class frequencies, of the training rows would give."""
-    if dataset.task is Task.REGRESSION:
-        return Baseline("a constant", np.full(len(unseen.y), dataset.y.mean()))
-    shares = np.bincount(dataset.y, minlength=len(dataset.classes)) / len(dataset.y)
-    return Baseline("a constant", np.tile(shares, (len(unseen.y), 1)))
+    return Baseline("a constant", dataset.constant(len(unseen)))
 
 
 def appraise(
@@ -155,19 +152,22 @@ def appraise(
     digest = bundle.save(folder)
     metric: Metric = plan.metric
     prediction = bundle.predict_raw(unseen.frame)
-    seed = plan.request.seed
+    seed, weight = plan.request.seed, unseen.weight()
     comparison = paired_bootstrap(
         metric,
         unseen.y,
         bundle.judged(prediction, metric),
         baseline.prediction,
         seed=seed,
+        weight=weight,
         margin=plan.gates.min_improvement,
         asked=plan.gates.confidence,
     )
     latency_ms = one_row_latency_ms(bundle, unseen.frame)
     size_mb = folder_size_mb(folder)
-    importance = permutation_importance(bundle, unseen.frame, unseen.y, metric=metric, seed=seed, max_rows=500)
+    importance = permutation_importance(
+        bundle, unseen.frame, unseen.y, metric=metric, seed=seed, weight=weight, max_rows=500
+    )
     parts = slices(
         metric,
         unseen.y,
@@ -175,10 +175,17 @@ def appraise(
         baseline=baseline.prediction,
         columns=slice_columns(unseen, plan.gates.slices, ranked=[one.column for one in importance]),
         seed=seed,
+        weight=weight,
         max_loss=plan.gates.slice_max_loss,
     )
     evaluation = evaluate(
-        metric, unseen.y, prediction, classes=unseen.classes, seed=seed, threshold=bundle.calibration.threshold
+        metric,
+        unseen.y,
+        prediction,
+        classes=unseen.classes,
+        seed=seed,
+        weight=weight,
+        threshold=bundle.calibration.threshold,
     )
     evidence = Evidence(
         metric=metric,
@@ -256,7 +263,8 @@ def _remembered(memory: Memory | None, bundle: Bundle, metric: Metric, *, seed: 
     if memory is None:
         return None
     prediction = bundle.judged(bundle.predict_raw(memory.rows.frame), metric)
-    return paired_bootstrap(metric, memory.rows.y, prediction, memory.parent, seed=seed)
+    rows = memory.rows
+    return paired_bootstrap(metric, rows.y, prediction, memory.parent, seed=seed, weight=rows.weight())
 
 
 def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:

@@ -23,8 +23,10 @@ REPORTED_RESAMPLES = 400
 _LATENCY_REPEATS = 3
 _POINTS = 400
 """Points of a scatter plot: the card stays small, the eye sees the same."""
-_IMPORTANCE_CELLS = 60_000
-"""Predicted rows of a permutation importance over all columns: seconds even for slow ensembles."""
+IMPORTANCE_S = 2.0
+"""Seconds that a permutation importance aims at."""
+_LEAST_ROWS = 50
+"""Rows that it takes at least: of fewer, shuffling a column says nothing."""
 
 
 class Confusion(Document):
@@ -98,9 +100,12 @@ def evaluate(
     *,
     classes: tuple[str, ...],
     seed: int,
+    weight: np.ndarray | None = None,
     threshold: float = 0.5,
 ) -> Evaluation:
     """Score the predictions of held-out rows.
+
+    Counts, bins of probabilities and residuals are of the rows as they are; only scores weigh them.
 
     Args:
         metric: What was optimized; gets the interval.
@@ -108,6 +113,7 @@ def evaluate(
         prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         classes: Labels in index order; () for regression.
         seed: Of the bootstrap.
+        weight: How much each row counts, (n_rows,); all the same if None.
         threshold: Probability of the second of two classes above which it is the answer.
     """
     decided = centred(prediction, threshold)
@@ -115,11 +121,11 @@ def evaluate(
     def seen(one: Metric) -> np.ndarray:
         return decided if one.by_label else prediction
 
-    score = bootstrap(metric, y, seen(metric), seed=seed)
-    scores = {one.name: _score(one.name, metric.task, y, seen(one)) for one in (metric, *metric.reported())}
+    score = bootstrap(metric, y, seen(metric), seed=seed, weight=weight)
+    scores = {one.name: _score(one, y, seen(one), weight) for one in (metric, *metric.reported())}
     told = {name: value for name, value in scores.items() if np.isfinite(value)}
     intervals = {
-        one.name: bootstrap(one, y, seen(one), seed=seed, n=REPORTED_RESAMPLES)
+        one.name: bootstrap(one, y, seen(one), seed=seed, weight=weight, n=REPORTED_RESAMPLES)
         for one in metric.reported()
         if one.name in told
     }
@@ -138,15 +144,15 @@ def evaluate(
     )
 
 
-def _score(name: str, task: Task, y: np.ndarray, prediction: np.ndarray) -> float:
+def _score(metric: Metric, y: np.ndarray, prediction: np.ndarray, weight: np.ndarray | None) -> float:
     """Score, or NaN where the rows at hand do not define it (a class is absent)."""
     if (
-        task is not Task.REGRESSION
+        metric.task is not Task.REGRESSION
         and len(np.unique(y)) < prediction.shape[1]
-        and name not in ("neg_log_loss", "accuracy")
+        and metric.name not in ("neg_log_loss", "accuracy")
     ):
         return float("nan")
-    return Metric(name, task).score(y, prediction)
+    return metric.score(y, prediction, weight=weight)
 
 
 def confusion(y: np.ndarray, prediction: np.ndarray, *, classes: tuple[str, ...]) -> Confusion:
@@ -188,9 +194,20 @@ def residuals(y: np.ndarray, prediction: np.ndarray, *, seed: int) -> Residuals:
 
 
 def permutation_importance(
-    bundle: Bundle, frame: pd.DataFrame, y: np.ndarray, *, metric: Metric, seed: int, max_rows: int = 1000
+    bundle: Bundle,
+    frame: pd.DataFrame,
+    y: np.ndarray,
+    *,
+    metric: Metric,
+    seed: int,
+    weight: np.ndarray | None = None,
+    max_rows: int = 1000,
+    limit_s: float = IMPORTANCE_S,
 ) -> tuple[Importance, ...]:
     """Return how much each column matters to the variant as a whole, the most important first (Breiman, 2001).
+
+    A slow variant gets fewer shuffles, then fewer rows; columns that even twice the time does not suffice for are left
+    out.
 
     Args:
         bundle: The variant.
@@ -198,23 +215,32 @@ def permutation_importance(
         y: Their class indices or targets (n_rows,).
         metric: What is lost.
         seed: Of the sample of rows and of the shuffles.
-        max_rows: Rows at most; fewer where there are many columns, so that the work is bounded.
+        weight: How much each row counts, (n_rows,); all the same if None.
+        max_rows: Rows at most.
+        limit_s: Seconds that it aims at.
     """
     names = [name for name in dict.fromkeys(c for p in bundle.preparations for c in p.columns) if name in frame]
     generator = np.random.default_rng(seed)
-    rows = min(len(y), max_rows, max(50, _IMPORTANCE_CELLS // max(len(names), 1)))
-    repeats = 3 if rows * len(names) * 3 <= _IMPORTANCE_CELLS else 1
-    chosen = generator.permutation(len(y))[:rows]
+    chosen = generator.permutation(len(y))[:max_rows]
+
+    def scored(columns: dict[str, np.ndarray]) -> float:
+        own = None if weight is None else weight[chosen]
+        return _score(metric, y[chosen], bundle.judged(bundle.predict_raw(columns), metric), own)
+
+    began = time.perf_counter()
     columns = {name: frame[name].to_numpy()[chosen] for name in names}
-    whole = _score(metric.name, metric.task, y[chosen], bundle.judged(bundle.predict_raw(columns), metric))
+    whole = scored(columns)
+    rounds = limit_s / (time.perf_counter() - began) / max(len(names), 1)
+    if rounds < 1 and len(chosen) > _LEAST_ROWS:
+        chosen = chosen[: max(_LEAST_ROWS, int(rounds * len(chosen)))]
+        columns = {name: values[: len(chosen)] for name, values in columns.items()}
+        whole = scored(columns)
     found = []
     for name in names:
-        drops = np.empty(repeats)
-        for i in range(repeats):
-            shuffled = {**columns, name: generator.permutation(columns[name])}
-            drops[i] = whole - _score(
-                metric.name, metric.task, y[chosen], bundle.judged(bundle.predict_raw(shuffled), metric)
-            )
+        if time.perf_counter() - began > 2 * limit_s:
+            break
+        shuffled = ({**columns, name: generator.permutation(columns[name])} for _ in range(int(np.clip(rounds, 1, 3))))
+        drops = np.array([whole - scored(one) for one in shuffled])
         if np.isfinite(drops).all():
             found.append(Importance(column=name, drop=float(drops.mean()), spread=float(drops.std())))
     return tuple(sorted(found, key=lambda one: -one.drop))

@@ -257,7 +257,7 @@ class _Scales:
         self._shop, self._limit_mb, self._deadline = shop, limit_mb, deadline
         self._offers: dict[tuple[frozenset[int], int], Offer] = {}
         shown = {n: candidates.predictions[n] for n in self._measured}
-        self._arena = Arena(self._metric, candidates.targets, shown, most_rows=ROWS)
+        self._arena = Arena(self._metric, candidates.targets, shown, weights=candidates.weights, most_rows=ROWS)
 
     @property
     def fullest(self) -> int:
@@ -335,11 +335,7 @@ def _best(result: SearchResult) -> list[int]:
     candidates = result.candidates
     families = {trial.number: trial.family for trial in result.trials}
     metric = candidates.metric.chooser
-    scores = {
-        n: float(np.mean([metric.score(y, p) for y, p in zip(candidates.targets, parts, strict=True)]))
-        for n, parts in candidates.predictions.items()
-        if result.parts.get(n)
-    }
+    scores = {n: candidates.score(parts, metric) for n, parts in candidates.predictions.items() if result.parts.get(n)}
     ordered = sorted(scores, key=lambda n: (-scores[n], n))
     firsts = {families[n]: n for n in reversed(ordered)}
     return list(dict.fromkeys([*sorted(firsts.values(), key=ordered.index), *ordered]))

@@ -167,6 +167,7 @@ def _of_lent(lent: Lent, data: TrialData, folds: tuple[int, ...]) -> Candidates:
         metric=data.metric,
         targets=tuple(data.dataset.y[data.splits[k].validation] for k in folds),
         predictions={t.number: tuple(lent.predictions[k][t.number] for k in folds) for t in lent.trials},
+        weights=data.weights_of(folds),
     )
 
 
@@ -177,7 +178,7 @@ def _blended(
         trials=(*(own.trials if own else ()), *lent.trials),
         candidates=candidates,
         folds=folds,
-        blend=greedy(candidates.metric.chooser, candidates.targets, candidates.predictions),
+        blend=greedy(candidates.metric.chooser, candidates.targets, candidates.predictions, weights=candidates.weights),
         parts={**(own.parts if own else {}), **lent.parts},
         skipped=dict(own.skipped) if own else {},
     )
@@ -199,10 +200,10 @@ def cross_fitted(candidates: Candidates) -> float:
     halves = _half(candidates, 0), _half(candidates, 1)
     scores = []
     for chosen_on, judged_on in (halves, halves[::-1]):
-        weights = greedy(chosen_on.metric, chosen_on.targets, chosen_on.predictions).weights
+        weights = greedy(chosen_on.metric, chosen_on.targets, chosen_on.predictions, weights=chosen_on.weights).weights
         if not weights:
             return -np.inf
-        scores.append(judged_on.metric.score(judged_on.targets[0], judged_on.blended(weights)[0]))
+        scores.append(judged_on.score(judged_on.blended(weights), judged_on.metric))
     return float(np.mean(scores))
 
 
@@ -212,6 +213,7 @@ def _half(candidates: Candidates, half: int) -> Candidates:
         candidates.metric.chooser,
         (np.concatenate(candidates.targets)[half::2],),
         {n: (np.concatenate(parts)[half::2],) for n, parts in candidates.predictions.items()},
+        None if candidates.weights is None else (np.concatenate(candidates.weights)[half::2],),
     )
 
 

@@ -80,6 +80,7 @@ def slices(
     baseline: np.ndarray,
     columns: Mapping[str, pd.Series],
     seed: int,
+    weight: np.ndarray | None = None,
     max_loss: float | None = None,
 ) -> tuple[Slice, ...]:
     """Score a variant and its baseline on each part of the rows that has enough of them.
@@ -91,13 +92,15 @@ def slices(
         baseline: Of what it is compared with, same shape.
         columns: Values by which the rows are cut, each (n_rows,).
         seed: Of the bootstraps.
+        weight: How much each row counts, (n_rows,); all the same if None.
         max_loss: Loss that is allowed against the baseline; 0 if None.
     """
     found = []
     for name, series in columns.items():
         for value, rows in _parts(series):
             if len(rows) >= LEAST_ROWS:
-                one = _Rows(y[rows], prediction[rows], baseline[rows])
+                own = None if weight is None else weight[rows]
+                one = _Rows(y[rows], prediction[rows], baseline[rows], own)
                 found.append(_slice(metric, one, column=name, value=value, seed=seed, margin=-(max_loss or 0.0)))
     return tuple(found)
 
@@ -116,11 +119,12 @@ def blamed(found: Sequence[Slice], *, confidence: float) -> tuple[Slice, ...]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Targets and two predictions of the same rows."""
+    """Targets and two predictions of the same rows, and how much each row counts."""
 
     y: np.ndarray
     candidate: np.ndarray
     baseline: np.ndarray
+    weight: np.ndarray | None
 
 
 def _slice(metric: Metric, rows: _Rows, *, column: str, value: str, seed: int, margin: float) -> Slice:
@@ -128,8 +132,17 @@ def _slice(metric: Metric, rows: _Rows, *, column: str, value: str, seed: int, m
     classes_lack = metric.task is not Task.REGRESSION and len(np.unique(rows.y)) < rows.candidate.shape[1]
     if classes_lack and metric.name not in _WITHOUT_ALL_CLASSES:
         return bare
-    score = bootstrap(metric, rows.y, rows.candidate, seed=seed, n=_RESAMPLES)
-    comparison = paired_bootstrap(metric, rows.y, rows.candidate, rows.baseline, seed=seed, n=_RESAMPLES, margin=margin)
+    score = bootstrap(metric, rows.y, rows.candidate, seed=seed, weight=rows.weight, n=_RESAMPLES)
+    comparison = paired_bootstrap(
+        metric,
+        rows.y,
+        rows.candidate,
+        rows.baseline,
+        seed=seed,
+        weight=rows.weight,
+        n=_RESAMPLES,
+        margin=margin,
+    )
     if not np.isfinite([score.value, comparison.difference]).all():
         return bare
     return bare.model_copy(update={"score": score, "comparison": comparison})

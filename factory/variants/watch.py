@@ -105,11 +105,11 @@ def watch_blend(
         seed: Of the sample.
     """
     metric, apply = candidates.metric, bundle.calibration.apply
-    folds = zip(candidates.targets, candidates.blended(weights), strict=True)
-    chosen = float(np.mean([metric.score(y, bundle.judged(apply(p), metric)) for y, p in folds]))
+    judged_as = [bundle.judged(apply(p), metric) for p in candidates.blended(weights)]
+    chosen = candidates.score(judged_as, metric)
     n_chosen = sum(len(y) for y in candidates.targets)
     rows = learned.take(np.sort(np.random.default_rng(seed).permutation(len(learned))[:_LEARNED_ROWS]))
-    trained = metric.score(rows.y, bundle.judged(bundle.predict_raw(rows.frame), metric))
+    trained = metric.score(rows.y, bundle.judged(bundle.predict_raw(rows.frame), metric), weight=rows.weight())
     return (
         watch_selection(metric, chosen, judged, n_chosen=n_chosen, n_judged=n_judged),
         watch_gap(metric, trained, chosen, judged),
