@@ -44,6 +44,7 @@ def test_a_classifier_from_a_frame(settings: Settings, tmp_path: Path) -> None:
     assert np.allclose(probabilities.sum(axis=1), 1)
     assert (fitted.predict(frame) == frame["diagnosis"]).mean() > 0.85
     assert list(fitted.leaderboard.columns[:3]) == ["number", "family", "framework"]
+    assert {"folds", "train_score", "score", "test_score"} <= set(fitted.leaderboard.columns)
     assert "clinic.tumour" in Path(fitted.report()).read_text()
     assert "&lt;html" in fitted.report()._repr_html_()
     with pytest.raises(InvalidData, match="mean radius"):

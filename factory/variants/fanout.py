@@ -10,14 +10,16 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from factory.errors import FactoryError
 from factory.families.base import Deadline
-from factory.search.cluster import RaySession
+from factory.search.cluster import Crew, RaySession, memory_budget_mb
+from factory.search.executor import usual_fit_mb
 from factory.settings import Settings
-from factory.variants.making import Made
+from factory.variants.making import Made, Order
 from factory.variants.segments import FINISH_S, SegmentOrder, make_segment
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ LATE_S = 10.0
 RETRIES = 2
 """Times that a segment is taken up again whose worker died; it goes on with what its journal holds."""
 IN_FLIGHT = 2
-"""Tasks for each CPU: one that runs and one whose data is there when it ends."""
+"""Tasks for each place: one that runs and one whose data is there when it ends."""
 LOOK_S = 0.5
 """Seconds after which segments that did not end are looked at."""
 BEGUN = "begun"
@@ -75,19 +77,21 @@ def fan_out(
         settings: Of this process and of the workers.
         deadline: Of them all together. None begins after it; what has begun may end within :data:`LATE_S`.
     """
-    cluster = ray.connect()
+    if not orders:
+        return
+    waiting = sorted(orders, key=lambda given: -len(given.order.data.dataset))
+    shares = shares_of(waiting[0].order, cpus=ray.connect().cpus, settings=settings)
     import ray as _ray
 
-    task = _ray.remote(num_cpus=1, max_retries=RETRIES)(_attempt)
-    waiting = sorted(orders, key=lambda given: -len(given.order.data.dataset))
+    task = _ray.remote(num_cpus=shares.cpus, max_retries=RETRIES)(_attempt)
     for order in waiting:
         (order.order.data.workspace / BEGUN).unlink(missing_ok=True)
     running: dict[Any, _Task] = {}
     while waiting or running:
-        while waiting and len(running) < IN_FLIGHT * cluster.cpus and not deadline.passed:
-            share_s = share_of(deadline, cluster.cpus, len(waiting) + len(running))
+        while waiting and len(running) < IN_FLIGHT * shares.at_once and not deadline.passed:
+            share_s = share_of(deadline, shares.at_once, len(waiting) + len(running))
             given = _Task(waiting.pop(0), share_s)
-            running[task.remote(given.order, settings, given.share_s)] = given
+            running[task.remote(given.order, shares.settings, given.share_s)] = given
         if not running:
             yield from ((order, Failed("time was up before its turn came.")) for order in waiting)
             return
@@ -103,9 +107,38 @@ def fan_out(
                 yield given.order, Failed(reason)
 
 
-def share_of(deadline: Deadline, cpus: int, n_left: int) -> float:
+@dataclass(frozen=True)
+class Shares:
+    """What each segment's worker takes of the cluster.
+
+    Attributes:
+        at_once: Segments that are made at a time.
+        cpus: That each reserves, so that no more of them run.
+        settings: Of a worker, with its part of the memory budget.
+    """
+
+    at_once: int
+    cpus: int
+    settings: Settings
+
+
+def shares_of(largest: Order, *, cpus: int, settings: Settings) -> Shares:
+    """Return the shares by which driver and workers together keep the request's memory budget.
+
+    Args:
+        largest: The segment with the most rows.
+        cpus: Of the cluster.
+        settings: Of this process.
+    """
+    memory_mb = memory_budget_mb(largest.plan.budget, settings)
+    crew = Crew.of(cpus=cpus, memory_mb=memory_mb, fit_mb=usual_fit_mb(largest.plan, largest.data))
+    reserved = ceil(cpus / max(crew.workers, 1))
+    return Shares(cpus // reserved, reserved, settings.model_copy(update={"memory_gb": crew.worker_mb / 1000}))
+
+
+def share_of(deadline: Deadline, at_once: int, n_left: int) -> float:
     """Return the seconds that each of the segments that are not made yet may search."""
-    return max(deadline.left_s * cpus / n_left - FINISH_S, LEAST_S)
+    return max(deadline.left_s * at_once / n_left - FINISH_S, LEAST_S)
 
 
 def _outcome(reference: Any) -> Made | Failed:

@@ -255,7 +255,7 @@ def made(settings: Settings) -> Made:
 
 def test_fit_makes_a_variant_and_predicts_the_test_rows(made: Made) -> None:
     done(made.fitted)
-    for part in ("Leaderboard", "linear", "lightgbm", "growth.churn/1", "Next: "):
+    for part in ("Leaderboard", "folds", "training", "test", "linear", "lightgbm", "growth.churn/1", "Next: "):
         assert part in made.fitted.out
     assert "growth.churn/1: Passed." in made.fitted.err
     states = [line.split()[0] for line in made.fitted.err.splitlines() if line[:1].isupper()]
@@ -269,6 +269,9 @@ def test_fit_makes_a_variant_and_predicts_the_test_rows(made: Made) -> None:
 def test_a_gate_that_says_no_ends_with_3_and_leaves_the_champion(made: Made) -> None:
     answer = done(made.rejected, 3).json
     assert answer["state"] == "rejected"
+    ranks = [row["folds"] for row in answer["leaderboard"] if row["score"] is not None]
+    assert ranks == sorted(ranks, reverse=True)
+    assert {"train_score", "score", "test_score", "weight"} <= set(answer["leaderboard"][0])
     assert [(v["name"], v["version"], v["state"]) for v in answer["variants"]] == [("growth.churn", 3, "rejected")]
     with Ledger.open(made.settings.ledger) as ledger:
         assert ledger.alias("growth.churn", "champion") == 1

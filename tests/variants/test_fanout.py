@@ -9,7 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from factory.families.base import Deadline
-from factory.variants.fanout import BEGUN, FINISH_S, HANG_S, LATE_S, LEAST_S, _Task, share_of
+from factory.search.cluster import DRIVER_MB
+from factory.settings import Settings
+from factory.variants.fanout import BEGUN, FINISH_S, HANG_S, LATE_S, LEAST_S, _Task, share_of, shares_of
+from tests.search.conftest import make_data, make_test_plan
 
 
 def task(workspace: Path, *, begun_s_ago: float | None, share_s: float = 5.0) -> _Task:
@@ -47,3 +50,17 @@ def test_a_half_written_start_is_none(tmp_path: Path) -> None:
 def test_segments_share_the_time_and_the_last_ones_get_a_little() -> None:
     assert share_of(Deadline.after(60), 2, 10) == pytest.approx(12 - FINISH_S, abs=0.1)
     assert share_of(Deadline.after(-5), 2, 10) == LEAST_S
+
+
+@pytest.mark.parametrize(("cpus", "memory_gb", "at_once", "reserved"), [(2, 4, 2, 1), (16, 4, 2, 6), (16, 2, 1, 16)])
+def test_segments_at_once_keep_the_memory_budget(
+    tmp_path: Path, cpus: int, memory_gb: float, at_once: int, reserved: int
+) -> None:
+    """Rather fewer than memory would allow, since each reserves whole CPUs."""
+    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "memory_gb": memory_gb})
+    order = SimpleNamespace(plan=plan, data=make_data(tmp_path, plan=plan))
+    shares = shares_of(order, cpus=cpus, settings=Settings())  # type: ignore[arg-type] # no more is looked at
+    assert (shares.at_once, shares.cpus) == (at_once, reserved)
+    own_mb = 1000 * (shares.settings.memory_gb or 0)
+    assert own_mb >= 800
+    assert at_once == 1 or at_once * own_mb + DRIVER_MB <= 1000 * memory_gb
