@@ -8,29 +8,28 @@ split of the same table, one of them without transfer.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bench.claim import PATIENCE_S, Journal, parser, report, tables
 from bench.command import as_row
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.peers.job import PREDICTIONS
-from bench.record import ROOT, WORK, save
-from bench.sets import SETS, SOURCE_VARIABLE, BenchSet, score, source, write_split
+from bench.record import ROOT, WORK
+from bench.sets import SETS, BenchSet, score, write_split
 
 FOLDER = WORK / "ablation"
 NAMES = ("telco_churn", "adult", "wine_quality", "california_housing", "diamonds", "superstore")
 """Two of each task, small and large, with and without categories of many levels."""
 SIBLING_SEED = 1000
 """Added to the seed of the split that the history comes from."""
-PATIENCE_S = 300.0
-"""Beyond the budget, after which a fit is killed."""
 
 COLUMNS = {
     "data": "data",
@@ -39,6 +38,7 @@ COLUMNS = {
     "seeds": "seeds",
     "score": "score",
     "worse": "loss against its full engine, %",
+    "helps": "helps on",
     "wall_s": "wall s",
     "peak_pss_mb": "peak PSS MB",
     "failed": "failed",
@@ -46,7 +46,7 @@ COLUMNS = {
 NOTE = (
     "`factory fit` with one part of the engine switched off; mean over the seeds of split and fit. Loss against its "
     "full engine: of the loss, for AUC of 1 - AUC; positive where the part helps. The full engine of an arm with a "
-    "history is `history`, of the others `full`. Wall time and PSS: the largest."
+    "history is `history`, of the others `full`. All: the mean of these losses. Wall time and PSS: the largest."
 )
 
 
@@ -80,29 +80,30 @@ ARMS: dict[str, Arm] = {
 
 def main() -> int:
     """Run the chosen arms; return 1 where a fit failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--budget", type=int, default=60, metavar="SECONDS", help="of each fit (default: 60)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of split and fit (default: 0)")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
-    parser.add_argument("--without", metavar="PARTS", help="one arm of your own instead, as portfolio,bagging")
-    chosen = parser.parse_args()
-    folder = source()
-    if folder is None:
-        print(f"Skipped: {SOURCE_VARIABLE} names no folder with the tables.")
+    arguments = parser(__doc__, budget_s=60)
+    arguments.add_argument("--sets", nargs="+", choices=SETS, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    arguments.add_argument("--seeds", nargs="+", type=int, metavar="N", help="several seeds instead of one")
+    arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    arguments.add_argument("--without", metavar="PARTS", help="one arm of your own instead, as portfolio,bagging")
+    chosen = arguments.parse_args()
+    if (folder := tables()) is None:
         return 0
     arms = [ARMS[name] for name in chosen.arms]
     if chosen.without:
         arms = [ARMS["full"], Arm(f"without {chosen.without}", tuple(chosen.without.split(",")))]
+    if chosen.quick:
+        chosen.sets, chosen.budget, arms = chosen.sets[:1], 10, [ARMS["full"], ARMS["without bagging"]]
+    journal = Journal.of("ablation", again=chosen.again)
     runs = []
     for data in chosen.sets:
         for arm in arms:
-            for seed in chosen.seeds:
-                run = fit(SETS[data], arm, folder=folder, budget_s=chosen.budget, seed=seed)
-                print(f"{data}, {arm.name}, seed {seed}: {run['score']}, {run['wall_s']:.0f} s", flush=True)
-                runs.append(run)
+            for seed in chosen.seeds or [chosen.seed]:
+                key = {"data": data, "arm": arm.name, "budget_s": chosen.budget, "seed": seed}
+                make = partial(fit, SETS[data], arm, folder=folder, budget_s=chosen.budget, seed=seed)
+                runs.append(journal.row(key, make))
     rows = summary(runs, arms)
-    save("ablation", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1)
+    rows += overall(rows)
+    report("ablation", rows, columns=COLUMNS, note=NOTE)
     return 1 if any(row["failed"] for row in rows) else 0
 
 
@@ -120,7 +121,7 @@ def fit(bench_set: BenchSet, arm: Arm, *, folder: Path, budget_s: int, seed: int
     shutil.rmtree(home, ignore_errors=True)
     out = place / PREDICTIONS
     result = score(bench_set, truth, pd.read_parquet(out)) if row["returncode"] == 0 and out.exists() else None
-    told = {"data": bench_set.data, "metric": bench_set.metric, "arm": arm.name, "seed": seed, "score": result}
+    told = {"metric": bench_set.metric, "score": result}
     return told | row | {"limit_s": limit_s(budget_s), "log": str((place / LOG).relative_to(ROOT))}
 
 
@@ -174,6 +175,26 @@ def summary(runs: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[dict[st
                 }
             )
     return rows
+
+
+def overall(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each arm with a part switched off: the mean over the tables, and on how many the part helps."""
+    found = []
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["worse"] is not None):
+        mine = [row for row in rows if row["arm"] == arm]
+        known = [row["worse"] for row in mine if row["worse"] is not None]
+        found.append(
+            {
+                "data": "all",
+                "arm": arm,
+                "worse": round(sum(known) / len(known), 2),
+                "helps": f"{sum(w > 0 for w in known)} of {len(known)}",
+                "wall_s": max(row["wall_s"] for row in mine),
+                "peak_pss_mb": max(row["peak_pss_mb"] for row in mine),
+                "failed": sum(row["failed"] for row in mine),
+            }
+        )
+    return found
 
 
 def _mean(runs: Sequence[dict[str, Any]]) -> float | None:

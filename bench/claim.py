@@ -6,27 +6,32 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.record import WORK, commit
+from bench.record import WORK, commit, save, show
 from bench.sets import SOURCE_VARIABLE, source
 
-AGAIN = "--again"
+AGAIN, QUICK = "--again", "--quick"
 PATIENCE_S = 300.0
 """Beyond the budget, after which a command is killed."""
 
 
-def parser(about: str | None, *, budget_s: int) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that every long measurement has; ``budget_s`` is the default."""
+def parser(about: str | None, *, budget_s: int | None) -> argparse.ArgumentParser:
+    """Return a parser with the arguments that every long measurement has.
+
+    Args:
+        about: What is measured.
+        budget_s: The default; None where each table has its own.
+    """
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    help_ = f"of each variant (default: {budget_s})"
+    help_ = f"of each request (default: {budget_s or 'as the table needs'})"
     made.add_argument("--budget", type=int, default=budget_s, metavar="SECONDS", help=help_)
     made.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     made.add_argument(AGAIN, action="store_true", help="make again what an earlier run has made")
-    made.add_argument("--quick", action="store_true", help="a small part of it in less than a minute; proves nothing")
+    made.add_argument(QUICK, action="store_true", help="a small part of it in less than a minute; proves nothing")
     return made
 
 
@@ -38,9 +43,15 @@ def tables() -> Path | None:
     return folder
 
 
-def documented() -> bool:
-    """Whether this is the run that the documentation shows: no argument changes what is measured."""
-    return set(sys.argv[1:]) <= {AGAIN}
+def report(name: str, rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str], note: str) -> None:
+    """Print the rows and save them, unless they are of a quick run, as :func:`bench.record.save` does.
+
+    The documentation shows the run in which no argument changed what is measured.
+    """
+    if QUICK in sys.argv:
+        show(rows, columns, title=f"bench.{name} {QUICK}")
+    else:
+        save(name, rows, columns=columns, note=note, documented=set(sys.argv[1:]) <= {AGAIN})
 
 
 class Journal:

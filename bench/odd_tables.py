@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.claim import PATIENCE_S, Journal, documented, parser
+from bench.claim import PATIENCE_S, Journal, parser, report
 from bench.command import as_row
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.factory_run import newest
 from bench.peers.job import PREDICTIONS
-from bench.record import WORK, save
+from bench.record import WORK
 from bench.sets import BenchSet, Score, score
 
 FOLDER = WORK / "odd_tables"
@@ -138,7 +138,7 @@ def main() -> int:
     for table in chosen.tables:
         key = {"table": table, "budget_s": chosen.budget, "seed": chosen.seed}
         rows.append(journal.row(key, partial(end_of, **key)))
-    save("odd_tables", rows, columns=COLUMNS, note=NOTE, documented=documented())
+    report("odd_tables", rows, columns=COLUMNS, note=NOTE)
     return 0 if all(row["met"] for row in rows) else 1
 
 

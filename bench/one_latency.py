@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.claim import PATIENCE_S, Journal, documented, parser, tables
+from bench.claim import PATIENCE_S, Journal, parser, report, tables
 from bench.command import as_row
 from bench.factory_fit import latency_ms
 from bench.factory_run import bundle_of, newest, predictions, run
-from bench.record import WORK, save
+from bench.record import WORK
 from bench.sets import SETS, score, split
 
 FOLDER = WORK / "one_latency"
@@ -71,7 +71,7 @@ def main() -> int:
             key = {"data": data, "arm": arm, "budget_s": chosen.budget, "seed": chosen.seed}
             made[arm] = journal.row(key, partial(make, folder=folder, **key))
         rows += [row | {"lost": lost(row, made[FREE])} for row in made.values()]
-    save("one_latency", rows, columns=COLUMNS, note=NOTE, documented=documented())
+    report("one_latency", rows, columns=COLUMNS, note=NOTE)
     return 0 if all(row["met"] for row in rows) else 1
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.claim import PATIENCE_S, Journal, documented, parser, tables
+from bench.claim import PATIENCE_S, Journal, parser, report, tables
 from bench.command import as_row
 from bench.factory_run import Came, bundle_of, newest, predictions, run
-from bench.record import WORK, save
+from bench.record import WORK
 from bench.sets import SETS, BenchSet, score, split
 from factory.search.metric import Metric
 
@@ -76,7 +76,7 @@ def main() -> int:
             key = {**of, "arm": arm}
             made[arm] = journal.row(key, partial(make, folder=folder, **key))
         rows += [line(column, made) for column in PLANTED]
-    save("planted", rows, columns=COLUMNS, note=NOTE, documented=documented())
+    report("planted", rows, columns=COLUMNS, note=NOTE)
     return 0 if all(row["met"] for row in rows) else 1
 
 

@@ -65,7 +65,17 @@ def save(name: str, rows: Sequence[Row], *, columns: Mapping[str, str], note: st
     path.write_text(json.dumps([*records, record], indent=1) + "\n")
     if documented:
         (RESULTS / f"{name}.md").write_text(_markdown(record, columns, note))
-    _show(rows, columns, title=f"bench.{name}")
+    show(rows, columns, title=f"bench.{name}")
+
+
+def show(rows: Sequence[Row], columns: Mapping[str, str], *, title: str) -> None:
+    """Print a table of rows, with the headings of the columns by their keys."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in columns.values():
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key in columns))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
 def hardware() -> dict[str, Any]:
@@ -121,12 +131,3 @@ def _markdown(record: Mapping[str, Any], columns: Mapping[str, str], note: str) 
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; {versions}.",
     ]
     return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", "\n\n".join(told)]) + "\n"
-
-
-def _show(rows: Sequence[Row], columns: Mapping[str, str], *, title: str) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in columns.values():
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(_cell(row.get(key)) for key in columns))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)

@@ -7,20 +7,21 @@ more noise each time, as measurements of the same thing would be.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from bench.claim import Journal, parser, report, tables
 from bench.command import as_row
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.peers.job import PREDICTIONS
-from bench.record import ROOT, WORK, save
-from bench.sets import SETS, SOURCE_VARIABLE, score, source, split
+from bench.record import ROOT, WORK
+from bench.sets import SETS, score, split
 
 FOLDER = WORK / "scaling"
 DATA = "diamonds"
@@ -40,6 +41,7 @@ COLUMNS = {
     "columns": "columns",
     "data_mb": "data MB",
     "score": "RMSE",
+    "constant": "a constant's",
     "wall_s": "wall s",
     "limit_s": "limit s",
     "peak_pss_mb": "peak PSS MB",
@@ -58,21 +60,23 @@ SHAPES = ("as it is", "rows", "columns")
 
 def main() -> int:
     """Fit each shape; return 1 where one was late, too large or failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES, help="(default: all)")
-    parser.add_argument("--budget", type=int, default=60, metavar="SECONDS", help="of each fit (default: 60)")
-    parser.add_argument("--seed", type=int, default=0, help="of split, noise and fit (default: 0)")
-    chosen = parser.parse_args()
-    folder = source()
-    if folder is None:
-        print(f"Skipped: {SOURCE_VARIABLE} names no folder with the tables.")
+    arguments = parser(__doc__, budget_s=60)
+    arguments.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES, help="(default: all)")
+    chosen = arguments.parse_args()
+    if (folder := tables()) is None:
         return 0
-    rows = [grow(shape, folder=folder, budget_s=chosen.budget, seed=chosen.seed) for shape in chosen.shapes]
-    save("scaling", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1)
+    if chosen.quick:
+        chosen.shapes, chosen.budget = ["columns"], 15
+    journal = Journal.of("scaling", again=chosen.again)
+    rows = []
+    for shape in chosen.shapes:
+        key = {"shape": shape, "budget_s": chosen.budget, "seed": chosen.seed}
+        rows.append(journal.row(key, partial(grow, folder=folder, **key)))
+    report("scaling", rows, columns=COLUMNS, note=NOTE)
     return 0 if all(row["met"] for row in rows) else 1
 
 
-def grow(shape: str, *, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:
+def grow(*, shape: str, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:
     """Fit one shape of the table and score it on the unseen rows."""
     bench_set = SETS[DATA]
     train, test = split(bench_set, folder, seed=seed)
@@ -99,18 +103,21 @@ def grow(shape: str, *, folder: Path, budget_s: int, seed: int) -> dict[str, Any
     row = as_row(call.run(place / PREDICTIONS, timeout_s=budget_s + PATIENCE_S))
     call.clean()
     done = row["returncode"] == 0
-    limit_mb = MEMORY_FACTOR * data_mb + MEMORY_BASE_MB
+    truth = test[bench_set.target]
+    reached = score(bench_set, truth, pd.read_parquet(place / PREDICTIONS)) if done else None
+    constant = float(np.sqrt(np.mean((truth - train[bench_set.target].mean()) ** 2)))
+    kept = row["wall_s"] <= limit_s(budget_s) and row["peak_pss_mb"] <= MEMORY_FACTOR * data_mb + MEMORY_BASE_MB
     return {
-        "shape": shape if shape == "as it is" else f"more {shape}",
         "rows": len(train),
         "columns": train.shape[1],
         "data_mb": round(data_mb, 1),
-        "score": score(bench_set, test[bench_set.target], pd.read_parquet(place / PREDICTIONS)) if done else None,
+        "score": reached,
+        "constant": constant,
         **row,
         "limit_s": limit_s(budget_s),
-        "limit_mb": round(limit_mb),
+        "limit_mb": round(MEMORY_FACTOR * data_mb + MEMORY_BASE_MB),
         "log": str((place / LOG).relative_to(ROOT)),
-        "met": done and row["wall_s"] <= limit_s(budget_s) and row["peak_pss_mb"] <= limit_mb,
+        "met": reached is not None and reached < constant and kept,
     }
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.claim import PATIENCE_S, Journal, documented, parser, tables
+from bench.claim import PATIENCE_S, Journal, parser, report, tables
 from bench.command import as_row
 from bench.factory_fit import limit_s
 from bench.factory_run import Came, bundle_of, newest, predictions, run
-from bench.record import WORK, save
+from bench.record import WORK
 from bench.sets import SETS, BenchSet, score, split
 from factory.ledger.records import Event
 
@@ -80,7 +80,7 @@ NOTE = (
 
 def main() -> int:
     """Make the fans; return 1 where one was slow, worse than its pooled variant, or failed."""
-    arguments = parser(__doc__, budget_s=0)
+    arguments = parser(__doc__, budget_s=None)
     arguments.add_argument("--sets", nargs="+", choices=FANS, default=list(FANS), metavar="NAME", help=", ".join(FANS))
     arguments.add_argument("--min-rows", type=int, metavar="N", help="of a segment (default: the factory's)")
     chosen = arguments.parse_args()
@@ -93,7 +93,7 @@ def main() -> int:
         budget_s = chosen.budget or fan.budget_s
         known = {"data": fan.data, "by": fan.by, "budget_s": budget_s, "seed": chosen.seed, "min_rows": chosen.min_rows}
         rows.append(journal.row(known, partial(measure_fan, fan, folder, chosen, budget_s=budget_s)))
-    save("segments", rows, columns=COLUMNS, note=NOTE, documented=documented())
+    report("segments", rows, columns=COLUMNS, note=NOTE)
     return 0 if all(row["met"] for row in rows) else 1
 
 

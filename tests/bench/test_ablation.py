@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.ablation import ARMS, summary
+from bench.ablation import ARMS, overall, summary
 
 
 def test_a_part_that_helps_makes_the_loss_larger_when_it_is_off() -> None:
@@ -14,3 +14,10 @@ def test_a_part_that_helps_makes_the_loss_larger_when_it_is_off() -> None:
     ]
     rows = summary(runs, [ARMS[name] for name in ("full", "without bagging", "without search")])
     assert [(row["worse"], row["failed"]) for row in rows] == [(None, 0), (10.0, 0), (None, 1)]
+
+
+def test_the_mean_over_tables_says_on_how_many_a_part_helps() -> None:
+    told = {"arm": "without bagging", "wall_s": 60.0, "peak_pss_mb": 900, "failed": 0}
+    rows = [{"data": d, "worse": w, **told} for d, w in (("adult", 3.0), ("diamonds", -1.0), ("wine_quality", None))]
+    (found,) = overall(rows)
+    assert (found["worse"], found["helps"]) == (1.0, "1 of 2")
