@@ -199,7 +199,7 @@ def _request_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
     problems += [p for p in _common(task_problems) if p not in problems]
     if request.metric is not None:
         found = _metric_problems(request.metric, tasks)
-        problems += found or _common([_unweighable(request, Metric(request.metric, task)) for task in tasks])
+        problems += found or _common([_unweighable(request, Metric(request.metric, task), ()) for task in tasks])
     return problems
 
 
@@ -218,7 +218,7 @@ def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
     spaces, space_problems = _narrowed(chosen, recipe, request.spaces, task)
     _raise_all(problems + space_problems, what="request")
     metric = Metric.of(request.metric or getattr(recipe.metric, task), task)
-    _raise_all(_unweighable(request, metric), what="request")
+    _raise_all(_unweighable(request, metric, chosen), what="request")
     return Plan(
         request=request,
         recipe=recipe,
@@ -302,12 +302,19 @@ def _metric_problems(name: str, tasks: tuple[Task, ...]) -> list[Detail]:
     return [Detail("metric", f"{errors[0].message.removeprefix('metric: ')} {errors[0].hint}")]
 
 
-def _unweighable(request: VariantRequest, metric: Metric) -> list[Detail]:
-    """Return what is wrong with a metric of a request whose rows count differently."""
-    if request.dataset.weights is None or metric.weighs:
+def _unweighable(request: VariantRequest, metric: Metric, families: Iterable[str]) -> list[Detail]:
+    """Return what takes all rows as equal, where a request weighs them: its metric, or families."""
+    if request.dataset.weights is None:
         return []
-    message = f"{metric.name!r} cannot be taken over weighted rows; name another metric, or leave the weights out."
-    return [Detail("metric", message)]
+    found = [
+        Detail(f"families.{name}", f"{name!r} takes all rows as equal, and dataset.weights is given; leave it out.")
+        for name in families
+        if not family(name).weighted
+    ]
+    if not metric.weighs:
+        message = f"{metric.name!r} cannot be taken over weighted rows; name another metric, or leave the weights out."
+        found.append(Detail("metric", message))
+    return found
 
 
 def _merged(asked: Ceilings | None, recipe: Ceilings) -> Ceilings:

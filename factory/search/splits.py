@@ -148,6 +148,7 @@ def _group_of(dataset: Dataset, split: GroupSplit) -> tuple[np.ndarray, np.ndarr
 
 
 def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
+    """Hold out about the share of the rows that comes last; all rows of a moment stand on one side, or in the gap."""
     times = dataset.column(split.column)
     if missing := int(times.isna().sum()):
         raise InvalidData(
@@ -156,14 +157,21 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
             details=[Detail("validation.column", f"{missing} missing values")],
         )
     order = np.argsort(np.asarray(times), kind="stable")
-    n_held = max(1, round(share * len(order)))
-    n_train = len(order) - n_held - split.gap
-    if n_train < n_held:
+    ordered = np.asarray(times)[order]
+    starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    if not len(starts):
+        raise InvalidRequest(
+            f"validation.column: {split.column!r} is the same in all {len(order)} rows; none of them is later.",
+            hint="Choose a column with several moments, or another validation.",
+        )
+    cut = int(starts[np.abs(starts - (len(order) - round(share * len(order)))).argmin()])
+    n_train, n_held = int(starts[starts <= cut - split.gap].max(initial=0)), len(order) - cut
+    if split.gap and n_train < n_held:
         raise InvalidRequest(
             f"validation.gap: {split.gap} leaves {n_train} of {len(order)} rows to train on.",
             hint="Make the gap smaller or bring more rows.",
         )
-    return Split(np.sort(order[:n_train]), np.sort(order[-n_held:]))
+    return Split(np.sort(order[:n_train]), np.sort(order[cut:]))
 
 
 def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:

@@ -83,6 +83,8 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
     dataset = load(ref, settings=settings)
     if dataset.dropped_rows:
         note("data", f"{dataset.dropped_rows} rows without a target were left out.")
+    if dataset.weights is not None:
+        note("data", _weighed(dataset.weights, n_left_out=dataset.weightless_rows, column=ref.weights or ""))
     if dataset.features is not None:
         note("features", f"Features of {dataset.features.service!r} joined as of each row's moment.")
     rows = set_aside(dataset, validation)
@@ -98,6 +100,13 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
     others = [*dataset.frame.columns, *dataset.context.columns, dataset.target]
     ignored = tuple(dict.fromkeys(c for c in others if c not in set(screened.frame.columns)))
     return Material(screened, findings, profile(dataset), rows.train, rows.validation, ignored)
+
+
+def _weighed(weights: np.ndarray, *, n_left_out: int, column: str) -> str:
+    """Say what weights do; of how many equal rows they are worth, by Kish (1965)."""
+    worth = weights.sum() ** 2 / np.square(weights).sum()
+    left_out = f"; {n_left_out:,} of weight 0 were left out" if n_left_out else ""
+    return f"{len(weights):,} rows count by {column!r}, about as much as {worth:,.0f} equal ones{left_out}."
 
 
 def _check_classes(dataset: Dataset, seen: np.ndarray) -> None:

@@ -179,3 +179,22 @@ def test_what_cannot_be_split_is_refused() -> None:
     gaps = frame.assign(day=frame["day"].where(frame.index > 1, pd.NaT))
     with pytest.raises(InvalidData, match="2 of 60 rows have no time in 'day'"):
         set_aside(make_dataset(frame=gaps), TimeSplit(column="day"))
+
+
+@pytest.mark.parametrize("gap", [0, 9])
+def test_the_rows_of_a_moment_stand_on_one_side(gap: int) -> None:
+    frame = make_frame(200)
+    frame["day"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(200)[::-1] // 17, unit="D")
+    dataset = make_dataset(frame=frame)
+    kind = TimeSplit(column="day", gap=gap)
+    for split in (*folds(dataset, kind, seed=0), set_aside(dataset, kind)):
+        days = dataset.column("day").to_numpy()
+        assert days[split.train].max() < days[split.validation].min()
+        n_left_out = 200 - len(split.train) - len(split.validation)
+        assert gap <= n_left_out < gap + 17
+        assert not set(days[split.train]) & set(days[np.setdiff1d(np.arange(200), split.train)])
+    two = make_dataset(frame=frame.assign(day=np.where(np.arange(200) < 50, frame["day"].min(), frame["day"].max())))
+    (split,) = folds(two, TimeSplit(column="day"), seed=0)
+    assert (len(split.train), len(split.validation)) == (50, 150)
+    with pytest.raises(InvalidRequest, match="the same in all 200 rows"):
+        set_aside(make_dataset(frame=frame.assign(day=frame["day"].min())), TimeSplit(column="day"))
