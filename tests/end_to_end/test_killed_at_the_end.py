@@ -8,11 +8,11 @@ import pytest
 from sklearn.datasets import load_diabetes
 
 import factory
-from factory import pipeline
 from factory.ledger import Ledger
 from factory.pipeline import produce
 from factory.settings import Settings
 from factory.spec import RequestState
+from factory.variants.release import Release
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ def test_what_is_recorded_is_promoted_and_ends_the_request(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline._Making, "promote", killed)
+        patched.setattr(Release, "promote", killed)
         with pytest.raises(KeyboardInterrupt):
             factory.fit(
                 load_diabetes(as_frame=True).frame,
