@@ -90,7 +90,7 @@ def promise(*, data: str, kind: str, folder: Path, budget_s: int, seed: int) -> 
         "seed": seed,
     }
     taken = run(document, folder=place, home=place / "home", timeout_s=budget_s + PATIENCE_S)
-    row = {"rows": len(earlier), "later_rows": len(later), "met": False, **as_row(taken)}
+    row: dict[str, Any] = {"rows": len(earlier), "later_rows": len(later), "met": False, **as_row(taken)}
     came = newest(place / "home")
     if came is None or not came.variants:
         return row
@@ -102,9 +102,9 @@ def promise(*, data: str, kind: str, folder: Path, budget_s: int, seed: int) -> 
     by_block = blocks(bench_set, later, answer, n_rows=round(evaluation_share(len(earlier)) * len(earlier)))
     shutil.rmtree(place / "home", ignore_errors=True)
     covered = bool(low <= found <= high)
-    told = {"promised": promised, "low": low, "high": high, "later": found, "off": round(found / promised, 3)}
-    told |= {"next": by_block[0] if by_block else None, "blocks": by_block}
-    return row | told | {"covered": covered, "met": covered == (kind == "time")}
+    row |= {"promised": promised, "low": low, "high": high, "later": found, "off": round(found / promised, 3)}
+    row |= {"next": by_block[0] if by_block else None, "blocks": by_block}
+    return row | {"covered": covered, "met": covered == (kind == "time")}
 
 
 def blocks(bench_set: BenchSet, later: pd.DataFrame, answer: pd.DataFrame, *, n_rows: int) -> list[float]:
