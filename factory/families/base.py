@@ -96,6 +96,10 @@ class Sample:
     def __len__(self) -> int:
         return len(self.y)
 
+    def rows(self, chosen: np.ndarray) -> Sample:
+        """Return some of the rows, by position."""
+        return Sample(self.table.rows(chosen), self.y[chosen], None if self.weight is None else self.weight[chosen])
+
 
 @dataclass(frozen=True)
 class FitContext:
