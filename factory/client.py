@@ -163,6 +163,7 @@ def fit(
     making: str = "auto",
     parent: str | None = None,
     scoring: str | None = None,
+    weights: str | None = None,
     seed: int = 0,
     settings: Settings | None = None,
     listen: Callable[[Progress], None] = lambda _: None,
@@ -181,6 +182,7 @@ def fit(
         making: ``cold``, ``warm_start``, ``refit``, ``incremental``, or ``auto``: with what siblings found, if any.
         parent: Variant that it comes from, as ``team.name``, ``team.name@alias`` or ``team.name/version``.
         scoring: Table of rows that will be predicted; columns that differ there are told of.
+        weights: Column that says how much each row counts, in training and in every score; it is no feature.
         seed: The only source of randomness.
         settings: Where state is kept; from the environment where not given.
         listen: Told every state and every trial.
@@ -203,6 +205,7 @@ def fit(
             "target": target,
             **({"task": task} if task else {}),
             **({"scoring": scoring} if scoring else {}),
+            **({"weights": weights} if weights else {}),
         },
         "seed": seed,
         "making": making,

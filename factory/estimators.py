@@ -17,16 +17,16 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
+from sklearn.utils.validation import check_is_fitted, check_non_negative, check_X_y, validate_data
 
 from factory.data.dataset import from_frame
 from factory.errors import UserFault
@@ -47,7 +47,16 @@ LEAST_ROWS = 4
 """Fewer rows cannot be split; ``factory.fit`` wants more, since a gate has to judge by some of them."""
 FINISH_SHARE, FINISH_MOST_S = 0.05, 5.0
 """Part of the time that is kept for reading the members of the blend."""
-_TARGET = "target of the estimator"
+_TARGET, _WEIGHTS = "target of the estimator", "weights of the estimator"
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Rows to learn from: features, targets or labels (n_rows,), and weights (n_rows,) where there are some."""
+
+    frame: pd.DataFrame
+    y: np.ndarray
+    weights: np.ndarray | None
 
 
 class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
@@ -88,27 +97,43 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
             state = {**state, "bundle_": _unpacked(state["bundle_"])}
         super().__setstate__(state)
 
-    def _checked(self, X: Any, y: Any, *, y_numeric: bool) -> tuple[pd.DataFrame, np.ndarray]:
-        """Return features under the names that the bundle knows, and the target, both as scikit-learn checks them."""
+    def _checked(self, X: Any, y: Any, sample_weight: Any, *, y_numeric: bool) -> _Checked:
+        """Return features under the names that the bundle knows, target and weights, all as scikit-learn checks them.
+
+        Rows of weight 0 are left out.
+        """
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, skip_check_array=True)
             _, y = check_X_y(np.zeros((len(X), 1)), y, y_numeric=y_numeric, ensure_min_samples=LEAST_ROWS)
-            return X.set_axis([str(c) for c in X.columns], axis=1), y
-        X, y = validate_data(
-            self, X, y, y_numeric=y_numeric, ensure_all_finite="allow-nan", ensure_min_samples=LEAST_ROWS
-        )
-        return pd.DataFrame(X, columns=_names(X.shape[1])), y
+            frame = X.set_axis([str(c) for c in X.columns], axis=1)
+        else:
+            X, y = validate_data(
+                self, X, y, y_numeric=y_numeric, ensure_all_finite="allow-nan", ensure_min_samples=LEAST_ROWS
+            )
+            frame = pd.DataFrame(X, columns=_names(X.shape[1]))
+        if sample_weight is None:
+            return _Checked(frame, y, None)
+        weights = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+        if weights.shape != (len(y),):
+            raise ValueError(f"sample_weight has the shape {weights.shape}; expected ({len(y)},), one for each row.")
+        check_non_negative(weights, "sample_weight")
+        counts = weights > 0
+        return _Checked(frame[counts], y[counts], weights[counts])
 
-    def _search(self, frame: pd.DataFrame, y: np.ndarray, task: Task) -> None:
+    def _search(self, rows: _Checked, y: np.ndarray, task: Task) -> None:
         """Search for the best blend within the budget; the clock starts here."""
         started = time.time()
         settings = load_settings()
+        frame, reference = rows.frame.assign(**{_TARGET: y}), FileDataset(path="memory", target=_TARGET, task=task)
+        if rows.weights is not None:
+            frame = frame.assign(**{_WEIGHTS: rows.weights})
+            reference = reference.model_copy(update={"weights": _WEIGHTS})
         budget = {"time_s": self.budget_s, **({} if self.trials is None else {"trials": self.trials})}
         document = {
             "team": "local",
             "name": "estimator",
             "recipe": self.recipe,
-            "dataset": {"path": "memory", "target": _TARGET, "task": task},
+            "dataset": reference,
             "budget": budget,
             "seed": _seed(self.random_state),
             **({} if self.metric is None else {"metric": self.metric}),
@@ -116,8 +141,7 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         }
         request, recipe = check_request(document, settings=settings)
         plan = make_plan(request, recipe, task)
-        reference = FileDataset(path="memory", target=_TARGET, task=task)
-        dataset = from_frame(frame.assign(**{_TARGET: y}), reference, least_rows=LEAST_ROWS)
+        dataset = from_frame(frame, reference, least_rows=LEAST_ROWS)
         until = started + self.budget_s - min(FINISH_SHARE * self.budget_s, FINISH_MOST_S)
         parallel = self.n_jobs not in (None, 1)
         if parallel and self.n_jobs is not None and self.n_jobs > 0:
@@ -143,8 +167,8 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
             learned = learned_calibration(weights, result.parts, result.candidates)
             bundle = assemble(weights, result.parts, data=data, calibration=learned)
         self.bundle_ = replace(bundle, background=Background.of(dataset.frame, bundle.columns, seed=request.seed))
-        rows = leaderboard(result.trials, weights=result.blend.weights)
-        self.leaderboard_ = pd.DataFrame([row.model_dump(mode="json") for row in rows])
+        ranked = leaderboard(result.trials, weights=result.blend.weights)
+        self.leaderboard_ = pd.DataFrame([row.model_dump(mode="json") for row in ranked])
 
     def _answer(self, X: Any) -> np.ndarray:
         """Return the blend's answer to rows that scikit-learn has checked."""
@@ -181,25 +205,26 @@ class FactoryClassifier(ClassifierMixin, _FactoryEstimator):  # type: ignore[mis
         feature_names_in_: Their names, where ``X`` was a data frame.
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Search on rows and their labels.
 
         Args:
             X: Numbers, (n_rows, n_columns), NaN where missing; or a data frame, whose columns may hold text, dates,
                 categories and numbers.
             y: Labels, (n_rows,).
+            sample_weight: How much each row counts in training and in the scores, from 0 up, (n_rows,).
 
         Raises:
             ValueError: the data or a parameter cannot be used.
             TrainingFault: no trial succeeded.
         """
-        frame, y = self._checked(X, y, y_numeric=False)
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
+        rows = self._checked(X, y, sample_weight, y_numeric=False)
+        check_classification_targets(rows.y)
+        self.classes_, codes = np.unique(rows.y, return_inverse=True)
         if len(self.classes_) == 1:
             raise ValueError(f"y has one class only, {self.classes_[0]!r}; a classifier needs two at least.")
         with _as_value_error():
-            self._search(frame, codes, Task.BINARY if len(self.classes_) == 2 else Task.MULTICLASS)
+            self._search(rows, codes, Task.BINARY if len(self.classes_) == 2 else Task.MULTICLASS)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -232,21 +257,22 @@ class FactoryRegressor(RegressorMixin, _FactoryEstimator):  # type: ignore[misc]
         feature_names_in_: Their names, where ``X`` was a data frame.
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Search on rows and their targets.
 
         Args:
             X: Numbers, (n_rows, n_columns), NaN where missing; or a data frame, whose columns may hold text, dates,
                 categories and numbers.
             y: Targets, (n_rows,).
+            sample_weight: How much each row counts in training and in the scores, from 0 up, (n_rows,).
 
         Raises:
             ValueError: the data or a parameter cannot be used.
             TrainingFault: no trial succeeded.
         """
-        frame, y = self._checked(X, y, y_numeric=True)
+        rows = self._checked(X, y, sample_weight, y_numeric=True)
         with _as_value_error():
-            self._search(frame, np.asarray(y, dtype=np.float64), Task.REGRESSION)
+            self._search(rows, np.asarray(rows.y, dtype=np.float64), Task.REGRESSION)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

@@ -63,12 +63,17 @@ def test_a_classifier_from_a_frame(settings: Settings, tmp_path: Path) -> None:
         fitted.save(tmp_path / "tumour")
 
 
-def test_a_regression_has_no_probabilities(settings: Settings) -> None:
-    data = load_diabetes(as_frame=True)
-    fitted = factory.fit(data.frame, "target", recipe="tabular-fast", trials=2, settings=settings)
-    assert fitted.predict(data.frame).dtype == np.float64
+def test_a_regression_of_weighted_rows_has_no_probabilities(settings: Settings) -> None:
+    right = load_diabetes(as_frame=True).frame
+    wrong = right.assign(target=right["target"] + 1000, trust=1e-6)
+    data = pd.concat([right.assign(trust=2.0), wrong], ignore_index=True)
+    fitted = factory.fit(data, "target", recipe="tabular-fast", trials=2, weights="trust", settings=settings)
+    assert fitted.predict(right).dtype == np.float64
+    assert abs(fitted.predict(right).mean() - right["target"].mean()) < 20
+    assert fitted.variant.score > -80  # over all rows alike it would be 700 off
+    assert fitted.leaderboard["score"].max() > -80
     with pytest.raises(InvalidRequest, match="no probabilities"):
-        fitted.predict_proba(data.frame)
+        fitted.predict_proba(right)
 
 
 def test_columns_without_names_of_their_own_are_refused(settings: Settings) -> None:

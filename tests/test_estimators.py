@@ -39,10 +39,32 @@ def table(n_rows: int = 160) -> tuple[pd.DataFrame, np.ndarray]:
 
 @pytest.mark.parametrize("kind", [FactoryClassifier, FactoryRegressor])
 def test_scikit_learn_finds_nothing_wrong(kind: type[BaseEstimator]) -> None:
-    logs = check_estimator(kind(**SMALL), on_skip=None)
-    assert len(logs) > 50
+    repeated = (
+        "A row twice may stand in two folds, a row of weight two stands in one: neither search nor bag are equal."
+    )
+    known = {"check_sample_weight_equivalence_on_dense_data": repeated}
+    logs = check_estimator(kind(**SMALL), on_skip=None, expected_failed_checks=known)
+    assert sum(log["status"] == "passed" for log in logs) >= {FactoryClassifier: 59, FactoryRegressor: 56}[kind]
     # Skipped where SCIPY_ARRAY_API is not set, as it is for all estimators.
-    assert {log["check_name"] for log in logs if log["status"] != "passed"} <= {"check_array_api_input"}
+    others = {log["check_name"] for log in logs if log["status"] not in ("passed", "xfail")}
+    assert others <= {"check_array_api_input"}
+
+
+def test_heavy_rows_are_learned_and_rows_of_weight_zero_are_not_there() -> None:
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(200, 2))
+    told, opposed = X[:, 0] > 0, X[:, 0] <= 0
+    both, y = np.vstack([X, X]), np.concatenate([told, opposed])
+    weight = np.repeat([3.0, 1.0], 200)
+    heavy = FactoryClassifier(**SMALL).fit(both, y, sample_weight=weight)
+    assert np.mean(heavy.predict(X) == told) > 0.95
+    away = FactoryClassifier(**SMALL).fit(both, np.where(weight > 2, y, 7), sample_weight=weight - 1 * (weight == 1))
+    assert list(away.classes_) == [0, 1]
+    assert np.array_equal(away.predict_proba(X), FactoryClassifier(**SMALL).fit(X, told).predict_proba(X))
+    with pytest.raises(ValueError, match="Negative values"):
+        FactoryRegressor(**SMALL).fit(X, X[:, 0], sample_weight=-np.ones(200))
+    with pytest.raises(ValueError, match=r"neg_max_error.*cannot be taken over weighted rows"):
+        FactoryRegressor(**SMALL, metric="neg_max_error").fit(X, X[:, 0], sample_weight=np.ones(200))
 
 
 def test_a_table_with_text_dates_and_gaps(tmp_path: Any) -> None:

@@ -303,6 +303,12 @@ def test_kinds_of_validation_are_told_apart_by_a_tag() -> None:
     }
 
 
+@pytest.mark.parametrize("where", [{"target": "w"}, {"keep": ["w"]}, {"types": {"w": "numeric"}}])
+def test_weights_are_no_target_and_no_feature(where: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequest, match="'w' holds the weights of the rows"):
+        parse(FileDataset, {"path": "t.csv", "target": "y", "weights": "w", **where}, what="dataset")
+
+
 def test_a_column_is_left_out_or_kept_but_not_both() -> None:
     document = {"path": "t.csv", "target": "y", "drop": ["a", "b"], "keep": ["b"]}
     with pytest.raises(InvalidRequest, match="drop and keep both name b"):

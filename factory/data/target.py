@@ -56,7 +56,7 @@ def read_weights(series: pd.Series, *, field: str, known: np.ndarray) -> tuple[n
         message = f"Of {int(known.sum())} weights in {series.name!r}, {', '.join(told)}; allowed: numbers from 0 up."
         return None, [Detail(field, message)]
     if not (numbers[known] > 0).any():
-        return None, [Detail(field, f"All weights in {series.name!r} are 0, so that no row would count.")]
+        return None, [Detail(field, f"All weights in {series.name!r} are zero, so that no row would count.")]
     return numbers, []
 
 

@@ -103,10 +103,10 @@ class _NegativeMedian:
         return cls(losses=losses[order], order=order)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        # Of whole counts only: what weights make of a median is not this, and the form is not taken then.
         passed = np.cumsum(counts[:, self.order], axis=1)
-        n = len(self.losses)
-        ends = [self.losses[(passed <= middle).sum(axis=1)] for middle in ((n - 1) // 2, n // 2)]
+        half = passed[:, -1:] / 2
+        places = (passed < half).sum(axis=1), (passed <= half).sum(axis=1)
+        ends = [self.losses[np.minimum(place, len(self.losses) - 1)] for place in places]
         return np.asarray(-(ends[0] + ends[1]) / 2)
 
 

@@ -151,6 +151,36 @@ def test_rows_without_a_target_are_dropped_and_counted(mixed: pd.DataFrame) -> N
     assert dataset.digest == from_frame(mixed.iloc[13:], ref("bought")).digest
 
 
+def weighted(frame: pd.DataFrame, weights: Any) -> Dataset:
+    return from_frame(frame.assign(w=weights), ref("bought", weights="w"))
+
+
+def test_weights_are_no_feature_and_rows_of_weight_zero_are_left_out(mixed: pd.DataFrame) -> None:
+    weights = np.where(np.arange(len(mixed)) % 4 == 0, 0.0, 2.0)
+    dataset = weighted(mixed, weights)
+    assert "w" not in dataset.frame.columns
+    assert dataset.column("w").tolist() == [2.0] * len(dataset)
+    assert dataset.weightless_rows == (weights == 0).sum() == len(mixed) - len(dataset) - dataset.dropped_rows
+    assert dataset.weights is not None
+    assert dataset.weight(np.array([0, 3])).tolist() == [1.0, 1.0]
+    assert dataset.take(np.array([1, 2])).weights.tolist() == [2.0, 2.0]
+    assert weighted(mixed, weights + 1).digest != weighted(mixed, weights + 2).digest
+
+
+def test_bad_weights_are_told_in_one_sentence(mixed: pd.DataFrame) -> None:
+    bad = [-1.0, np.nan, np.inf, -2.5, *np.ones(len(mixed) - 4)]
+    with pytest.raises(InvalidData) as refused:
+        weighted(mixed, bad)
+    (detail,) = refused.value.details
+    assert detail.field == "dataset.weights"
+    for said in ("2 are negative (-1.0, -2.5)", "1 are infinite", "1 are missing or no number (nan)", "from 0 up"):
+        assert said in detail.message
+    with pytest.raises(InvalidData, match="are zero"):
+        weighted(mixed, 0)
+    with pytest.raises(InvalidData, match="no column 'weihgt'"):
+        from_frame(mixed, ref("bought", weights="weihgt"))
+
+
 def test_types_can_be_overridden(mixed: pd.DataFrame) -> None:
     dataset = from_frame(mixed, ref("bought", types={"visits": "categorical", "comment": "identifier"}))
     assert dataset.types["visits"] is ColumnType.CATEGORICAL

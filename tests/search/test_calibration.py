@@ -49,6 +49,15 @@ def test_a_bag_may_become_surer_but_not_less_sure() -> None:
     assert found.temperature < 0.8
 
 
+def test_a_row_of_weight_three_teaches_as_three_rows_do() -> None:
+    y, p = out_of_fold(GaussianNB(var_smoothing=0.1), *load_digits(return_X_y=True))
+    times = [np.where(np.arange(len(fold)) % 2, 3, 1) for fold in y]
+    found = calibrate(LOG_LOSS, y, p, bagged=False, weights=[t / t.mean() for t in times])
+    repeated = [[np.repeat(part, t, axis=0) for part, t in zip(parts, times, strict=True)] for parts in (y, p)]
+    assert found.temperature == pytest.approx(calibrate(LOG_LOSS, *repeated, bagged=False).temperature, rel=1e-3)
+    assert found.temperature != calibrate(LOG_LOSS, y, p, bagged=False).temperature
+
+
 def test_a_calibrated_model_and_few_rows_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = load_breast_cancer(return_X_y=True)
     model = make_pipeline(StandardScaler(), LogisticRegression())

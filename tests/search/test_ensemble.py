@@ -88,20 +88,44 @@ def test_only_what_is_allowed_is_blended() -> None:
     assert arena.score(whole.weights) == pytest.approx(whole.score)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", ["roc_auc", "neg_log_loss", "neg_brier_score", "f1", "average_precision"])
-def test_candidates_are_scored_at_once_as_the_metric_scores_each(name: str) -> None:
+def test_candidates_are_scored_at_once_as_the_metric_scores_each(name: str, weighted: bool) -> None:
     generator = np.random.default_rng(5)
     metric = Metric.of(name, Task.BINARY)
     folds = [generator.integers(0, 2, 120) for _ in range(3)]
     raw = {k: [np.round(generator.random(120), 2) * 0.5 + 0.4 * y for y in folds] for k in range(5)}
     candidates = Candidates(
-        metric, tuple(folds), {k: tuple(np.stack([1 - p, p], axis=1) for p in parts) for k, parts in raw.items()}
+        metric,
+        tuple(folds),
+        {k: tuple(np.stack([1 - p, p], axis=1) for p in parts) for k, parts in raw.items()},
+        tuple(generator.random(120) for _ in folds) if weighted else None,
     )
-    blend = greedy(metric, folds, candidates.predictions)
-    ranked = greedy(metric.chooser, folds, candidates.predictions)
+    blend = greedy(metric, folds, candidates.predictions, weights=candidates.weights)
+    ranked = greedy(metric.chooser, folds, candidates.predictions, weights=candidates.weights)
     assert blend.weights == ranked.weights
     blended = candidates.blended(blend.weights)
-    assert blend.score == pytest.approx(np.mean([metric.score(y, p) for y, p in zip(folds, blended, strict=True)]))
+    assert blend.score == pytest.approx(candidates.score(blended, metric))
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [(Task.BINARY, "neg_log_loss"), (Task.REGRESSION, "neg_root_mean_squared_error")]
+)
+def test_heavy_rows_choose_the_blend(task: Task, name: str) -> None:
+    """Each of two candidates knows one half of the rows; all the weight lies on one of the halves."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, 200)
+    noise, first = generator.random(200), np.arange(200) < 100
+    near = 0.1 + 0.8 * y
+    known = {0: np.where(first, near, noise), 1: np.where(first, noise, near)}
+    shown = {n: [np.stack([1 - p, p], axis=1) if task is Task.BINARY else p] for n, p in known.items()}
+    metric, weight = Metric.of(name, task), np.where(first, 1.0, 1e-6)
+    blend = greedy(metric, [y], shown, weights=[weight])
+    assert blend.weights == {0: 1.0}
+    assert blend.score == pytest.approx(metric.score(y, shown[0][0], weight=weight), abs=1e-6)
+    candidates = Candidates(metric, (y,), {n: tuple(p) for n, p in shown.items()}, (weight,))
+    assert candidates.score(shown[0], metric) == pytest.approx(blend.score)
+    assert set(greedy(metric, [y], shown).weights) == {0, 1}
 
 
 # --- folds that lack a class ------------------------------------------------------

@@ -47,6 +47,28 @@ def test_counted_form_equals_the_metric_on_drawn_rows(task, name):
     np.testing.assert_allclose(form(counts), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("task", "name"), [*COUNTED, (Task.BINARY, "recall")], ids=str)
+def test_heavy_rows_widen_an_interval_as_fewer_rows_do(task, name):
+    y, prediction = (
+        numbers_sample(400) if task is Task.REGRESSION else classes_sample(400, 2 + (task is Task.MULTICLASS))
+    )
+    metric = Metric.of(name, task)
+    heavy = np.where(np.arange(400) < 100, 1.0, 1e-9)
+    one, few, whole = (
+        bootstrap(metric, y, prediction, seed=0, weight=heavy, n=200),
+        bootstrap(metric, y[:100], prediction[:100], seed=0, n=200),
+        bootstrap(metric, y, prediction, seed=0, weight=np.full(400, 0.25), n=200),
+    )
+    assert one.value == pytest.approx(few.value, rel=1e-4)
+    assert one.high - one.low == pytest.approx(few.high - few.low, rel=0.35)
+    equal = bootstrap(metric, y, prediction, seed=0, n=200)
+    assert (whole.low, whole.high) == pytest.approx((equal.low, equal.high), rel=1e-6)
+    same = paired_bootstrap(
+        metric, y, prediction, np.where(heavy > 0.5, prediction.T, prediction.T[::-1]).T, seed=0, weight=heavy
+    )
+    assert same.difference == pytest.approx(0, abs=1e-4 * max(1, abs(one.value)))
+
+
 def test_auc_counts_ties_half():
     y = np.array([0, 1, 0, 1, 1, 0])
     p = np.array([0.2, 0.2, 0.5, 0.5, 0.9, 0.9])
