@@ -20,9 +20,9 @@ from factory.search.cluster import RaySession
 from factory.search.ensemble import MOST_CANDIDATES, Blend, Candidates, greedy
 from factory.search.executor import Executor
 from factory.search.history import Proposer
-from factory.search.jobs import TrialData
+from factory.search.jobs import TrialData, first_fold_score
 from factory.search.plan import Plan, family
-from factory.search.race import common_folds
+from factory.search.race import common_folds, relative_loss
 from factory.search.refit import RefitProposer
 from factory.search.samples import preparation_folder
 from factory.search.study import Configuration, Prior
@@ -218,8 +218,10 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
             f"None of {counted(len(trials), 'trial')} gave a usable model. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
-    members, common = common_folds(folds)
     by_number = {t.number: t for t in trials}
+    firsts = {n: first_fold_score(by_number[n]) for n in folds}
+    losses = {n: np.inf if s is None else relative_loss(data.metric, s) for n, s in firsts.items()}
+    members, common = common_folds(folds, losses)
     members = _worth_blending([by_number[n] for n in members], common)
     candidates = Candidates(
         metric=data.metric,

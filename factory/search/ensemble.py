@@ -26,6 +26,8 @@ MOST_ROWS = 20_000
 """Rows that a step is scored on; the blend's noise is far below the differences that it is chosen by."""
 MOST_CANDIDATES = 40
 """The best single ones go on after the first step; a weaker one was never chosen on the measured sets."""
+ENOUGH_ROWS, MOST_BAGS = 8_000, 10
+"""Rows from which on a blend is hardly chosen by noise, and blends of resamples where there are fewer."""
 SLOW_ROWS, SLOW_CANDIDATES = 4_000, 8
 """The same bounds for a scorer that only scikit-learn has (1 to 5 ms a call), so that a blend takes seconds."""
 
@@ -99,6 +101,51 @@ def greedy(
         return Arena(metric, folds, predictions, weights=weights).greedy(steps=steps)
     chosen = {n: predictions[n] for n in blend.weights}
     return Blend(blend.weights, Arena(metric, folds, chosen, weights=weights).score(blend.weights))
+
+
+def bagged(
+    metric: Metric,
+    y: np.ndarray,
+    predictions: Mapping[int, np.ndarray],
+    *,
+    weight: np.ndarray | None = None,
+) -> dict[int, float]:
+    """Return the mean weights of the greedy blends of resamples of the rows, summing to 1 (Breiman 1996).
+
+    What a blend of few rows is chosen by is noise to a good part: one resample takes this model, another one its
+    equal.  Where rows are many, one blend of all of them is enough.
+
+    Args:
+        metric: Greater is better.
+        y: Class indices or targets, (n_rows,).
+        predictions: Candidate → its predictions of these rows, (n_rows[, n_classes]).
+        weight: How much each row counts, (n_rows,); all the same if None.
+    """
+    mean: dict[int, float] = {}
+    bags = resampled(metric, y)
+    for rows in bags:
+        shown = {n: [p[rows]] for n, p in predictions.items()}
+        blend = greedy(metric, [y[rows]], shown, weights=None if weight is None else [weight[rows]])
+        for n, w in blend.weights.items():
+            mean[n] = mean.get(n, 0.0) + w
+    total = sum(mean.values())
+    return {n: mean[n] / total for n in sorted(mean)}
+
+
+def resampled(metric: Metric, y: np.ndarray, *, most: int = MOST_BAGS) -> list[np.ndarray]:
+    """Return positions of rows drawn with replacement, the more often the fewer rows there are; all rows if many.
+
+    Args:
+        metric: Of two classes the smaller one counts as the rows that there are.
+        y: Class indices or targets, (n_rows,).
+        most: Draws at most.
+    """
+    telling = 2 * int(np.bincount(y.astype(np.int64), minlength=2).min()) if metric.task is Task.BINARY else len(y)
+    draws = min(most, ENOUGH_ROWS // max(telling, 1))
+    if draws < 2:
+        return [np.arange(len(y))]
+    random = np.random.default_rng(len(y))
+    return [random.integers(0, len(y), len(y)) for _ in range(draws)]
 
 
 class Arena:

@@ -22,8 +22,8 @@ import numpy as np
 from factory.families.base import Deadline, Shape
 from factory.search.jobs import FitJob, FitResult, TrialData, first_fold_score, merged
 from factory.search.plan import Plan, family
-from factory.search.race import choose, relative_loss
 from factory.search.samples import representation
+from factory.search.standing import Standing, fold_s
 from factory.search.study import Configuration, Prior, Study
 from factory.space import Parameters
 from factory.spec import ColumnType, Trial, TrialState
@@ -46,8 +46,6 @@ COUNTED_SHARE = 0.75
 """Part of the time after which counted trials wait: a count that time does not suffice for cannot be repeatable."""
 COUNTED_MEMBERS = 6
 """Trials that get all folds in a search whose trials are counted: the chosen ones, then the next best."""
-NEAR = 1.25
-"""Loss on the first fold, relative to the best one's, up to which a bet gets its folds when there is time."""
 JOB_S = 1.5
 """Folds that take less are handed out several at once: each job costs a tenth of a second to start."""
 POOL_START_S = {"trees": 0.0, "torch": 8.0, "tensorflow": 20.0}
@@ -96,8 +94,7 @@ class Proposer:
         self._turn = 0
         self._dry = False
         self._pool = ""
-        self._first_fold: dict[int, np.ndarray] = {}
-        self._chosen: tuple[frozenset[int], tuple[int, ...]] = (frozenset(), ())
+        self._standing = Standing(self.data)
         for trial in sorted(self.history, key=lambda t: t.number):
             self.trials[trial.number] = trial
         self._told = max(self.trials, default=-1) + 1
@@ -196,7 +193,7 @@ class Proposer:
         """Whether first folds come before further ones."""
         if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
             return False
-        if len(self.data.splits) == 1 or not self._ready():
+        if len(self.data.splits) == 1 or not self._standing.ready(self.trials):
             return True
         spent_s, left_s = time.time() - self._began, max(self.deadline.left_s, 0.0)
         if self.plan.repeatable:
@@ -287,7 +284,7 @@ class Proposer:
         costs: dict[str, list[float]] = defaultdict(list)
         for trial in self._settled():
             if trial.folds:
-                costs[trial.family].append(_fold_s(trial))
+                costs[trial.family].append(fold_s(trial))
         rounds = 1 + (len(self.data.splits) - 1) / self.parallel
         return [n for n in names if LATER_FOLD * rounds * float(np.median(costs[n])) < self.deadline.left_s]
 
@@ -322,7 +319,7 @@ class Proposer:
 
     def _fold_job(self, number: int, fold: int) -> FitJob | None:
         """Return a trial's next folds from this one on, as many as make a job; None where not even one fits."""
-        expected_s = LATER_FOLD * _fold_s(self.trials[number]) + LATER_FOLD_S
+        expected_s = LATER_FOLD * fold_s(self.trials[number]) + LATER_FOLD_S
         if expected_s > self.deadline.left_s:
             return None
         most = max(1, int(JOB_S / expected_s))
@@ -333,19 +330,20 @@ class Proposer:
     def _next_best(self) -> list[int]:
         """Return trials beyond the chosen ones that lack folds and are good enough to get them, the best first.
 
-        A portfolio's entry may be worse than the best by a part; one that was searched for has to be among the better
-        half of those that have their folds, as long as more can be searched for instead.
+        A portfolio's entry may be worse than the best by a part, or by chance; one that was searched for has to be
+        among the better half of those that have their folds, as long as more can be searched for instead.
         """
-        values = {n: v for n in self._ready() if (v := first_fold_score(self.trials[n])) is not None}
+        values = {
+            n: v for n in self._standing.ready(self.trials) if (v := first_fold_score(self.trials[n])) is not None
+        }
         complete = [v for n, v in values.items() if len(self.trials[n].folds) == len(self.data.splits)]
         bar = float(np.median(complete)) if complete else -np.inf
-        least_loss = relative_loss(self.data.metric, max(values.values(), default=-np.inf))
         more = not self.plan.repeatable and bool(self._affordable())
+        contenders = self._standing.contenders(self.trials)
         good = []
         for number, value in values.items():
             raced = self.trials[number].origin == "search" and more
-            near = relative_loss(self.data.metric, value) <= NEAR * least_loss
-            if number not in self._choose() and (value >= bar if raced else near):
+            if number not in self._choose() and (value >= bar if raced else number in contenders):
                 good.append(number)
         good.sort(key=lambda n: (-values[n], n))
         if self.plan.repeatable:
@@ -356,35 +354,18 @@ class Proposer:
 
     def _folds_fit(self, number: int, n_folds: int) -> bool:
         """Whether so many folds of a trial would be done in time on all workers."""
-        each_s = LATER_FOLD * _fold_s(self.trials[number]) + LATER_FOLD_S
+        each_s = LATER_FOLD * fold_s(self.trials[number]) + LATER_FOLD_S
         return each_s * max(1.0, n_folds / self.parallel) <= self.deadline.left_s
 
     def _has(self, number: int, fold: int) -> bool:
         return fold in self.trials[number].folds or (number, fold) in self._running
 
     def _choose(self) -> tuple[int, ...]:
-        """Return the trials that are worth further folds; looked at again when the candidates have changed."""
-        ready = self._ready()
-        if ready and self._chosen[0] != ready:
-            chosen = choose(
-                self.data.metric,
-                self.data.dataset.y[self.data.splits[0].validation],
-                {n: self._first_fold[n] for n in sorted(ready)},
-                weight=self.data.dataset.weight(self.data.splits[0].validation),
-                fold_costs={n: _fold_s(self.trials[n]) for n in ready},
-                core_s=float("inf") if self.plan.repeatable else max(self.deadline.left_s, 0) * self.parallel,
-                more_folds=len(self.data.splits) - 1,
-            )
-            self._chosen = (ready, chosen)
-        return self._chosen[1]
-
-    def _ready(self) -> frozenset[int]:
-        """Return the trials whose predictions of the first fold are there."""
-        for number, trial in self.trials.items():
-            path = self.data.out_of_fold(number, 0)
-            if 0 in trial.folds and number not in self._first_fold and path.is_file():
-                self._first_fold[number] = np.load(path, allow_pickle=False).astype(np.float64)
-        return frozenset(self._first_fold)
+        """Return the trials that are worth further folds."""
+        return self._standing.chosen(
+            self.trials,
+            core_s=float("inf") if self.plan.repeatable else max(self.deadline.left_s, 0) * self.parallel,
+        )
 
     def _job(self, trial: Trial, folds: tuple[int, ...], *, limit_s: float, deadline_at: float) -> FitJob:
         resources = self.plan.request.resources
@@ -410,8 +391,3 @@ def shape_of(data: TrialData) -> Shape:
         n_classes=data.n_classes,
         n_crosses=len(representation(data).crosses),
     )
-
-
-def _fold_s(trial: Trial) -> float:
-    """Return what one fold of a trial has taken."""
-    return trial.cost_s / max(len(trial.folds), 1)

@@ -12,13 +12,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from factory.search.ensemble import greedy
+from factory.search.ensemble import Arena, bagged, greedy, resampled
 from factory.search.metric import Metric
 
 BAGGING_GAIN = 0.03
 """Loss that a large bag saves against a single model: 2.5 to 4.4 % on six of seven sets with five folds."""
 LEAST_WEIGHT = 0.05
 """A member with less weight in the blend of the first fold does not earn further folds."""
+NEAR, CHANCE = 1.25, 0.2
+"""Loss relative to the least up to which a bet gets its folds when there is time, and the share of resamples of the
+rows in which it has to be so near: of few rows the losses differ by chance."""
+DRAWS, CONTEST_ROWS = 20, 2_000
+"""Resamples, and rows looked at in each."""
 COST_GROWTH = 1.1
 """A further fold costs what the first one did, give or take; some more, so that rounds are not left unfinished."""
 
@@ -45,15 +50,13 @@ def choose(
         more_folds: Folds beyond the first.
     """
     metric, weights = metric.chooser, None if weight is None else [weight]
-    blend = greedy(metric, [y], {n: [p] for n, p in predictions.items()}, weights=weights)
-    order = sorted(blend.weights, key=lambda n: (-blend.weights[n], n))
-    order = [n for n in order if blend.weights[n] >= LEAST_WEIGHT] or order[:1]
+    shares = bagged(metric, y, predictions, weight=weight)
+    order = sorted(shares, key=lambda n: (-shares[n], n))
+    order = [n for n in order if shares[n] >= LEAST_WEIGHT] or order[:1]
     best, chosen = float("inf"), order
     for size in range(1, len(order) + 1):
         members = order[:size]
-        score = blend.score
-        if size < len(order):
-            score = greedy(metric, [y], {n: [predictions[n]] for n in members}, weights=weights).score
+        score = greedy(metric, [y], {n: [predictions[n]] for n in members}, weights=weights).score
         round_s = COST_GROWTH * sum(fold_costs[n] for n in members)
         rounds = more_folds if more_folds * round_s <= core_s else int(core_s / round_s)
         loss = relative_loss(metric, score) * (1 - BAGGING_GAIN * (1 - 1 / (1 + rounds)))
@@ -62,19 +65,53 @@ def choose(
     return tuple(chosen)
 
 
+def contenders(
+    metric: Metric, y: np.ndarray, predictions: Mapping[int, np.ndarray], *, weight: np.ndarray | None = None
+) -> frozenset[int]:
+    """Return the candidates that may be near the best one: they are in one of a few resamples of the rows.
+
+    Args:
+        metric: Greater is better.
+        y: Validation rows of the first fold, (n_rows,).
+        predictions: Candidate → its predictions of these rows, (n_rows[, n_classes]).
+        weight: How much each row counts, (n_rows,); all the same if None.
+    """
+    metric = metric.chooser
+    draws = resampled(metric, y, most=DRAWS)
+    near = dict.fromkeys(predictions, 0)
+    for rows in draws:
+        arena = Arena(
+            metric,
+            [y[rows]],
+            {n: [p[rows]] for n, p in predictions.items()},
+            weights=None if weight is None else [weight[rows]],
+            most_rows=CONTEST_ROWS,
+        )
+        losses = {n: relative_loss(metric, arena.score({n: 1.0})) for n in predictions}
+        least = min((loss for loss in losses.values() if np.isfinite(loss)), default=np.inf)
+        for n, loss in losses.items():
+            near[n] += loss <= NEAR * least
+    return frozenset(n for n, times in near.items() if times >= CHANCE * len(draws))
+
+
 def relative_loss(metric: Metric, score: float) -> float:
     """Return a score as a loss of which a percentage makes sense: of an AUC, what it lacks to 1."""
     return -score if metric.name.startswith("neg_") else 1 - score
 
 
-def common_folds(folds: Mapping[int, tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def common_folds(
+    folds: Mapping[int, tuple[int, ...]], losses: Mapping[int, float]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the candidates whose out-of-fold rows line up, and the folds that they all have.
 
-    Those with half as many folds as the deepest, or fewer, are left out: they would take the others' rows away.
+    Those with half as many folds as the deepest good one, or fewer, are left out: they would take the others' rows
+    away.
 
     Args:
         folds: Candidate → folds that it was fitted on; the first fold is among them.
+        losses: Candidate → its loss on the first fold. A constant may have all folds before a good one has two.
     """
-    deepest = max(len(f) for f in folds.values())
+    least = min((loss for loss in losses.values() if np.isfinite(loss)), default=np.inf)
+    deepest = max(len(f) for n, f in folds.items() if not losses[n] > NEAR * least)
     members = tuple(n for n in sorted(folds) if 2 * len(folds[n]) > deepest)
     return members, tuple(sorted(set.intersection(*(set(folds[n]) for n in members))))

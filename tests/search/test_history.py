@@ -571,3 +571,13 @@ def test_threads_share_one_proposer(data: TrialData) -> None:
     assert errors == []
     assert sorted(proposer.trials) == list(range(40))
     assert {len(t.folds) for t in trials_of(proposer)} == {1, 8}
+
+
+def test_predictions_of_the_best_first_folds_only_are_kept(data: TrialData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of a thousand trials would hold the predictions of all of them."""
+    monkeypatch.setattr("factory.search.standing.MOST_CANDIDATES", 3)
+    proposer = propose(make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 3600, "trials": 8}), data)
+    work(proposer, by_configuration(data))
+    best = sorted(trials_of(proposer), key=lambda t: t.fold_scores[0], reverse=True)[:3]
+    assert len(trials_of(proposer)) == 8
+    assert proposer._standing.ready(proposer.trials) == {t.number for t in best} == set(proposer._standing._shown)

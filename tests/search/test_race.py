@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.search.ensemble import greedy
+from factory.search.ensemble import bagged, greedy, resampled
 from factory.search.metric import Metric
-from factory.search.race import LEAST_WEIGHT, choose, common_folds, relative_loss
+from factory.search.race import LEAST_WEIGHT, choose, common_folds, contenders, relative_loss
 from factory.spec import Task
 
 RMSE = Metric("neg_root_mean_squared_error", Task.REGRESSION)
@@ -102,16 +102,41 @@ def test_a_score_becomes_a_loss_that_percentages_are_taken_of(metric: Metric, sc
 def test_rows_of_a_blend_line_up(
     folds: dict[int, tuple[int, ...]], members: tuple[int, ...], common: tuple[int, ...]
 ) -> None:
-    assert common_folds(folds) == (members, common)
+    assert common_folds(folds, dict.fromkeys(folds, 1.0)) == (members, common)
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 30), st.sets(st.integers(1, 7)), min_size=1, max_size=8))
 def test_every_member_has_every_common_fold(further: dict[int, set[int]]) -> None:
     folds = {n: (0, *sorted(more)) for n, more in further.items()}
-    members, common = common_folds(folds)
+    members, common = common_folds(folds, dict.fromkeys(folds, 1.0))
     assert common[0] == 0
     assert all(set(common) <= set(folds[n]) for n in members)
     deepest = max(folds, key=lambda n: len(folds[n]))
     assert deepest in members
     assert list(members) == sorted(members)
+
+
+def test_a_bet_that_chance_may_have_put_behind_is_a_contender() -> None:
+    random = np.random.default_rng(0)
+    y = (np.arange(400) % 20 == 0).astype(np.int64)
+    sharp, alike, poor = (
+        np.stack([1 - p, p], axis=1)
+        for p in (np.clip(0.4 * y + random.uniform(0, 0.6, 400) * noise, 0, 1) for noise in (1.0, 1.0, 4.0))
+    )
+    metric = Metric("roc_auc", Task.BINARY)
+    assert contenders(metric, y, {0: sharp, 1: alike, 2: poor}) == {0, 1}
+
+
+def test_few_rows_spread_the_choice_over_equals() -> None:
+    random = np.random.default_rng(0)
+    y = random.normal(size=60)
+    alike = {n: y + random.normal(size=60) for n in range(4)}
+    metric = Metric("neg_root_mean_squared_error", Task.REGRESSION)
+    assert len(bagged(metric, y, alike)) == 4
+    assert len(resampled(metric, np.zeros(9_000))) == 1
+
+
+def test_a_constant_with_all_folds_does_not_push_out_what_is_better() -> None:
+    assert common_folds({0: tuple(range(8)), 1: (0,), 2: (0, 1)}, {0: 1.0, 1: 0.1, 2: 0.11})[0] == (0, 2)
+    assert common_folds({0: tuple(range(8)), 1: (0,), 2: (0,)}, {0: 1.0, 1: 0.1, 2: 0.11}) == ((0, 1, 2), (0,))

@@ -90,5 +90,11 @@ def test_importance_finds_the_columns_that_matter(made):
     assert found == permutation_importance(made.bundle, made.test.frame, made.test.y, metric=metric, seed=0)
 
 
+def test_importance_keeps_to_its_time(made):
+    metric = metric_of(made.bundle.task)
+    hasty = permutation_importance(made.bundle, made.test.frame, made.test.y, metric=metric, seed=0, limit_s=0.0)
+    assert len(hasty) < 5
+
+
 def test_one_row_takes_a_few_milliseconds(binary):
     assert 0 < one_row_latency_ms(binary.bundle, binary.test.frame) < 50
