@@ -84,7 +84,7 @@ class Executor:
         helper: AbstractContextManager[object] = contextlib.nullcontext()
         if not self._ray.connected and not self._distributes:
             helper = _Alongside(lambda: self._run_inline(jobs, lambda: not tune_is_up.is_set()))
-        with _one_blas_thread(), helper:
+        with one_blas_thread(), helper:
             try:
                 self.crew = self._crew_of(self._ray.connect().cpus)
                 jobs.parallel = 1 if self._distributes else self.crew.workers
@@ -181,7 +181,7 @@ def usual_fit_mb(plan: Plan, data: TrialData) -> float:
 
 
 @contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """Hold BLAS to the calling thread.
 
     Ray forks when it starts, and OpenBLAS ends its threads at a fork: a fit that waits for one of them at that moment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,32 @@ def test_refits_here_take_the_cpus_of_the_search(
         assert refits.count == 1
         executor.run_few(refits, count=refits.count, expected_s=refits.expected_s, name="refit")
     assert used == [granted]
+
+
+FORKS = """
+import os, threading, time
+import numpy as np
+from factory.search.executor import one_blas_thread
+
+a, done = np.random.default_rng(0).random((400, 400)), [0]
+
+def multiply():
+    while True:
+        a @ a
+        done[0] += 1
+
+with one_blas_thread():
+    threading.Thread(target=multiply, daemon=True).start()
+    for _ in range(100):
+        if not (child := os.fork()):
+            os._exit(0)
+        os.waitpid(child, 0)
+    before = done[0]
+    time.sleep(0.5)
+    assert done[0] > before
+"""
+
+
+def test_a_fit_goes_on_while_ray_forks() -> None:
+    """OpenBLAS ends its threads at a fork; a product that waits for one of them waits for ever, and the fork with it."""
+    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60)
