@@ -135,5 +135,5 @@ with one_blas_thread():
 
 
 def test_a_fit_goes_on_while_ray_forks() -> None:
-    """OpenBLAS ends its threads at a fork; a product that waits for one of them waits for ever, and the fork with it."""
+    """OpenBLAS ends its threads at a fork: a product that waits for one waits for ever, and the fork with it."""
     subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60)
