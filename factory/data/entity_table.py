@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from factory.data.feature_store import ServiceDefinition
+from factory.data.feature_service import ServiceDefinition
 from factory.errors import Detail, InvalidData, listing, suggest
 
 MOMENT = "event_timestamp"

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from factory.data.feature_store import LOCK, ServiceDefinition, ViewDefinition, open_store, refresh, resolve
+from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
+from factory.data.feature_store import LOCK, open_store, refresh
 from factory.data.features import historical, view_keys
 from factory.data.online import read_views
 from factory.errors import Conflict, Detail, listing

@@ -20,16 +20,8 @@ from pydantic import Field
 
 from factory.data.dataset import FeatureLineage
 from factory.data.entity_table import MOMENT, entity_spine
-from factory.data.feature_store import (
-    LOCK,
-    ServiceDefinition,
-    ViewDefinition,
-    offline,
-    open_store,
-    refresh,
-    resolve,
-    silence,
-)
+from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
+from factory.data.feature_store import LOCK, offline, open_store, refresh, silence
 from factory.errors import Detail, InvalidData, InvalidRequest, ServiceFault, listing, suggest
 from factory.settings import Settings
 from factory.spec import Document

@@ -17,17 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from factory.data.feature_store import (
-    LOCK,
-    FeatureColumn,
-    KeyColumn,
-    ServiceDefinition,
-    ViewDefinition,
-    feast_errors,
-    open_store,
-    refresh,
-    resolve,
-)
+from factory.data.feature_service import FeatureColumn, KeyColumn, ServiceDefinition, ViewDefinition, resolve
+from factory.data.feature_store import LOCK, feast_errors, open_store, refresh
 from factory.errors import Detail, InvalidRequest, listing, suggest
 from factory.settings import Settings
 

@@ -54,26 +54,51 @@ def label_correlation(x: np.ndarray, y: np.ndarray, *, n_classes: int) -> float:
     return max(found, key=abs)
 
 
-def contingency(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Count levels against classes, int64 (n_levels, n_classes); rows with a negative code are left out."""
-    known = codes >= 0
-    n_levels, n_classes = int(codes.max(initial=-1)) + 1, int(labels.max(initial=-1)) + 1
-    flat = codes[known] * n_classes + labels[known]
-    return np.bincount(flat, minlength=n_levels * n_classes).reshape(n_levels, n_classes)
+@dataclass(frozen=True, eq=False)
+class Contingency:
+    """How often each level meets each class: the pairs that occur only, since of 100,000 levels most meet few classes.
+
+    Attributes:
+        levels: Level of each pair, int64 (n_pairs,), rising; at most as many pairs as there are rows.
+        labels: Its class, int64 (n_pairs,).
+        counts: Rows that have both, int64 (n_pairs,), above 0.
+    """
+
+    levels: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray, labels: np.ndarray) -> Contingency:
+        """Count the rows (n_rows,) that have a level; those with a negative code have none."""
+        known = codes >= 0
+        n_classes = int(labels.max(initial=-1)) + 1
+        pairs, counts = np.unique(codes[known] * n_classes + labels[known], return_counts=True)
+        return cls(*np.divmod(pairs, max(n_classes, 1)), counts)
+
+    @property
+    def of_levels(self) -> np.ndarray:
+        """Rows of each level, float64 (n_levels,)."""
+        return np.bincount(self.levels, weights=self.counts)
+
+    @property
+    def of_classes(self) -> np.ndarray:
+        """Rows of each class, float64 (n_classes,)."""
+        return np.bincount(self.labels, weights=self.counts)
 
 
-def cramers_v(counts: np.ndarray) -> float:
-    """Return Cramér's V of a contingency table (n_levels, n_classes), corrected for its bias (Bergsma, 2013).
+def cramers_v(table: Contingency) -> float:
+    """Return Cramér's V, corrected for its bias (Bergsma, 2013).
 
     TransmogrifAI does not correct: there a column of many levels is close to 1 by chance.
     """
-    counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
-    n, (rows, columns) = float(counts.sum()), counts.shape
+    of_levels, of_classes = table.of_levels, table.of_classes
+    n, rows, columns = float(table.counts.sum()), int((of_levels > 0).sum()), int((of_classes > 0).sum())
     if n < 2 or min(rows, columns) < 2:
         return 0.0
-    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / n
-    phi2 = float((np.square(counts - expected) / expected).sum()) / n
-    phi2 = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
+    # The sum over all cells of (count - expected)^2 / expected, of which the pairs that do not occur are part.
+    chi2 = n * (float((np.square(table.counts) / (of_levels[table.levels] * of_classes[table.labels])).sum()) - 1)
+    phi2 = max(0.0, chi2 / n - (rows - 1) * (columns - 1) / (n - 1))
     least = min(rows - (rows - 1) ** 2 / (n - 1), columns - (columns - 1) ** 2 / (n - 1)) - 1
     return min(1.0, float(np.sqrt(phi2 / least))) if least > 0 else 0.0
 
@@ -99,15 +124,21 @@ class Rule:
     prior: float
 
 
-def rules(counts: np.ndarray) -> tuple[Rule, ...]:
-    """Return the best rule of each level that occurs, from a contingency table (n_levels, n_classes)."""
-    total, priors = int(counts.sum()), counts.sum(axis=0) / max(int(counts.sum()), 1)
+def rules(table: Contingency, *, least_rows: int) -> tuple[Rule, ...]:
+    """Return the best rule of each level that has so many rows."""
+    of_levels, of_classes = table.of_levels, table.of_classes
+    total = of_classes.sum()
+    # Level by level, the most frequent class first; of equal ones the first class.
+    order = np.lexsort((table.labels, -table.counts, table.levels))
+    firsts = order[np.flatnonzero(np.diff(table.levels[order], prepend=-1))]
     found = []
-    for level in np.flatnonzero(counts.sum(axis=1)) if total else ():
-        row = counts[level]
-        n, label = int(row.sum()), int(row.argmax())
-        share = float(row[label]) / n
-        found.append(Rule(int(level), label, share, _wilson_low(share, n), n, float(priors[label])))
+    for level, label, count in zip(table.levels[firsts], table.labels[firsts], table.counts[firsts], strict=True):
+        n = int(of_levels[level])
+        if n >= least_rows:
+            share = float(count) / n
+            found.append(
+                Rule(int(level), int(label), share, _wilson_low(share, n), n, float(of_classes[label] / total))
+            )
     return tuple(found)
 
 
@@ -126,10 +157,9 @@ def renames(codes: np.ndarray, labels: np.ndarray, *, least_rows: int, least_per
         least_rows: Fewer rows with a level may do so by luck.
         least_per_class: So may classes with fewer rows; two classes must have that many.
     """
-    counts = contingency(codes, labels)
-    pairs = counts[counts > 0]
-    one_to_one = bool(((counts > 0).sum(axis=0) <= 1).all() and ((counts > 0).sum(axis=1) <= 1).all())
-    return one_to_one and int(pairs.sum()) >= least_rows and int((pairs >= least_per_class).sum()) >= 2
+    table = Contingency.of(codes, labels)
+    one_to_one = len(np.unique(table.levels)) == len(np.unique(table.labels)) == len(table.counts)
+    return one_to_one and int(table.counts.sum()) >= least_rows and int((table.counts >= least_per_class).sum()) >= 2
 
 
 def affine(x: np.ndarray, y: np.ndarray, *, least_rows: int) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,8 +24,10 @@ from factory.data import sanity
 from factory.data.alone import Alone, score_alone
 from factory.data.columns import column_digest, factorize
 from factory.data.dataset import Dataset
+from factory.data.drift import Later, drifts
+from factory.data.findings import Finding, Suspicion
 from factory.errors import Detail, InvalidData
-from factory.spec import ColumnType, Document, Task
+from factory.spec import ColumnType, Task
 
 LEAKAGE = 0.999
 """Cross-validated score of one column alone, from which on it is taken for the target in disguise.
@@ -53,104 +54,14 @@ VARIANCE, SAME_ROWS = 1e-5, 3
 """A column is nearly constant where fewer than this share of the rows, or than this many rows, differ from its most
 frequent value. TransmogrifAI asks for a variance of 1e-5, which of a 0/1 column is this share; on other scales it
 leaves out honest columns (wine density: 9e-6)."""
-DRIFT_FILL, DRIFT_RATIO, DRIFT = 0.9, 20.0, 0.9
-"""Difference and ratio of fill rates, and divergence in bits, from which on nothing learned from a column holds for
-later rows; as in TransmogrifAI. Such columns are left out where the request says so."""
-DRIFT_WARNING, FILL_WARNING = 0.2, 0.3
-"""Divergence and difference of fill rates that are worth a warning: normal distributions one deviation apart have a
-divergence of .15, the columns of a random split less than .05."""
-
 _COPY_ROWS, _COPY_ROWS_PER_CLASS = 20, 5
 """Rows, and rows of each of two classes, below which a column may equal the target by luck."""
-_DRIFT_ROWS = 30
-"""Rows on either side below which a difference of distributions is noise."""
 _TWIN_ROWS = 5000
 _KEEP = " Name it in 'keep' if it is known when predicting."
 _LOOK = "it is used, but check that it is known when predicting"
 _ID_NAME = re.compile(
     r"^(id|key|index|row|rownum|row_number)$|[_\s.-](id|uuid|guid|key)$|[a-z](ID|Id|Uuid|Key)$", re.ASCII
 )
-
-Action = Literal["drop", "warn", "keep"]
-Kind = Literal[
-    "requested",
-    "constant",
-    "all_missing",
-    "nearly_empty",
-    "nearly_constant",
-    "identifier",
-    "duplicate",
-    "target_copy",
-    "leakage",
-    "absence",
-    "correlation",
-    "rule",
-    "twins",
-    "high_missing",
-    "drift",
-]
-LEAKS: frozenset[Kind] = frozenset({"target_copy", "leakage", "absence"})
-"""Kinds of findings that say: this column gives the target away."""
-
-
-class Finding(Document):
-    """One suspicion about one column, and what is done about it.
-
-    Attributes:
-        kind: What it is.
-        column: Which column.
-        action: ``drop`` (left out), ``warn`` (used, look at it), ``keep`` (used, since the request says so).
-        value: What was measured: a share, a correlation, a score, a divergence; None where there is no number.
-        others: Of a column that gives the target away: the best score that another column reaches alone.
-        message: All of it, for a person.
-    """
-
-    kind: Kind
-    column: str
-    action: Action
-    value: float | None = None
-    others: float | None = None
-    message: str
-
-
-@dataclass(frozen=True)
-class _Suspicion:
-    """A finding before the request had its say: what was seen, and what follows from it."""
-
-    kind: Kind
-    column: str
-    seen: str
-    follows: str = "it is left out"
-    drops: bool = True
-    advice: str = ""
-    value: float | None = None
-    others: float | None = None
-
-    def finding(self, *, keep: bool) -> Finding:
-        follows = "it is used, since the request names it in 'keep'." if keep else f"{self.follows}.{self.advice}"
-        return Finding(
-            kind=self.kind,
-            column=self.column,
-            action="keep" if keep else "drop" if self.drops else "warn",
-            value=None if self.value is None else round(self.value, 6),
-            others=None if self.others is None else round(self.others, 6),
-            message=f"{self.column!r} {self.seen}; {follows}",
-        )
-
-
-@dataclass(frozen=True)
-class Later:
-    """Rows that come after those to learn from, to compare distributions with.
-
-    Attributes:
-        name: What they are, as in "differs in the rows of the gate".
-        frame: Canonical columns, as far as there are some (n_rows, n_columns).
-        whole: Whether a column that is not there is missing; else it is not compared.
-    """
-
-    name: str
-    frame: pd.DataFrame
-    whole: bool = False
 
 
 def screen(
@@ -176,7 +87,7 @@ def screen(
         InvalidData: no column would be left.
     """
     columns = list(dataset.frame.columns)
-    found: dict[str, _Suspicion] = {}
+    found: dict[str, Suspicion] = {}
     seen: dict[bytes, str] = {}
     for column in columns:
         one = _useless(dataset, column) or _copy(dataset, column) or _duplicate(dataset.frame[column], column, seen)
@@ -187,8 +98,8 @@ def screen(
     found |= {c: one for c in left if c not in found and (one := next(_warnings(dataset, c), None)) is not None}
     used = [c for c in columns if c in keep or c not in found or not found[c].drops]
     found |= {one.column: one for one in _twins(dataset, used, seed=seed) if one.column not in found}
-    drifts = {one.column: one for one in _drifts(dataset, used, later, drift=drift)}
-    result = tuple(of[c].finding(keep=c in keep) for c in columns for of in (found, drifts) if c in of)
+    drifted = {one.column: one for one in drifts(dataset, used, later, drift=drift)}
+    result = tuple(of[c].finding(keep=c in keep) for c in columns for of in (found, drifted) if c in of)
     dropped = [f for f in result if f.action == "drop"]
     if len(dropped) == len(columns):
         raise InvalidData(
@@ -207,26 +118,26 @@ def _on_request(column: str) -> Finding:
 # --- what cannot help -------------------------------------------------------------------
 
 
-def _useless(dataset: Dataset, column: str) -> _Suspicion | None:
+def _useless(dataset: Dataset, column: str) -> Suspicion | None:
     series, kind = dataset.frame[column], dataset.types[column]
     n_rows, n_missing = len(series), int(series.isna().sum())
     n_known = n_rows - n_missing
     if not n_known:
-        return _Suspicion("all_missing", column, "has no value in any row", value=1.0)
+        return Suspicion("all_missing", column, "has no value in any row", value=1.0)
     if n_known < min(FILL * n_rows, FILL_ROWS):
         said = f"has a value in only {n_known} of {n_rows:,} rows"
-        return _Suspicion("nearly_empty", column, said, value=n_known / n_rows)
+        return Suspicion("nearly_empty", column, said, value=n_known / n_rows)
     values = series.to_numpy()
     # A float is never a key, and counting the values of thousands of them takes seconds.
     n_distinct = int(np.ptp(values[~np.isnan(values)]) > 0) + 1 if values.dtype.kind == "f" else series.nunique()
     if n_distinct == 1 and n_missing == 0:
-        return _Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
+        return Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
     if kind is ColumnType.IDENTIFIER or _numbers_rows(series, kind, n_distinct):
         said = (
             f"differs in (almost) every row ({n_distinct} values in {n_rows} rows) and names the row rather than "
             "describing it"
         )
-        return _Suspicion("identifier", column, said, value=n_distinct / n_rows)
+        return Suspicion("identifier", column, said, value=n_distinct / n_rows)
     return None
 
 
@@ -240,15 +151,15 @@ def _numbers_rows(series: pd.Series, kind: ColumnType, n_distinct: int) -> bool:
     return bool((np.diff(values) == 1).all()) and values[0] in (0, 1)
 
 
-def _duplicate(series: pd.Series, column: str, seen: dict[bytes, str]) -> _Suspicion | None:
+def _duplicate(series: pd.Series, column: str, seen: dict[bytes, str]) -> Suspicion | None:
     other = seen.setdefault(column_digest(series), column)
-    return None if other == column else _Suspicion("duplicate", column, f"holds the same values as {other!r}", value=1)
+    return None if other == column else Suspicion("duplicate", column, f"holds the same values as {other!r}", value=1)
 
 
 # --- what gives the target away ---------------------------------------------------------
 
 
-def _copy(dataset: Dataset, column: str) -> _Suspicion | None:
+def _copy(dataset: Dataset, column: str) -> Suspicion | None:
     """Find the target itself: its labels renamed, or its numbers times a factor plus a constant; gaps are allowed."""
     series, kind, target = dataset.frame[column], dataset.types[column], dataset.target
     if dataset.task is Task.REGRESSION:
@@ -264,7 +175,7 @@ def _copy(dataset: Dataset, column: str) -> _Suspicion | None:
         how = f"one value for each class of {target!r}"
     n_known = int(series.notna().sum())
     where = "in every row" if n_known == len(series) else f"in the {n_known:,} of {len(series):,} rows that have it"
-    return _Suspicion(
+    return Suspicion(
         "target_copy",
         column,
         f"is the target under another name ({how}, {where}), which nobody knows when predicting",
@@ -272,7 +183,7 @@ def _copy(dataset: Dataset, column: str) -> _Suspicion | None:
     )
 
 
-def _giving_away(dataset: Dataset, columns: list[str], *, copies: list[str], seed: int) -> dict[str, _Suspicion]:
+def _giving_away(dataset: Dataset, columns: list[str], *, copies: list[str], seed: int) -> dict[str, Suspicion]:
     """Columns that alone predict the target, or whose absence does."""
     alone = score_alone(dataset, columns, seed=seed)
     leaks = [c for c in columns if alone.whole.get(c, 0.0) >= LEAKAGE]
@@ -287,24 +198,24 @@ def _giving_away(dataset: Dataset, columns: list[str], *, copies: list[str], see
                 f"gives {dataset.target!r} away by having a value or none (correlation {r:+.3f}), as columns do that "
                 "are filled in after the outcome"
             )
-            found[column] = _Suspicion("absence", column, said, advice=_KEEP, value=r)
+            found[column] = Suspicion("absence", column, said, advice=_KEEP, value=r)
     return found
 
 
-def _leakage(column: str, alone: Alone, *, besides: list[str]) -> _Suspicion:
+def _leakage(column: str, alone: Alone, *, besides: list[str]) -> Suspicion:
     score, others = alone.whole[column], alone.next_best(besides)
     against = "" if others is None else f"; the best other column reaches {others:.4f}"
     said = (
         f"alone gives the target away (cross-validated {alone.measure} {score:.4f}{against}), as columns do that are "
         "known only after the outcome"
     )
-    return _Suspicion("leakage", column, said, advice=_KEEP, value=score, others=others)
+    return Suspicion("leakage", column, said, advice=_KEEP, value=score, others=others)
 
 
 # --- what a person should look at -------------------------------------------------------
 
 
-def _warnings(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
+def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
     """What may be wrong with a column, the most telling first."""
     series, kind = dataset.frame[column], dataset.types[column]
     enough = int(series.notna().sum()) >= CORRELATION_ROWS
@@ -312,13 +223,13 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
         r = sanity.label_correlation(_floats(series), dataset.y, n_classes=len(dataset.classes))
         if abs(r) >= CORRELATION:
             said = f"almost tells {dataset.target!r} (correlation {r:+.3f})"
-            yield _Suspicion("correlation", column, said, _LOOK, drops=False, value=r)
+            yield Suspicion("correlation", column, said, _LOOK, drops=False, value=r)
     if enough and dataset.classes and kind in (ColumnType.CATEGORICAL, ColumnType.BOOLEAN):
         yield from _levels(dataset, column)
     share = float(series.isna().mean())
     if share > HIGH_MISSING:
         said = f"is missing in {share:.0%} of the rows"
-        yield _Suspicion(
+        yield Suspicion(
             "high_missing", column, said, "it is used, but check where it comes from", drops=False, value=share
         )
     if kind is not ColumnType.TEXT and len(series) >= 1000:
@@ -327,7 +238,7 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
             said = f"has one and the same value in all but {differing} of {len(series):,} rows"
             value = differing / len(series)
             follows = "it is used, but says next to nothing"
-            yield _Suspicion("nearly_constant", column, said, follows, drops=False, value=value)
+            yield Suspicion("nearly_constant", column, said, follows, drops=False, value=value)
 
 
 def _differing(series: pd.Series) -> int:
@@ -339,16 +250,14 @@ def _differing(series: pd.Series) -> int:
     return len(series) - int(series.value_counts(dropna=False).iloc[0])
 
 
-def _levels(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
+def _levels(dataset: Dataset, column: str) -> Iterator[Suspicion]:
     codes, texts = factorize(dataset.frame[column].to_numpy())
-    counts = sanity.contingency(codes, dataset.y)
-    if (v := sanity.cramers_v(counts)) >= CORRELATION:
+    table = sanity.Contingency.of(codes, dataset.y)
+    if (v := sanity.cramers_v(table)) >= CORRELATION:
         said = f"almost tells {dataset.target!r} (Cramér's V {v:.3f})"
-        yield _Suspicion("correlation", column, said, _LOOK, drops=False, value=v)
+        yield Suspicion("correlation", column, said, _LOOK, drops=False, value=v)
     sure = [
-        rule
-        for rule in sanity.rules(counts)
-        if rule.at_least >= RULE and rule.prior <= RULE_PRIOR and rule.n_rows >= RULE_ROWS
+        rule for rule in sanity.rules(table, least_rows=RULE_ROWS) if rule.at_least >= RULE and rule.prior <= RULE_PRIOR
     ]
     if sure:
         best = max(sure, key=lambda rule: rule.n_rows)
@@ -357,10 +266,10 @@ def _levels(dataset: Dataset, column: str) -> Iterator[_Suspicion]:
             f"is {texts[best.level]!r} in {best.n_rows:,} rows, of which {best.confidence:.1%} are of class "
             f"{dataset.classes[best.label]!r}, against {best.prior:.1%} of all rows{more}"
         )
-        yield _Suspicion("rule", column, said, _LOOK, drops=False, value=best.confidence)
+        yield Suspicion("rule", column, said, _LOOK, drops=False, value=best.confidence)
 
 
-def _twins(dataset: Dataset, columns: list[str], *, seed: int) -> Iterator[_Suspicion]:
+def _twins(dataset: Dataset, columns: list[str], *, seed: int) -> Iterator[Suspicion]:
     """Numbers that say the same as an earlier column; one for each later one, naming its closest twin."""
     numeric = [c for c in columns if dataset.types[c] is ColumnType.NUMERIC]
     if len(numeric) < 2:
@@ -374,46 +283,8 @@ def _twins(dataset: Dataset, columns: list[str], *, seed: int) -> Iterator[_Susp
     for right, (left, r) in sorted(closest.items()):
         said = f"says almost the same as {numeric[left]!r} (correlation {r:+.4f})"
         follows = "both are used, and share what importance they have"
-        yield _Suspicion("twins", numeric[right], said, follows, drops=False, value=r)
+        yield Suspicion("twins", numeric[right], said, follows, drops=False, value=r)
 
 
 def _floats(series: pd.Series) -> np.ndarray:
     return np.asarray(series.to_numpy(), dtype=np.float64)
-
-
-# --- what later rows look like ----------------------------------------------------------
-
-
-def _drifts(dataset: Dataset, columns: list[str], later: Sequence[Later], *, drift: str) -> Iterator[_Suspicion]:
-    """Columns whose distribution differs in later rows; the rows where it differs most speak."""
-    for column in columns:
-        found = [one for rows in later if (one := _drift(dataset, column, rows, asked=drift)) is not None]
-        if found:
-            yield max(found, key=lambda one: (one.drops, one.value or 0.0))
-
-
-def _drift(dataset: Dataset, column: str, later: Later, *, asked: str) -> _Suspicion | None:
-    before, there = dataset.frame[column], column in later.frame.columns
-    if min(len(before), len(later.frame)) < _DRIFT_ROWS or not (there or later.whole):
-        return None
-    after = later.frame[column] if there else pd.Series(np.full(len(later.frame), np.nan))
-    shift = sanity.shift(before, after, dataset.types[column])
-    beyond_noise = shift.divergence - shift.noise
-    altogether = beyond_noise >= DRIFT or shift.fill_difference >= DRIFT_FILL or shift.fill_ratio >= DRIFT_RATIO
-    if not altogether and beyond_noise < DRIFT_WARNING and shift.fill_difference < FILL_WARNING:
-        return None
-    told = []
-    if shift.fill_difference >= FILL_WARNING or shift.fill_ratio >= DRIFT_RATIO:
-        told.append(f"filled in {shift.fill_before:.1%} of the rows to learn from, in {shift.fill_after:.1%} of those")
-    if beyond_noise >= DRIFT_WARNING:
-        told.append(f"divergence {shift.divergence:.2f} of at most 1")
-    drops = altogether and asked == "drop"
-    follows = "it is left out, as the request asks" if drops else "it is used, but what it teaches may not hold there"
-    return _Suspicion(
-        "drift",
-        column,
-        f"differs in {later.name} ({', '.join(told)})",
-        follows,
-        drops=drops,
-        value=max(shift.divergence, shift.fill_difference),
-    )

@@ -11,7 +11,6 @@ from factory.ledger.records import (
     ErrorRecord,
     Event,
     PastSearch,
-    PastTrial,
     RequestRecord,
 )
 from factory.ledger.store import Ledger
@@ -25,6 +24,5 @@ __all__ = [
     "Event",
     "Ledger",
     "PastSearch",
-    "PastTrial",
     "RequestRecord",
 ]

@@ -73,16 +73,6 @@ class Event(Document):
     payload: dict[str, Any] = Field(default_factory=dict)
 
 
-class PastTrial(Document):
-    """A finished trial of any request, for transfer to another."""
-
-    request_id: str
-    variant: str
-    recipe: str
-    recorded: datetime
-    trial: Trial
-
-
 class PastSearch(Document):
     """A search that another may learn from: its trials, and what became of them.
 

@@ -8,7 +8,7 @@ from factory.errors import Conflict, Detail
 from factory.ledger import schema
 from factory.ledger.catalog import Catalog
 from factory.ledger.claims import Claims
-from factory.ledger.records import PastSearch, PastTrial
+from factory.ledger.records import PastSearch
 from factory.ledger.requests import document_json
 from factory.ledger.schema import now
 from factory.spec import Task, Traits, Trial, Variant
@@ -75,21 +75,6 @@ class Ledger(Claims, Catalog):
             if not documents:
                 self._require(connection, request_id)
         return [Trial.model_validate(document) for document in documents]
-
-    def trial_history(self, *, recipe: str | None = None, limit: int = 1000) -> list[PastTrial]:
-        """Return finished trials of all requests, the newest first, of one recipe (by its name) where given."""
-        at, of = schema.trials.c, schema.requests.c
-        query = (
-            select(at.request_id, of.variant, of.recipe, at.recorded, at.document.label("trial"))
-            .join_from(schema.trials, schema.requests, at.request_id == of.id)
-            .where(at.finished)
-            .order_by(desc(at.recorded), desc(at.request_id), at.segment, desc(at.number))
-            .limit(limit)
-        )
-        if recipe is not None:
-            query = query.where(of.recipe == recipe)
-        with self._read() as connection:
-            return [PastTrial.model_validate(dict(row)) for row in connection.execute(query).mappings()]
 
     def record_traits(self, request_id: str, traits: Traits) -> None:
         """Store what a request's data look like, in place of what was stored before.

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from factory.data.dataset import Dataset, FeatureLineage
+from factory.data.findings import Finding
 from factory.data.profile import DatasetProfile
-from factory.data.screening import Finding
 from factory.data.tables import read_table
 from factory.families.base import Deadline
 from factory.search.engine import SearchResult

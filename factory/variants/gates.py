@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from factory.data.screening import LEAKS, Finding
+from factory.data.findings import LEAKS, Finding
 from factory.errors import listing
 from factory.search.metric import Metric
 from factory.spec import Ceilings, Document, Gates

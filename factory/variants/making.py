@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from factory.data.dataset import Dataset, FeatureLineage
+from factory.data.findings import Finding
 from factory.data.profile import DatasetProfile
-from factory.data.screening import Finding
 from factory.families.base import Deadline
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData, first_fold_score

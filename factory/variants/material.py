@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from factory.data.dataset import Dataset
+from factory.data.drift import Later
+from factory.data.findings import Finding
 from factory.data.loading import load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
-from factory.data.screening import Finding, Later, screen
+from factory.data.screening import screen
 from factory.errors import Detail, InvalidData
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan

@@ -19,8 +19,8 @@ import pandas as pd
 from pydantic import Field
 
 from factory.data.dataset import FeatureLineage
+from factory.data.findings import LEAKS, Finding
 from factory.data.profile import DatasetProfile
-from factory.data.screening import LEAKS, Finding
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.search.plan import family

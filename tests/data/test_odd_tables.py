@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from factory.data.dataset import Dataset, from_frame
+from factory.data.findings import Finding
 from factory.data.profile import profile
-from factory.data.screening import Finding, screen
+from factory.data.screening import screen
 from factory.errors import InvalidData
 from factory.search.splits import Split, folds, set_aside
 from factory.spec import AutoValidation, ColumnType, FileDataset, Task

@@ -12,7 +12,9 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.metrics import roc_auc_score
 
 from factory.data.dataset import Dataset, from_frame
-from factory.data.screening import Finding, Later, screen
+from factory.data.drift import Later
+from factory.data.findings import Finding
+from factory.data.screening import screen
 from factory.search.splits import set_aside
 from factory.spec import AutoValidation, FileDataset
 

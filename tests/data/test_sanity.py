@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -28,24 +30,45 @@ def test_correlation_is_numpys_over_the_rows_that_have_both() -> None:
 def test_cramers_v_is_scipys_where_there_are_many_rows_and_zero_by_chance() -> None:
     labels = RNG.integers(0, 3, 20_000)
     codes = np.where(RNG.random(20_000) < 0.6, labels, RNG.integers(0, 3, 20_000))
-    counts = sanity.contingency(codes, labels)
-    assert sanity.cramers_v(counts) == pytest.approx(association(counts, method="cramer"), abs=1e-3)
-    by_chance = sanity.contingency(RNG.integers(0, 200, 400), RNG.integers(0, 2, 400))
-    assert association(by_chance[by_chance.sum(axis=1) > 0], method="cramer") > 0.5
-    assert sanity.cramers_v(by_chance) < 0.3
-    assert sanity.cramers_v(sanity.contingency(np.zeros(9, dtype=np.int64), np.arange(9) % 2)) == 0
+    table = sanity.Contingency.of(codes, labels)
+    dense = pd.crosstab(codes, labels).to_numpy()
+    assert sanity.cramers_v(table) == pytest.approx(association(dense, method="cramer"), abs=1e-3)
+    codes, labels = RNG.integers(0, 200, 400), RNG.integers(0, 2, 400)
+    assert association(pd.crosstab(codes, labels).to_numpy(), method="cramer") > 0.5
+    assert sanity.cramers_v(sanity.Contingency.of(codes, labels)) < 0.3
+    assert sanity.cramers_v(sanity.Contingency.of(np.zeros(9, dtype=np.int64), np.arange(9) % 2)) == 0
 
 
 def test_contingency_leaves_out_what_is_missing() -> None:
     codes, labels = np.array([0, 1, -1, 1]), np.array([0, 1, 1, 1])
-    np.testing.assert_array_equal(sanity.contingency(codes, labels), [[1, 0], [0, 2]])
+    table = sanity.Contingency.of(codes, labels)
+    assert list(zip(table.levels, table.labels, table.counts, strict=True)) == [(0, 0, 1), (1, 1, 2)]
+    assert (table.of_levels.tolist(), table.of_classes.tolist()) == ([1, 2], [1, 2])
+    nothing = sanity.Contingency.of(np.full(3, -1), np.arange(3))
+    assert sanity.cramers_v(nothing) == 0
+    assert sanity.rules(nothing, least_rows=1) == ()
 
 
 def test_rules_are_less_sure_of_few_rows() -> None:
-    few, many = sanity.rules(np.array([[0, 5], [0, 500], [0, 0], [700, 300]]))[:2]
+    codes, labels = np.repeat([0, 1, 3, 3], [5, 500, 700, 300]), np.repeat([1, 1, 0, 1], [5, 500, 700, 300])
+    table = sanity.Contingency.of(codes, labels)
+    few, many, mixed = sanity.rules(table, least_rows=1)
     assert (few.confidence, many.confidence) == (1, 1)
     assert few.at_least < 0.6 < 0.99 < many.at_least
-    assert len(sanity.rules(np.array([[0, 5], [0, 0]]))) == 1
+    assert (mixed.level, mixed.label, mixed.confidence, mixed.n_rows) == (3, 0, 0.7, 1000)
+    assert mixed.prior == pytest.approx(700 / 1505)
+    assert [rule.level for rule in sanity.rules(table, least_rows=6)] == [1, 3]
+
+
+def test_a_hundred_thousand_levels_take_the_memory_of_their_rows() -> None:
+    codes, labels = np.arange(200_000) // 2, RNG.integers(0, 200, 200_000)
+    tracemalloc.start()
+    table = sanity.Contingency.of(codes, labels)
+    assert sanity.cramers_v(table) < 0.1
+    assert sanity.rules(table, least_rows=50) == ()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6  # 100,000 levels times 200 classes would be 160 MB
 
 
 def test_renaming_is_one_to_one() -> None:

@@ -12,7 +12,9 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
 from factory.data.dataset import Dataset, from_frame
-from factory.data.screening import Finding, Kind, Later, screen
+from factory.data.drift import Later
+from factory.data.findings import Finding, Kind
+from factory.data.screening import screen
 from factory.errors import InvalidData
 from factory.spec import FileDataset
 

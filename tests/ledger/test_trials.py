@@ -66,8 +66,6 @@ def test_a_finished_trial_may_gain_folds(ledger: Ledger, request_id: str) -> Non
     for trial in (with_folds(0), with_folds(0, 1), with_folds(0, 1, 2, 5), with_folds(0, 1, 2, 3, 4, 5)):
         ledger.record_trial(request_id, trial)
         assert ledger.trials(request_id) == [trial]
-    [past] = ledger.trial_history()
-    assert past.trial == with_folds(0, 1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -124,20 +122,6 @@ def test_score_that_is_no_number_is_kept_and_stays_immutable(ledger: Ledger, req
 def test_trial_of_an_unknown_request_is_refused(ledger: Ledger, request_id: str) -> None:
     with pytest.raises(NotFound, match="nearest"):
         ledger.record_trial(request_id + "x", make_trial())
-
-
-def test_history_holds_finished_trials_of_all_requests(ledger: Ledger) -> None:
-    old = ledger.create_request(make_order()).id
-    new = ledger.create_request(make_order(team="risk", recipe="tabular-fast@0123456789abcdef")).id
-    ledger.record_trial(old, make_trial(0))
-    ledger.record_trial(old, make_trial(1, state=TrialState.RUNNING))
-    ledger.record_trial(old, make_trial(2, state=TrialState.FAILED))
-    ledger.record_trial(new, make_trial(0))
-    assert [(p.request_id, p.trial.number) for p in ledger.trial_history()] == [(new, 0), (old, 2), (old, 0)]
-    [past] = ledger.trial_history(recipe="tabular-fast")
-    assert (past.variant, past.recipe, past.trial) == ("risk.churn", "tabular-fast", make_trial(0))
-    assert past.recorded.tzinfo is not None
-    assert len(ledger.trial_history(limit=2)) == 2
 
 
 def test_recorded_trials_survive_sigkill(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from factory.data.screening import Finding
+from factory.data.findings import Finding
 from factory.search.metric import Metric
 from factory.spec import Ceilings, Gates, Task
 from factory.variants.gates import Evidence, judge

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from factory.data.findings import Finding
 from factory.data.profile import profile
-from factory.data.screening import Finding
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.spec import Ceilings, CurvePoint, Gates, Task, Trial, TrialState, Variant
