@@ -1,0 +1,69 @@
+"""The nouns of the factory as frozen models, as every door accepts and returns them.
+
+The JSON schemas of these models are good enough to draw a form from;
+``factory/parsing.py`` checks a document against one of them.
+"""
+
+from factory.spec.dataset import DatasetRef, EntityDataset, FileDataset, UploadDataset
+from factory.spec.document import NAME, ColumnType, Document, Seconds, Task
+from factory.spec.outcome import ALIAS, CurvePoint, Traits, Trial, Variant, duration
+from factory.spec.request import (
+    REMADE,
+    AutoValidation,
+    Budget,
+    BudgetRange,
+    Ceilings,
+    CrossValidation,
+    DeploymentWish,
+    Gates,
+    GroupSplit,
+    Holdout,
+    Making,
+    Metrics,
+    Recipe,
+    Resources,
+    Segments,
+    TimeSplit,
+    Validation,
+    VariantRequest,
+)
+from factory.spec.states import NEXT_STATES, RequestState, TrialState
+
+__all__ = [
+    "ALIAS",
+    "NAME",
+    "NEXT_STATES",
+    "REMADE",
+    "AutoValidation",
+    "Budget",
+    "BudgetRange",
+    "Ceilings",
+    "ColumnType",
+    "CrossValidation",
+    "CurvePoint",
+    "DatasetRef",
+    "DeploymentWish",
+    "Document",
+    "EntityDataset",
+    "FileDataset",
+    "Gates",
+    "GroupSplit",
+    "Holdout",
+    "Making",
+    "Metrics",
+    "Recipe",
+    "RequestState",
+    "Resources",
+    "Seconds",
+    "Segments",
+    "Task",
+    "TimeSplit",
+    "Traits",
+    "Trial",
+    "TrialState",
+    "UploadDataset",
+    "Validation",
+    "Variant",
+    "VariantRequest",
+    "duration",
+]
