@@ -136,13 +136,14 @@ def resampled(metric: Metric, y: np.ndarray, *, most: int = MOST_BAGS) -> list[n
     """Return positions of rows drawn with replacement, the more often the fewer rows there are; all rows if many.
 
     Args:
-        metric: Of two classes the smaller one counts as the rows that there are.
+        metric: Of two classes the smaller one counts as the rows that there are. One that is not quick sees all rows
+            once: a blend of 300 rows takes it a second, and a search asks for one after each trial.
         y: Class indices or targets, (n_rows,).
         most: Draws at most.
     """
     telling = 2 * int(np.bincount(y.astype(np.int64), minlength=2).min()) if metric.task is Task.BINARY else len(y)
     draws = min(most, ENOUGH_ROWS // max(telling, 1))
-    if draws < 2:
+    if draws < 2 or not metric.quick:
         return [np.arange(len(y))]
     random = np.random.default_rng(len(y))
     return [random.integers(0, len(y), len(y)) for _ in range(draws)]

@@ -7,8 +7,9 @@ that does not (a framework that hangs within a round) is left to itself:
   another one takes its place (:mod:`factory.search.tune`);
 * a fit in this process runs in a thread of its own.  A thread cannot be ended
   from outside, so the search goes on without it: nobody waits for the fit any
-  longer, its result is not used, and no further one is started here.  Until it
-  comes back, or this process ends, it goes on taking a core and its memory.
+  longer, its result is not used, and no further trial is started here; refits
+  are.  Until it comes back, or this process ends, it goes on taking a core and
+  its memory.
   Where it never lets go of the interpreter's lock, even that cannot help;
   compiled code that loops so was not met in any family.
 """

@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from typing import Literal
 
 import numpy as np
@@ -220,12 +219,13 @@ class Metric:
 
     @property
     def weighs(self) -> bool:
-        """Whether rows can count differently: so in all scorers that take a ``sample_weight``."""
-        if self.quick:
-            return True
-        from sklearn.metrics import get_scorer
-
-        return "sample_weight" in signature(get_scorer(self.name)._score_func).parameters
+        """Whether rows can count differently, tried once: one-vs-one has a ``sample_weight``, and refuses it."""
+        y, prediction = _example(self.task)
+        try:
+            self.score(y, prediction, weight=np.ones(len(y)))
+        except (AttributeError, TypeError, ValueError):
+            return False
+        return True
 
     @property
     def quick(self) -> bool:

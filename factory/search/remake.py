@@ -68,9 +68,12 @@ class MemberPlan(Document):
     seed: int = 0
 
     def rounds_for(self, n_rows: int) -> int:
-        """Return the rounds of a fit on so many rows: they grow with the rows where the family's do."""
-        grows = self.n_rows and family(self.family).rounds_grow
-        return round(self.rounds * n_rows / self.n_rows) if grows else self.rounds
+        """Return the rounds of a fit on so many rows: they grow with the rows where the family's do.
+
+        At least one where there were some, since none would leave them to the family.
+        """
+        grows = self.rounds and self.n_rows and family(self.family).rounds_grow
+        return max(1, round(self.rounds * n_rows / self.n_rows)) if grows else self.rounds
 
 
 class Blueprint(Document):

@@ -53,6 +53,8 @@ def test_a_row_of_weight_two_counts_as_two_rows(task: Task, name: str) -> None:
 def test_some_scorers_cannot_weigh_rows() -> None:
     assert not Metric.of("neg_max_error", Task.REGRESSION).weighs
     assert Metric.of("recall", Task.BINARY).weighs
+    assert Metric.of("roc_auc_ovr", Task.MULTICLASS).weighs
+    assert not Metric.of("roc_auc_ovo", Task.MULTICLASS).weighs, "it has the parameter, and refuses it"
 
 
 def test_fast_paths_at_their_edges() -> None:

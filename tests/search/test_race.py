@@ -137,6 +137,11 @@ def test_few_rows_spread_the_choice_over_equals() -> None:
     assert len(resampled(metric, np.zeros(9_000))) == 1
 
 
+def test_a_slow_scorer_sees_all_rows_once() -> None:
+    (rows,) = resampled(Metric("roc_auc_ovr", Task.MULTICLASS), np.arange(60) % 3)
+    assert rows.tolist() == list(range(60))
+
+
 def test_a_constant_with_all_folds_does_not_push_out_what_is_better() -> None:
     assert common_folds({0: tuple(range(8)), 1: (0,), 2: (0, 1)}, {0: 1.0, 1: 0.1, 2: 0.11})[0] == (0, 2)
     assert common_folds({0: tuple(range(8)), 1: (0,), 2: (0,)}, {0: 1.0, 1: 0.1, 2: 0.11}) == ((0, 1, 2), (0,))

@@ -111,6 +111,7 @@ def test_a_member_that_cannot_be_fitted_is_left_out(tmp_path: Path) -> None:
 def test_rounds_grow_with_the_rows_they_were_found_on() -> None:
     booster, linear = BLUEPRINT.members
     assert booster.rounds_for(240) == 40
+    assert booster.rounds_for(2) == 1, "none would mean as many as the family likes"
     assert linear.model_copy(update={"rounds": 5}).rounds_for(240) == 5
     assert booster.model_copy(update={"n_rows": 0}).rounds_for(240) == 20, "not known: as they are"
 
