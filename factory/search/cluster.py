@@ -27,9 +27,16 @@ WORKER_MB, LEAST_WORKER_MB = 400.0, 800.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a search may use of the connected Ray."""
+    """What a search may use of the connected Ray.
+
+    Attributes:
+        cpus: Of all nodes together.
+        node_cpus: Of the largest node; nothing that reserves more ever starts.
+        started_here: Whether it ends with the session.
+    """
 
     cpus: int
+    node_cpus: int
     started_here: bool
 
 
@@ -95,14 +102,16 @@ def session(settings: Settings) -> Iterator[Cluster]:
     try:
         if not joined:
             _connect(settings)
-        cpus = int(ray.cluster_resources().get("CPU", 1))
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        node_cpus = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")
         raise ServiceFault(
             f"Ray on {address} cannot be used: {error}.", hint="`factory doctor` checks Ray; see also RAY_ADDRESS."
         ) from error
     try:
-        yield Cluster(cpus=max(1, cpus), started_here=not joined and "RAY_ADDRESS" not in os.environ)
+        started_here = not joined and "RAY_ADDRESS" not in os.environ
+        yield Cluster(cpus=cpus, node_cpus=node_cpus or cpus, started_here=started_here)
     finally:
         if not joined:
             ray.shutdown()

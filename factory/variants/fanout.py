@@ -16,7 +16,7 @@ from typing import Any
 
 from factory.errors import FactoryError
 from factory.families.base import Deadline
-from factory.search.cluster import Crew, RaySession, memory_budget_mb
+from factory.search.cluster import Cluster, Crew, RaySession, memory_budget_mb
 from factory.search.executor import usual_fit_mb
 from factory.settings import Settings
 from factory.variants.making import Made, Order
@@ -33,7 +33,8 @@ LATE_S = 10.0
 RETRIES = 2
 """Times that a segment is taken up again whose worker died; it goes on with what its journal holds."""
 IN_FLIGHT = 2
-"""Tasks for each place: one that runs and one whose data is there when it ends."""
+"""Tasks for each place: one that runs and one whose data is there when it ends. One where reservations alone would let
+more of them run."""
 LOOK_S = 0.5
 """Seconds after which segments that did not end are looked at."""
 BEGUN = "begun"
@@ -80,7 +81,7 @@ def fan_out(
     if not orders:
         return
     waiting = sorted(orders, key=lambda given: -len(given.order.data.dataset))
-    shares = shares_of(waiting[0].order, cpus=ray.connect().cpus, settings=settings)
+    shares = shares_of(waiting[0].order, cluster=ray.connect(), settings=settings)
     import ray as _ray
 
     task = _ray.remote(num_cpus=shares.cpus, max_retries=RETRIES)(_attempt)
@@ -88,7 +89,7 @@ def fan_out(
         (order.order.data.workspace / BEGUN).unlink(missing_ok=True)
     running: dict[Any, _Task] = {}
     while waiting or running:
-        while waiting and len(running) < IN_FLIGHT * shares.at_once and not deadline.passed:
+        while waiting and len(running) < shares.in_flight and not deadline.passed:
             share_s = share_of(deadline, shares.at_once, len(waiting) + len(running))
             given = _Task(waiting.pop(0), share_s)
             running[task.remote(given.order, shares.settings, given.share_s)] = given
@@ -113,27 +114,33 @@ class Shares:
 
     Attributes:
         at_once: Segments that are made at a time.
+        in_flight: Segments that are handed out at a time.
         cpus: That each reserves, so that no more of them run.
         settings: Of a worker, with its part of the memory budget.
     """
 
     at_once: int
+    in_flight: int
     cpus: int
     settings: Settings
 
 
-def shares_of(largest: Order, *, cpus: int, settings: Settings) -> Shares:
+def shares_of(largest: Order, *, cluster: Cluster, settings: Settings) -> Shares:
     """Return the shares by which driver and workers together keep the request's memory budget.
 
     Args:
         largest: The segment with the most rows.
-        cpus: Of the cluster.
+        cluster: Where they are made.
         settings: Of this process.
     """
     memory_mb = memory_budget_mb(largest.plan.budget, settings)
-    crew = Crew.of(cpus=cpus, memory_mb=memory_mb, fit_mb=usual_fit_mb(largest.plan, largest.data))
-    reserved = ceil(cpus / max(crew.workers, 1))
-    return Shares(cpus // reserved, reserved, settings.model_copy(update={"memory_gb": crew.worker_mb / 1000}))
+    crew = Crew.of(cpus=cluster.cpus, memory_mb=memory_mb, fit_mb=usual_fit_mb(largest.plan, largest.data))
+    own = settings.model_copy(update={"memory_gb": crew.worker_mb / 1000})
+    workers = max(crew.workers, 1)
+    reserved = ceil(cluster.cpus / workers)
+    if reserved > cluster.node_cpus:
+        return Shares(workers, workers, cluster.node_cpus, own)
+    return Shares(cluster.cpus // reserved, IN_FLIGHT * (cluster.cpus // reserved), reserved, own)
 
 
 def share_of(deadline: Deadline, at_once: int, n_left: int) -> float:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from factory.families.base import Deadline
-from factory.search.cluster import DRIVER_MB
+from factory.search.cluster import DRIVER_MB, Cluster
 from factory.settings import Settings
 from factory.variants.fanout import BEGUN, FINISH_S, HANG_S, LATE_S, LEAST_S, _Task, share_of, shares_of
 from tests.search.conftest import make_data, make_test_plan
@@ -52,15 +52,19 @@ def test_segments_share_the_time_and_the_last_ones_get_a_little() -> None:
     assert share_of(Deadline.after(-5), 2, 10) == LEAST_S
 
 
-@pytest.mark.parametrize(("cpus", "memory_gb", "at_once", "reserved"), [(2, 4, 2, 1), (16, 4, 2, 6), (16, 2, 1, 16)])
+@pytest.mark.parametrize(
+    ("cpus", "node_cpus", "memory_gb", "at_once", "in_flight", "reserved"),
+    [(2, 2, 4, 2, 4, 1), (16, 16, 4, 2, 4, 6), (16, 16, 2, 1, 2, 16), (32, 8, 4, 3, 3, 8), (64, 4, 2, 1, 1, 4)],
+)
 def test_segments_at_once_keep_the_memory_budget(
-    tmp_path: Path, cpus: int, memory_gb: float, at_once: int, reserved: int
+    tmp_path: Path, cpus: int, node_cpus: int, memory_gb: float, at_once: int, in_flight: int, reserved: int
 ) -> None:
-    """Rather fewer than memory would allow, since each reserves whole CPUs."""
+    """Rather fewer than memory would allow, since each reserves whole CPUs; and never more of these than a node has."""
     plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "memory_gb": memory_gb})
     order = SimpleNamespace(plan=plan, data=make_data(tmp_path, plan=plan))
-    shares = shares_of(order, cpus=cpus, settings=Settings())  # type: ignore[arg-type] # no more is looked at
-    assert (shares.at_once, shares.cpus) == (at_once, reserved)
+    cluster = Cluster(cpus=cpus, node_cpus=node_cpus, started_here=False)
+    shares = shares_of(order, cluster=cluster, settings=Settings())  # type: ignore[arg-type] # no more is looked at
+    assert (shares.at_once, shares.in_flight, shares.cpus) == (at_once, in_flight, reserved)
     own_mb = 1000 * (shares.settings.memory_gb or 0)
     assert own_mb >= 800
     assert at_once == 1 or at_once * own_mb + DRIVER_MB <= 1000 * memory_gb
