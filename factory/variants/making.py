@@ -7,6 +7,7 @@ made anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -207,8 +208,7 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
         example=unseen.frame,
         tested=unseen_scores(result, data=data, unseen=unseen, weights=appraisal.weights, deadline=deadline),
     )
-    files = evidence_files(card, result.trials)
-    (data.workspace / "card.html").write_text(files["card.html"], encoding="utf-8")
+    files = _told(card, result.trials, workspace=data.workspace)
     cost = {"latency_ms": appraisal.latency_ms, "size_mb": appraisal.size_mb}
     return Made(
         variant=variant,
@@ -238,8 +238,15 @@ def judged_again(made: Made, gates: Gates) -> Made:
     verdict = made.verdict.with_check(check)
     variant = made.variant.model_copy(update={"state": "registered" if verdict.passed else "rejected"})
     card = made.card.model_copy(update={"verdict": verdict, "variant": variant})
-    registration = replace(made.registration, files=evidence_files(card, made.trials))
+    registration = replace(made.registration, files=_told(card, made.trials, workspace=made.folder.parent))
     return replace(made, verdict=verdict, variant=variant, card=card, registration=registration)
+
+
+def _told(card: Card, trials: Sequence[Trial], *, workspace: Path) -> dict[str, str]:
+    """Return the texts that are kept with a version, and let the card in the workspace say the same."""
+    files = evidence_files(card, trials)
+    (workspace / "card.html").write_text(files["card.html"], encoding="utf-8")
+    return files
 
 
 def _parity(order: Order, result: SearchResult) -> int | None:

@@ -25,7 +25,12 @@ def card(binary: Fixture) -> Card:
     return card_of(binary)
 
 
-def made(card: Card, gate: JointGate, probability: float, *, latency_ms: float = 1.0) -> Made:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "bundle"
+
+
+def made(card: Card, gate: JointGate, probability: float, *, folder: Path = Path(), latency_ms: float = 1.0) -> Made:
     """A segment's variant as its worker judges it."""
     comparison = BETTER.model_copy(update={"probability": probability})
     evidence = Evidence(
@@ -46,35 +51,37 @@ def made(card: Card, gate: JointGate, probability: float, *, latency_ms: float =
         weights={},
         trade="",
         skipped={},
-        folder=Path(),
+        folder=folder,
         example=pd.DataFrame(),
         registration=Registration({}, {}, {}, {}),
     )
 
 
-def test_only_those_in_between_wait_for_the_others(card: Card) -> None:
+def test_only_those_in_between_wait_for_the_others(card: Card, folder: Path) -> None:
     gate = JointGate(Gates(), n_segments=5)
     assert gate.strict.confidence == pytest.approx(0.99)
     assert gate.settled(made(card, gate, 0.995))
     assert gate.settled(made(card, gate, 0.90))
     assert gate.settled(made(card, gate, 0.985, latency_ms=9.0)), "too slow, however sure it is"
-    assert not gate.settled(made(card, gate, 0.9885))
-    assert not gate.settled(made(card, gate, 0.96))
+    assert not gate.settled(made(card, gate, 0.9885, folder=folder))
+    assert not gate.settled(made(card, gate, 0.96, folder=folder.with_name("other") / "bundle"))
+    folder.with_name("other").mkdir()
     # By Holm: .995 >= .99, .9885 >= .9875, .985 >= .98333, .96 < .975.
     stood, fell = sorted(gate.rest(), key=lambda one: -one.comparison.probability)
     assert stood.verdict.passed
     assert stood.variant.state == "registered"
     assert json.loads(stood.registration.files["verdict.json"])["passed"] is True
     assert "98.8% needed" in stood.registration.files["card.html"]
+    assert (folder.parent / "card.html").read_text(encoding="utf-8") == stood.registration.files["card.html"]
     assert not fell.verdict.passed
     assert fell.variant.state == "rejected"
     assert "97.5% needed" in fell.verdict.sentence
 
 
-def test_segments_that_failed_or_were_made_earlier_are_counted(card: Card) -> None:
+def test_segments_that_failed_or_were_made_earlier_are_counted(card: Card, folder: Path) -> None:
     earlier = [card.variant.model_copy(update={"state": state}) for state in ("registered", "rejected")]
     gate = JointGate(Gates(), n_segments=4, earlier=earlier)
-    one = made(card, gate, 0.985)
+    one = made(card, gate, 0.985, folder=folder)
     assert not gate.settled(one)
     # One stood earlier, one fell, one failed now: three are left for the one that waits.
     (judged,) = gate.rest()
