@@ -36,6 +36,9 @@ EXPLORE_SHARE = 0.4
 """Part of the time for first folds; then the best of them get the others (docs/decisions/engine.md)."""
 FIT_SHARE_FEW_ROWS, FIT_SHARE, FEW_ROWS = 0.1, 0.16, 6_000
 """Part of the time that the fit of a first fold may take, and up to how many rows it is the smaller one."""
+CUT_SHORT = 2.0
+"""How much longer a family may take whose fit does not get better round by round: a forest that is cut to a few trees
+looks hopeless, where a booster is only a little worse."""
 DISTRIBUTED_FIT_SHARE = 0.5
 """The same where a trial trains on several workers: their start alone takes 20 to 40 s."""
 SHORTEST_TRIAL_S, SHORTEST_SHARE = 3.0, 0.1
@@ -252,9 +255,9 @@ class Proposer:
         self.record(trial)
         # A search that is late fits its one model in what a shortest trial takes.
         deadline_at = max(self.deadline.at, time.time() + SHORTEST_TRIAL_S)
-        return self._job(trial, (0,), limit_s=self._first_limit_s(), deadline_at=deadline_at)
+        return self._job(trial, (0,), limit_s=self._first_limit_s(name), deadline_at=deadline_at)
 
-    def _first_limit_s(self) -> float:
+    def _first_limit_s(self, name: str) -> float:
         """Return what the fit of a first fold may take; counted trials share what is left, two thirds for the folds."""
         left_s = self.deadline.left_s
         if self.plan.repeatable and self.plan.budget.trials is not None:
@@ -263,6 +266,8 @@ class Proposer:
         if self.plan.request.resources.workers > 1:
             return max(SHORTEST_TRIAL_S, DISTRIBUTED_FIT_SHARE * left_s)
         share = FIT_SHARE_FEW_ROWS if len(self.data.splits[0].train) <= FEW_ROWS else FIT_SHARE
+        if not family(name).iterative:
+            share *= CUT_SHORT
         return max(self._shortest_s, share * (time.time() - self._began + left_s))
 
     def _searchable(self) -> list[str]:

@@ -50,9 +50,6 @@ KEPT_CROSSES = 14
 """Crosses that are kept (own measurement: 14 of 90 were best on twelve tables)."""
 ACCEPTED = 0.997
 """Share of the loss that has to be undercut; quick fits are not exact to less."""
-ACCEPTED_CROSSES = 1.02
-"""The same for crosses where a number is predicted and the quick fits see only a part of the rows: with all of them
-crosses help more, and the portfolio tries LightGBM without them as well (docs/decisions/representation.md)."""
 SKEWED = 1.0
 """Skewness above which another target scale is tried."""
 HEAVY_TAILED = 30.0
@@ -133,7 +130,6 @@ class _Probe:
     Attributes:
         draws: Rows to learn from; the second differs from the first where there are enough.
         judged: Rows that score.
-        partial: Whether there are more rows to learn from than a draw has.
         circular: Calendar parts, whose values are places on a circle and not amounts; products of them say nothing.
         longest_s: Seconds of the longest fit so far.
         known: Losses that were already found.
@@ -145,7 +141,6 @@ class _Probe:
     deadline: Deadline
     draws: tuple[Sample, ...]
     judged: Sample
-    partial: bool
     circular: frozenset[str]
     longest_s: float = 0.0
     known: dict[tuple[tuple[Cross, ...], TargetScale], np.ndarray] = field(default_factory=dict)
@@ -175,8 +170,7 @@ class _Probe:
         dates = tuple(f"{c}:" for c, t in types.items() if t is ColumnType.DATETIME)
         names = draws[0].table.numeric_names
         circular = frozenset(n for n in names if dates and n.startswith(dates) and not n.endswith(":days"))
-        partial = len(split.train) > most
-        probe = cls(metric, n_classes, seed, deadline, draws, held_out, partial, circular)
+        probe = cls(metric, n_classes, seed, deadline, draws, held_out, circular)
         if draws[0].table.n_columns > MOST_COLUMNS and probe._in_time(1):
             probe._narrow()
         return probe
@@ -218,8 +212,6 @@ class _Probe:
             return chosen
         # An AUC of few positives is noisy; where crosses truly help, the log-loss falls, too.
         loss, reference = self._loss(chosen, target_scale), self._loss((), target_scale)
-        if self.metric.task is Task.REGRESSION and self.partial:
-            return chosen if loss[0] < ACCEPTED_CROSSES * reference[0] else ()
         return chosen if loss[0] < ACCEPTED * reference[0] and loss[1] < reference[1] else ()
 
     def _candidates(self, target_scale: TargetScale) -> tuple[Cross, ...]:
