@@ -1,6 +1,7 @@
 """A kernel machine answers smoothly where the classes bend, and like the exact one where all rows are landmarks."""
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import log_loss
@@ -9,6 +10,7 @@ from factory import plugins
 from factory.data.preparation import Table
 from factory.families import kernel
 from factory.families.base import Family, FitContext, Model, Sample
+from factory.families.kernel import _with_ones
 from factory.spec import Task
 
 
@@ -57,3 +59,23 @@ def test_rows_that_are_all_alike_have_one_answer() -> None:
         _sample(np.ones((40, 3)), np.arange(40) % 2), FitContext(task=Task.BINARY, n_classes=2, seed=0, rounds=3)
     )
     np.testing.assert_allclose(model.predict(_sample(np.ones((2, 3)), np.zeros(2)).table), 0.5, atol=1e-6)
+
+
+def test_rows_are_answered_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _sample(np.random.default_rng(0).normal(size=(50, 3)), np.arange(50) % 2)
+    model = _fit(rows, FitContext(task=Task.BINARY, n_classes=2, seed=0, rounds=3))
+    whole = model.predict(rows.table)
+    monkeypatch.setattr(kernel, "BATCH_CELLS", 50 * 7)
+    np.testing.assert_allclose(model.predict(rows.table), whole, atol=1e-6)
+    assert model.predict(rows.table.rows(np.arange(0))).shape == (0, 2)
+
+
+def test_many_rows_to_stop_by_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "MOST_CELLS", 0)
+    random = np.random.default_rng(0)
+    X = random.normal(size=(2_000, 2))
+    train, validation = (_sample(part, (part[:, 0] > 0).astype(np.int64)) for part in (X[:200], X[200:]))
+    looked_at: list[int] = []
+    monkeypatch.setattr(kernel, "_with_ones", lambda Z: looked_at.append(len(Z)) or _with_ones(Z))
+    _fit(train, FitContext(task=Task.BINARY, n_classes=2, seed=0), validation=validation)
+    assert looked_at == [200, 250]
