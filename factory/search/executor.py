@@ -108,7 +108,8 @@ class Executor:
             self._run_inline(jobs, lambda: True, threads=1 if alone else local_cpus(self._settings))
             return
         jobs.parallel = min(count, self.crew.workers)
-        threads = 1 if repeatable else max(1, self.crew.workers // count)
+        # All threads of a fit are on one node: what asks for more of them would wait for ever.
+        threads = 1 if repeatable else max(1, min(self.crew.workers // count, self._ray.connect().node_cpus))
         self._run_tune(jobs, threads=threads, name=name, on_first_end=lambda: None)
 
     @property

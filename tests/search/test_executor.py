@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from factory.families.base import Deadline
-from factory.search.cluster import DRIVER_MB, LEAST_WORKER_MB, Crew, RaySession
+from factory.search.cluster import DRIVER_MB, LEAST_WORKER_MB, Cluster, Crew, RaySession
 from factory.search.ensemble import Blend
 from factory.search.executor import Executor, usual_fit_mb
 from factory.search.jobs import FitJob, FitResult
@@ -108,6 +108,18 @@ def test_refits_here_take_the_cpus_of_the_search(
         assert refits.count == 1
         executor.run_few(refits, count=refits.count, expected_s=refits.expected_s, name="refit")
     assert used == [granted]
+
+
+def test_a_refit_takes_no_more_cpus_than_a_node_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_test_plan("linear", validation={"kind": "holdout"})
+    ray, granted = RaySession(Settings()), list[object]()
+    ray._cluster = Cluster(cpus=32, node_cpus=8, started_here=False)
+    monkeypatch.setattr("factory.search.executor.run_tune", lambda *_, **given: granted.append(given["threads"]))
+    executor = Executor(plan, make_data(tmp_path, plan=plan), ray=ray, settings=Settings(), usable=lambda: True)
+    executor.crew = Crew(32, 800.0)
+    for count in (2, 8):
+        executor.run_few(Few(), count=count, expected_s=60, name="refit")
+    assert granted == [8, 4]
 
 
 FORKS = """
