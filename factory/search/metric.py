@@ -41,6 +41,11 @@ def _roc_auc(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
     return float(own @ weight_below / (2 * own.sum() * up_to[-1]))
 
 
+def _roc_auc_ovr(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
+    """Mean over the classes of the area of each against the rest."""
+    return float(np.mean([_roc_auc(y == k, p[:, [k, k]], w) for k in range(p.shape[1])]))
+
+
 def _average_precision(y: np.ndarray, p: np.ndarray, w: np.ndarray | None) -> float:
     """Precision at each distinct probability, weighted by the recall gained there."""
     order = np.argsort(-p[:, 1], kind="stable")
@@ -135,7 +140,7 @@ _FAST: dict[Task, dict[str, Score]] = {
         "f1": _f1,
         "neg_brier_score": _neg_brier,
     },
-    Task.MULTICLASS: _CLASSIFICATION,
+    Task.MULTICLASS: {**_CLASSIFICATION, "roc_auc_ovr": _roc_auc_ovr},
     Task.REGRESSION: _REGRESSION,
 }
 _OF_PROBABILITIES = frozenset({"roc_auc", "average_precision", "neg_log_loss", "neg_brier_score"})
