@@ -15,6 +15,7 @@ from factory.families.base import Deadline
 from factory.ledger import Ledger
 from factory.search.history import (
     BATCH,
+    CUT_SHORT,
     DISTRIBUTED_FIT_SHARE,
     EXPLORE_SHARE,
     FIT_SHARE_FEW_ROWS,
@@ -302,13 +303,15 @@ def test_time_that_is_over_ends_the_search(data: TrialData, clock: Clock) -> Non
 
 
 def test_a_first_fold_gets_a_part_of_the_time(data: TrialData, clock: Clock) -> None:
-    def first(left_s: float, *, parallel: int = 2, **request: Any) -> FitJob:
-        job = propose(make_test_plan(**request), data, left_s=left_s, parallel=parallel).next()
+    def first(left_s: float, *, family: str = "linear", **request: Any) -> FitJob:
+        job = propose(make_test_plan(family, **request), data, left_s=left_s, parallel=2).next()
         assert job is not None
         assert job.deadline_at == pytest.approx(clock.now + left_s)
         return job
 
     assert first(1000).limit_s == pytest.approx(FIT_SHARE_FEW_ROWS * 1000)
+    forest = first(1000, family="extra_trees").limit_s
+    assert forest == pytest.approx(CUT_SHORT * FIT_SHARE_FEW_ROWS * 1000), "cut to a few trees it would be nothing"
     assert first(20).limit_s == pytest.approx(max(FIT_SHARE_FEW_ROWS * 20, SHORTEST_SHARE * 20))
     counted = first(1000, budget={"time_s": 1000, "trials": 16})
     assert counted.limit_s == pytest.approx(1000 * 2 / 18), "two of eighteen shares are for the further folds"
