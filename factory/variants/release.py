@@ -11,7 +11,7 @@ from factory.search.plan import Plan
 from factory.spec import Variant, VariantRequest
 from factory.variants.bundle import Bundle
 from factory.variants.delivery import Baseline
-from factory.variants.making import Made
+from factory.variants.making import Made, Registration
 from factory.variants.material import Note, Unit
 from factory.variants.registry import Registry
 
@@ -35,7 +35,11 @@ class Release:
         self._note: Callable[[str, str], None] = note
 
     def deliver(self, made: Made) -> Made:
-        """Register a judged variant, and promote it if its gate says yes; return it with its version."""
+        """Register a judged variant, and promote it if its gate says yes.
+
+        Returns:
+            The variant with its version, and without what MLflow has taken: a thousand segments would keep it all.
+        """
         variant = self._registry.register(
             made.folder,
             variant=made.variant,
@@ -51,7 +55,7 @@ class Release:
         self._note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}")
         if made.verdict.passed:
             self.promote(variant, why=made.verdict.sentence, evidence=made.comparison.model_dump(mode="json"))
-        return replace(made, variant=variant)
+        return replace(made, variant=variant, registration=Registration({}, {}, {}, {}))
 
     def catch_up(self, variant: Variant) -> None:
         """Promote a variant of an earlier attempt that was killed between its registration and that."""
