@@ -27,7 +27,7 @@ from factory.search.plan import Plan
 from factory.search.remake import Blueprint, MemberPlan
 from factory.search.samples import representation
 from factory.search.transfer import fitted_parameters
-from factory.spec import ColumnType, Trial, Variant
+from factory.spec import ColumnType, TimeSplit, Trial, Validation, Variant
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.evaluation import (
@@ -43,6 +43,7 @@ from factory.variants.report import Card, example_row, leaderboard, learning_cur
 from factory.variants.resampling import Comparison, paired_bootstrap
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves
+from factory.variants.windows import Stretch, TimeOrder, ranks
 
 CHOICE_SHARE, CHOICE_LEAST_S = 0.5, 1.0
 """Part of the time left that the choice of the blend may take: scores, verdict and card take as much again."""
@@ -153,6 +154,7 @@ def appraise(
     metric: Metric = plan.metric
     prediction = bundle.predict_raw(unseen.frame)
     seed, weight = plan.request.seed, unseen.weight()
+    order = time_order(plan.validation, result, chosen.weights, bundle=bundle, data=data, unseen=unseen)
     comparison = paired_bootstrap(
         metric,
         unseen.y,
@@ -160,6 +162,7 @@ def appraise(
         baseline.prediction,
         seed=seed,
         weight=weight,
+        moment=order.moment if order else None,
         margin=plan.gates.min_improvement,
         asked=plan.gates.confidence,
     )
@@ -186,6 +189,7 @@ def appraise(
         seed=seed,
         weight=weight,
         threshold=bundle.calibration.threshold,
+        order=order,
     )
     evidence = Evidence(
         metric=metric,
@@ -197,6 +201,7 @@ def appraise(
         slices=parts,
         memory=_remembered(memory, bundle, metric, seed=seed),
         memory_of=memory.source if memory else "",
+        promise=evaluation.next_window.sentence if evaluation.next_window else "",
     )
     watched = (
         ()
@@ -226,6 +231,36 @@ def appraise(
         size_mb=size_mb,
         verdict=judge(plan.gates, plan.ceilings, evidence),
     )
+
+
+def time_order(
+    validation: Validation,
+    result: SearchResult,
+    weights: Mapping[int, float],
+    *,
+    bundle: Bundle,
+    data: TrialData,
+    unseen: Dataset,
+) -> TimeOrder | None:
+    """Return the order in time of the rows that judge, with the validation rows before them; None where there is none.
+
+    Args:
+        validation: Of the plan.
+        result: Of the search; one that was made without a search has no validation rows.
+        weights: Share of each trial in the variant.
+        bundle: The variant; its calibration is applied to the validation rows' predictions as well.
+        data: The search's rows and folds.
+        unseen: Rows that the search did not have.
+    """
+    if not isinstance(validation, TimeSplit):
+        return None
+    before = None
+    if result.calibration is None:
+        rows = data.splits[result.folds[0]].validation
+        predicted = bundle.calibration.apply(result.candidates.blended(weights)[0])
+        times = data.dataset.column(validation.column).iloc[rows]
+        before = Stretch(ranks(times), data.dataset.y[rows], predicted, data.dataset.weight(rows))
+    return TimeOrder.of(unseen.column(validation.column), before=before)
 
 
 def blueprint(bundle: Bundle, weights: Mapping[int, float], trials: Sequence[Trial], data: TrialData) -> Blueprint:

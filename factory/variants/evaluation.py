@@ -8,6 +8,7 @@ stores and the model card draws.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from pydantic import Field
 from factory.search.metric import Metric, centred
 from factory.spec import Document, Task
 from factory.variants.bundle import Bundle
-from factory.variants.resampling import Interval, bootstrap
+from factory.variants.resampling import RESAMPLES, Interval, bootstrap
+from factory.variants.windows import NextWindow, TimeOrder, foreseen, window_scores
 
 REPORTED_RESAMPLES = 400
 """Resamples for the intervals of the scores beside the optimized one; their ends move in the third digit."""
@@ -73,13 +75,15 @@ class Evaluation(Document):
 
     Attributes:
         metric: scikit-learn scorer name of the metric that was optimized.
-        score: Its value with a bootstrap interval; greater is better.
+        score: Its value with a bootstrap interval, of rows in order of time with that of the next window; greater is
+            better.
         scores: All reported scores by scorer name, the optimized one among them.
-        intervals: Their bootstrap intervals.
+        intervals: Their intervals, alike.
         n_rows: Held-out rows.
         confusion: Classification only.
         calibration: Classification only; ten bins of equal size, fewer for few rows.
         residuals: Regression only.
+        next_window: What the intervals promise, of rows in order of time only.
     """
 
     metric: str
@@ -91,6 +95,7 @@ class Evaluation(Document):
     confusion: Confusion | None = None
     calibration: tuple[CalibrationBin, ...] = ()
     residuals: Residuals | None = None
+    next_window: NextWindow | None = None
 
 
 def evaluate(
@@ -102,6 +107,7 @@ def evaluate(
     seed: int,
     weight: np.ndarray | None = None,
     threshold: float = 0.5,
+    order: TimeOrder | None = None,
 ) -> Evaluation:
     """Score the predictions of held-out rows.
 
@@ -115,20 +121,25 @@ def evaluate(
         seed: Of the bootstrap.
         weight: How much each row counts, (n_rows,); all the same if None.
         threshold: Probability of the second of two classes above which it is the answer.
+        order: In time, where the rows have one: intervals are then of the next window's scores.
     """
     decided = centred(prediction, threshold)
+    windows = () if order is None else order.windows(y, prediction, weight)
+    moment = None if order is None else order.moment
 
-    def seen(one: Metric) -> np.ndarray:
-        return decided if one.by_label else prediction
+    def seen(one: Metric, raw: np.ndarray = prediction) -> np.ndarray:
+        return centred(raw, threshold) if one.by_label else raw
 
-    score = bootstrap(metric, y, seen(metric), seed=seed, weight=weight)
+    def interval(one: Metric, n: int) -> tuple[Interval, Interval, tuple[float, ...]]:
+        """Return what is promised, what resampling alone says, and the windows' scores."""
+        resampled = bootstrap(one, y, seen(one), seed=seed, weight=weight, moment=moment, n=n)
+        found = window_scores(one, windows, partial(seen, one))
+        return foreseen(one, resampled, found), resampled, found
+
+    score, resampled, found = interval(metric, RESAMPLES)
     scores = {one.name: _score(one, y, seen(one), weight) for one in (metric, *metric.reported())}
     told = {name: value for name, value in scores.items() if np.isfinite(value)}
-    intervals = {
-        one.name: bootstrap(one, y, seen(one), seed=seed, weight=weight, n=REPORTED_RESAMPLES)
-        for one in metric.reported()
-        if one.name in told
-    }
+    intervals = {one.name: interval(one, REPORTED_RESAMPLES)[0] for one in metric.reported() if one.name in told}
     evaluation = Evaluation(
         metric=metric.name,
         task=metric.task,
@@ -136,6 +147,7 @@ def evaluate(
         scores=told,
         intervals={metric.name: score, **intervals},
         n_rows=len(y),
+        next_window=NextWindow(n_rows=len(y), days=order.days, scores=found, resampled=resampled) if order else None,
     )
     if metric.task is Task.REGRESSION:
         return evaluation.model_copy(update={"residuals": residuals(y, prediction, seed=seed)})

@@ -76,6 +76,7 @@ class Evidence:
         slices: Of the same rows; compared with the same baseline, with the loss that the gates allow as margin.
         memory: Of a variant that was trained on: against its parent, on rows like those that the parent learned from.
         memory_of: What these rows are.
+        promise: What the score holds for, where the rows have an order in time.
     """
 
     metric: Metric
@@ -87,6 +88,7 @@ class Evidence:
     slices: Sequence[Slice] = ()
     memory: Comparison | None = None
     memory_of: str = ""
+    promise: str = ""
 
 
 def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
@@ -98,7 +100,7 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
         evidence: What was measured; its comparison was made with the gate's margin.
     """
     checks = (
-        _rows(evidence.comparison),
+        _rows(evidence.comparison, evidence.promise),
         improvement(gates, evidence.metric, evidence.comparison, baseline=evidence.baseline),
         *_slices(gates, evidence),
         *_ceilings(ceilings, evidence),
@@ -108,10 +110,11 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
     return Verdict(passed=all(check.passed for check in checks), checks=checks)
 
 
-def _rows(comparison: Comparison) -> Check:
+def _rows(comparison: Comparison, promise: str) -> Check:
     n = comparison.n_rows
     enough = n >= MIN_ROWS
     sentence = f"{n} held-out rows were judged" + ("." if enough else f"; at least {MIN_ROWS} are needed.")
+    sentence = f"{sentence} {promise}".strip()
     return Check(name="rows", passed=enough, value=n, limit=MIN_ROWS, sentence=sentence)
 
 

@@ -191,7 +191,8 @@ def render(card: Card) -> str:
         card=card,
         metric=metric,
         title=card.variant.name + (f" version {card.variant.version}" if card.variant.version else ""),
-        interval=sorted((card.evaluation.score.low, card.evaluation.score.high), key=abs),
+        interval=_ends(card.evaluation.score),
+        resampled=_ends(card.evaluation.next_window.resampled if card.evaluation.next_window else None),
         scores=[
             (Metric(name, card.variant.task), value, _ends(card.evaluation.intervals.get(name)))
             for name, value in card.evaluation.scores.items()

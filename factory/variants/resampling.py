@@ -1,6 +1,7 @@
 """Bootstrap of scores: an interval for one prediction, a comparison of two on the same rows.
 
-Both draw the same resamples for the same seed.  The usual metrics are sums
+Both draw the same resamples for the same seed.  Rows that are ordered in time
+are drawn in blocks of neighbouring moments, since neighbours err alike.  The usual metrics are sums
 over rows (or, for the ROC AUC, over ranks), so that a resample is a vector of
 row counts and a thousand of them a matrix product; any other scorer is called
 once for each resample, and gets fewer.  How many is decided by the number of
@@ -37,6 +38,8 @@ MIN_RESAMPLES = 100
 """Enough for a standard error, on which a normal tail rests (Efron and Tibshirani, 1993, section 6.4: 50 to 200)."""
 TAIL = 10
 """Resamples that a tail has to hold to be counted: its relative error is then a third."""
+LEAST_MOMENTS = 8
+"""Moments from which on they are drawn in blocks: the blocks of fewer are nearly all the same."""
 _BLOCK_CELLS = 2_000_000
 
 
@@ -83,6 +86,7 @@ def bootstrap(
     *,
     seed: int,
     weight: np.ndarray | None = None,
+    moment: np.ndarray | None = None,
     n: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval:
@@ -94,11 +98,12 @@ def bootstrap(
         prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         seed: Of the resamples.
         weight: How much each row counts whenever it is drawn, (n_rows,); all the same if None.
+        moment: Rank of each row's moment, int64 (n_rows,), of rows that are ordered in time; None of others.
         n: Resamples at most.
         confidence: Two-sided.
     """
     value = metric.score(y, prediction, weight=weight)
-    (scores,) = _resampled(metric, _Judged(y, weight), [prediction], seed=seed, n=n)
+    (scores,) = _resampled(metric, _Judged(y, weight, moment), [prediction], seed=seed, n=n)
     low, high = _ends(scores, confidence, otherwise=value)
     return Interval(value=value, low=low, high=high, confidence=confidence)
 
@@ -111,6 +116,7 @@ def paired_bootstrap(
     *,
     seed: int,
     weight: np.ndarray | None = None,
+    moment: np.ndarray | None = None,
     n: int = RESAMPLES,
     margin: float = 0.0,
     confidence: float = 0.95,
@@ -128,6 +134,7 @@ def paired_bootstrap(
         baseline: Same shape as ``candidate``.
         seed: Of the resamples.
         weight: How much each row counts whenever it is drawn, (n_rows,); all the same if None.
+        moment: Rank of each row's moment, int64 (n_rows,), of rows that are ordered in time; None of others.
         n: Resamples at most; of a metric that is counted so many more that ``asked`` can be told by counting.
         margin: ``probability`` is of differences above this one.
         confidence: Of the two-sided interval.
@@ -136,7 +143,7 @@ def paired_bootstrap(
     candidate_score, baseline_score = (metric.score(y, p, weight=weight) for p in (candidate, baseline))
     difference = candidate_score - baseline_score
     most = max(n, _telling(asked) if asked else 0)
-    first, second = _resampled(metric, _Judged(y, weight), [candidate, baseline], seed=seed, n=most)
+    first, second = _resampled(metric, _Judged(y, weight, moment), [candidate, baseline], seed=seed, n=most)
     differences = first - second
     valid = differences[np.isfinite(differences)]
     probability, tail = _tailed(valid, difference, margin)
@@ -189,10 +196,28 @@ def _ends(scores: np.ndarray, confidence: float, *, otherwise: float) -> tuple[f
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """Rows that predictions are judged by: targets (n_rows,), and how much each counts (n_rows,)."""
+    """Rows that predictions are judged by: targets, how much each counts, ranks of their moments; (n_rows,) each."""
 
     y: np.ndarray
     weight: np.ndarray | None
+    moment: np.ndarray | None = None
+
+    def drawn(self, generator: np.random.Generator) -> np.ndarray:
+        """Return the positions of a resample's rows, int64; about (n_rows,) of them.
+
+        Moments are drawn in blocks around a circle, so that the first and the last are drawn as often as others
+        (Politis and Romano, 1992; the moving blocks are Kuensch's, 1989). A block is the square root of their number
+        long, longer than the cube root that is best for a mean (Hall, Horowitz and Jing, 1995): of hourly rows that
+        would be less than a day. Rows of a moment stay together.
+        """
+        n_rows = len(self.y)
+        n_moments = 0 if self.moment is None else int(self.moment.max(initial=-1)) + 1
+        if self.moment is None or n_moments < LEAST_MOMENTS:
+            return generator.integers(n_rows, size=n_rows)
+        length = math.ceil(math.sqrt(n_moments))
+        starts = generator.integers(n_moments, size=math.ceil(n_moments / length))
+        chosen = ((starts[:, np.newaxis] + np.arange(length)) % n_moments).ravel()[:n_moments]
+        return np.repeat(np.arange(n_rows), np.bincount(chosen, minlength=n_moments)[self.moment])
 
 
 def _resampled(
@@ -206,7 +231,7 @@ def _resampled(
     resamples = _bounded(min(n, SLOW_RESAMPLES), SLOW_CELLS // max(len(y), 1))
     scores: list[list[float]] = [[] for _ in predictions]
     for _ in range(resamples):
-        rows = generator.integers(len(y), size=len(y))
+        rows = judged.drawn(generator)
         whole = metric.task is Task.REGRESSION or len(np.unique(y[rows])) == len(np.unique(y))
         for found, prediction in zip(scores, predictions, strict=True):
             drawn = None if weight is None else weight[rows]
@@ -230,7 +255,7 @@ def _by_counts(
         size = min(block, resamples - start)
         counts = np.empty((size, n_rows))
         for i in range(size):
-            counts[i] = np.bincount(generator.integers(n_rows, size=n_rows), minlength=n_rows)
+            counts[i] = np.bincount(judged.drawn(generator), minlength=n_rows)
         if judged.weight is not None:
             counts *= judged.weight
         for found, form in zip(scores, forms, strict=True):

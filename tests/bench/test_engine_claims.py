@@ -51,7 +51,7 @@ def test_rows_of_one_moment_are_never_parted() -> None:
     assert later.index.tolist() == [1, 3]
 
 
-def test_later_rows_are_scored_block_by_block_in_the_order_of_time() -> None:
+def test_later_rows_are_scored_window_by_window_in_the_order_of_time() -> None:
     later = pd.DataFrame({SETS["avocado"].target: [1.0, 1.0, 2.0, 2.0, 3.0]})
     answer = pd.DataFrame({"prediction": [1.0, 1.0, 1.0, 1.0, 1.0]})
     assert blocks(SETS["avocado"], later, answer, n_rows=2) == [0.0, 1.0]

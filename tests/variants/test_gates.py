@@ -60,6 +60,12 @@ def test_each_condition_can_say_no(changes, check):
     assert verdict.sentence.startswith("Not passed. ")
 
 
+def test_a_promise_about_later_rows_stands_in_the_verdict() -> None:
+    told = judge(Gates(), Ceilings(), evidence(promise="Further ahead is not promised.")).sentence
+    assert "500 held-out rows were judged. Further ahead is not promised." in told
+    assert "promised" not in judge(Gates(), Ceilings(), evidence()).sentence
+
+
 def test_no_ceiling_no_check():
     assert [check.name for check in judge(Gates(), Ceilings(), evidence()).checks] == ["rows", "improvement", "leakage"]
 

@@ -22,6 +22,7 @@ from factory.variants.report import Card, example_row, leaderboard, learning_cur
 from factory.variants.resampling import paired_bootstrap
 from factory.variants.slices import slice_columns, slices
 from factory.variants.watch import Watch
+from factory.variants.windows import NextWindow
 
 EVIL = '<script>alert("x")</script>\'"&'
 VOID = {"meta", "br"}
@@ -131,6 +132,21 @@ def test_card_has_all_that_a_reader_needs(made):
     assert ("Predicted and true" in text) == bool(card.variant.task is Task.REGRESSION)
     assert page.tags.count("svg") == 3
     assert render(card) == render(card)
+
+
+@pytest.mark.parametrize(
+    ("scores", "told"), [((0.7, 0.8, 0.9), "how much 3 windows differed"), ((0.8,), "there was one only")]
+)
+def test_card_of_rows_in_order_of_time_says_how_far_its_score_holds(binary, scores, told):
+    card = card_of(binary)
+    window = NextWindow(n_rows=700, days=29.2, scores=scores, resampled=card.evaluation.score)
+    page = Balanced(
+        render(card.model_copy(update={"evaluation": card.evaluation.model_copy(update={"next_window": window})}))
+    )
+    text = re.sub(r"\s+", " ", page.text)
+    assert "for the next window of about 700 rows (29 days); further ahead is not promised." in text
+    assert told in text
+    assert "next window" not in Balanced(render(card)).text
 
 
 def test_card_asks_nothing_of_a_network(binary):

@@ -204,3 +204,45 @@ def test_luck_is_not_proof_at_the_level_of_many_segments():
         first, second = (np.column_stack([1 - p, p]) for p in generator.random((2, 60)))
         proven += paired_bootstrap(metric, y, first, second, seed=seed, n=100).probability >= asked
     assert proven <= 2
+
+
+def test_neighbours_that_err_alike_widen_an_interval_only_where_they_are_drawn_in_blocks() -> None:
+    generator = np.random.default_rng(0)
+    metric = Metric.of("neg_mean_absolute_error", Task.REGRESSION)
+    day = np.repeat(np.arange(40), 24)
+    y = np.zeros(len(day))
+    alike, apart = np.exp(generator.normal(size=40))[day], np.exp(generator.normal(size=len(day)))
+
+    def width(prediction: np.ndarray, moment: np.ndarray | None) -> float:
+        found = bootstrap(metric, y, prediction, seed=1, moment=moment, n=400)
+        return found.high - found.low
+
+    hour = np.arange(len(day))
+    assert width(alike, hour) > 2 * width(alike, None)
+    assert width(alike, day) > 2 * width(alike, None)
+    assert width(apart, hour) == pytest.approx(width(apart, None), rel=0.4)
+
+
+@pytest.mark.parametrize("name", ["neg_root_mean_squared_error", "neg_max_error"])
+def test_order_of_the_rows_does_not_matter_where_their_moments_are_known(name: str) -> None:
+    metric = Metric.of(name, Task.REGRESSION)
+    y, prediction = numbers_sample(120)
+    moment = np.arange(120) // 4
+    mixed = np.random.default_rng(3).permutation(120)
+    one = bootstrap(metric, y, prediction, seed=0, moment=moment, n=100)
+    other = bootstrap(metric, y[mixed], prediction[mixed], seed=0, moment=moment[mixed], n=100)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+    few = bootstrap(metric, y, prediction, seed=0, moment=np.arange(120) // 30, n=100)
+    assert few == bootstrap(metric, y, prediction, seed=0, n=100)
+
+
+def test_comparison_of_rows_in_order_of_time_is_less_sure() -> None:
+    generator = np.random.default_rng(2)
+    metric = Metric.of("neg_mean_absolute_error", Task.REGRESSION)
+    day = np.repeat(np.arange(30), 24)
+    y, better = np.zeros(len(day)), generator.normal(0.1, 0.5, 30)[day]
+    both = {"candidate": np.ones(len(day)), "baseline": 1 + better}
+    plain = paired_bootstrap(metric, y, **both, seed=0)
+    blocks = paired_bootstrap(metric, y, **both, seed=0, moment=day)
+    assert blocks.high - blocks.low > 2 * (plain.high - plain.low)
+    assert blocks.difference == plain.difference
