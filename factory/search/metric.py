@@ -293,7 +293,7 @@ class Metric:
 
     def display(self, score: float) -> str:
         """Return the score for people: losses without their sign, four significant digits."""
-        value = -score if self.name.startswith("neg_") else score
+        value = 0.0 - score if self.name.startswith("neg_") else score  # -0.0 would be shown with its sign
         return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
 
     @property

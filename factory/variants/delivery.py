@@ -255,7 +255,7 @@ def time_order(
     if not isinstance(validation, TimeSplit):
         return None
     before = None
-    if result.calibration is None:
+    if result.folds:
         rows = data.splits[result.folds[0]].validation
         predicted = bundle.calibration.apply(result.candidates.blended(weights)[0])
         times = data.dataset.column(validation.column).iloc[rows]

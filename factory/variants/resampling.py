@@ -79,6 +79,11 @@ class Comparison(Document):
     tail: Literal["counted", "normal"] = "counted"
 
 
+def best_score(metric: Metric) -> float:
+    """Return the best score there is: 0 of a loss, 1 of all others."""
+    return 0.0 if metric.name.startswith("neg_") else 1.0
+
+
 def bootstrap(
     metric: Metric,
     y: np.ndarray,

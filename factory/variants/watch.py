@@ -18,7 +18,7 @@ from factory.search.ensemble import Candidates
 from factory.search.metric import Metric
 from factory.spec import CurvePoint, Document, Trial
 from factory.variants.bundle import Bundle
-from factory.variants.resampling import Interval
+from factory.variants.resampling import Interval, best_score
 
 Z = 1.96
 """Two-sided 95 %."""
@@ -58,7 +58,7 @@ def watch_selection(metric: Metric, chosen: float, judged: Interval, *, n_chosen
     """
     deviation = (judged.high - judged.low) / (2 * Z)
     spread = Z * deviation * float(np.sqrt(1 + n_judged / max(n_chosen, 1)))
-    ends = sorted((chosen - spread, chosen + spread), key=abs)
+    ends = sorted((chosen - spread, min(chosen + spread, max(best_score(metric), chosen))), key=abs)
     outside = abs(judged.value - chosen) > spread
     numbers = (
         f"The blend was chosen by {metric.label} {metric.display(chosen)} on {n_chosen:,} validation rows; on the "

@@ -18,7 +18,7 @@ import pandas as pd
 
 from factory.search.metric import Metric
 from factory.spec import Document
-from factory.variants.resampling import Interval
+from factory.variants.resampling import Interval, best_score
 
 PIECES = 2
 """Windows that the gate's rows are cut into, and validation rows alike. Scores of shorter windows differ more, which
@@ -172,6 +172,6 @@ def foreseen(metric: Metric, resampled: Interval, scores: Sequence[float]) -> In
 
     changes = np.diff(scores)
     reach = float(stdtrit(len(changes), (1 + resampled.confidence) / 2) * np.sqrt(np.mean(np.square(changes))))
-    best = max(0.0 if metric.name.startswith("neg_") else 1.0, resampled.high)
+    best = max(best_score(metric), resampled.high)
     low, high = min(resampled.low, resampled.value - reach), max(resampled.high, resampled.value + reach)
     return resampled.model_copy(update={"low": low, "high": min(high, best)})

@@ -34,6 +34,13 @@ def test_losses_are_told_without_their_sign():
     assert "20.0000" in watch_gap(RMSE, -20.0, -32.0, judged).sentence
 
 
+def test_chance_ends_at_the_best_score_there_is():
+    judged = Interval(value=-33.0, low=-80.0, high=0.0)
+    assert "Between 0.0000 and 88.5" in watch_selection(RMSE, -32.0, judged, n_chosen=100, n_judged=100).sentence
+    judged = Interval(value=0.9, low=0.6, high=1.0)
+    assert "and 1.0000 would" in watch_selection(AUC, 0.92, judged, n_chosen=100, n_judged=100).sentence
+
+
 def test_chance_covers_what_it_should():
     """Of many pairs of samples from one variant about one in twenty is outside."""
     generator = np.random.default_rng(0)

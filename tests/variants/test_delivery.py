@@ -1,0 +1,62 @@
+"""A finished search becomes a judged variant; its score's promise is that of its validation's kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from factory.families.base import Deadline
+from factory.search.engine import search
+from factory.search.splits import set_aside
+from factory.settings import Settings
+from factory.spec import Task
+from factory.variants.delivery import Appraisal, appraise, constant_baseline
+from tests.search.conftest import make_data, make_dataset, make_test_plan
+
+
+def delivered(folder: Path, task: Task, validation: dict[str, Any]) -> Appraisal:
+    dataset = make_dataset(task, n_rows=500)
+    plan = make_test_plan(
+        "constant", "linear", task=task, budget={"time_s": 15, "trials": 2}, validation=validation,
+        dataset={"path": "made.parquet", "target": "flag" if task is Task.BINARY else "amount"},
+    )  # fmt: skip
+    rows = set_aside(dataset, plan.validation)
+    seen, unseen = dataset.take(rows.train), dataset.take(rows.validation)
+    data = make_data(folder, dataset=seen, plan=plan)
+    left = Deadline.after(15)
+    settings = Settings(home=folder)
+    result = search(plan, data, ray=None, settings=settings, history=(), deadline=left, record=lambda _: None)
+    return appraise(
+        result,
+        plan=plan,
+        data=data,
+        unseen=unseen,
+        baseline=constant_baseline(seen, unseen),
+        findings=(),
+        ignored=(),
+        metadata={},
+        folder=folder / "bundle",
+        deadline=left,
+    )
+
+
+@pytest.mark.parametrize("task", [Task.BINARY, Task.REGRESSION], ids=str)
+def test_score_of_rows_in_order_of_time_is_promised_for_the_next_window(tmp_path: Path, task: Task) -> None:
+    found = delivered(tmp_path, task, {"kind": "time", "column": "day"})
+    window, score = found.evaluation.next_window, found.evaluation.score
+    assert window is not None
+    assert (window.n_rows, window.days) == (100, 99.0)
+    assert len(window.scores) == 4, "eighty validation rows and a hundred of the gate, about fifty each"
+    assert np.isfinite(window.scores).all()
+    assert score.low <= window.resampled.low < score.value < window.resampled.high <= score.high
+    assert score.high - score.low > window.resampled.high - window.resampled.low
+    assert "next window of about 100 rows (99 days); further ahead is not promised." in found.verdict.sentence
+
+
+def test_score_of_random_rows_is_promised_for_rows_like_them(tmp_path: Path) -> None:
+    found = delivered(tmp_path, Task.BINARY, {"kind": "holdout"})
+    assert found.evaluation.next_window is None
+    assert "promised" not in found.verdict.sentence
