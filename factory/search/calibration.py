@@ -205,9 +205,7 @@ def _with_threshold(chosen: Calibration, metric: Metric, parts: Sequence[_Rows])
         return chosen
     if len(parts) == 1:
         parts = [parts[0].at(slice(i, None, 4)) for i in range(4)]
-    seconds = np.concatenate([rows.p[:, 1] for rows in parts])
-    tried = np.unique(np.quantile(seconds, np.linspace(0.005, 0.995, THRESHOLDS)).clip(1e-6, 1 - 1e-6))
-    tried = np.append(tried, 0.5)
+    tried = np.append(_thresholds(_joined(parts)), 0.5)
     scores = np.array(
         [[metric.score(rows.y, centred(rows.p, float(t)), weight=rows.weight) for t in tried] for rows in parts]
     )
@@ -220,6 +218,18 @@ def _with_threshold(chosen: Calibration, metric: Metric, parts: Sequence[_Rows])
         return chosen
     threshold = float(tried[int(np.argmax(_smooth(scores.mean(axis=0))))])
     return chosen.model_copy(update={"threshold": threshold, "threshold_gain": gain})
+
+
+def _thresholds(rows: _Rows) -> np.ndarray:
+    """Return the thresholds to try: quantiles of the second class's probability where both classes are as frequent.
+
+    Of quantiles over all rows, a rare class would get a handful, and those that serve it would not be among them
+    (docs/decisions/rare-classes.md).
+    """
+    order = np.argsort(rows.p[:, 1], kind="stable")
+    second, share = rows.p[order, 1], 1 / np.bincount(rows.y)[rows.y[order]]
+    passed = (np.cumsum(share) - share / 2) / share.sum()
+    return np.unique(np.interp(np.linspace(0.005, 0.995, THRESHOLDS), passed, second).clip(1e-6, 1 - 1e-6))
 
 
 def _smooth(scores: np.ndarray) -> np.ndarray:

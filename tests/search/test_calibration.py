@@ -58,6 +58,18 @@ def test_a_row_of_weight_three_teaches_as_three_rows_do() -> None:
     assert found.temperature != calibrate(LOG_LOSS, y, p, bagged=False).temperature
 
 
+def test_a_threshold_is_found_where_the_positive_class_is_rare() -> None:
+    """Of 20,000 rows 1 % are positive; probabilities are honest, so the best F1 lies far above their mean."""
+    generator = np.random.default_rng(0)
+    second = np.concatenate([generator.beta(1, 200, 19_000), generator.beta(1, 3, 1_000)])
+    y = (generator.random(20_000) < second).astype(np.int64)
+    p, f1 = np.stack([1 - second, second], axis=1), Metric.of("f1", Task.BINARY)
+    found = calibrate(f1, [y[k::5] for k in range(5)], [p[k::5] for k in range(5)], bagged=True)
+    best = max(f1.score(y, centred(p, t)) for t in np.linspace(0.1, 0.6, 51))
+    assert f1.score(y, centred(p, 0.5)) < 0.9 * best
+    assert f1.score(y, centred(p, found.threshold)) > 0.97 * best
+
+
 def test_a_calibrated_model_and_few_rows_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = load_breast_cancer(return_X_y=True)
     model = make_pipeline(StandardScaler(), LogisticRegression())
