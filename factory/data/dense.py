@@ -120,14 +120,15 @@ class DenseEncoder:
             out[:, self._n_numeric + self._n_one_hot :] = encoded.reshape(n_rows, 2 * len(self._many))
         return out
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return everything it learned, as arrays for npz or safetensors."""
-        return dict(self._arrays)
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Return everything it learned, as arrays for npz or safetensors; their names begin with ``prefix``."""
+        return {prefix + name: values for name, values in self._arrays.items()}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> DenseEncoder:
-        """Rebuild from what :meth:`arrays` returned."""
-        return cls({name: np.asarray(a) for name, a in arrays.items()})
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "") -> DenseEncoder:
+        """Rebuild from what :meth:`arrays` returned, which may stand among others."""
+        own = {name: a for name, a in arrays.items() if name.startswith(prefix)}
+        return cls({name.removeprefix(prefix): np.asarray(a) for name, a in own.items()})
 
 
 def _median(numeric: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ class KernelModel(Model):
 
     def save(self, folder: Path) -> None:
         """Write arrays as npz and the head as JSON."""
-        arrays = {f"encoder.{name}": values for name, values in self._encoder.arrays().items()}
+        arrays = self._encoder.arrays("encoder.")
         arrays |= {"landmarks": self._landmarks, "gamma": np.array(self._gamma), "weights": self._weights}
         np.savez(folder / FILE, allow_pickle=False, **arrays)
         self._head.save(folder)
@@ -138,9 +138,7 @@ class Kernel(Family):
         """Read what the model's ``save`` wrote."""
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        encoder = DenseEncoder.from_arrays(
-            {name.removeprefix("encoder."): a for name, a in arrays.items() if name.startswith("encoder.")}
-        )
+        encoder = DenseEncoder.from_arrays(arrays, "encoder.")
         head = Head.load(folder)
         return KernelModel(encoder, arrays["landmarks"], float(arrays["gamma"]), arrays["weights"], head=head)
 

@@ -82,7 +82,7 @@ class LinearModel(Model):
         return self._head.decode(respond(_design(table, self._encoder, self._splines), self._weights, self._head.task))
 
     def save(self, folder: Path) -> None:
-        arrays = {f"encoder.{name}": values for name, values in self._encoder.arrays().items()}
+        arrays = self._encoder.arrays("encoder.")
         if self._splines is not None:
             arrays["splines.columns"], arrays["splines.knots"] = self._splines.columns, self._splines.knots
             arrays["splines.degree"] = np.array(self._splines.degree)
@@ -138,9 +138,7 @@ class Linear(Family):
     def load(self, folder: Path) -> Model:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        encoder = DenseEncoder.from_arrays(
-            {name.removeprefix("encoder."): a for name, a in arrays.items() if name.startswith("encoder.")}
-        )
+        encoder = DenseEncoder.from_arrays(arrays, "encoder.")
         splines = None
         if "splines.degree" in arrays:
             splines = Splines(arrays["splines.columns"], arrays["splines.knots"], int(arrays["splines.degree"]))

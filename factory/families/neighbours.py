@@ -98,7 +98,7 @@ class NeighboursModel(Model):
 
     def save(self, folder: Path) -> None:
         """Write arrays as npz and the head as JSON."""
-        arrays = {f"encoder.{name}": values for name, values in self._encoder.arrays().items()}
+        arrays = self._encoder.arrays("encoder.")
         arrays |= {"X": self._X, "y": self._y, "weight": self._weight}
         arrays |= {"k": np.array(self._votes.k), "by_distance": np.array(self._votes.by_distance)}
         np.savez(folder / FILE, allow_pickle=False, **arrays)
@@ -154,9 +154,7 @@ class Neighbours(Family):
     def load(self, folder: Path) -> Model:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        encoder = DenseEncoder.from_arrays(
-            {name.removeprefix("encoder."): a for name, a in arrays.items() if name.startswith("encoder.")}
-        )
+        encoder = DenseEncoder.from_arrays(arrays, "encoder.")
         votes = Votes(int(arrays["k"]), bool(arrays["by_distance"]))
         return NeighboursModel(encoder, arrays["X"], arrays["y"], arrays["weight"], votes=votes, head=Head.load(folder))
 
