@@ -100,7 +100,7 @@ def promise(*, data: str, kind: str, folder: Path, budget_s: int, seed: int) -> 
         return row
     variant = came.variants[0]
     # Scores are losses with their sign turned; so are the ends of the interval.
-    promised, low, high = -variant.score, -variant.score_high, -variant.score_low
+    promised, low, high = (0.0 - one for one in (variant.score, variant.score_high, variant.score_low))
     answer = predictions(bundle_of(variant, place / "home"), later)
     found = score(bench_set, later[bench_set.target], answer)
     n_rows = round(evaluation_share(len(earlier)) * len(earlier))

@@ -126,6 +126,7 @@ def evaluate(
     decided = centred(prediction, threshold)
     windows = () if order is None else order.windows(y, prediction, weight)
     moment = None if order is None else order.moment
+    pieces = len(y) / len(windows[-1].y) if windows else 1.0
 
     def seen(one: Metric, raw: np.ndarray = prediction) -> np.ndarray:
         return centred(raw, threshold) if one.by_label else raw
@@ -134,7 +135,7 @@ def evaluate(
         """Return what is promised, what resampling alone says, and the windows' scores."""
         resampled = bootstrap(one, y, seen(one), seed=seed, weight=weight, moment=moment, n=n)
         found = window_scores(one, windows, partial(seen, one))
-        return foreseen(one, resampled, found), resampled, found
+        return foreseen(one, resampled, found, pieces=pieces), resampled, found
 
     score, resampled, found = interval(metric, RESAMPLES)
     scores = {one.name: _score(one, y, seen(one), weight) for one in (metric, *metric.reported())}

@@ -150,28 +150,33 @@ def window_scores(
     return tuple(scores)
 
 
-def foreseen(metric: Metric, resampled: Interval, scores: Sequence[float]) -> Interval:
-    """Return the prediction interval of the next window's score.
+def foreseen(metric: Metric, resampled: Interval, scores: Sequence[float], *, pieces: float = 1.0) -> Interval:
+    """Return the prediction interval of the score of the next stretch as long as the judged one.
 
-    That of the naive forecast: the next window scores as the last one did, give or take ``t * s``, where ``s`` is the
-    root mean square of the changes from window to window and ``t`` Student's quantile with as many degrees of freedom
-    as there are changes (Hyndman and Athanasopoulos, 2021, "Forecasting: principles and practice", section 5.5, with t
-    in place of the normal quantile since the changes are few; for unchanging scores that differ by chance, changes are
-    sqrt(2) times as wide as the scores, which is what the difference of two windows needs: von Neumann et al., 1941,
-    "The mean square successive difference"). Deviations from the windows' mean would count a trend as spread and lag
-    behind it. Never narrower than what resampling says, and never beyond the best score there is.
+    That of the naive forecast: it scores as the last one did, give or take ``t * s``, where ``s`` is the root mean
+    square of the changes from window to window and ``t`` Student's quantile with as many degrees of freedom as there
+    are changes (Hyndman and Athanasopoulos, 2021, "Forecasting: principles and practice", section 5.5, with t in place
+    of the normal quantile since the changes are few; for unchanging scores that differ by chance, changes are sqrt(2)
+    times as wide as the scores, which is what the difference of two windows needs: von Neumann et al., 1941, "The mean
+    square successive difference"). Deviations from the windows' mean would count a trend as spread and lag behind it.
+
+    Where the judged stretch is k windows long, ``s`` grows by the square root of (2 k^2 + 1) / 3 k: so much more do the
+    means of k steps differ than the steps, in a random walk; where scores differ by chance only it errs on the safe
+    side. Never narrower than what resampling says, and never beyond the best score there is.
 
     Args:
         metric: What is measured.
         resampled: The latest window's score with its bootstrap interval.
         scores: Of the windows, the earliest first.
+        pieces: Windows that the judged stretch is long.
     """
     if len(scores) < 2:
         return resampled
     from scipy.special import stdtrit
 
     changes = np.diff(scores)
-    reach = float(stdtrit(len(changes), (1 + resampled.confidence) / 2) * np.sqrt(np.mean(np.square(changes))))
+    spread = np.sqrt(np.mean(np.square(changes)) * (2 * pieces**2 + 1) / (3 * pieces))
+    reach = float(stdtrit(len(changes), (1 + resampled.confidence) / 2) * spread)
     best = max(best_score(metric), resampled.high)
     low, high = min(resampled.low, resampled.value - reach), max(resampled.high, resampled.value + reach)
     return resampled.model_copy(update={"low": low, "high": min(high, best)})
