@@ -230,7 +230,7 @@ def from_frame(
         raise InvalidData(
             "The table cannot be used: " + " ".join(f"{d.field}: {d.message}" for d in problems),
             hint=(
-                "Mend the target or the weights, or name another column."
+                "Mend the target or the weights, or name another column as target."
                 if {d.field for d in problems} <= {ref.target, "dataset.weights"}
                 else "Mend the named columns, or leave them out with 'drop'."
             ),

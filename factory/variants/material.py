@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,14 +152,14 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
     values = material.dataset.column(segments.by).astype(str).to_numpy()
     units: list[Unit] = []
     thin: list[str] = []
-    for value in sorted(set(values.tolist())):
+    slugs = slugs_of(sorted(set(values.tolist())))
+    for value, slug in slugs.items():
         rows = np.flatnonzero(values[material.seen] == value)
         seen, unseen = material.seen[rows], material.unseen[values[material.unseen] == value]
         if reason := _too_thin(segments, material.dataset, seen, unseen):
             thin.append(value)
             note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
             continue
-        slug = slug_of(value)
         folder = workspace / f"segment-{slug}"
         name = f"{plan.request.variant}.{slug}"
         part = pooled.data.part(rows, workspace=folder)
@@ -192,20 +194,34 @@ def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, 
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 
 
-def slug_of(value: str) -> str:
-    """Return the part of a variant's name that stands for a segment's value, the same in every request.
+def slugs_of(values: Collection[str]) -> dict[str, str]:
+    """Return the part of a variant's name that stands for each value of the segments' column.
 
-    Lower-case letters, digits and dashes. A value that is written so already is its own slug; any other one, or one
-    that is too long, gets a digest, so that no two values share a slug.
+    Lower-case letters without accents, digits and dashes. A value of which that leaves nothing or too much, and values
+    that would share it, get a digest, so that no two slugs are equal.
 
-    >>> slug_of("north-2")
-    'north-2'
-    >>> slug_of("New York"), slug_of("new york")
-    ('new-york-815eca97', 'new-york-bd732730')
+    >>> slugs_of(["New York", "Zürich", "north", "North"])
+    {'New York': 'new-york', 'Zürich': 'zurich', 'north': 'north-dc365e79', 'North': 'north-43f853bb'}
     """
-    plain = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")
-    like_a_digest = re.search(rf"(^|-)[0-9a-f]{{{DIGEST_LENGTH}}}$", plain)
-    if plain == value and 0 < len(plain) <= SLUG_LENGTH and not like_a_digest:
-        return plain
+    plain = {value: _plain(value) for value in values}
+    times = Counter(plain.values())
+    return {
+        value: slug if times[slug] == 1 and _is_own_slug(slug) else _with_digest(slug, value)
+        for value, slug in plain.items()
+    }
+
+
+def _plain(value: str) -> str:
+    letters = unicodedata.normalize("NFKD", value.lower())
+    bare = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return re.sub(r"[^a-z0-9]+", "-", bare).strip("-")
+
+
+def _is_own_slug(plain: str) -> bool:
+    """Whether it is neither empty nor too long, nor could be another value's slug with its digest."""
+    return 0 < len(plain) <= SLUG_LENGTH and not re.search(rf"(^|-)[0-9a-f]{{{DIGEST_LENGTH}}}$", plain)
+
+
+def _with_digest(plain: str, value: str) -> str:
     digest = hashlib.sha256(value.encode()).hexdigest()[:DIGEST_LENGTH]
     return "-".join(part for part in (plain[:SLUG_LENGTH].strip("-"), digest) if part)
