@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,31 @@ class Journal:
             shown = {k: v for k, v in self._rows[name].items() if not isinstance(v, list | dict)}
             print(json.dumps(shown), flush=True)
         return self._rows[name]
+
+
+def settle(
+    name: str,
+    keys: Iterable[Mapping[str, Any]],
+    make: Callable[..., Mapping[str, Any]],
+    *,
+    again: bool,
+    columns: Mapping[str, str],
+    note: str,
+) -> int:
+    """Make the row of each key that is not there yet, report all, and return 1 where one says that it is not met.
+
+    Args:
+        name: Of the measurement.
+        keys: What the rows are of, in their order.
+        make: Measures the rest of a row; called with its key as keywords.
+        again: Whether rows that are there are made again.
+        columns: Of the table.
+        note: Below it.
+    """
+    journal = Journal.of(name, again=again)
+    rows = [journal.row(key, partial(make, **key)) for key in keys]
+    report(name, rows, columns=columns, note=note)
+    return 0 if all(row["met"] for row in rows) else 1
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

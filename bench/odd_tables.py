@@ -7,14 +7,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.claim import PATIENCE_S, Journal, parser, report
+from bench.claim import PATIENCE_S, parser, settle
 from bench.command import as_row
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.factory_run import newest
@@ -141,13 +140,8 @@ def main() -> int:
     chosen = arguments.parse_args()
     if chosen.quick:
         chosen.tables, chosen.budget = ["10 rows", "all values missing but one"], 10
-    journal = Journal.of("odd_tables", again=chosen.again)
-    rows = []
-    for table in chosen.tables:
-        key = {"table": table, "budget_s": chosen.budget, "seed": chosen.seed}
-        rows.append(journal.row(key, partial(end_of, **key)))
-    report("odd_tables", rows, columns=COLUMNS, note=NOTE)
-    return 0 if all(row["met"] for row in rows) else 1
+    keys = [{"table": table, "budget_s": chosen.budget, "seed": chosen.seed} for table in chosen.tables]
+    return settle("odd_tables", keys, end_of, again=chosen.again, columns=COLUMNS, note=NOTE)
 
 
 def end_of(*, table: str, budget_s: int, seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.claim import PATIENCE_S, Journal, parser, report, tables
+from bench.claim import PATIENCE_S, parser, settle, tables
 from bench.command import as_row
 from bench.factory_run import bundle_of, newest, predictions, run
 from bench.record import WORK
@@ -55,13 +55,8 @@ def main() -> int:
         return 0
     if chosen.quick:
         chosen.sets, chosen.budget = chosen.sets[:1], 15
-    journal = Journal.of("refit_cost", again=chosen.again)
-    rows = []
-    for data in chosen.sets:
-        key = {"data": data, "budget_s": chosen.budget, "seed": chosen.seed}
-        rows.append(journal.row(key, partial(remake, folder=folder, **key)))
-    report("refit_cost", rows, columns=COLUMNS, note=NOTE)
-    return 0 if all(row["met"] for row in rows) else 1
+    keys = [{"data": data, "budget_s": chosen.budget, "seed": chosen.seed} for data in chosen.sets]
+    return settle("refit_cost", keys, partial(remake, folder=folder), again=chosen.again, columns=COLUMNS, note=NOTE)
 
 
 def remake(*, data: str, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.claim import Journal, parser, report, tables
+from bench.claim import parser, settle, tables
 from bench.command import as_row
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.peers.job import PREDICTIONS
@@ -67,13 +67,8 @@ def main() -> int:
         return 0
     if chosen.quick:
         chosen.shapes, chosen.budget = ["columns"], 15
-    journal = Journal.of("scaling", again=chosen.again)
-    rows = []
-    for shape in chosen.shapes:
-        key = {"shape": shape, "budget_s": chosen.budget, "seed": chosen.seed}
-        rows.append(journal.row(key, partial(grow, folder=folder, **key)))
-    report("scaling", rows, columns=COLUMNS, note=NOTE)
-    return 0 if all(row["met"] for row in rows) else 1
+    keys = [{"shape": shape, "budget_s": chosen.budget, "seed": chosen.seed} for shape in chosen.shapes]
+    return settle("scaling", keys, partial(grow, folder=folder), again=chosen.again, columns=COLUMNS, note=NOTE)
 
 
 def grow(*, shape: str, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ promised is the next window, as long as the gate's; those after it are shown.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.claim import PATIENCE_S, Journal, parser, report, tables
+from bench.claim import PATIENCE_S, parser, settle, tables
 from bench.command import as_row
 from bench.factory_run import bundle_of, newest, predictions, run
 from bench.record import WORK
@@ -66,14 +67,9 @@ def main() -> int:
         return 0
     if chosen.quick:
         chosen.sets, chosen.budget = chosen.sets[:1], 10
-    journal = Journal.of("time_order", again=chosen.again)
-    rows = []
-    for data in chosen.sets:
-        for kind in KINDS:
-            key = {"data": data, "kind": kind, "budget_s": chosen.budget, "seed": chosen.seed}
-            rows.append(journal.row(key, partial(promise, folder=folder, **key)))
-    report("time_order", rows, columns=COLUMNS, note=NOTE)
-    return 0 if all(row["met"] for row in rows) else 1
+    both = itertools.product(chosen.sets, KINDS)
+    keys = [{"data": data, "kind": kind, "budget_s": chosen.budget, "seed": chosen.seed} for data, kind in both]
+    return settle("time_order", keys, partial(promise, folder=folder), again=chosen.again, columns=COLUMNS, note=NOTE)
 
 
 def promise(*, data: str, kind: str, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:

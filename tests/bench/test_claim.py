@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.claim import Journal, report
+from bench.claim import Journal, report, settle
 from bench.record import ROOT
 
-MEASURES = re.compile(r"^    (?:save|report)\(", flags=re.MULTILINE)
+MEASURES = re.compile(r"^    (?:save|report|return settle)\(", flags=re.MULTILINE)
 CLAIMS = sorted(
     path.stem for path in (ROOT / "bench").glob("*.py") if MEASURES.search(path.read_text()) and path.stem != "claim"
 )
@@ -41,6 +41,22 @@ def test_a_quick_run_leaves_no_record(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr("sys.argv", ["bench", "--again"])
     report("any", [{"x": 1}], columns={"x": "x"}, note="")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["any.json", "any.md"]
+
+
+def test_a_claim_is_settled_by_all_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.claim.WORK", tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench", "--quick"])
+    keys = [{"x": 1}, {"x": 2}]
+
+    def settled(least: int) -> int:
+        def make(*, x: int) -> dict[str, bool]:
+            return {"met": x >= least}
+
+        return settle("any", keys, make, again=True, columns={"x": "x", "met": "met"}, note="")
+
+    assert settled(1) == 0
+    assert settled(2) == 1
+    assert len((tmp_path / "any" / "rows.jsonl").read_text().split("\n\n")) == len(keys)
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
