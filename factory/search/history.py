@@ -344,16 +344,16 @@ class Proposer:
         complete = [v for n, v in values.items() if len(self.trials[n].folds) == len(self.data.splits)]
         bar = float(np.median(complete)) if complete else -np.inf
         more = not self.plan.repeatable and bool(self._affordable())
-        contenders = self._standing.contenders(self.trials)
+        chosen, contenders = self._choose(), self._standing.contenders(self.trials)
         good = []
         for number, value in values.items():
             raced = self.trials[number].origin == "search" and more
-            if number not in self._choose() and (value >= bar if raced else number in contenders):
+            if number not in chosen and (value >= bar if raced else number in contenders):
                 good.append(number)
         good.sort(key=lambda n: (-values[n], n))
         if self.plan.repeatable:
             # What gets its folds must not depend on which of them are done already.
-            good = good[: max(0, COUNTED_MEMBERS - len(self._choose()))]
+            good = good[: max(0, COUNTED_MEMBERS - len(chosen))]
         folds = range(len(self.data.splits))
         return [n for n in good if n not in self._closed and any(not self._has(n, k) for k in folds)]
 
