@@ -2,9 +2,10 @@
 
 ``python -m bench.peers.install`` first, which gives each system an environment
 of its own.  A run is a child process that is measured from outside and written
-to ``bench/work/automl/runs.jsonl`` when it has ended; what is there already is
-not run again, so that a comparison that was stopped goes on.  ``--report``
-runs nothing: it writes ``docs/benchmark.md`` and its charts from what is there.
+to ``bench/results/automl.jsonl`` when it has ended; what is there already is
+not run again, so that a comparison that was stopped goes on, on another day too
+where that file was committed.  ``--report`` runs nothing: it writes
+``docs/benchmark.md`` and its charts from what is there.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from bench.factory_fit import LOG, Fit, limit_s
 from bench.peers import OURS, PEERS, Peer, python_of
 from bench.peers.install import installed
 from bench.peers.job import META, PREDICTIONS, Job, Meta
-from bench.record import ROOT, WORK, clean_environment, commit, hardware
+from bench.record import RESULTS, ROOT, WORK, clean_environment, commit, hardware
 from bench.runs import Key, Run, append, missing, read
 from bench.sampler import Measurement, measure
 from bench.sets import SETS, SOURCE_VARIABLE, BenchSet, score, source, write_split
 
 FOLDER = WORK / "automl"
-JOURNAL = FOLDER / "runs.jsonl"
+JOURNAL = RESULTS / "automl.jsonl"
 CORES = 2
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_MAX_THREADS", "LOKY_MAX_CPU_COUNT")
 """Libraries that count the machine's cores rather than those the process may use."""

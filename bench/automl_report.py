@@ -1,23 +1,20 @@
 """The comparison with the peers for readers: the results of ``docs/benchmark.md`` and a chart for each budget.
 
 Only the part of the page between two markers is written; what is around them,
-how it was measured, is written by people.  The runs that the page tells of are
-put into ``bench/results/automl.json`` beside it.
+how it was measured, is written by people.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.factory_fit import limit_s
 from bench.peers import OURS, PEERS, REFERENCE
 from bench.ranking import Cells, Standing, cells, complete, mean_scores, standings, worse_than
-from bench.record import RESULTS, ROOT
+from bench.record import ROOT
 from bench.runs import Run
 from bench.sets import SETS
 
@@ -54,8 +51,6 @@ def write_report(runs: Sequence[Run], *, journal: Path) -> int:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(sections) + f"\n\n{END}{after}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "automl.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     print(f"Written: {PAGE.relative_to(ROOT)} and its charts")
     return 0
 
