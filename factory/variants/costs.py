@@ -6,10 +6,10 @@ blends are weighed.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,8 +27,10 @@ from factory.variants.bundle import Bundle, folder_size_mb
 
 REFIT_AS = 2.6
 """One model of all rows is worth a bag of about so many: 75 to 80 % of what five folds gain."""
-RUNS = 11
-"""Timed predictions of one row in each of three medians."""
+RUNS, REPEATS, WARM_UP = 11, 3, 4
+"""Timed predictions in each median, medians of which the lowest counts, and rows before them. Each row is predicted
+once where there are enough: the nodes of a tree that a row has just come by are in the cache, those that a caller's
+next row will come by are not (a forest on wine_quality took 4 ms by rows that came again, 6 by new ones)."""
 STAND_IN = Calibration(method="temperature", temperature=1.5)
 """Timed in place of the calibration of classes, which takes up to seconds to learn and the same to apply."""
 
@@ -72,7 +74,8 @@ class Shop:
         self._preparation_ms: dict[str, float] = {}
         self._preparation_mb: dict[str, float] = {}
         arrays = {str(name): rows[name].to_numpy() for name in rows.columns}
-        self._rows = [{name: a[i : i + 1] for name, a in arrays.items()} for i in range(min(len(rows), RUNS))]
+        n_rows = min(len(rows), WARM_UP + REPEATS * RUNS)
+        self._rows = [{name: a[i : i + 1] for name, a in arrays.items()} for i in range(n_rows)]
 
     def parts(self, number: int, bag: int) -> tuple[Part, ...]:
         """Return at most so many of a trial's parts, the lowest folds first, so that members share preparations."""
@@ -187,18 +190,19 @@ class Shop:
 
 
 def _call_ms(call: Callable[[T], object], rows: Sequence[T]) -> float:
-    """Return the time of one call after four to warm up: the lowest of three medians.
+    """Return the time of one call after some to warm up: the lowest of several medians.
 
     Of this thread's processor time: models predict a row in the calling thread, and what else the machine does while
     a variant is made is not the variant's cost.
     """
-    for row in rows[:4]:
+    turns = itertools.cycle(rows)
+    for row in itertools.islice(turns, WARM_UP):
         call(row)
     medians = []
-    for _ in range(3):
+    for _ in range(REPEATS):
         moments = [time.thread_time()]
-        for i in range(RUNS):
-            call(rows[i % len(rows)])
+        for row in itertools.islice(turns, RUNS):
+            call(row)
             moments.append(time.thread_time())
-        medians.append(np.median([after - before for before, after in pairwise(moments)]))
+        medians.append(np.median([after - before for before, after in itertools.pairwise(moments)]))
     return float(min(medians)) * 1e3
