@@ -318,10 +318,9 @@ class _Making:
         earlier = [v for v in self.ledger.variants(request_id=self.id) if v.segment]
         done = {v.segment for v in earlier}
         gate = JointGate(plan.gates, n_segments=len(units), earlier=earlier)
-        strict = replace(plan, gates=gate.strict)
         orders = [
             SegmentOrder(
-                order=self.order(unit, strict, material, origin),
+                order=replace(self.order(unit, plan, material, origin), sure=gate.sure),
                 lent=None if unit.rows is None else lend(pooled.data, result, unit.rows),
                 seeds=seeds_of(result),
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from factory.data.dataset import Dataset
-from factory.errors import Detail, InvalidData, InvalidRequest
+from factory.errors import Detail, InvalidData, InvalidRequest, counted
 from factory.spec import (
     AutoValidation,
     CrossValidation,
@@ -58,7 +58,7 @@ def set_aside(dataset: Dataset, validation: Validation) -> Split:
     """
     share = evaluation_share(len(dataset.y))
     if isinstance(validation, TimeSplit):
-        return _latest(dataset, validation, share)
+        return _latest(dataset, validation, share, parts=3)
     if isinstance(validation, GroupSplit):
         return _groups_by_content(dataset, validation, share)
     order = np.argsort(_content(dataset), kind="stable")
@@ -74,7 +74,7 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split
             order = np.random.default_rng(seed).permutation(len(dataset.y))
             return (_stratified_part(dataset, order, validation.share),)
         case TimeSplit():
-            return (_latest(dataset, validation, 0.2),)
+            return (_latest(dataset, validation, 0.2, parts=2),)
         case GroupSplit():
             return _groups(dataset, validation, n_folds=AUTO_FOLDS, seed=seed)
         case CrossValidation():
@@ -147,8 +147,15 @@ def _group_of(dataset: Dataset, split: GroupSplit) -> tuple[np.ndarray, np.ndarr
     return names, group
 
 
-def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
-    """Hold out about the share of the rows that comes last; all rows of a moment stand on one side, or in the gap."""
+def _latest(dataset: Dataset, split: TimeSplit, share: float, *, parts: int) -> Split:
+    """Hold out about the share of the rows that comes last; all rows of a moment stand on one side, or in the gap.
+
+    Args:
+        dataset: With the column of times.
+        split: Names it, and the gap.
+        share: Of the rows, to be held out.
+        parts: That the moments will be cut into, this cut and later ones: so many moments there have to be.
+    """
     times = dataset.column(split.column)
     if missing := int(times.isna().sum()):
         raise InvalidData(
@@ -159,12 +166,15 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float) -> Split:
     order = np.argsort(np.asarray(times), kind="stable")
     ordered = np.asarray(times)[order]
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
-    if not len(starts):
+    if len(starts) < parts - 1:
         raise InvalidRequest(
-            f"validation.column: {split.column!r} is the same in all {len(order)} rows; none of them is later.",
-            hint="Choose a column with several moments, or another validation.",
+            f"validation.column: {len(order)} rows have {counted(len(starts) + 1, 'moment')} in {split.column!r}; "
+            f"at least {parts} are needed: the earlier ones to learn from, the later ones to judge by.",
+            hint="Choose a column with more moments, bring rows of more moments, or choose another validation.",
+            details=[Detail("validation.column", counted(len(starts) + 1, "moment"))],
         )
-    cut = int(starts[np.abs(starts - (len(order) - round(share * len(order)))).argmin()])
+    usable = starts[parts - 2 :]  # so many moments stay before the cut as later cuts will need
+    cut = int(usable[np.abs(usable - (len(order) - round(share * len(order)))).argmin()])
     n_train, n_held = int(starts[starts <= cut - split.gap].max(initial=0)), len(order) - cut
     if split.gap and n_train < n_held:
         raise InvalidRequest(

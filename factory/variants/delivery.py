@@ -20,11 +20,11 @@ from factory.data.findings import Finding
 from factory.data.profile import DatasetProfile
 from factory.data.tables import read_table
 from factory.families.base import Deadline
+from factory.search.blueprint import Blueprint, MemberPlan
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
 from factory.search.plan import Plan
-from factory.search.remake import Blueprint, MemberPlan
 from factory.search.samples import representation
 from factory.search.transfer import fitted_parameters
 from factory.spec import ColumnType, TimeSplit, Trial, Validation, Variant
@@ -125,6 +125,7 @@ def appraise(
     folder: Path,
     deadline: Deadline,
     memory: Memory | None = None,
+    sure: float | None = None,
 ) -> Appraisal:
     """Build the variant's bundle in ``folder``, score it on the unseen rows and let the gate judge it.
 
@@ -140,6 +141,7 @@ def appraise(
         folder: Where the bundle goes; replaced if it exists.
         deadline: When all of this should be there; bounds the choice of the blend.
         memory: Rows of the parent, for a variant that was trained on.
+        sure: Confidence that the improvement has to reach; that of the gates if None.
     """
     until = Deadline.after(max(CHOICE_SHARE * deadline.left_s, CHOICE_LEAST_S))
     chosen = choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame, deadline=until)
@@ -164,7 +166,7 @@ def appraise(
         weight=weight,
         moment=order.moment if order else None,
         margin=plan.gates.min_improvement,
-        asked=plan.gates.confidence,
+        asked=sure or plan.gates.confidence,
     )
     latency_ms = one_row_latency_ms(bundle, unseen.frame)
     size_mb = folder_size_mb(folder)
@@ -229,7 +231,7 @@ def appraise(
         importance=importance,
         latency_ms=latency_ms,
         size_mb=size_mb,
-        verdict=judge(plan.gates, plan.ceilings, evidence),
+        verdict=judge(plan.gates, plan.ceilings, evidence, sure=sure),
     )
 
 

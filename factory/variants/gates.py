@@ -91,17 +91,19 @@ class Evidence:
     promise: str = ""
 
 
-def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence) -> Verdict:
+def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence, *, sure: float | None = None) -> Verdict:
     """Check every condition, those that failed and those that hold.
 
     Args:
         gates: Margin and confidence of the comparison, and whether leakage is allowed.
         ceilings: Limits on latency and size.
         evidence: What was measured; its comparison was made with the gate's margin.
+        sure: Confidence that the improvement has to reach, of one variant among many; the gates' if None. Slices are
+            blamed with the gates' own: a greater one would let more of them pass.
     """
     checks = (
         _rows(evidence.comparison, evidence.promise),
-        improvement(gates, evidence.metric, evidence.comparison, baseline=evidence.baseline),
+        improvement(gates, evidence.metric, evidence.comparison, baseline=evidence.baseline, sure=sure),
         *_slices(gates, evidence),
         *_ceilings(ceilings, evidence),
         _leakage(gates, evidence.findings),
@@ -118,7 +120,9 @@ def _rows(comparison: Comparison, promise: str) -> Check:
     return Check(name="rows", passed=enough, value=n, limit=MIN_ROWS, sentence=sentence)
 
 
-def improvement(gates: Gates, metric: Metric, comparison: Comparison, *, baseline: str) -> Check:
+def improvement(
+    gates: Gates, metric: Metric, comparison: Comparison, *, baseline: str, sure: float | None = None
+) -> Check:
     """Ask that the improvement exceeds the margin, and is as probable as the gates want it (one-sided).
 
     Args:
@@ -126,9 +130,10 @@ def improvement(gates: Gates, metric: Metric, comparison: Comparison, *, baselin
         metric: The metric that was optimized.
         comparison: Candidate against baseline, with the gates' margin.
         baseline: What the baseline is.
+        sure: Confidence to reach instead of the gates'.
     """
-    margin = gates.min_improvement
-    passed = comparison.difference > margin and stands(comparison.probability, gates.confidence)
+    margin, sure = gates.min_improvement, gates.confidence if sure is None else sure
+    passed = comparison.difference > margin and stands(comparison.probability, sure)
     needed = f"more than {margin:.4g}" if margin else "an improvement"
     counted = "" if comparison.tail == "counted" else ", by a normal tail"
     sentence = (
@@ -136,7 +141,7 @@ def improvement(gates: Gates, metric: Metric, comparison: Comparison, *, baselin
         f"{metric.display(comparison.baseline)} of {baseline}: {_better(comparison.difference)} "
         f"({comparison.confidence:.0%} interval {_signed(comparison.low)} to {_signed(comparison.high)}); "
         f"{needed} in {_sure(comparison.probability)} of {comparison.n_resamples} resamples{counted}, "
-        f"{_sure(gates.confidence)} needed."
+        f"{_sure(sure)} needed."
     )
     return Check(name="improvement", passed=passed, value=comparison.difference, limit=margin, sentence=sentence)
 

@@ -31,12 +31,12 @@ class JointGate:
         self._waiting: list[Made] = []
 
     @property
-    def strict(self) -> Gates:
-        """The gates by which each segment is judged when it is made."""
-        return self._with(strictest_confidence(self._n, confidence=self._gates.confidence))
+    def sure(self) -> float:
+        """The confidence with which the improvement of each segment is judged when it is made."""
+        return strictest_confidence(self._n, confidence=self._gates.confidence)
 
     def settled(self, made: Made) -> bool:
-        """Take a segment's variant, judged by :attr:`strict`; whether that verdict stays as it is."""
+        """Take a segment's variant, judged with :attr:`sure`; whether that verdict stays as it is."""
         fallen = [check.name for check in made.verdict.checks if not check.passed]
         sure_alone = stands(made.comparison.probability, self._gates.confidence)
         if fallen == ["improvement"] and sure_alone and made.comparison.difference > self._gates.min_improvement:
@@ -50,7 +50,4 @@ class JointGate:
         found = [*(made.comparison.probability for made in self._waiting), *self._known]
         missing = [0.0] * max(self._n - len(found), 0)
         needed = adjusted_confidence([*found, *missing], confidence=self._gates.confidence)
-        return [judged_again(made, self._with(least)) for made, least in zip(self._waiting, needed, strict=False)]
-
-    def _with(self, confidence: float) -> Gates:
-        return self._gates.model_copy(update={"confidence": confidence})
+        return [judged_again(made, self._gates, sure=least) for made, least in zip(self._waiting, needed, strict=False)]

@@ -57,6 +57,7 @@ class Order:
         features: Where the features come from; None for a plain table.
         memory: Rows of the parent, where its models were trained on.
         target: First-fold score that the search seeded by siblings is to reach; None where there is none.
+        sure: Confidence that the improvement has to reach, of one variant among many; that of the gates if None.
     """
 
     lineage: Variant
@@ -70,6 +71,7 @@ class Order:
     features: FeatureLineage | None
     memory: Memory | None = None
     target: float | None = None
+    sure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
         folder=data.workspace / "bundle",
         deadline=deadline,
         memory=order.memory,
+        sure=order.sure,
     )
     variant = appraised(lineage, appraisal)
     card = model_card(
@@ -230,11 +233,10 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
     )
 
 
-def judged_again(made: Made, gates: Gates) -> Made:
-    """Return a variant with its improvement judged by other gates, and with the card and the evidence that say so."""
-    check = improvement(
-        gates, Metric(made.variant.metric, made.variant.task), made.comparison, baseline=made.card.baseline
-    )
+def judged_again(made: Made, gates: Gates, *, sure: float) -> Made:
+    """Return a variant whose improvement is judged with another confidence; the card and the evidence say so too."""
+    metric = Metric(made.variant.metric, made.variant.task)
+    check = improvement(gates, metric, made.comparison, baseline=made.card.baseline, sure=sure)
     verdict = made.verdict.with_check(check)
     variant = made.variant.model_copy(update={"state": "registered" if verdict.passed else "rejected"})
     card = made.card.model_copy(update={"verdict": verdict, "variant": variant})

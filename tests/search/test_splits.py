@@ -196,5 +196,20 @@ def test_the_rows_of_a_moment_stand_on_one_side(gap: int) -> None:
     two = make_dataset(frame=frame.assign(day=np.where(np.arange(200) < 50, frame["day"].min(), frame["day"].max())))
     (split,) = folds(two, TimeSplit(column="day"), seed=0)
     assert (len(split.train), len(split.validation)) == (50, 150)
-    with pytest.raises(InvalidRequest, match="the same in all 200 rows"):
+    with pytest.raises(InvalidRequest, match="200 rows have 1 moment in 'day'; at least 3 are needed"):
         set_aside(make_dataset(frame=frame.assign(day=frame["day"].min())), TimeSplit(column="day"))
+
+
+def test_so_many_moments_stay_as_later_cuts_need() -> None:
+    """One to learn from, one to choose by, one to judge by; by rows alone the cut would leave one."""
+    frame = make_frame(200)
+    days = np.select([np.arange(200) < 10, np.arange(200) < 20], [0, 1], 2)
+    dataset = make_dataset(frame=frame.assign(day=pd.Timestamp("2024-01-01") + pd.to_timedelta(days, unit="D")))
+    kind = TimeSplit(column="day")
+    kept = set_aside(dataset, kind)
+    assert (len(kept.train), len(kept.validation)) == (20, 180)
+    (split,) = folds(dataset.take(kept.train), kind, seed=0)
+    assert (len(split.train), len(split.validation)) == (10, 10)
+    two = dataset.take(kept.train)
+    with pytest.raises(InvalidRequest, match="20 rows have 2 moments in 'day'; at least 3 are needed"):
+        set_aside(two, kind)

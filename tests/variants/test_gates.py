@@ -9,6 +9,7 @@ from factory.search.metric import Metric
 from factory.spec import Ceilings, Gates, Task
 from factory.variants.gates import Evidence, judge
 from factory.variants.resampling import Comparison
+from factory.variants.slices import Slice
 
 BETTER = Comparison(
     difference=0.03, low=0.01, high=0.05, probability=0.99, candidate=0.83, baseline=0.80, n_rows=500, n_resamples=1000
@@ -38,6 +39,16 @@ def test_better_passes_and_says_by_how_much():
         "ROC AUC 0.8300 against 0.8000 of growth.churn/3: better by 0.03 (95% interval +0.01 to +0.05); "
         "more than 0.002 in 99.0% of 1000 resamples, 95.0% needed." in verdict.sentence
     )
+
+
+def test_one_of_many_has_to_be_surer_of_its_improvement_and_no_slice_gets_off_by_it():
+    worse = BETTER.model_copy(update={"difference": -0.03, "probability": 0.02, "margin": 0.0})
+    part = Slice(column="region", value="north", n_rows=200, comparison=worse)
+    alone = judge(Gates(slice_max_loss=0.0), Ceilings(), evidence(slices=(part,)))
+    among_many = judge(Gates(slice_max_loss=0.0), Ceilings(), evidence(slices=(part,)), sure=0.995)
+    assert failed(alone) == ["slices"]
+    assert failed(among_many) == ["improvement", "slices"]
+    assert "99.0% of 1000 resamples, 99.5% needed." in among_many.sentence
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def made(card: Card, gate: JointGate, probability: float, *, folder: Path = Path
         latency_ms=latency_ms,
         size_mb=1.0,
     )
-    verdict = judge(gate.strict, Ceilings(latency_ms=5), evidence)
+    verdict = judge(Gates(), Ceilings(latency_ms=5), evidence, sure=gate.sure)
     variant = card.variant.model_copy(update={"state": "registered" if verdict.passed else "rejected"})
     return Made(
         variant=variant,
@@ -59,7 +59,7 @@ def made(card: Card, gate: JointGate, probability: float, *, folder: Path = Path
 
 def test_only_those_in_between_wait_for_the_others(card: Card, folder: Path) -> None:
     gate = JointGate(Gates(), n_segments=5)
-    assert gate.strict.confidence == pytest.approx(0.99)
+    assert gate.sure == pytest.approx(0.99)
     assert gate.settled(made(card, gate, 0.995))
     assert gate.settled(made(card, gate, 0.90))
     assert gate.settled(made(card, gate, 0.985, latency_ms=9.0)), "too slow, however sure it is"
@@ -94,6 +94,6 @@ def test_segments_that_failed_or_were_made_earlier_are_counted(card: Card, folde
 
 def test_one_segment_is_judged_like_any_variant(card: Card) -> None:
     gate = JointGate(Gates(), n_segments=1)
-    assert gate.strict == Gates()
+    assert gate.sure == pytest.approx(Gates().confidence)
     assert gate.settled(made(card, gate, 0.96))
     assert gate.rest() == []
