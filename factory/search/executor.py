@@ -5,13 +5,9 @@ that does not (a framework that hangs within a round) is left to itself:
 
 * a worker of Ray ends its own process, a little after its job's deadline, and
   another one takes its place (:mod:`factory.search.tune`);
-* a fit in this process runs in a thread of its own.  A thread cannot be ended
-  from outside, so the search goes on without it: nobody waits for the fit any
-  longer, its result is not used, and no further trial is started here; refits
-  are.  Until it comes back, or this process ends, it goes on taking a core and
-  its memory.
-  Where it never lets go of the interpreter's lock, even that cannot help;
-  compiled code that loops so was not met in any family.
+* a fit in this process runs in a thread of its own (:mod:`factory.search.watchdog`).
+  The search goes on without it: nobody waits for the fit any longer, its result
+  is not used, and no further trial is started here; refits are.
 """
 
 from __future__ import annotations
@@ -19,28 +15,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from queue import Empty, SimpleQueue
+from functools import partial
 
 import numpy as np
 
 from factory.families.base import Shape
 from factory.search.cluster import Crew, RaySession, local_cpus, memory_budget_mb
-from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
+from factory.search.jobs import Jobs, TrialData
 from factory.search.plan import Plan, family
 from factory.search.trial import TrialRunner
 from factory.search.tune import run_tune
+from factory.search.watchdog import LEFT_BEHIND, awaited
 from factory.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LEFT_BEHIND_S = 8.0
-"""So long after its deadline a fit in this process is no longer waited for; a late round or import takes less."""
-OWED_S = 60.0
-"""The same as long as there is no model at all: a late variant is better than none."""
-LEFT_BEHIND = "It did not end in time, and was left behind."
 TUNE_START_S = 5.0
 """Until Tune's workers are up (measured 3 to 8 s): fits that take less altogether are done here meanwhile."""
 
@@ -135,34 +126,13 @@ class Executor:
             job = jobs.next()
             if job is None:
                 return
-            result = self._awaited(runner, job)
+            name = f"trial-{job.trial.number}"
+            result = awaited(partial(runner.run, job), name=name, until=job.deadline_at, usable=self._usable)
             if result is None:
                 log.warning("trial %d (%s): %s", job.trial.number, job.trial.family, LEFT_BEHIND)
                 jobs.lost(job, LEFT_BEHIND)
                 return
             jobs.done(job, result)
-
-    def _awaited(self, runner: TrialRunner, job: FitJob) -> FitResult | None:
-        """Run a job in a thread of its own; None where it does not come back in time."""
-        answers: SimpleQueue[FitResult | BaseException] = SimpleQueue()
-
-        def work() -> None:
-            try:
-                answers.put(runner.run(job))
-            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-                answers.put(error)
-
-        threading.Thread(target=work, name=f"trial-{job.trial.number}", daemon=True).start()
-        while True:
-            left_s = job.deadline_at + (LEFT_BEHIND_S if self._usable() else OWED_S) - time.time()
-            if left_s <= 0:
-                return None
-            with contextlib.suppress(Empty):
-                # Asked again now and then: what another thread brings back may make this one dispensable.
-                answer = answers.get(timeout=min(left_s, LEFT_BEHIND_S))
-                if isinstance(answer, BaseException):
-                    raise answer
-                return answer
 
 
 def usual_fit_mb(plan: Plan, data: TrialData) -> float:

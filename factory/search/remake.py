@@ -1,6 +1,5 @@
 """Variants made again without a search: their configurations fitted on other rows, or their models trained on.
 
-A variant carries a :class:`Blueprint`, what it takes to make it again.
 ``refit`` fits each of its members once on all rows, with rounds scaled by the
 rows.  ``go_on`` lets each of its models continue on new rows, stopped early by
 some that are kept back.  Both take seconds, since nothing is tried.
@@ -8,22 +7,22 @@ some that are kept back.  Both take seconds, since nothing is tried.
 
 from __future__ import annotations
 
-import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from factory.data.crosses import Cross
 from factory.data.dataset import Dataset
 from factory.data.preparation import Preparation
-from factory.errors import TrainingFault, UntrustedBundle, counted
+from factory.errors import TrainingFault, counted
 from factory.families.base import Deadline, FitContext, Model, Sample
+from factory.search.blueprint import Blueprint, MemberPlan
 from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult
 from factory.search.ensemble import Blend, Candidates
@@ -32,93 +31,16 @@ from factory.search.plan import family
 from factory.search.probe import Representation
 from factory.search.samples import into_folder, preparation_folder
 from factory.search.trial import TrialRunner
-from factory.space import Parameters
-from factory.spec import Document, Trial, TrialState
+from factory.search.watchdog import LEFT_BEHIND, awaited
+from factory.spec import Trial, TrialState
 
 log = logging.getLogger(__name__)
 
-BLUEPRINT = "blueprint.json"
-_FORMAT = 1
 SHORTEST_S = 1.0
 """A model is given so long at least, however many wait."""
 
 Record = Callable[[Trial], None]
 T = TypeVar("T")
-
-
-class MemberPlan(Document):
-    """A member of a blend, as far as it can be told in words.
-
-    Attributes:
-        number: Of the trial that found it.
-        family: Its family.
-        parameters: With the learning rate that it was trained with.
-        weight: Its share in the blend.
-        rounds: That early stopping found; 0 where the family has none.
-        n_rows: Training rows that these rounds were found on; 0 where it is not known.
-        seed: Of its trial.
-    """
-
-    number: int
-    family: str
-    parameters: Parameters
-    weight: float
-    rounds: int = 0
-    n_rows: int = 0
-    seed: int = 0
-
-    def rounds_for(self, n_rows: int) -> int:
-        """Return the rounds of a fit on so many rows: they grow with the rows where the family's do.
-
-        At least one where there were some, since none would leave them to the family.
-        """
-        grows = self.rounds and self.n_rows and family(self.family).rounds_grow
-        return max(1, round(self.rounds * n_rows / self.n_rows)) if grows else self.rounds
-
-
-class Blueprint(Document):
-    """What it takes to make a variant again on other rows.
-
-    Attributes:
-        members: Of the blend, the heaviest first.
-        models: Of each model of the bundle, the number of the member that it belongs to.
-        target_scale: On which a regression target is learned.
-        crosses: Products and ratios among the prepared columns.
-    """
-
-    members: tuple[MemberPlan, ...]
-    models: tuple[int, ...] = ()
-    target_scale: Literal["raw", "sqrt", "log"] = "raw"
-    crosses: tuple[Cross, ...] = ()
-
-    def save(self, folder: Path) -> None:
-        """Write ``blueprint.json`` into an existing folder."""
-        document = {"format": _FORMAT, **self.model_dump(mode="json")}
-        (folder / BLUEPRINT).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> Blueprint | None:
-        """Read what :meth:`save` wrote; None where a bundle has no such file.
-
-        Raises:
-            UntrustedBundle: the file is damaged or of an unknown format.
-        """
-        path = folder / BLUEPRINT
-        if not path.is_file():
-            return None
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document.pop("format") != _FORMAT:
-                raise ValueError("an unknown format")
-            return cls.model_validate(document)
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UntrustedBundle(
-                f"{BLUEPRINT} of the bundle cannot be read: {error}.", hint="Make the variant again by a search."
-            ) from error
-
-    def of_model(self, position: int) -> MemberPlan:
-        """Return the member that a model of the bundle belongs to."""
-        return next(member for member in self.members if member.number == self.models[position])
 
 
 def represent_as(blueprint: Blueprint, data: TrialData) -> None:
@@ -164,7 +86,9 @@ def refit(
         n_rows = len(data.dataset.y)
         trial = _started(number, member, data, rounds=member.rounds_for(n_rows), n_rows=n_rows, record=record)
         job = FitJob(trial=trial, deadline_at=deadline.at, refit_rounds=trial.rounds)
-        trials.append(merged(trial, runner.run(job)))
+        fitted = awaited(partial(runner.run, job), name=f"refit-{number}", until=deadline.at, usable=_usable(trials))
+        lost = trial.model_copy(update={"state": TrialState.KILLED, "reason": LEFT_BEHIND})
+        trials.append(lost if fitted is None else merged(trial, fitted))
         record(trials[-1])
     weights = [member.weight for member in blueprint.members]
     return _result(data, trials, weights, calibration, preparations=[preparation_folder(data, None)] * len(trials))
@@ -225,7 +149,9 @@ def go_on(
         n_rows = given.plan.n_rows
         trial = _started(number, given.plan, data, rounds=given.model.rounds, n_rows=n_rows, record=record)
         until = Deadline.after(max(deadline.left_s / (len(models) - len(trials)), SHORTEST_S))
-        learned = learner.continued(given, until if not deadline.passed else deadline)
+        work = partial(learner.continued, given, until if not deadline.passed else deadline)
+        learned = awaited(work, name=f"continue-{number}", until=deadline.at, usable=lambda: True)
+        learned = learned or _as_it_was(given, f"It stays as it was: {LEFT_BEHIND}")
         into_folder(data.model_folder(number, None), learned.model.save)
         update = {
             "state": TrialState.SUCCEEDED,
@@ -323,6 +249,10 @@ class _Learner:
             y = pd.concat([pd.Series(rows.y) for rows in both], ignore_index=True).to_numpy()
             self._all[preparation.digest] = Sample(preparation.transform(frame), y, _weight_of(both))
         return self._all[preparation.digest]
+
+
+def _usable(trials: Sequence[Trial]) -> Callable[[], bool]:
+    return lambda: any(trial.state is TrialState.SUCCEEDED for trial in trials)
 
 
 def _as_it_was(given: Fitted, reason: str) -> _Learned:

@@ -30,10 +30,10 @@ import pandas as pd
 from factory.data.preparation import Preparation
 from factory.errors import Detail, InvalidData, UntrustedBundle
 from factory.families.base import Model
+from factory.search.blueprint import Blueprint
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric, centred
 from factory.search.plan import family
-from factory.search.remake import Blueprint
 from factory.spec import Task
 from factory.variants.background import Background
 from factory.variants.inputs import BundleColumn, Columns, check_columns

@@ -18,10 +18,11 @@ from factory.data.loading import load
 from factory.errors import Detail, FactoryError, InvalidRequest, counted, listing
 from factory.families.base import Deadline
 from factory.ledger import Ledger, PastSearch
+from factory.search.blueprint import Blueprint
 from factory.search.cluster import local_cpus
 from factory.search.engine import SearchResult
 from factory.search.plan import Plan, load_recipe
-from factory.search.remake import Blueprint, Fitted, go_on, refit, represent_as
+from factory.search.remake import Fitted, go_on, refit, represent_as
 from factory.search.splits import folds, set_aside
 from factory.search.transfer import Transfer, described, siblings, transfer
 from factory.settings import Settings

@@ -17,9 +17,9 @@ from factory.families.base import Deadline
 from factory.ledger import Ledger
 from factory.search.cluster import RaySession
 from factory.search.engine import SearchResult, search
-from factory.search.executor import LEFT_BEHIND
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
+from factory.search.watchdog import LEFT_BEHIND
 from factory.settings import Settings
 from factory.spec import Task, Trial, TrialState
 
@@ -236,7 +236,7 @@ def test_a_metric_that_the_first_fold_does_not_define_is_told_at_once(tmp_path: 
 def test_a_fit_here_that_does_not_end_is_left_behind(
     tmp_path: Path, probe: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("factory.search.executor.LEFT_BEHIND_S", 0.3)
+    monkeypatch.setattr("factory.search.watchdog.LEFT_BEHIND_S", 0.3)
     plan = make_test_plan("probe", "constant", spaces={"probe": {"does": "stall"}}, budget=SMALL)
     deadline = Deadline.after(1.5)
     result = run(plan, make_data(tmp_path, plan=plan), left_s=1.5)

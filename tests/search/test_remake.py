@@ -11,11 +11,13 @@ import pytest
 from factory.data.preparation import Preparation
 from factory.errors import TrainingFault, UntrustedBundle
 from factory.families.base import Deadline, FitContext, Sample
+from factory.search.blueprint import Blueprint, MemberPlan
 from factory.search.calibration import Calibration
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.plan import family
-from factory.search.remake import Blueprint, Fitted, MemberPlan, go_on, refit
+from factory.search.remake import Fitted, go_on, refit
+from factory.search.watchdog import LEFT_BEHIND
 from factory.space import clip
 from factory.spec import Task, Trial, TrialState
 
@@ -44,14 +46,14 @@ BLUEPRINT = Blueprint(
 
 
 def again(
-    data: TrialData, *, history: tuple[Trial, ...] = (), blueprint: Blueprint = BLUEPRINT
+    data: TrialData, *, history: tuple[Trial, ...] = (), blueprint: Blueprint = BLUEPRINT, left_s: float = 60
 ) -> tuple[SearchResult, list[Trial]]:
     recorded: list[Trial] = []
     result = refit(
         blueprint,
         data,
         calibration=KEPT,
-        deadline=Deadline.after(60),
+        deadline=Deadline.after(left_s),
         threads=1,
         memory_limit_mb=float("inf"),
         record=recorded.append,
@@ -106,6 +108,16 @@ def test_a_member_that_cannot_be_fitted_is_left_out(tmp_path: Path) -> None:
     assert result.trials[0].state is TrialState.FAILED
     with pytest.raises(TrainingFault, match="lightgbm"):
         again(make_data(tmp_path / "none"), blueprint=BLUEPRINT.model_copy(update={"members": members[:1]}))
+
+
+def test_a_refit_that_does_not_end_is_left_behind(tmp_path: Path, probe: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.search.watchdog.LEFT_BEHIND_S", 0.3)
+    stalls = BLUEPRINT.members[1].model_copy(update={"family": "probe", "parameters": {"does": "stall"}})
+    members = (BLUEPRINT.members[0], stalls)
+    blueprint = BLUEPRINT.model_copy(update={"members": members})
+    result, _ = again(make_data(tmp_path), blueprint=blueprint, left_s=3.0)
+    assert result.blend.weights == {0: 1.0}
+    assert (result.trials[1].state, result.trials[1].reason) == (TrialState.KILLED, LEFT_BEHIND)
 
 
 def test_rounds_grow_with_the_rows_they_were_found_on() -> None:

@@ -1,0 +1,94 @@
+"""What it takes to make a variant again: its members, their rounds, and how columns and target are represented.
+
+A variant's bundle carries its :class:`Blueprint`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from factory.data.crosses import Cross
+from factory.errors import UntrustedBundle
+from factory.search.plan import family
+from factory.space import Parameters
+from factory.spec import Document
+
+BLUEPRINT = "blueprint.json"
+_FORMAT = 1
+
+
+class MemberPlan(Document):
+    """A member of a blend, as far as it can be told in words.
+
+    Attributes:
+        number: Of the trial that found it.
+        family: Its family.
+        parameters: With the learning rate that it was trained with.
+        weight: Its share in the blend.
+        rounds: That early stopping found; 0 where the family has none.
+        n_rows: Training rows that these rounds were found on; 0 where it is not known.
+        seed: Of its trial.
+    """
+
+    number: int
+    family: str
+    parameters: Parameters
+    weight: float
+    rounds: int = 0
+    n_rows: int = 0
+    seed: int = 0
+
+    def rounds_for(self, n_rows: int) -> int:
+        """Return the rounds of a fit on so many rows: they grow with the rows where the family's do.
+
+        At least one where there were some, since none would leave them to the family.
+        """
+        grows = self.rounds and self.n_rows and family(self.family).rounds_grow
+        return max(1, round(self.rounds * n_rows / self.n_rows)) if grows else self.rounds
+
+
+class Blueprint(Document):
+    """What it takes to make a variant again on other rows.
+
+    Attributes:
+        members: Of the blend, the heaviest first.
+        models: Of each model of the bundle, the number of the member that it belongs to.
+        target_scale: On which a regression target is learned.
+        crosses: Products and ratios among the prepared columns.
+    """
+
+    members: tuple[MemberPlan, ...]
+    models: tuple[int, ...] = ()
+    target_scale: Literal["raw", "sqrt", "log"] = "raw"
+    crosses: tuple[Cross, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write ``blueprint.json`` into an existing folder."""
+        document = {"format": _FORMAT, **self.model_dump(mode="json")}
+        (folder / BLUEPRINT).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Blueprint | None:
+        """Read what :meth:`save` wrote; None where a bundle has no such file.
+
+        Raises:
+            UntrustedBundle: the file is damaged or of an unknown format.
+        """
+        path = folder / BLUEPRINT
+        if not path.is_file():
+            return None
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document.pop("format") != _FORMAT:
+                raise ValueError("an unknown format")
+            return cls.model_validate(document)
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UntrustedBundle(
+                f"{BLUEPRINT} of the bundle cannot be read: {error}.", hint="Make the variant again by a search."
+            ) from error
+
+    def of_model(self, position: int) -> MemberPlan:
+        """Return the member that a model of the bundle belongs to."""
+        return next(member for member in self.members if member.number == self.models[position])
