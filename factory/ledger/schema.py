@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     DateTime,
@@ -23,12 +24,14 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TextClause,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 
-HEAD = "0002"
+HEAD = "0003"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -72,6 +75,12 @@ metadata = MetaData(
 
 _json = JSON(none_as_null=True)
 
+
+def _only_where(condition: str) -> dict[str, TextClause]:
+    """Return what makes an index a partial one, on both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 requests = Table(
     "requests",
     metadata,
@@ -93,10 +102,32 @@ requests = Table(
     Column("driver_pid", Integer),
     Column("driver_started", Float),
     Column("driver_lease_until", UtcDateTime),
-    Index(None, "created"),
-    Index(None, "team", "state"),
+    Column("priority", String(8), nullable=False),
+    Column("door", String(16)),
+    Column("submitted_by", String(255)),
+    Column("quote", _json),
+    Column("expected_s", Float),
+    Column("cpus", Float, nullable=False),
+    Column("gpus", Float, nullable=False),
+    Column("memory_gb", Float),
+    Column("held", _json),
+    Column("not_before", UtcDateTime),
+    Column("preemptions", Integer, nullable=False),
+    Column("preempt_requested_at", UtcDateTime),
+    Column("cancel_requested_at", UtcDateTime),
+    Column("cancelled_by", String(255)),
+    Column("chain", String(64)),
+    Column("unchained", Integer, nullable=False),
+    Index(None, "created", "id"),
+    Index(None, "updated", "id"),
+    Index(None, "team", "created", "id"),
+    Index(None, "team", "state", "created"),
+    Index(None, "state", "created", "id"),
+    Index(None, "variant", "created", "id"),
     Index(None, "recipe"),
+    Index(None, "cancel_requested_at", **_only_where("cancel_requested_at IS NOT NULL")),
 )
+"""``chain`` is the hash of the last event; ``unchained`` counts the events from before events were hashed."""
 
 events = Table(
     "events",
@@ -108,7 +139,31 @@ events = Table(
     Column("kind", String(64), nullable=False),
     Column("message", Text, nullable=False),
     Column("payload", _json, nullable=False),
+    Column("hash", String(64)),
 )
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("request_id", String(64), ForeignKey("requests.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("submission_id", String(80), nullable=False),
+    Column("team", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("cpus", Float, nullable=False),
+    Column("gpus", Float, nullable=False),
+    Column("memory_gb", Float),
+    Column("state", String(16), nullable=False),
+    Column("admitted_at", UtcDateTime, nullable=False),
+    Column("submitted_at", UtcDateTime),
+    Column("running_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("outcome", String(16)),
+    Column("message", Text, nullable=False),
+    UniqueConstraint("submission_id"),
+    Index("ix_attempts_open", "request_id", unique=True, **_only_where("ended_at IS NULL")),
+)
+"""``ix_attempts_open`` lets a request have one open attempt at most, and is what finds the open ones."""
 
 trials = Table(
     "trials",
@@ -146,7 +201,10 @@ variants = Table(
     Column("state", String(16), nullable=False),
     Column("created", UtcDateTime, nullable=False),
     Column("document", _json, nullable=False),
+    Column("team", String(64), nullable=False),
     Index(None, "request_id"),
+    Index(None, "created", "name", "version"),
+    Index(None, "team", "created", "name", "version"),
 )
 
 aliases = Table(
@@ -176,3 +234,130 @@ deployments = Table(
     ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
     UniqueConstraint("name", "as"),
 )
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("title", String(255), nullable=False),
+    Column("quota", _json, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("archived_at", UtcDateTime),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("team", String(64), ForeignKey("teams.name"), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("email", String(255), nullable=False),
+    Column("scopes", _json, nullable=False),
+    Column("added", UtcDateTime, nullable=False),
+    Index(None, "subject"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(64), nullable=False),
+    Column("team", String(64), ForeignKey("teams.name")),
+    Column("scopes", _json, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Column("expires", UtcDateTime),
+    Column("last_used", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+    Column("rotated_to", String(32), ForeignKey("tokens.id")),
+    Column("request_id", String(64), ForeignKey("requests.id")),
+    UniqueConstraint("digest"),
+    Index(None, "team"),
+    Index(None, "request_id"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("who", String(255), nullable=False),
+    Column("origin", String(64), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(255), nullable=False),
+    Column("team", String(64)),
+    Column("detail", _json, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index(None, "team", "id"),
+    Index(None, "subject", "id"),
+)
+
+chains = Table(
+    "chains",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("length", Integer, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+"""The end of a chain of hashes, so that rows cut off at its end are missed; writers wait for each other at its row."""
+
+uploads = Table(
+    "uploads",  # MLflow has a table called datasets, and may share the database
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("team", String(64), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("rows", BigInteger),
+    Column("columns", _json),
+    Column("created", UtcDateTime, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Index(None, "team", "created", "digest"),
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("team", String(64), primary_key=True),
+    Column("with_team", String(64), primary_key=True),
+    Column("created", UtcDateTime, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Index(None, "kind", "with_team"),
+)
+"""``team`` is the owner, ``with_team`` who may look; ``*`` is every team."""
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("scope", String(64), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Index(None, "created"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(255), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("until", UtcDateTime, nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("month", String(7), primary_key=True),
+    Column("team", String(64), primary_key=True),
+    Column("trials", Integer, nullable=False),
+    Column("trial_s", Float, nullable=False),
+    Column("cpu_s", Float, nullable=False),
+    Column("gpu_s", Float, nullable=False),
+    Column("gb_s", Float, nullable=False),
+)
+"""Sums that are kept as things end, so that admission need not add up a month of trials at every look."""

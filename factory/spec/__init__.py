@@ -28,12 +28,15 @@ from factory.spec.request import (
     VariantRequest,
 )
 from factory.spec.states import NEXT_STATES, RequestState, TrialState
+from factory.spec.team import SCOPES, Actor, Member, Principal, Quota, Scope, Team, TokenRecord
 
 __all__ = [
     "ALIAS",
     "NAME",
     "NEXT_STATES",
     "REMADE",
+    "SCOPES",
+    "Actor",
     "AutoValidation",
     "Budget",
     "BudgetRange",
@@ -50,14 +53,20 @@ __all__ = [
     "GroupSplit",
     "Holdout",
     "Making",
+    "Member",
     "Metrics",
+    "Principal",
+    "Quota",
     "Recipe",
     "RequestState",
     "Resources",
+    "Scope",
     "Seconds",
     "Segments",
     "Task",
+    "Team",
     "TimeSplit",
+    "TokenRecord",
     "Traits",
     "Trial",
     "TrialState",
