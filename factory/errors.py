@@ -10,6 +10,7 @@
         ├── StorageFault       FACTORY_HOME, ledger or artifacts not usable
         ├── ServiceFault       Ray, MLflow, Feast or Serve did not do its part
         ├── TrainingFault      no trial produced a usable model
+        ├── Preempted          a running request made room for another; it goes on later
         └── UntrustedBundle    a stored variant is not what the ledger says
 
 Every error carries a sentence, a hint that says what to do, and the fields it
@@ -125,6 +126,12 @@ class TrainingFault(SystemFault):
     """No trial produced a usable model."""
 
     code = "training_fault"
+
+
+class Preempted(SystemFault):
+    """A running request made room for another one; it goes on later with all finished trials."""
+
+    code = "preempted"
 
 
 class UntrustedBundle(SystemFault):

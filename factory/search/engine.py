@@ -20,12 +20,13 @@ from factory.search.cluster import RaySession
 from factory.search.ensemble import MOST_CANDIDATES, Blend, Candidates, greedy
 from factory.search.executor import Executor
 from factory.search.history import Proposer
-from factory.search.jobs import TrialData, first_fold_score
+from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
-from factory.search.race import common_folds, relative_loss
+from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
 from factory.search.samples import preparation_folder
 from factory.search.study import Configuration, Prior
+from factory.search.yielding import Room, Yielding
 from factory.settings import Settings
 from factory.spec import Trial
 
@@ -91,6 +92,7 @@ def search(
     segment: str = "",
     seeds: Sequence[Configuration] = (),
     prior: Prior | None = None,
+    room: Room | None = None,
 ) -> SearchResult:
     """Search until the deadline or the trials are used up, and return the best blend.
 
@@ -105,8 +107,10 @@ def search(
         segment: Value of the segment, empty for the pooled data.
         seeds: Configurations to try first.
         prior: What other searches found, for the proposals after the first bets.
+        room: Whether the request is asked to make room for another.
 
     Raises:
+        Preempted: room was asked for; every trial that has ended is recorded.
         InvalidData: the metric is not defined on the rows that validate.
         TrainingFault: no trial succeeded; names the reasons.
     """
@@ -135,7 +139,9 @@ def search(
         without=without,
         trials=trials,
     )
-    executor.run(proposer, name=f"search-{segment or 'pooled'}", small=small)
+    room = room or Room()
+    executor.run(Yielding(proposer, room), name=f"search-{segment or 'pooled'}", small=small)
+    room.make()
     candidates, common = _candidates(data, _in_order(trials))
     if "ensemble" in without:
         best = _best(candidates, trials)
@@ -218,10 +224,14 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
             f"None of {counted(len(trials), 'trial')} gave a usable model. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
-    by_number = {t.number: t for t in trials}
-    firsts = {n: first_fold_score(by_number[n]) for n in folds}
-    losses = {n: np.inf if s is None else relative_loss(data.metric, s) for n, s in firsts.items()}
-    members, common = common_folds(folds, losses)
+    by_number, rows = {t.number: t for t in trials}, data.splits[0].validation
+    members, common = common_folds(
+        data.metric,
+        data.dataset.y[rows],
+        {n: _mapped(data.out_of_fold(n, 0)) for n in folds},
+        folds,
+        weight=data.dataset.weight(rows),
+    )
     members = _worth_blending([by_number[n] for n in members], common)
     candidates = Candidates(
         metric=data.metric,

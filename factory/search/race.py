@@ -22,8 +22,8 @@ LEAST_WEIGHT = 0.05
 NEAR, CHANCE = 1.25, 0.2
 """Loss relative to the least up to which a bet gets its folds when there is time, and the share of resamples of the
 rows in which it has to be so near: of few rows the losses differ by chance."""
-DRAWS, CONTEST_ROWS = 20, 2_000
-"""Resamples, and rows looked at in each."""
+DRAWS, CONTEST_ROWS, CONTEST_STEPS = 20, 2_000, 15
+"""Resamples, rows looked at in each, and additions to a blend of them."""
 COST_GROWTH = 1.1
 """A further fold costs what the first one did, give or take; some more, so that rounds are not left unfinished."""
 
@@ -80,13 +80,7 @@ def contenders(
     draws = resampled(metric, y, most=DRAWS)
     near = dict.fromkeys(predictions, 0)
     for rows in draws:
-        arena = Arena(
-            metric,
-            [y[rows]],
-            {n: [p[rows]] for n, p in predictions.items()},
-            weights=None if weight is None else [weight[rows]],
-            most_rows=CONTEST_ROWS,
-        )
+        arena = _arena(metric, y, predictions, weight, rows)
         losses = {n: relative_loss(metric, arena.score({n: 1.0})) for n in predictions}
         least = min((loss for loss in losses.values() if np.isfinite(loss)), default=np.inf)
         for n, loss in losses.items():
@@ -100,18 +94,67 @@ def relative_loss(metric: Metric, score: float) -> float:
 
 
 def common_folds(
-    folds: Mapping[int, tuple[int, ...]], losses: Mapping[int, float]
+    metric: Metric,
+    y: np.ndarray,
+    first: Mapping[int, np.ndarray],
+    folds: Mapping[int, tuple[int, ...]],
+    *,
+    weight: np.ndarray | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the candidates whose out-of-fold rows line up, and the folds that they all have.
 
-    Those with half as many folds as the deepest good one, or fewer, are left out: they would take the others' rows
-    away.
+    A blend is chosen on folds that all its members have, so few members have many of them and many have few. Of the
+    possible depths the one counts whose blend promises the least loss: what it has on rows of the first fold that its
+    weights were not chosen by, less what a bag of so many models gains.
 
     Args:
+        metric: Greater is better.
+        y: Validation rows of the first fold, (n_rows,).
+        first: Candidate → its predictions of these rows, (n_rows[, n_classes]).
         folds: Candidate → folds that it was fitted on; the first fold is among them.
-        losses: Candidate → its loss on the first fold. A constant may have all folds before a good one has two.
+        weight: How much each row counts, (n_rows,); all the same if None.
     """
-    least = min((loss for loss in losses.values() if np.isfinite(loss)), default=np.inf)
-    deepest = max(len(f) for n, f in folds.items() if not losses[n] > NEAR * least)
-    members = tuple(n for n in sorted(folds) if 2 * len(folds[n]) > deepest)
-    return members, tuple(sorted(set.intersection(*(set(folds[n]) for n in members))))
+    least, found = np.inf, tuple(sorted(folds))
+    for depth in sorted({len(done) for done in folds.values()}, reverse=True):
+        members = tuple(n for n in sorted(folds) if len(folds[n]) >= depth)
+        loss = _promised_loss(metric.chooser, y, {n: first[n] for n in members}, weight)
+        loss *= 1 - BAGGING_GAIN * (1 - 1 / depth)
+        if loss < least:
+            least, found = loss, members
+    return found, tuple(sorted(set.intersection(*(set(folds[n]) for n in found))))
+
+
+def _promised_loss(
+    metric: Metric, y: np.ndarray, predictions: Mapping[int, np.ndarray], weight: np.ndarray | None
+) -> float:
+    """Return the loss of a blend on the half of the rows that it was not chosen by, as the mean over both halves.
+
+    Of the best candidate alone, on all rows, where the metric is slow or a half does not define it.
+    """
+    whole = _arena(metric, y, predictions, weight, np.arange(len(y)))
+    alone = [relative_loss(metric, whole.score({n: 1.0})) for n in predictions]
+    best = min((loss for loss in alone if np.isfinite(loss)), default=np.inf)
+    if not metric.quick:
+        return best
+    halves = [_arena(metric, y, predictions, weight, np.arange(start, len(y), 2)) for start in (0, 1)]
+    blends = [half.greedy(steps=CONTEST_STEPS).weights for half in halves]
+    if not all(blends):
+        return best
+    losses = [relative_loss(metric, half.score(blend)) for half, blend in zip(halves, blends[::-1], strict=True)]
+    return float(np.mean(losses)) if np.isfinite(losses).all() else best
+
+
+def _arena(
+    metric: Metric,
+    y: np.ndarray,
+    predictions: Mapping[int, np.ndarray],
+    weight: np.ndarray | None,
+    rows: np.ndarray,
+) -> Arena:
+    return Arena(
+        metric,
+        [y[rows]],
+        {n: [p[rows]] for n, p in predictions.items()},
+        weights=None if weight is None else [weight[rows]],
+        most_rows=CONTEST_ROWS,
+    )

@@ -18,6 +18,7 @@ from factory.errors import FactoryError
 from factory.families.base import Deadline
 from factory.search.cluster import Cluster, Crew, RaySession, memory_budget_mb
 from factory.search.executor import usual_fit_mb
+from factory.search.yielding import Room
 from factory.settings import Settings
 from factory.variants.making import Made, Order
 from factory.variants.segments import FINISH_S, SegmentOrder, make_segment
@@ -68,7 +69,12 @@ class _Task:
 
 
 def fan_out(
-    orders: Sequence[SegmentOrder], *, ray: RaySession, settings: Settings, deadline: Deadline
+    orders: Sequence[SegmentOrder],
+    *,
+    ray: RaySession,
+    settings: Settings,
+    deadline: Deadline,
+    room: Room | None = None,
 ) -> Iterator[tuple[SegmentOrder, Made | Failed]]:
     """Make all segments, and yield each as it ends; one that fails or hangs is yielded as such and ends no other.
 
@@ -77,7 +83,12 @@ def fan_out(
         ray: Connected to here; must be called from the main thread.
         settings: Of this process and of the workers.
         deadline: Of them all together. None begins after it; what has begun may end within :data:`LATE_S`.
+        room: Whether the request is asked to make room for another: then none begins, and what has begun ends.
+
+    Raises:
+        Preempted: room was asked for, and what had begun has ended.
     """
+    room = room or Room()
     if not orders:
         return
     waiting = sorted(orders, key=lambda given: -len(given.order.data.dataset))
@@ -89,11 +100,12 @@ def fan_out(
         (order.order.data.workspace / BEGUN).unlink(missing_ok=True)
     running: dict[Any, _Task] = {}
     while waiting or running:
-        while waiting and len(running) < shares.in_flight and not deadline.passed:
+        while waiting and len(running) < shares.in_flight and not deadline.passed and not room.asked:
             share_s = share_of(deadline, shares.at_once, len(waiting) + len(running))
             given = _Task(waiting.pop(0), share_s)
             running[task.remote(given.order, shares.settings, given.share_s)] = given
         if not running:
+            room.make()
             yield from ((order, Failed("time was up before its turn came.")) for order in waiting)
             return
         ended, _ = _ray.wait(list(running), num_returns=1, timeout=LOOK_S)
