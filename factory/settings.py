@@ -40,6 +40,22 @@ class Settings(BaseSettings):
         description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
         "search, transfer; separated by commas.",
     )
+    granted_cpus: int | None = Field(
+        None, ge=1, description="CPUs of a shared cluster that this request was admitted with; default: all of them."
+    )
+    host: str = Field("127.0.0.1", description="Address that the services of `factory up` listen on.")
+    portal_port: int = Field(8080, ge=1, le=65535, description="Port of the portal and its JSON API.")
+    mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow server of `factory up`.")
+    ray_port: int = Field(6379, ge=1, le=65535, description="Port of the Ray head of `factory up`.")
+    dashboard_port: int = Field(8265, ge=1, le=65535, description="Port of Ray's dashboard and Jobs API.")
+    controller_interval_s: float = Field(1.0, gt=0, le=60, description="Seconds between two looks of the controller.")
+    cpu_hour: float = Field(0.05, ge=0, description="Price of a CPU for an hour, as quotes and usage tell it.")
+    gpu_hour: float = Field(2.5, ge=0, description="Price of a GPU for an hour.")
+    gb_hour: float = Field(0.005, ge=0, description="Price of a GB of memory for an hour.")
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="Of the prices: a code of ISO 4217.")
+    max_upload_mb: float = Field(2048.0, gt=0, description="Largest upload of a dataset in MB.")
+    max_body_kb: int = Field(1024, ge=1, description="Largest JSON or YAML body of the portal's API in KB.")
+    requests_a_minute: int = Field(600, ge=1, description="Calls of the API that a token may make in a minute.")
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
     serve_max_ongoing: int = Field(64, ge=1, description="Requests that one replica answers at a time; then 503.")

@@ -30,8 +30,8 @@ class Cluster:
     """What a search may use of the connected Ray.
 
     Attributes:
-        cpus: Of all nodes together.
-        node_cpus: Of the largest node; nothing that reserves more ever starts.
+        cpus: Of all nodes together, or as many of them as the request was admitted with.
+        node_cpus: Of the largest node, or as many of them; nothing that reserves more ever starts.
         started_here: Whether it ends with the session.
     """
 
@@ -103,6 +103,7 @@ def session(settings: Settings) -> Iterator[Cluster]:
         if not joined:
             _connect(settings)
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cpus = min(cpus, settings.granted_cpus or cpus)
         node_cpus = max((int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"]), default=0)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")
@@ -111,7 +112,7 @@ def session(settings: Settings) -> Iterator[Cluster]:
         ) from error
     try:
         started_here = not joined and "RAY_ADDRESS" not in os.environ
-        yield Cluster(cpus=cpus, node_cpus=node_cpus or cpus, started_here=started_here)
+        yield Cluster(cpus=cpus, node_cpus=min(node_cpus or cpus, cpus), started_here=started_here)
     finally:
         if not joined:
             ray.shutdown()
