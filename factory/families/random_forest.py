@@ -17,11 +17,7 @@ class RandomForest(ForestFamily):
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         share = 0.5 if task is Task.REGRESSION else 0.3
-        fine: Parameters = {
-            "trees": 200 if shape.n_rows <= 8_000 else 100,
-            "max_features": share,
-            "min_samples_leaf": 1,
-        }
+        fine: Parameters = {"trees": 100, "max_features": share, "min_samples_leaf": 1}
         rank = {Task.REGRESSION: 200, Task.MULTICLASS: 80}.get(task, 80 if shape.n_rows <= 20_000 else 110)
         return [Bet(fine, rank), Bet({**fine, "min_samples_leaf": 5}, 210)]
 
