@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -14,8 +15,11 @@ from factory.data.features import join
 from factory.data.tables import check_names, read_table, write_table
 from factory.errors import Detail, NotFound, StorageFault
 from factory.settings import Settings
-from factory.spec import ColumnType, DatasetRef, EntityDataset, FileDataset, UploadDataset
+from factory.spec import ColumnType, DatasetRef, EntityDataset, FileDataset
 
+UPLOAD_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".arrow")
+"""Of the files in the upload folder; each is named by a digest."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 _LABELS = frozenset({ColumnType.CATEGORICAL, ColumnType.TEXT, ColumnType.IDENTIFIER})
 
 
@@ -36,7 +40,7 @@ def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
     if isinstance(ref, EntityDataset):
         entities = read_table(ref.entities, max_rows=settings.max_rows, text_columns=labels)
         return _joined(entities, ref, settings)
-    path = ref.path if isinstance(ref, FileDataset) else str(_uploaded(ref, settings))
+    path = ref.path if isinstance(ref, FileDataset) else str(uploaded(ref.upload, settings=settings))
     return from_frame(read_table(path, max_rows=settings.max_rows, text_columns=labels), ref)
 
 
@@ -113,12 +117,17 @@ def store_table(frame: pd.DataFrame, settings: Settings) -> str:
     return digest
 
 
-def _uploaded(ref: UploadDataset, settings: Settings) -> Path:
-    path = settings.uploads / f"{ref.upload}.parquet"
-    if not path.is_file():
-        raise NotFound(
-            f"There is no upload {ref.upload[:12]!r}...",
-            hint="Upload the table first and use the digest that the upload answers with.",
-            details=[Detail("dataset.upload", "no such upload")],
-        )
-    return path
+def uploaded(digest: str, *, settings: Settings) -> Path:
+    """Return the file of an upload: a table that was stored here, or a file as it was received.
+
+    Raises:
+        NotFound: there is none with this digest.
+    """
+    for suffix in UPLOAD_SUFFIXES if _DIGEST.fullmatch(digest) else ():
+        if (path := settings.uploads / f"{digest}{suffix}").is_file():
+            return path
+    raise NotFound(
+        f"There is no upload {digest[:12]!r}...",
+        hint="Upload the table first and use the digest that the upload answers with.",
+        details=[Detail("dataset.upload", "no such upload")],
+    )
