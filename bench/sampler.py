@@ -50,7 +50,7 @@ class Measurement:
         timed_out: Whether it was killed at its time limit.
         wall_s: From its start to its end.
         cpu_s: Processor time of all its processes, as the samples saw it.
-        others_cores: Processors that everything else on the machine kept busy meanwhile, on average.
+        others_cores: Processors that everything else on the machine, and on its host, kept busy meanwhile, on average.
         peak_pss_mb: Largest sum of PSS over all its processes.
         peak_at_s: Seconds from the start to that sample.
         peak: The processes of that sample, the largest first.
@@ -244,9 +244,13 @@ def _kill(process: psutil.Process) -> None:
 
 
 def busy_s() -> float:
-    """Return the processor seconds that the machine has spent on anything since it started."""
+    """Return the processor seconds that the machine has spent on anything since it started.
+
+    Those that its host gave to other machines are among them: they were not there for a measurement either.
+    """
     times = psutil.cpu_times()
-    return float(times.user + times.system + times.nice + times.irq + times.softirq)
+    stolen = getattr(times, "steal", 0.0)
+    return float(times.user + times.system + times.nice + times.irq + times.softirq + stolen)
 
 
 @contextmanager
