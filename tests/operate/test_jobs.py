@@ -1,0 +1,565 @@
+"""One contract for Ray's jobs and their fake; then what each has of its own: broken answers, and faults on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Protocol
+
+import httpx
+import psutil
+import pytest
+
+from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault
+from factory.operate import ray_jobs
+from factory.operate.admission import Capacity
+from factory.operate.deployments import free_port
+from factory.operate.jobs import LOG_BYTES, JobInfo, Jobs, JobSpec, JobState
+from factory.operate.ray_jobs import RayJobs, ray_token
+from factory.testing.jobs import FakeJobs, Script
+
+PROGRAM = """
+import os, sys, time
+lines, seconds, code = sys.argv[1:4]
+print(os.getpid(), os.getcwd(), oct(os.umask(0)), os.environ.get("GREETING"), *sys.argv[4:], flush=True)
+for line in lines.split(","):
+    print(line, flush=True)
+time.sleep(float(seconds))
+sys.exit(int(code))
+"""
+
+
+class Cluster(Protocol):
+    """What the contract needs of a cluster beside its jobs."""
+
+    jobs: Jobs
+
+    def spec(self, name: str, *, prints: str = "", seconds: float = 0.0, code: int = 0, cpus: float = 0.0) -> JobSpec:
+        """A job that prints some lines, lasts, and ends with a code."""
+
+    def wait(self, true: Callable[[], bool]) -> None:
+        """Let time pass until something is so."""
+
+    def kill(self, name: str) -> None:
+        """Kill the process of a running job."""
+
+
+class Simulated:
+    """Two CPUs, in virtual time."""
+
+    def __init__(self) -> None:
+        self._scripts: dict[str, Script] = {}
+        self.jobs = FakeJobs(lambda spec: self._scripts[spec.submission_id])
+
+    def spec(self, name: str, *, prints: str = "", seconds: float = 0.0, code: int = 0, cpus: float = 0.0) -> JobSpec:
+        lines = tuple((0.0, line) for line in prints.split(","))
+        self._scripts[name] = Script(run_s=seconds + 0.1, exit_code=code, lines=lines)
+        return JobSpec(name, ("program",), metadata={"request": name}, cpus=cpus)
+
+    def wait(self, true: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if true():
+                return
+            self.jobs.advance(0.1)
+        raise AssertionError("it did not come")
+
+    def kill(self, name: str) -> None:
+        self.jobs.kill(name)
+
+
+class Real:
+    """A Ray of two CPUs, started for this module with a token of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = ray_token(folder)
+        port = free_port(0)
+        command = [
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
+            *(f"--port={free_port(0)}", f"--dashboard-port={port}", f"--ray-client-server-port={free_port(0)}"),
+            *("--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+            *("--object-store-memory=80000000", f"--temp-dir={folder}", "--disable-usage-stats"),
+        ]
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            # On the loopback address only, and without 30 s of draining at the end.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        }
+        with (folder / "log").open("w") as log:
+            self._head = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self.jobs = RayJobs(f"http://127.0.0.1:{port}", token_path=self.token)
+
+    def __enter__(self) -> Real:
+        self.wait(self._up, within_s=120)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.jobs.close()
+        root = psutil.Process(self._head.pid)
+        processes = [root, *root.children(recursive=True)]
+        self._head.terminate()
+        psutil.wait_procs(processes, timeout=20)
+        for process in [*processes, *psutil.process_iter()]:
+            try:
+                if process in processes or os.getsid(process.pid) == self._head.pid:
+                    process.kill()
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                continue
+        self._head.wait()
+
+    def spec(self, name: str, *, prints: str = "", seconds: float = 0.0, code: int = 0, cpus: float = 0.0) -> JobSpec:
+        program = (sys.executable, "-c", PROGRAM, prints, str(seconds), str(code), "$(id) `id`; 'a b'")
+        return JobSpec(
+            name,
+            program,
+            env={"GREETING": "hello $(id) 5$"},
+            metadata={"request": name},
+            cpus=cpus,
+            folder=str(self.folder / "jobs" / name),
+        )
+
+    def wait(self, true: Callable[[], bool], *, within_s: float = 60.0) -> None:
+        until = time.monotonic() + within_s
+        while not true():
+            assert time.monotonic() < until, "it did not come"
+            assert self._head.poll() is None, (self.folder / "log").read_text()
+            time.sleep(0.1)
+
+    def kill(self, name: str) -> None:
+        self.wait(lambda: "GREETING" in self.jobs.logs(name) and "hello" in self.jobs.logs(name))
+        line = next(line for line in self.jobs.logs(name).splitlines() if line.endswith("'a b'") and "hello" in line)
+        os.kill(int(line.split()[0]), 9)
+
+    def _up(self) -> bool:
+        try:
+            return self.jobs.capacity().cpus > 0
+        except ServiceFault:
+            return False
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Real]:
+    # Ray's sockets lie below it, and their paths may have 107 characters at most: pytest's folders are too deep.
+    folder = Path(mkdtemp(prefix="mvfj-"))
+    try:
+        with Real(folder) as real:
+            yield real
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["fake", pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.timeout(240)])])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    if request.param == "fake":
+        return Simulated()
+    real: Cluster = request.getfixturevalue("ray")
+    return real
+
+
+def state(cluster: Cluster, name: str) -> JobState | None:
+    known = cluster.jobs.info(name)
+    return None if known is None else known.state
+
+
+def ended(cluster: Cluster, name: str) -> JobInfo:
+    """Wait until a job has ended."""
+
+    def true() -> bool:
+        known = cluster.jobs.info(name)
+        return known is not None and known.state.ended
+
+    cluster.wait(true)
+    known = cluster.jobs.info(name)
+    assert known is not None
+    return known
+
+
+# --- the contract ----------------------------------------------------------------
+
+
+def test_a_job_runs_once_and_tells_how_it_ended(cluster: Cluster) -> None:
+    spec = cluster.spec("good-1", prints="one,two")
+    cluster.jobs.submit(spec)
+    cluster.jobs.submit(spec)
+    cluster.jobs.submit(cluster.spec("bad-1", prints="no such file", code=2))
+    assert state(cluster, "good-1") in (JobState.PENDING, JobState.RUNNING)
+    good, bad = ended(cluster, "good-1"), ended(cluster, "bad-1")
+    assert (good.state, good.exit_code, good.metadata) == (JobState.SUCCEEDED, 0, {"request": "good-1"})
+    assert (bad.state, bad.exit_code) == (JobState.FAILED, 2)
+    assert "exit code 2" in bad.message
+    assert good.started_at is not None
+    assert good.ended_at is not None
+    assert good.started_at.tzinfo is UTC
+    assert good.started_at <= good.ended_at
+    assert {name: job.state for name, job in cluster.jobs.list().items() if name in ("good-1", "bad-1")} == {
+        "good-1": JobState.SUCCEEDED,
+        "bad-1": JobState.FAILED,
+    }
+    assert cluster.jobs.logs("good-1").count("one\ntwo\n") == 1
+    cluster.jobs.submit(spec)
+    assert cluster.jobs.info("good-1") == good, "nor does a job that has ended start again"
+
+
+def test_a_log_is_followed_to_its_end(cluster: Cluster) -> None:
+    cluster.jobs.submit(cluster.spec("told-1", prints="one,two,three", seconds=1))
+    heard = []
+    for text in cluster.jobs.tail("told-1"):
+        heard.append(text)
+        if isinstance(cluster, Simulated):
+            cluster.jobs.advance(0.5)
+    assert "one\ntwo\nthree\n" in "".join(heard)
+    assert state(cluster, "told-1") is JobState.SUCCEEDED
+
+
+def test_a_running_job_is_stopped(cluster: Cluster) -> None:
+    cluster.jobs.submit(cluster.spec("long-1", seconds=60))
+    cluster.wait(lambda: state(cluster, "long-1") is JobState.RUNNING)
+    with pytest.raises(Conflict, match="RUNNING"):
+        cluster.jobs.delete("long-1")
+    assert cluster.jobs.stop("long-1")
+    stopped = ended(cluster, "long-1")
+    assert (stopped.state, stopped.exit_code) == (JobState.STOPPED, None)
+    cluster.wait(lambda: not cluster.jobs.stop("long-1"))
+    assert cluster.jobs.delete("long-1")
+    assert not cluster.jobs.delete("long-1")
+    assert cluster.jobs.info("long-1") is None
+
+
+def test_a_killed_job_tells_the_signal(cluster: Cluster) -> None:
+    cluster.jobs.submit(cluster.spec("killed-1", seconds=60))
+    cluster.wait(lambda: state(cluster, "killed-1") is JobState.RUNNING)
+    cluster.kill("killed-1")
+    killed = ended(cluster, "killed-1")
+    assert (killed.state, killed.exit_code) == (JobState.FAILED, -9)
+
+
+def test_a_job_that_waits_for_resources_is_stopped_once_it_has_them(cluster: Cluster) -> None:
+    assert cluster.jobs.capacity().cpus == 2
+    cluster.jobs.submit(cluster.spec("large-1", seconds=60, cpus=2))
+    cluster.wait(lambda: state(cluster, "large-1") is JobState.RUNNING)
+    cluster.jobs.submit(cluster.spec("waits-1", seconds=60, cpus=1))
+    assert cluster.jobs.stop("waits-1")
+    assert state(cluster, "waits-1") is JobState.PENDING
+    assert cluster.jobs.logs("waits-1") == ""
+    assert cluster.jobs.stop("large-1")
+    assert ended(cluster, "waits-1").state is JobState.STOPPED
+
+
+def test_what_nobody_submitted_is_not_there(cluster: Cluster) -> None:
+    assert cluster.jobs.info("none-1") is None
+    assert not cluster.jobs.stop("none-1")
+    assert not cluster.jobs.delete("none-1")
+    for ask in (cluster.jobs.logs, lambda name: next(iter(cluster.jobs.tail(name)))):
+        with pytest.raises(NotFound, match="none-1"):
+            ask("none-1")
+
+
+# --- of Ray only -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_job_has_its_folder_and_its_environment_and_no_shell_reads_its_arguments(ray: Real) -> None:
+    ray.jobs.submit(ray.spec("apart-1"))
+    ended(ray, "apart-1")
+    folder = ray.folder / "jobs" / "apart-1"
+    said = next(line for line in ray.jobs.logs("apart-1").splitlines() if line.split()[1:2] == [str(folder)])
+    assert said.split(maxsplit=2)[2] == "0o77 hello $(id) 5$ $(id) `id`; 'a b'"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_without_the_token_nobody_is_let_in(ray: Real, tmp_path: Path) -> None:
+    assert ray.token.stat().st_mode & 0o777 == 0o600
+    other = tmp_path / "token"
+    other.write_text("ab" * 32)
+    for token in (None, other):
+        with RayJobs(ray.jobs.address, token_path=token) as stranger, pytest.raises(ServiceFault, match="token"):
+            stranger.list()
+    with RayJobs(ray.jobs.address, token_path=tmp_path / "none") as lost, pytest.raises(ServiceFault, match="No such"):
+        lost.list()
+
+
+# --- broken answers of Ray, which only a fake of HTTP can give -------------------
+
+
+def answering(answer: Callable[[httpx.Request], httpx.Response]) -> RayJobs:
+    return RayJobs("http://127.0.0.1:8265", transport=httpx.MockTransport(answer))
+
+
+def broken(error: type[httpx.TransportError]) -> Callable[[httpx.Request], httpx.Response]:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise error("refused", request=request)
+
+    return answer
+
+
+CALLS: dict[str, Callable[[Jobs], object]] = {
+    "submit": lambda jobs: jobs.submit(JobSpec("a-1", ("true",))),
+    "stop": lambda jobs: jobs.stop("a-1"),
+    "info": lambda jobs: jobs.info("a-1"),
+    "list": lambda jobs: jobs.list(),
+    "logs": lambda jobs: jobs.logs("a-1"),
+    "tail": lambda jobs: list(jobs.tail("a-1")),
+    "delete": lambda jobs: jobs.delete("a-1"),
+    "capacity": lambda jobs: jobs.capacity(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (broken(httpx.ConnectError), "cannot be reached: refused"),
+        (broken(httpx.ReadTimeout), "does not answer in time"),
+        (broken(httpx.RemoteProtocolError), "cannot be reached"),
+        (lambda _: httpx.Response(500, text="Traceback:\nRuntimeError: the agent is gone"), "the agent is gone"),
+        (lambda _: httpx.Response(200, text="<html>another server</html>"), "another server"),
+        (lambda _: httpx.Response(401), "token"),
+    ],
+)
+def test_whatever_breaks_is_a_fault_that_says_what_to_do(
+    call: str, answer: Callable[[httpx.Request], httpx.Response], said: str
+) -> None:
+    with answering(answer) as jobs, pytest.raises(ServiceFault, match=said) as fault:
+        CALLS[call](jobs)
+    assert "factory" in fault.value.hint
+    assert "http://127.0.0.1:8265" in fault.value.message
+
+
+def details(**more: object) -> dict[str, object]:
+    return {
+        "type": "SUBMISSION",
+        "submission_id": "a-1",
+        "status": "RUNNING",
+        "message": "m" * 20_000,
+        "metadata": None,
+        "start_time": 1_700_000_000_000,
+        "end_time": None,
+        "driver_exit_code": None,
+        "driver_node_id": "n1",
+        **more,
+    }
+
+
+def test_a_submit_that_ray_refuses_counts_where_the_job_is_there() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        known = request.method == "GET"
+        return httpx.Response(200, json=details()) if known else httpx.Response(500, text="it already exists")
+
+    with answering(answer) as jobs:
+        jobs.submit(JobSpec("a-1", ("true",)))
+
+
+def test_a_job_that_ended_between_two_looks_is_still_deleted_or_told() -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        return httpx.Response(404) if request.method == "GET" else httpx.Response(500, text="gone meanwhile")
+
+    with answering(answer) as jobs:
+        assert not jobs.delete("a-1")
+    assert asked == ["DELETE", "GET"]
+
+
+def test_of_a_long_log_and_a_long_message_the_end_is_told() -> None:
+    lines = [f"{number:09d}" for number in range(150_000)]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/api/v0/logs/file":
+            return httpx.Response(200, json=details())
+        assert dict(request.url.params) == {
+            "node_id": "n1",
+            "filename": "job-driver-a-1.log",
+            "lines": str(ray_jobs.LOG_LINES),
+            "timeout": "10",
+        }
+        parts = ("".join(f"{line}\n" for line in lines[first : first + 1000]) for first in range(0, len(lines), 1000))
+        return httpx.Response(200, content=(part.encode() for part in parts))
+
+    with answering(answer) as jobs:
+        kept = jobs.logs("a-1").splitlines()
+        known = jobs.info("a-1")
+    assert kept == lines[-len(kept) :]
+    assert LOG_BYTES - 20 <= 10 * len(kept) <= LOG_BYTES
+    assert known == JobInfo(
+        "a-1", JobState.RUNNING, "m" * ray_jobs.MESSAGE_CHARS, started_at=datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
+    )
+
+
+def test_only_living_nodes_count_and_only_submitted_jobs_are_listed() -> None:
+    def node(living: str, **resources: float) -> dict[str, object]:
+        return {"state": living, "resources_total": resources}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/jobs/":
+            return httpx.Response(200, json=[details(), {"type": "DRIVER", "submission_id": None}])
+        nodes = [node("ALIVE", CPU=4, GPU=1, memory=8e9), node("ALIVE", CPU=2), node("DEAD", CPU=64, memory=1e12)]
+        return httpx.Response(200, json={"data": {"result": {"result": nodes}}})
+
+    with answering(answer) as jobs:
+        assert jobs.capacity() == Capacity(cpus=6, gpus=1, memory_gb=8)
+        assert list(jobs.list()) == ["a-1"]
+
+
+def test_what_is_sent_reserves_what_the_entrypoint_holds() -> None:
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json={})
+
+    spec = JobSpec("a-1", ("run", "a b"), env={"A": "1"}, metadata={"team": "t"}, cpus=0.5, gpus=1, memory_mb=2000)
+    with answering(answer) as jobs:
+        jobs.submit(spec)
+    assert sent == [
+        {
+            "submission_id": "a-1",
+            "entrypoint": "umask 077; ulimit -c 0; exec run 'a b'",
+            "runtime_env": {"env_vars": {"A": "1"}},
+            "metadata": {"team": "t"},
+            "entrypoint_num_cpus": 0.5,
+            "entrypoint_num_gpus": 1,
+            "entrypoint_memory": 2_000_000_000,
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"submission_id": "a/../b"}, "submission_id"),
+        ({"submission_id": ""}, "submission_id"),
+        ({"entrypoint": "rm -rf /"}, "entrypoint"),
+        ({"entrypoint": ()}, "entrypoint"),
+        ({"entrypoint": ("a\0b",)}, "entrypoint"),
+        ({"folder": "a\0b"}, "folder"),
+        ({"env": {"A=B": "x"}}, "env"),
+        ({"env": {"SECRET": "s3cr3t\0"}}, "env"),
+        ({"env": {"SECRET": "s3cr3t$HOME"}}, "env"),
+        ({"env": {"SECRET": "s3cr3t${HOME}"}}, "env"),
+    ],
+)
+def test_a_job_that_a_shell_could_misread_is_not_made(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRequest, match=field) as error:
+        JobSpec(**({"submission_id": "a-1", "entrypoint": ("true",)} | changes))  # type: ignore[arg-type]
+    assert {detail.field for detail in error.value.details} == {field}
+    assert "s3cr3t" not in error.value.message
+
+
+def test_the_address_and_the_token_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="localhost:8265"):
+        RayJobs("localhost:8265")
+    made = ray_token(tmp_path / "home")
+    made.chmod(0o644)
+    before = made.read_text()
+    assert len(before) == 64
+    assert ray_token(tmp_path / "home").read_text() == before
+    assert made.stat().st_mode & 0o777 == 0o600
+
+
+# --- the fake's own: faults ------------------------------------------------------
+
+
+def test_a_lost_answer_has_had_its_effect_and_a_refused_call_has_not() -> None:
+    jobs = FakeJobs()
+    jobs.fail_next("submit")
+    with pytest.raises(ServiceFault):
+        jobs.submit(JobSpec("a-1", ("run",)))
+    assert jobs.info("a-1") is None
+    jobs.fail_next("submit", answer_lost=True)
+    with pytest.raises(ServiceFault):
+        jobs.submit(JobSpec("a-1", ("run",)))
+    jobs.submit(JobSpec("a-1", ("run",)))
+    jobs.advance(60)
+    assert jobs.starts == {"a-1": 1}
+
+
+def test_jobs_go_on_while_the_cluster_cannot_be_reached_and_are_forgotten_when_it_is_restarted() -> None:
+    jobs = FakeJobs(lambda _: Script(run_s=30))
+    jobs.submit(JobSpec("a-1", ("run",)))
+    jobs.reachable = False
+    for ask in CALLS.values():
+        with pytest.raises((ServiceFault, NotFound)):
+            ask(jobs)
+    jobs.advance(60)
+    jobs.reachable = True
+    assert jobs.list()["a-1"].state is JobState.SUCCEEDED
+    jobs.submit(JobSpec("b-1", ("run",), cpus=2))
+    jobs.advance(10)
+    followed = jobs.tail("b-1")
+    next(followed)
+    jobs.restart()
+    assert jobs.list() == {}
+    assert jobs.free == jobs.capacity()
+    with pytest.raises(ServiceFault):
+        next(followed)
+    jobs.submit(JobSpec("b-1", ("run",), cpus=2))
+    jobs.advance(60)
+    assert jobs.list()["b-1"].state is JobState.SUCCEEDED
+
+
+def test_a_job_that_is_lost_with_its_node_has_no_exit_code() -> None:
+    jobs = FakeJobs(lambda _: Script(run_s=30, lines=((1, "one"), (20, "never"))))
+    jobs.submit(JobSpec("a-1", ("run",), cpus=2))
+    jobs.submit(JobSpec("b-1", ("run",), cpus=2))
+    jobs.advance(5)
+    jobs.lose("a-1")
+    jobs.lose("b-1")
+    jobs.advance(60)
+    assert {(job.state, job.exit_code) for job in jobs.list().values()} == {(JobState.FAILED, None)}
+    assert jobs.logs("a-1") == "one\n"
+    assert jobs.starts == {"a-1": 1}
+    assert jobs.free == jobs.capacity()
+
+
+def test_a_step_acts_while_the_job_runs_and_may_end_it() -> None:
+    seen: list[str] = []
+    steps = ((5.0, lambda: seen.append("five")), (10.0, lambda: 3), (15.0, lambda: seen.append("never")))
+    jobs = FakeJobs(lambda _: Script(start_s=1, run_s=100, steps=steps))
+    jobs.submit(JobSpec("a-1", ("run",)))
+    jobs.advance(100)
+    known = jobs.info("a-1")
+    assert seen == ["five"]
+    assert known is not None
+    assert (known.exit_code, known.ended_at) == (3, jobs.now - timedelta(seconds=89))
+
+
+def test_a_job_that_never_fits_fails_in_the_end_and_a_deleted_name_is_used_up() -> None:
+    jobs = FakeJobs()
+    jobs.submit(JobSpec("large-1", ("run",), cpus=3))
+    jobs.submit(JobSpec("small-1", ("run",), cpus=1))
+    jobs.advance(60)
+    assert [job.state for job in jobs.list().values()] == [JobState.PENDING, JobState.SUCCEEDED]
+    jobs.advance(900)
+    known = jobs.info("large-1")
+    assert known is not None
+    assert (known.state, known.exit_code) == (JobState.FAILED, None)
+    assert jobs.delete("large-1")
+    with pytest.raises(Conflict):
+        jobs.submit(JobSpec("large-1", ("run",)))
+
+
+def test_ten_thousand_jobs_pass_in_virtual_time_and_each_runs_once() -> None:
+    jobs = FakeJobs(lambda _: Script(run_s=60), capacity=Capacity(cpus=1000, gpus=0, memory_gb=1000))
+    for number in range(10_000):
+        jobs.submit(JobSpec(f"r{number}-1", ("run",)))
+    while jobs.next_event is not None:
+        jobs.advance((jobs.next_event - jobs.now).total_seconds())
+    assert set(jobs.starts.values()) == {1}
+    assert {job.state for job in jobs.list().values()} == {JobState.SUCCEEDED}
+    assert len(jobs.list()) == 10_000
