@@ -2,9 +2,9 @@
 
 scikit-learn's forests have no storage format but pickle, and answer one row in
 10 ms.  Their trees are arrays, so we keep those as npz and walk all trees at
-once in numpy: .6 ms for a row of 100 trees, 1.4 ms for 800.  ONNX was measured
-and left: for the 2.4 million nodes of a forest that grows in 2 s, writing and
-opening the graph took 8 s and 2 GB.
+once (:mod:`factory.families._walk`).  ONNX was measured and left: for the 2.4
+million nodes of a forest that grows in 2 s, writing and opening the graph took
+8 s and 2 GB.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from factory.data.preparation import Table
 from factory.families._head import Head
+from factory.families._walk import Trees
 from factory.families.base import Family, FitContext, Model, Sample
 from factory.space import FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -36,27 +37,18 @@ BLOCK_S = 0.25
 """Trees are grown in blocks of about that long, so that the deadline is looked at often enough."""
 BATCH_CELLS = 2_000_000
 """Leaf values gathered at once while predicting (rows * trees * outputs): 16 MB."""
-STRIDE = 6
-"""Steps down all trees between two looks at which of them have come to a leaf."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The trees of a forest, one after the other, each depth-first: the left child of a node is the node after it.
-
-    What a walk needs of a node lies together, so that a visit touches one line of the cache. A leaf leads to itself:
-    walks of different lengths go on in step, and nobody has to ask at each node whether it is one.
+    """The trees of a forest, and what their leaves answer.
 
     Attributes:
-        roots: First node of each tree, int32 (n_trees,).
-        steps: Of each node, int32 (n_nodes, 4): 2 * column, and 1 more where a missing value goes left; the bits of the
-            float32 up to which a value goes left, NaN for a leaf; the right child, or the leaf itself; the leaf's row
-            in ``values``, -1 for others.
+        trees: Each leaf's place is its row in ``values``.
         values: What the leaves answer, float32 (n_leaves, n_outputs).
     """
 
-    roots: np.ndarray
-    steps: np.ndarray
+    trees: Trees
     values: np.ndarray
 
     @classmethod
@@ -75,107 +67,38 @@ class Nodes:
         roots = np.cumsum(counts) - counts
         right = np.concatenate([tree.children_right for tree in trees]) + np.repeat(roots, counts)
         right[leaf] = np.arange(leaf.sum())
-        return cls.from_arrays(
-            roots=roots.astype(np.int32),
+        found = Trees.from_arrays(
+            roots=roots,
             feature=feature,
             threshold=threshold,
             right=right,
             missing_left=np.concatenate([tree.missing_go_to_left for tree in trees]).astype(bool),
-            values=np.concatenate([tree.value[tree.feature < 0, 0, outputs] for tree in trees]).astype(np.float32),
         )
-
-    @classmethod
-    def from_arrays(
-        cls,
-        *,
-        roots: np.ndarray,
-        feature: np.ndarray,
-        threshold: np.ndarray,
-        right: np.ndarray,
-        missing_left: np.ndarray,
-        values: np.ndarray,
-    ) -> Nodes:
-        """Return the trees that :meth:`arrays` took apart.
-
-        Args:
-            roots: As the attribute.
-            feature: Column that a node splits on, -1 for a leaf, int32 (n_nodes,).
-            threshold: A value up to this goes left, float32 (n_nodes,).
-            right: Right child, or of a leaf its row in ``values``, int32 (n_nodes,).
-            missing_left: Whether a missing value goes left, bool (n_nodes,).
-            values: As the attribute.
-        """
-        leaf = feature < 0
-        steps = np.empty((len(feature), 4), dtype=np.int32)
-        steps[:, 0] = np.where(leaf, 0, 2 * feature + missing_left)
-        steps[:, 1] = np.where(leaf, np.float32(np.nan), threshold).astype(np.float32).view(np.int32)
-        steps[:, 2] = np.where(leaf, np.arange(len(feature)), right)
-        steps[:, 3] = np.where(leaf, right, -1)
-        return cls(roots, steps, values)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays as they are stored, see :meth:`from_arrays`."""
-        place, right, row = self.steps[:, 0], self.steps[:, 2], self.steps[:, 3]
-        leaf = row >= 0
-        return {
-            "roots": self.roots,
-            "feature": np.where(leaf, -1, place // 2).astype(np.int32),
-            "threshold": np.where(leaf, np.float32(-2), np.ascontiguousarray(self.steps[:, 1]).view(np.float32)),
-            "right": np.where(leaf, row, right).astype(np.int32),
-            "missing_left": (place % 2 == 1) & ~leaf,
-            "values": self.values,
-        }
+        values = np.concatenate([tree.value[tree.feature < 0, 0, outputs] for tree in trees])
+        return cls(found, values.astype(np.float32))
 
     @classmethod
     def joined(cls, forests: Sequence[Nodes], weights: Sequence[float]) -> Nodes:
         """Return one forest whose answer is the weighted sum of the forests' answers."""
-        n_trees = sum(len(forest.roots) for forest in forests)
-        roots, steps, values, first_node, first_leaf = [], [], [], 0, 0
-        for forest, weight in zip(forests, weights, strict=True):
-            roots.append(forest.roots + first_node)
-            moved = forest.steps.copy()
-            moved[:, 2] += first_node
-            moved[moved[:, 3] >= 0, 3] += first_leaf
-            steps.append(moved)
-            values.append(forest.values * (weight * n_trees / len(forest.roots)))
-            first_node += len(forest.steps)
-            first_leaf += len(forest.values)
-        return cls(
-            roots=np.concatenate(roots).astype(np.int32),
-            steps=np.concatenate(steps),
-            values=np.concatenate(values).astype(np.float32),
-        )
+        n_trees = sum(len(forest.trees.roots) for forest in forests)
+        values = [
+            forest.values * (weight * n_trees / len(forest.trees.roots))
+            for forest, weight in zip(forests, weights, strict=True)
+        ]
+        trees = Trees.joined([forest.trees for forest in forests], [len(forest.values) for forest in forests])
+        return cls(trees, np.concatenate(values).astype(np.float32))
 
     def answer(self, X: np.ndarray) -> np.ndarray:
         """Return the mean of the trees' answers to float32 rows (n_rows, n_columns): float64 (n_rows, n_outputs)."""
-        n_trees, n_outputs = len(self.roots), self.values.shape[1]
+        n_trees, n_outputs = len(self.trees.roots), self.values.shape[1]
         batch = max(1, BATCH_CELLS // (n_trees * n_outputs))
-        parts = [self.values[self._leaves(X[i : i + batch])] for i in range(0, len(X), batch)]
+        parts = [self.values[self.trees.answers(X[i : i + batch])] for i in range(0, len(X), batch)]
         return np.concatenate(
             [
                 np.zeros((0, n_outputs)),
                 *(p.reshape(-1, n_trees, n_outputs).mean(axis=1, dtype=np.float64) for p in parts),
             ]
         )
-
-    def _leaves(self, X: np.ndarray) -> np.ndarray:
-        """Return the row in ``values`` that each tree leads each row to, (n_rows * n_trees,)."""
-        # Each column twice, as it is and with missing values below all others: NaN compares as not below, so to the
-        # right, and whoever sends it left looks at the second one.
-        places = np.stack([X, np.where(np.isnan(X), np.float32(-np.inf), X)], axis=2).ravel()
-        at = np.tile(self.roots, len(X))
-        first = np.repeat(np.arange(len(X)) * (2 * X.shape[1]), len(self.roots))
-        ends, open_ = np.empty(len(at), dtype=at.dtype), np.arange(len(at))
-        while len(open_):
-            for _ in range(STRIDE):
-                step, before = self.steps.take(at, axis=0), at
-                left = places.take(step[:, 0] + first) <= step[:, 1].view(np.float32)
-                at = np.where(left, at + 1, step[:, 2])
-            ends[open_] = at
-            moved = at != before
-            at, first, open_ = at[moved], first[moved], open_[moved]
-        leaves: np.ndarray = self.steps[ends, 3]
-        return leaves
 
 
 class ForestModel(Model):
@@ -198,15 +121,15 @@ class ForestModel(Model):
             return self.head.decode(answer[:, 0])
         if len(self.seen) == 2:
             answer = np.concatenate([1 - answer, answer], axis=1)
-        n_trees = len(self.nodes.roots)
+        n_trees = len(self.nodes.trees.roots)
         answer = (n_trees * answer + self.unsure / len(self.seen)) / (n_trees + self.unsure)
         shares = np.zeros((len(table), self.head.n_classes))
         shares[:, self.seen] = answer
         return self.head.decode(shares)
 
     def save(self, folder: Path) -> None:
-        stored = self.nodes.arrays()
-        np.savez(folder / FILE, seen=self.seen, unsure=np.array(self.unsure), allow_pickle=False, **stored)
+        arrays = self.nodes.trees.arrays() | {"values": self.nodes.values}
+        np.savez(folder / FILE, seen=self.seen, unsure=np.array(self.unsure), allow_pickle=False, **arrays)
         self.head.save(folder)
 
 
@@ -275,7 +198,8 @@ class ForestFamily(Family):
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
         seen, unsure = arrays.pop("seen"), float(arrays.pop("unsure", 0.0))
-        return ForestModel(Nodes.from_arrays(**arrays), seen, Head.load(folder), unsure=unsure)
+        values = arrays.pop("values")
+        return ForestModel(Nodes(Trees.from_arrays(**arrays), values), seen, Head.load(folder), unsure=unsure)
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         stored = _node_bytes(n_classes)

@@ -1,0 +1,92 @@
+"""A few rows walk a booster's trees in numpy: the answers are XGBoost's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from factory import plugins
+from factory.data.preparation import Table
+from factory.families._walk import Trees
+from factory.families.base import FitContext, Model, Sample
+from factory.families.xgboost import DEPTH_8, FEW_ROWS, WALK, XGBoost
+from factory.spec import Task
+from factory.testing.rows import N_CLASSES, sample
+
+NO_CODES = np.empty((240, 0), np.int32)
+
+
+def family() -> XGBoost:
+    found = plugins.load("families", "xgboost")
+    assert isinstance(found, XGBoost)
+    return found
+
+
+def numbers(task: Task, *, seed: int = 0) -> Sample:
+    """The usual rows without their categories: numbers, some of them missing."""
+    rows = sample(task, seed=seed)
+    return Sample(Table(rows.table.numeric, NO_CODES, (), rows.table.numeric_names, ()), rows.y)
+
+
+def fitted(train: Sample, task: Task) -> Model:
+    context = FitContext(task=task, n_classes=N_CLASSES[task], seed=3, rounds=30)
+    return family().fit(train, validation=None, parameters=DEPTH_8, context=context)
+
+
+def one_by_one(model: Model, table: Table) -> np.ndarray:
+    return np.concatenate([model.predict(table.rows(np.arange(i, i + 1))) for i in range(len(table))])
+
+
+@pytest.mark.parametrize("task", list(Task), ids=str)
+def test_answers_are_those_of_many_rows(task: Task, tmp_path: Path) -> None:
+    model, table = fitted(numbers(task), task), numbers(task, seed=2).table
+    many = model.predict(table)
+    np.testing.assert_allclose(one_by_one(model, table), many, atol=1e-5)
+    few = table.rows(np.arange(FEW_ROWS))
+    np.testing.assert_allclose(model.predict(few), many[:FEW_ROWS], atol=1e-5)
+    model.save(tmp_path)
+    assert (tmp_path / WALK).is_file()
+    loaded = family().load(tmp_path)
+    assert np.array_equal(loaded.predict(few), model.predict(few))
+
+
+@pytest.mark.parametrize("task", [Task.BINARY, Task.REGRESSION], ids=str)
+def test_trees_that_split_on_sets_of_categories_stay_with_xgboost(task: Task, tmp_path: Path) -> None:
+    train, table = sample(task), sample(task, seed=2).table
+    model = fitted(train, task)
+    np.testing.assert_allclose(one_by_one(model, table), model.predict(table), atol=1e-6)
+    model.save(tmp_path)
+    assert not (tmp_path / WALK).exists()
+
+
+def test_an_intercept_alone_is_an_answer() -> None:
+    train = numbers(Task.REGRESSION)
+    model = fitted(replace(train, y=np.full(240, 7.0)), Task.REGRESSION)
+    np.testing.assert_allclose(one_by_one(model, train.table.rows(np.arange(3))), 7.0, atol=1e-5)
+
+
+def test_a_value_at_the_threshold_keeps_its_side() -> None:
+    x = np.repeat(np.float32([1.0, np.nextafter(np.float32(1), np.float32(2)), 2.0]), 80)[:, np.newaxis]
+    train = Sample(Table(x, NO_CODES, (), ("a",), ()), (x[:, 0] > 1).astype(np.float64))
+    model = fitted(train, Task.REGRESSION)
+    np.testing.assert_allclose(one_by_one(model, train.table), model.predict(train.table), atol=1e-5)
+
+
+def test_nodes_in_any_order_come_to_stand_depth_first() -> None:
+    """Two trees, the second one a leaf; the first has its nodes behind its children, and one that no root leads to."""
+    trees = Trees.from_children(
+        roots=np.array([3, 5]),
+        feature=np.array([0, 0, 0, 0, 1, 0, 0]),
+        threshold=np.float32([0, 0, 0, 0.5, 1.5, 0, 0]),
+        left=np.array([-1, -1, -1, 4, 0, -1, -1]),
+        right=np.array([-1, -1, -1, 2, 1, -1, -1]),
+        missing_left=np.array([False, False, False, True, False, False, False]),
+    )
+    assert len(trees.steps) == 6
+    X = np.float32([[0, 1], [0, 2], [1, 0], [np.nan, 0], [np.nan, np.nan]])
+    assert trees.answers(X).reshape(5, 2).tolist() == [[0, 5], [1, 5], [2, 5], [0, 5], [1, 5]]
+    again = Trees.from_arrays(**trees.arrays())
+    assert np.array_equal(again.answers(X), trees.answers(X))
