@@ -137,6 +137,7 @@ class ForestFamily(Family):
     """A family of averaged trees."""
 
     framework: ClassVar[str] = "scikit-learn"
+    modules: ClassVar[tuple[str, ...]] = ("sklearn.ensemble",)
     weighted: ClassVar[bool] = True
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
@@ -161,7 +162,7 @@ class ForestFamily(Family):
         X, y = (np.require(a, requirements=["C", "W"]) for a in (train.table.matrix, head.encode(train.y)))
         wanted = int(parameters["trees"] or 100)
         most_nodes = 1e6 * MOST_MB / _node_bytes(head.n_classes)
-        block, grown = context.threads, 0
+        block, grown, first = context.threads, 0, True
         while True:
             began = time.perf_counter()
             # Growing in blocks gives the same forest as growing at once: warm_start goes on in the same random stream.
@@ -171,8 +172,11 @@ class ForestFamily(Family):
             nodes = sum(tree.tree_.node_count for tree in forest.estimators_)
             block = context.threads * max(1, int(BLOCK_S / tree_s / context.threads))
             block = min(block, int((most_nodes - nodes) / (nodes / grown)))
-            if grown == wanted or block < 1 or context.stopped or context.deadline.left_s < block * tree_s:
+            # What the first block took is more than trees where the process had just begun: one tree is no forest.
+            late = not first and context.deadline.left_s < block * tree_s
+            if grown == wanted or block < 1 or context.stopped or late:
                 break
+            first = False
         seen = np.zeros(0, dtype=np.int64) if context.task is Task.REGRESSION else np.asarray(forest.classes_)
         return ForestModel(Nodes.of(forest.estimators_, outputs=slice(len(seen) == 2, None)), seen, head)
 

@@ -169,6 +169,8 @@ class Family(ABC):
     """Distribution it is made with, as shown on the leaderboard: scikit-learn, lightgbm, torch, ..."""
     pool: ClassVar[str] = "trees"
     """Workers are kept by pool, so that one process holds one heavy framework: trees, torch or tensorflow."""
+    modules: ClassVar[tuple[str, ...]] = ()
+    """What a fit imports: brought in before its time begins to count, since all later fits of the process use it."""
     distributed: ClassVar[bool] = False
     """Whether it can train on several workers through Ray Train."""
     iterative: ClassVar[bool] = False

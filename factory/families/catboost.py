@@ -63,6 +63,7 @@ class CatBoost(BoostingFamily):
 
     name: ClassVar[str] = "catboost"
     framework: ClassVar[str] = "catboost"
+    modules: ClassVar[tuple[str, ...]] = ("catboost",)
     model: ClassVar[type[BoosterModel]] = CatBoostModel
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task

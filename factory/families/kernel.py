@@ -89,6 +89,7 @@ class Kernel(Family):
 
     name: ClassVar[str] = "kernel"
     framework: ClassVar[str] = "scikit-learn"
+    modules: ClassVar[tuple[str, ...]] = ("sklearn.linear_model",)
     weighted: ClassVar[bool] = True
     iterative: ClassVar[bool] = True
     rounds_grow: ClassVar[bool] = False

@@ -77,6 +77,7 @@ class LightGBM(BoostingFamily):
 
     name: ClassVar[str] = "lightgbm"
     framework: ClassVar[str] = "lightgbm"
+    modules: ClassVar[tuple[str, ...]] = ("lightgbm",)
     model: ClassVar[type[BoosterModel]] = LightGBMModel
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task

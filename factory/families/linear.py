@@ -95,6 +95,7 @@ class Linear(Family):
 
     name: ClassVar[str] = "linear"
     framework: ClassVar[str] = "scikit-learn"
+    modules: ClassVar[tuple[str, ...]] = ("sklearn.linear_model",)
     weighted: ClassVar[bool] = True
     iterative: ClassVar[bool] = True
     rounds_grow: ClassVar[bool] = False

@@ -151,6 +151,7 @@ class XGBoost(BoostingFamily):
 
     name: ClassVar[str] = "xgboost"
     framework: ClassVar[str] = "xgboost"
+    modules: ClassVar[tuple[str, ...]] = ("xgboost",)
     model: ClassVar[type[BoosterModel]] = XGBoostModel
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task

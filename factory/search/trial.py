@@ -7,6 +7,7 @@ at once.  A job never raises: what goes wrong is its state and its reason.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import time
@@ -90,6 +91,8 @@ class TrialRunner:
         state, reason = TrialState.SUCCEEDED, ""
         try:
             family = family_named(job.trial.family)
+            self._warm_up(job, family)
+            started = time.monotonic()
             if job.refit_rounds is not None:
                 self._refit(job, family, watch)
             for fold in job.folds:
@@ -106,6 +109,14 @@ class TrialRunner:
         watch.keep_going()
         cost = {"cost_s": round(time.monotonic() - started, 3), "memory_mb": round(watch.peak_mb, 1)}
         return result.model_copy(update={"state": state, "reason": reason, **cost})
+
+    def _warm_up(self, job: FitJob, family: Family) -> None:
+        """Import and prepare what all later trials of this process use as well: it is not this one's cost."""
+        if job.workers == 1 or not family.distributed:
+            for module in family.modules:
+                importlib.import_module(module)
+        if job.folds:
+            self._samples.of(job.folds[0])
 
     def _fit_fold(
         self, job: FitJob, family: Family, fold: int, watch: MemoryWatch, so_far: FitResult
