@@ -1,28 +1,69 @@
-"""Durable state: requests, events, trial history, variants, aliases, deployments.
+"""Durable state: requests and how they are made, trial history, variants; teams, tokens and the audit log.
 
-:class:`Ledger` is the whole interface.  SQLite (WAL) is the embedded default.
+:class:`Ledger` is the whole interface.  SQLite (WAL) is the embedded default,
+PostgreSQL what several machines share.
 """
 
+from factory.ledger.attempts import MOST_BACK_OFF_S, Attempt, AttemptState, OpenAttempt, Outcome, Wish
+from factory.ledger.audit import AuditRecord
 from factory.ledger.claims import Claim
+from factory.ledger.datasets import Share, Upload, UploadQuery
+from factory.ledger.leases import LEAD_S
+from factory.ledger.pages import AuditQuery, Page, RequestQuery, VariantQuery
+from factory.ledger.queue import Queued
 from factory.ledger.records import (
     AliasChange,
     Deployment,
+    Door,
     Driver,
     ErrorRecord,
     Event,
+    Held,
+    Idempotency,
     PastSearch,
     RequestRecord,
+    RequestSummary,
+    StateCount,
 )
 from factory.ledger.store import Ledger
+from factory.ledger.tokens import IssuedToken, Refusal
+from factory.ledger.usage import Usage
+from factory.ledger.visibility import EVERYONE, ShareKind
 
 __all__ = [
+    "EVERYONE",
+    "LEAD_S",
+    "MOST_BACK_OFF_S",
     "AliasChange",
+    "Attempt",
+    "AttemptState",
+    "AuditQuery",
+    "AuditRecord",
     "Claim",
     "Deployment",
+    "Door",
     "Driver",
     "ErrorRecord",
     "Event",
+    "Held",
+    "Idempotency",
+    "IssuedToken",
     "Ledger",
+    "OpenAttempt",
+    "Outcome",
+    "Page",
     "PastSearch",
+    "Queued",
+    "Refusal",
+    "RequestQuery",
     "RequestRecord",
+    "RequestSummary",
+    "Share",
+    "ShareKind",
+    "StateCount",
+    "Upload",
+    "UploadQuery",
+    "Usage",
+    "VariantQuery",
+    "Wish",
 ]

@@ -9,10 +9,14 @@ from sqlalchemy import Connection, delete, desc, insert, select
 
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound, listing, suggest
 from factory.ledger import schema
-from factory.ledger.records import AliasChange, Deployment
-from factory.ledger.requests import Requests, document_json, payload_json
+from factory.ledger.audit import append_audit
+from factory.ledger.bounds import cleaned
+from factory.ledger.engines import exclusive
+from factory.ledger.records import AliasChange, Deployment, document_json, payload_json
+from factory.ledger.requests import Requests
 from factory.ledger.schema import now
-from factory.spec import ALIAS, DeploymentWish, Variant
+from factory.ledger.visibility import visible
+from factory.spec import ALIAS, Actor, DeploymentWish, Variant
 
 
 class Catalog(Requests):
@@ -28,7 +32,7 @@ class Catalog(Requests):
             NotFound: its request is not in the ledger.
         """
         with self._write() as connection:
-            self._locked(connection, variant.request_id)
+            request = self._locked(connection, variant.request_id)
             if (known := _variant(connection, variant.name, variant.version)) is not None:
                 changed = _differences(known, variant.model_copy(update={"created": variant.created or known.created}))
                 if changed:
@@ -47,18 +51,19 @@ class Catalog(Requests):
                     state=variant.state,
                     created=variant.created,
                     document=document_json(variant),
+                    team=request.team,
                 )
             )
         return variant
 
-    def variant(self, name: str, version: int) -> Variant:
-        """Return one version.
+    def variant(self, name: str, version: int, *, seen_by: str | None = None) -> Variant:
+        """Return one version, where given only if that team sees it.
 
         Raises:
             NotFound: there is none; the versions or the nearest name are named.
         """
         with self._read() as connection:
-            return _required_variant(connection, name, version)
+            return _required_variant(connection, name, version, seen_by=seen_by)
 
     def variants(self, name: str | None = None, *, request_id: str | None = None) -> list[Variant]:
         """Return versions ordered by name and version, of one name or made for one request where given."""
@@ -80,10 +85,12 @@ class Catalog(Requests):
         who: str,
         why: str,
         evidence: Mapping[str, object] | None = None,
+        by: Actor | None = None,
     ) -> AliasChange:
         """Point an alias at a version, or remove it with None; one row is added to the alias ledger.
 
-        Where the alias points there already, no row is added and the present one is returned.
+        Where the alias points there already, no row is added and the present one is returned. With ``by`` the audit
+        log gets a row as well.
 
         Raises:
             InvalidRequest: the alias is not one of those that exist.
@@ -96,6 +103,7 @@ class Catalog(Requests):
                 details=[Detail("alias", f"{alias!r} is not allowed")],
             )
         with self._write() as connection:
+            exclusive(connection, f"alias of {name}")
             if version is not None:
                 _required_variant(connection, name, version)
             present = _alias_row(connection, name, alias)
@@ -108,10 +116,13 @@ class Catalog(Requests):
             if present is not None and present.version == version:
                 return present
             change = AliasChange.model_validate(
-                {"name": name, "alias": alias, "version": version, "who": who, "why": why}
+                {"name": name, "alias": alias, "version": version, "who": cleaned(who, 255), "why": cleaned(why)}
                 | {"evidence": payload_json(evidence), "time": now()}
             )
             connection.execute(insert(schema.aliases).values(change.model_dump()))
+            if by is not None:
+                detail = {"alias": alias, "version": version, "why": change.why}
+                append_audit(connection, "alias.set", name, by=by, team=team_of(name), detail=detail)
             return change
 
     def alias(self, name: str, alias: str) -> int | None:
@@ -127,8 +138,12 @@ class Catalog(Requests):
             rows = connection.execute(select(schema.aliases).where(at.name == name).order_by(at.id)).all()
         return [_alias_change(row._asdict()) for row in rows]
 
-    def set_deployment(self, name: str, wish: DeploymentWish, *, version: int) -> Deployment | None:
+    def set_deployment(
+        self, name: str, wish: DeploymentWish, *, version: int, by: Actor | None = None
+    ) -> Deployment | None:
         """Store how a version is to be served; the name's other rows (a champion beside a canary) stay.
+
+        With ``by`` the audit log gets a row.
 
         Returns:
             The deployment, or None for ``as: none``, which takes this version out of traffic.
@@ -138,23 +153,36 @@ class Catalog(Requests):
         """
         at = schema.deployments.c
         with self._write() as connection:
+            exclusive(connection, f"deployment of {name}")
             _required_variant(connection, name, version)
+            deployment = None
             if wish.as_ == "none":
                 connection.execute(delete(schema.deployments).where(at.name == name, at.version == version))
-                return None
-            connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
-            row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
-            connection.execute(insert(schema.deployments).values(row))
-            return _deployment(row)
+            else:
+                connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
+                row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
+                connection.execute(insert(schema.deployments).values(row))
+                deployment = _deployment(row)
+            if by is not None:
+                detail = wish.model_dump(by_alias=True) | {"version": version}
+                append_audit(connection, "deployment.set", name, by=by, team=team_of(name), detail=detail)
+        return deployment
 
-    def remove_deployment(self, name: str, *, as_: str | None = None) -> int:
-        """Take a name out of traffic, or only its row of one kind; return how many rows went."""
+    def remove_deployment(self, name: str, *, as_: str | None = None, by: Actor | None = None) -> int:
+        """Take a name out of traffic, or only its row of one kind; return how many rows went.
+
+        With ``by`` the audit log gets a row where one went.
+        """
         at = schema.deployments.c
         change = delete(schema.deployments).where(at.name == name)
         if as_ is not None:
             change = change.where(at["as"] == as_)
         with self._write() as connection:
-            return connection.execute(change).rowcount
+            exclusive(connection, f"deployment of {name}")
+            gone = connection.execute(change).rowcount
+            if by is not None and gone:
+                append_audit(connection, "deployment.remove", name, by=by, team=team_of(name), detail={"as": as_})
+        return gone
 
     def deployments(self) -> list[Deployment]:
         """Return everything that is to be served, ordered by name."""
@@ -167,25 +195,36 @@ class Catalog(Requests):
             return _deployments(connection, name)
 
 
-def _variant(connection: Connection, name: str, version: int) -> Variant | None:
+def team_of(variant: str) -> str:
+    """Return the team of a variant, which its name begins with.
+
+    >>> team_of("growth.churn.asia")
+    'growth'
+    """
+    return variant.partition(".")[0]
+
+
+def _variant(connection: Connection, name: str, version: int, seen_by: str | None = None) -> Variant | None:
     at = schema.variants.c
-    document = connection.scalar(select(at.document).where(at.name == name, at.version == version))
+    query = select(at.document).where(at.name == name, at.version == version)
+    document = connection.scalar(query.where(visible("variant", at.name, at.team, seen_by)))
     return None if document is None else Variant.model_validate(document)
 
 
-def _required_variant(connection: Connection, name: str, version: int) -> Variant:
-    found = _variant(connection, name, version)
+def _required_variant(connection: Connection, name: str, version: int, *, seen_by: str | None = None) -> Variant:
+    found = _variant(connection, name, version, seen_by)
     if found is not None:
         return found
     at = schema.variants.c
-    versions = connection.scalars(select(at.version).where(at.name == name).order_by(at.version)).all()
+    seen = visible("variant", at.name, at.team, seen_by)
+    versions = connection.scalars(select(at.version).where(at.name == name, seen).order_by(at.version)).all()
     if versions:
         raise NotFound(
             f"{name} has no version {version}.",
             hint=f"Versions: {', '.join(map(str, versions))}.",
             details=[Detail("version", f"{version} is not among {list(versions)}")],
         )
-    names = connection.scalars(select(at.name).distinct()).all()
+    names = connection.scalars(select(at.name).where(seen).distinct()).all()
     raise NotFound(
         f"There is no variant {name!r}.{suggest(name, names)}",
         hint="`factory variants list` shows them all.",

@@ -3,7 +3,8 @@
 A claim is a lease that its process renews.  It may be taken over when the
 lease has run out, or at once when the holder was a process of this host that
 is no more.  The lease (Gray and Cheriton, 1989) is long against clock skew
-and short against the patience of whoever waits for a lost node.
+and short against the patience of whoever waits for a lost node.  A clock that
+is set, by hand or after a suspend, neither frees nor blocks a request.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ from factory.spec import NEXT_STATES, RequestState
 
 LEASE_S = 60.0
 """Four renewals fit in, so that one that waited for a lock does not lose the claim."""
+
+VOID_S = 2 * LEASE_S
+"""A lease that ends later than this was given before the clock was set back, and counts no more."""
+
+_SAME_START_S = 1.5
+"""The kernel tells the host's start in whole seconds, so two readings of one start may differ by one."""
 
 _logger = logging.getLogger(__name__)
 
@@ -92,13 +99,14 @@ class Claims(Requests):
 
         Args:
             request_id: The request.
-            lease_s: Seconds after which a driver that no longer renews counts as dead.
+            lease_s: Seconds after which a driver that no longer renews counts as dead; 60 at most.
 
         Raises:
             Conflict: a live driver has it, or the request has ended.
             NotFound: there is no such request.
         """
         token = secrets.token_hex(16)
+        lease_s = min(lease_s, LEASE_S)
         with self._write() as connection:
             row = self._locked(connection, request_id)
             if not NEXT_STATES[RequestState(row.state)]:
@@ -107,7 +115,7 @@ class Claims(Requests):
                     hint="Use `factory requests retry ID` to make a new request of it.",
                     details=[Detail("state", row.state)],
                 )
-            if _is_alive(row):
+            if is_alive(row):
                 raise Conflict(
                     f"Request {request_id} is worked on by process {row.driver_pid} on {row.driver_host}.",
                     hint="Wait for it, or end that process and try again.",
@@ -117,7 +125,7 @@ class Claims(Requests):
                 "driver_token": token,
                 "driver_host": socket.gethostname(),
                 "driver_pid": os.getpid(),
-                "driver_started": psutil.Process().create_time(),
+                "driver_started": _started_s(os.getpid()),
                 "driver_lease_until": now() + timedelta(seconds=lease_s),
                 "attempt": row.attempt + 1,
             }
@@ -137,15 +145,22 @@ _NOBODY: dict[str, Any] = dict.fromkeys(
 )
 
 
-def _is_alive(row: Row[Any]) -> bool:
-    if row.driver_token is None or row.driver_lease_until < now():
+def is_alive(row: Row[Any]) -> bool:
+    """Return whether a request's driver, as far as can be known, works on it."""
+    moment = now()
+    if row.driver_token is None or not moment <= row.driver_lease_until <= moment + timedelta(seconds=VOID_S):
         return False
     if row.driver_host != socket.gethostname():
         return True
     try:
-        # A process id is given out again: within a second the start time tells one process from another.
-        started: float = psutil.Process(row.driver_pid).create_time()
+        # A process id is given out again: the start time tells one process from another.
+        started_s = _started_s(row.driver_pid)
         status = psutil.Process(row.driver_pid).status()
     except psutil.NoSuchProcess:
         return False
-    return abs(started - row.driver_started) < 1.0 and status != psutil.STATUS_ZOMBIE
+    return abs(started_s - row.driver_started) < _SAME_START_S and status != psutil.STATUS_ZOMBIE
+
+
+def _started_s(pid: int) -> float:
+    """Return how long after the host's start a process started: both move alike when the clock is set."""
+    return psutil.Process(pid).create_time() - psutil.boot_time()

@@ -24,7 +24,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TextClause,
     TypeDecorator,
     UniqueConstraint,
     text,
@@ -43,6 +42,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     impl = DateTime(timezone=True)
     cache_ok = True
+
+    @property
+    def python_type(self) -> type[datetime]:
+        """What its values are."""
+        return datetime
 
     def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         """Return the moment in UTC; a naive one is refused, since nobody knows what it means."""
@@ -74,12 +78,8 @@ metadata = MetaData(
 )
 
 _json = JSON(none_as_null=True)
-
-
-def _only_where(condition: str) -> dict[str, TextClause]:
-    """Return what makes an index a partial one, on both databases."""
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
-
+_TO_BE_CANCELLED = text("cancel_requested_at IS NOT NULL")
+_OPEN = text("ended_at IS NULL")
 
 requests = Table(
     "requests",
@@ -125,7 +125,7 @@ requests = Table(
     Index(None, "state", "created", "id"),
     Index(None, "variant", "created", "id"),
     Index(None, "recipe"),
-    Index(None, "cancel_requested_at", **_only_where("cancel_requested_at IS NOT NULL")),
+    Index(None, "cancel_requested_at", sqlite_where=_TO_BE_CANCELLED, postgresql_where=_TO_BE_CANCELLED),
 )
 """``chain`` is the hash of the last event; ``unchained`` counts the events from before events were hashed."""
 
@@ -161,7 +161,7 @@ attempts = Table(
     Column("outcome", String(16)),
     Column("message", Text, nullable=False),
     UniqueConstraint("submission_id"),
-    Index("ix_attempts_open", "request_id", unique=True, **_only_where("ended_at IS NULL")),
+    Index("ix_attempts_open", "request_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 """``ix_attempts_open`` lets a request have one open attempt at most, and is what finds the open ones."""
 
@@ -332,7 +332,7 @@ shares = Table(
 idempotency = Table(
     "idempotency",
     metadata,
-    Column("scope", String(64), primary_key=True),
+    Column("scope", String(255), primary_key=True),
     Column("key", String(128), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("request_id", String(64), nullable=False),

@@ -1,4 +1,4 @@
-"""The ledger as the factory uses it: requests, claims and variants, and the trial history."""
+"""The ledger as the factory uses it: all its parts, and the trial history."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from factory.errors import Conflict, Detail
 from factory.ledger import schema
 from factory.ledger.catalog import Catalog
 from factory.ledger.claims import Claims
-from factory.ledger.records import PastSearch
-from factory.ledger.requests import document_json
+from factory.ledger.datasets import Datasets
+from factory.ledger.intake import Intake
+from factory.ledger.pages import Pages
+from factory.ledger.queue import Queue
+from factory.ledger.records import PastSearch, document_json
 from factory.ledger.schema import now
+from factory.ledger.tokens import Tokens
+from factory.ledger.usage import Usages, add_usage
+from factory.ledger.wishes import Wishes
 from factory.spec import Task, Traits, Trial, Variant
 
 
-class Ledger(Claims, Catalog):
+class Ledger(Intake, Claims, Wishes, Queue, Catalog, Tokens, Datasets, Pages, Usages):
     """Durable state of the factory; the only thing that a resume needs.
 
     Several processes and threads may use one ledger at once.  ``with Ledger.open(url) as ledger:`` closes it.
@@ -43,8 +49,9 @@ class Ledger(Claims, Catalog):
             "document": document_json(trial),
         }
         with self._write() as connection:
-            self._locked(connection, request_id)
-            known = connection.execute(select(at.finished, at.document).where(this)).one_or_none()
+            team = self._locked(connection, request_id).team
+            query = select(at.finished, at.cost_s, at.document).where(this)
+            known = connection.execute(query).one_or_none()
             if known is None:
                 key = {"request_id": request_id, "segment": trial.segment, "number": trial.number}
                 connection.execute(insert(schema.trials).values(key | values))
@@ -58,6 +65,17 @@ class Ledger(Claims, Catalog):
                     f"{', '.join(changed)} would.",
                     hint="Record a new trial under a new number.",
                     details=[Detail(field, "differs from what is stored") for field in changed],
+                )
+            else:
+                return
+            if trial.finished:
+                spent_s = known.cost_s if known is not None and known.finished else None
+                add_usage(
+                    connection,
+                    team,
+                    f"{now():%Y-%m}",
+                    trials=int(spent_s is None),
+                    trial_s=trial.cost_s - (spent_s or 0.0),
                 )
 
     def trials(self, request_id: str, *, segment: str | None = None) -> list[Trial]:

@@ -1,7 +1,8 @@
-"""A ledger in a fresh folder, and documents to put into it."""
+"""A fresh ledger on each database, and documents to put into it."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,14 +11,67 @@ from pathlib import Path
 import pytest
 
 from factory.ledger import Ledger
-from factory.spec import Trial, TrialState, Variant, VariantRequest
+from factory.spec import Actor, Trial, TrialState, Variant, VariantRequest
+from tests.postgres import MISSING, PostgresServer, server
 
 ROOT = Path(__file__).resolve().parents[2]
 
+ANN = Actor(who="ann@example.com", origin="10.0.0.7")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> PostgresServer:
+    return server() or pytest.skip(MISSING)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def file_url(tmp_path: Path) -> str:
+    """Where no SQLite ledger is yet."""
     return f"sqlite:///{tmp_path / 'home' / 'ledger.db'}"
+
+
+@pytest.fixture
+def empty_url(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where no ledger is yet, on each database."""
+    if backend == "sqlite":
+        yield request.getfixturevalue("file_url")
+        return
+    postgres = request.getfixturevalue("postgres")
+    with postgres.database() as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def url(backend: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where an empty ledger of the present schema is, on each database."""
+    if backend == "sqlite":
+        url = request.getfixturevalue("file_url")
+        file_of(url).parent.mkdir(mode=0o700)
+        shutil.copy(request.getfixturevalue("template_file"), file_of(url))
+        yield url
+        return
+    postgres = request.getfixturevalue("postgres")
+    with postgres.database(template=request.getfixturevalue("template_database")) as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture(scope="session")
+def template_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "ledger.db"
+    Ledger.open(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres: PostgresServer) -> Iterator[str]:
+    with postgres.database() as name:
+        Ledger.open(postgres.url(name)).close()
+        yield name
 
 
 @pytest.fixture
@@ -47,7 +101,14 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-def make_order(*, team: str = "growth", name: str = "churn", recipe: str = "tabular-auto") -> VariantRequest:
+def file_of(url: str) -> Path:
+    """Return the file of an SQLite ledger."""
+    return Path(url.removeprefix("sqlite:///").partition("?")[0])
+
+
+def make_order(
+    *, team: str = "growth", name: str = "churn", recipe: str = "tabular-auto", **fields: object
+) -> VariantRequest:
     return VariantRequest.model_validate(
         {
             "team": team,
@@ -57,6 +118,7 @@ def make_order(*, team: str = "growth", name: str = "churn", recipe: str = "tabu
             "spaces": {"lightgbm": {"num_leaves": [15, 63]}},
             "deployment": {"as": "canary", "percent": 10},
         }
+        | fields
     )
 
 

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
+import psutil
 import pytest
 from sqlalchemy import update
 
@@ -100,3 +102,27 @@ def test_claim_is_renewed_while_its_process_lives(ledger: Ledger, request_id: st
         assert claim.held
         with pytest.raises(Conflict):
             ledger.claim(request_id)
+
+
+@pytest.mark.parametrize("by_s", [-7200, 7200])
+def test_clock_that_is_set_frees_no_request_and_blocks_none(
+    ledger: Ledger, request_id: str, monkeypatch: pytest.MonkeyPatch, by_s: float
+) -> None:
+    """The kernel then tells another start of the host and of each process; both move alike."""
+    with ledger.claim(request_id) as claim:
+        boot_time, create_time = psutil.boot_time, psutil.Process.create_time
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + by_s)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + by_s)
+        assert claim.renew()
+        with pytest.raises(Conflict, match="worked on by process"):
+            ledger.claim(request_id)
+
+
+def test_lease_from_before_the_clock_was_set_back_does_not_block(ledger: Ledger, request_id: str) -> None:
+    lost = ledger.claim(request_id)
+    lost._over.set()
+    with ledger._write() as connection:
+        later = schema.now() + timedelta(hours=2)
+        connection.execute(update(schema.requests).values(driver_host="node-2", driver_lease_until=later))
+    with ledger.claim(request_id) as claim:
+        assert claim.record.attempt == 2

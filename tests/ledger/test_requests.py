@@ -8,16 +8,15 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, timedelta
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from factory.errors import Conflict, InvalidData, InvalidRequest, NotFound, TrainingFault
 from factory.ledger import Ledger
-from factory.ledger.requests import new_request_id
+from factory.ledger.intake import new_request_id
 from factory.spec import NEXT_STATES, RequestState, VariantRequest
 
 from .conftest import make_order
@@ -200,14 +199,14 @@ import sys, time
 from factory.errors import Conflict
 from factory.ledger import Ledger
 from factory.spec import RequestState
-ledger = Ledger.open(sys.argv[1])
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
-for number in range(40):
-    try:
-        ledger.advance(f"race-{number}", RequestState.QUEUED, sys.argv[3])
-        print(number)
-    except Conflict:
-        pass
+with Ledger.open(sys.argv[1]) as ledger:
+    time.sleep(max(0, float(sys.argv[2]) - time.time()))
+    for number in range(40):
+        try:
+            ledger.advance(f"race-{number}", RequestState.QUEUED, sys.argv[3])
+            print(number)
+        except Conflict:
+            pass
 """
     moment = str(time.time() + 2)
     racers = [start(code, url, moment, name) for name in "ab"]
@@ -230,16 +229,11 @@ def test_threads_write_gapless_sequences(ledger: Ledger, order: VariantRequest) 
 class States(RuleBasedStateMachine):
     """Whatever is asked for in whatever order, a request moves forward or stays."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         super().__init__()
-        self.folder = TemporaryDirectory()
-        self.ledger = Ledger.open(f"sqlite:///{self.folder.name}/ledger.db")
-        self.request_id = self.ledger.create_request(make_order()).id
+        self.ledger = ledger
+        self.request_id = ledger.create_request(make_order()).id
         self.passed = [S.RECEIVED]
-
-    def teardown(self) -> None:
-        self.ledger.close()
-        self.folder.cleanup()
 
     @rule(state=st.sampled_from(S))
     def advance(self, state: RequestState) -> None:
@@ -274,7 +268,14 @@ class States(RuleBasedStateMachine):
         assert all(after in NEXT_STATES[before] for before, after in pairs)
 
 
-TestStates = States.TestCase
-TestStates.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+def test_states_never_go_backwards(ledger: Ledger) -> None:
+    run_state_machine_as_test(
+        lambda: States(ledger),
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=12,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

@@ -6,16 +6,16 @@ import math
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import event
 
 from factory.errors import Conflict, NotFound
 from factory.ledger import Ledger
 from factory.spec import CurvePoint, Task, Traits, Trial, TrialState, VariantRequest
 
-from .conftest import make_order, make_trial, make_variant
+from .conftest import file_of, make_order, make_trial, make_variant
 
 
 @pytest.fixture
@@ -145,21 +145,21 @@ for number in range(100_000):
     numbers = [t.number for t in ledger.trials(request_id)]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > acknowledged
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    connection.close()
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(file_of(url))
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        connection.close()
 
 
-def test_recording_a_trial_is_quick(ledger: Ledger, request_id: str) -> None:
+def test_recording_a_trial_is_one_short_transaction(ledger: Ledger, request_id: str) -> None:
+    """The figure is in docs/decisions/ledger.md; what it hangs on is how often the database is asked."""
     curve = tuple(CurvePoint(step=n, train=0.1, validation=0.2) for n in range(200))
-    seconds = []
-    for number in range(60):
-        trial = make_trial(number).model_copy(update={"curve": curve})
-        begin = time.perf_counter()
-        ledger.record_trial(request_id, trial)
-        seconds.append(time.perf_counter() - begin)
-    # The best quarter, so that a busy test machine does not decide.
-    assert sorted(seconds)[15] < 0.005
+    ledger.record_trial(request_id, make_trial(0))
+    statements: list[str] = []
+    event.listen(ledger._engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+    ledger.record_trial(request_id, make_trial(1).model_copy(update={"curve": curve}))
+    changes = [statement.split()[0] for statement in statements if not statement.startswith("BEGIN")]
+    assert changes == ["SELECT", "SELECT", "INSERT", "INSERT"]
 
 
 def traits(**fields: object) -> Traits:

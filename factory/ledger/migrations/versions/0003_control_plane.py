@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from datetime import UTC
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -223,7 +224,7 @@ def _create_datasets() -> None:
 def _create_rest() -> None:
     op.create_table(
         "idempotency",
-        sa.Column("scope", sa.String(64), nullable=False),
+        sa.Column("scope", sa.String(255), nullable=False),
         sa.Column("key", sa.String(128), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("request_id", sa.String(64), nullable=False),
@@ -269,7 +270,9 @@ def _fill_in_requests() -> None:
         )
     if values:
         change = sa.update(_requests).where(at.id == sa.bindparam("this"))
-        filled = {name: sa.bindparam(f"its_{name}") for name in ("priority", "gpus", "memory_gb")}
+        filled: dict[str, sa.ColumnElement[Any]] = {
+            name: sa.bindparam(f"its_{name}") for name in ("priority", "gpus", "memory_gb")
+        }
         connection.execute(change.values(**filled, unchained=at.events), values)
 
 

@@ -1,0 +1,288 @@
+"""Tokens: shown once, stored as a digest, checked at every call.
+
+A secret is 32 random bytes, so there is nothing to guess and a plain SHA-256
+is as good as a slow hash made for passwords (NIST SP 800-63B, 5.1.2.2, asks
+for those below 112 bits only).  It is looked up by its digest in an index: how
+long that takes says nothing of use, since nobody can choose the digest of a
+secret that he does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from factory.errors import Conflict, Detail, InvalidRequest, NotFound, StorageFault
+from factory.ledger import schema
+from factory.ledger.audit import append_audit
+from factory.ledger.bounds import bounded
+from factory.ledger.engines import exclusive
+from factory.ledger.schema import now
+from factory.ledger.teams import Teams, checked_scopes, required_team
+from factory.spec import Actor, Principal, Scope, TokenRecord
+
+PREFIX = "mvf_"
+"""By which a secret is known in a log or a repository, and found by a scanner."""
+
+_RANDOM_BYTES = 32
+_SECRET_MOST = 128
+_USED_EVERY = timedelta(minutes=1)
+
+_logger = logging.getLogger(__name__)
+
+
+class Refusal(StrEnum):
+    """Why a token opens nothing, in a sentence."""
+
+    UNKNOWN = "The token is not known."
+    EXPIRED = "The token has expired."
+    REVOKED = "The token was revoked."
+    ARCHIVED = "The token's team is archived."
+
+
+@dataclass(frozen=True)
+class IssuedToken:
+    """A new token with its secret, which is nowhere else and cannot be shown again."""
+
+    secret: str = field(repr=False)
+    record: TokenRecord
+
+
+class Tokens(Teams):
+    """The part of the ledger that knows tokens."""
+
+    def issue_token(
+        self,
+        name: str,
+        *,
+        team: str | None,
+        scopes: Iterable[Scope],
+        expires: datetime | None = None,
+        request_id: str | None = None,
+        by: Actor,
+    ) -> IssuedToken:
+        """Make a token.
+
+        Args:
+            name: For people to know it by.
+            team: Whose it is; None makes an operator's, which sees all teams.
+            scopes: What it may do.
+            expires: From when it is refused; never where not given.
+            request_id: For a job's own token: the request that it is good for. It ends with the job's attempt.
+            by: Who makes it.
+
+        Raises:
+            Conflict: the team is archived.
+            InvalidRequest: the name, a scope or the expiry cannot be used.
+            NotFound: there is no such team or request.
+        """
+        with self._write() as connection:
+            if team is not None and required_team(connection, team).archived_at is not None:
+                raise Conflict(f"Team {team} is archived.", hint="An archived team gets no tokens.")
+            if request_id is not None:
+                _require_request(connection, request_id)
+            return _issue(connection, name, team=team, scopes=scopes, expires=expires, request_id=request_id, by=by)
+
+    def bootstrap_token(self, *, by: Actor) -> IssuedToken | None:
+        """Make an operator's token with all scopes where there is no token at all; None where there is one."""
+        with self._write() as connection:
+            exclusive(connection, "first token")
+            if connection.scalar(select(schema.tokens.c.id).limit(1)) is not None:
+                return None
+            return _issue(connection, "admin", team=None, scopes=("admin",), by=by)
+
+    def authenticate(self, secret: str) -> Principal | Refusal:
+        """Return who comes with a secret, or why it opens nothing.
+
+        One look into the ledger each time, so that a revocation counts at once. The last use is noted once a minute.
+        """
+        if not secret.startswith(PREFIX) or len(secret) > _SECRET_MOST or not secret.isascii():
+            return Refusal.UNKNOWN
+        at, of = schema.tokens.c, schema.teams.c
+        query = (
+            select(schema.tokens, of.archived_at)
+            .join_from(schema.tokens, schema.teams, at.team == of.name, isouter=True)
+            .where(at.digest == _digest(secret))
+        )
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        moment = now()
+        if row is None:
+            return Refusal.UNKNOWN
+        if row.revoked_at is not None:
+            return Refusal.REVOKED
+        if row.expires is not None and row.expires <= moment:
+            return Refusal.EXPIRED
+        if row.archived_at is not None:
+            return Refusal.ARCHIVED
+        self._note_use(row, moment)
+        return Principal(
+            name=f"token:{row.name}/{row.id}",
+            team=row.team,
+            scopes=frozenset(row.scopes),
+            token_id=row.id,
+            request_id=row.request_id,
+        )
+
+    def rotate_token(self, token_id: str, *, expires: datetime | None = None, by: Actor) -> IssuedToken:
+        """Make a token that may do the same as another one, which is refused from now on.
+
+        Args:
+            token_id: The old one.
+            expires: Of the new one; where not given, the new one is good for as long as the old one was made for.
+            by: Who rotates.
+
+        Raises:
+            Conflict: the old one is revoked.
+            InvalidRequest: the expiry is over.
+            NotFound: there is no such token.
+        """
+        with self._write() as connection:
+            old = _locked_token(connection, token_id)
+            if expires is None and old.expires is not None:
+                expires = now() + (old.expires - old.created)
+            issued = _issue(
+                connection,
+                old.name,
+                team=old.team,
+                scopes=old.scopes,
+                expires=expires,
+                request_id=old.request_id,
+                by=by,
+            )
+            _revoke(connection, old, by=by, rotated_to=issued.record.id)
+        return issued
+
+    def revoke_token(self, token_id: str, *, by: Actor) -> TokenRecord:
+        """Refuse a token from now on.
+
+        Raises:
+            Conflict: it is revoked already.
+            NotFound: there is no such token.
+        """
+        with self._write() as connection:
+            return _revoke(connection, _locked_token(connection, token_id), by=by)
+
+    def token(self, token_id: str) -> TokenRecord:
+        """Return a token without its secret.
+
+        Raises:
+            NotFound: there is none.
+        """
+        query = select(schema.tokens).where(schema.tokens.c.id == token_id)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            raise _no_token(token_id)
+        return _record(row)
+
+    def tokens(self, *, team: str | None = None, revoked: bool = False) -> list[TokenRecord]:
+        """Return tokens, the newest first: of one team where given, with the revoked ones where asked for."""
+        at = schema.tokens.c
+        query = select(schema.tokens).order_by(at.created.desc(), at.id)
+        if team is not None:
+            query = query.where(at.team == team)
+        if not revoked:
+            query = query.where(at.revoked_at.is_(None))
+        with self._read() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def _note_use(self, row: Row[Any], moment: datetime) -> None:
+        if row.last_used is not None and abs(moment - row.last_used) < _USED_EVERY:
+            return
+        try:
+            with self._write() as connection:
+                change = update(schema.tokens).where(schema.tokens.c.id == row.id)
+                connection.execute(change.values(last_used=moment))
+        except StorageFault as fault:  # a full disk or a busy writer keeps nobody out who only reads
+            _logger.warning("token %s: its use was not noted: %s", row.id, fault.message)
+
+
+def _issue(
+    connection: Connection,
+    name: str,
+    *,
+    team: str | None,
+    scopes: Iterable[Scope],
+    expires: datetime | None = None,
+    request_id: str | None = None,
+    by: Actor,
+) -> IssuedToken:
+    moment = now()
+    if expires is not None and (expires.tzinfo is None or expires <= moment):
+        raise InvalidRequest(
+            f"expires: {expires.isoformat()} is not a moment to come, with its time zone.",
+            hint="Give a later moment, or none for a token that does not expire.",
+            details=[Detail("expires", expires.isoformat())],
+        )
+    secret = PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
+    record = TokenRecord(
+        id=f"t-{secrets.token_hex(6)}",
+        name=bounded("name", name, 64),
+        team=team,
+        scopes=checked_scopes(scopes),
+        created=moment,
+        created_by=by.who,
+        expires=expires,
+        request_id=request_id,
+    )
+    connection.execute(insert(schema.tokens).values(record.model_dump() | {"digest": _digest(secret)}))
+    detail = record.model_dump(include={"name", "scopes", "expires", "request_id"})
+    append_audit(connection, "token.issue", record.id, by=by, team=team, detail=detail)
+    return IssuedToken(secret, record)
+
+
+def _revoke(connection: Connection, token: TokenRecord, *, by: Actor, rotated_to: str | None = None) -> TokenRecord:
+    values = {"revoked_at": now(), "rotated_to": rotated_to}
+    connection.execute(update(schema.tokens).where(schema.tokens.c.id == token.id).values(values))
+    action, detail = ("token.rotate", {"rotated_to": rotated_to}) if rotated_to else ("token.revoke", None)
+    append_audit(connection, action, token.id, by=by, team=token.team, detail=detail)
+    return token.model_copy(update=values)
+
+
+def _locked_token(connection: Connection, token_id: str) -> TokenRecord:
+    """Return a token that is not revoked, which no other process changes until this transaction ends."""
+    query = select(schema.tokens).where(schema.tokens.c.id == token_id).with_for_update()
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise _no_token(token_id)
+    if row.revoked_at is not None:
+        raise Conflict(
+            f"Token {token_id} was revoked at {row.revoked_at:%Y-%m-%d %H:%M} UTC.",
+            hint="Make a new one.",
+            details=[Detail("token", "is revoked")],
+        )
+    return _record(row)
+
+
+def _require_request(connection: Connection, request_id: str) -> None:
+    if connection.scalar(select(schema.requests.c.id).where(schema.requests.c.id == request_id)) is None:
+        raise NotFound(
+            f"There is no request {request_id[:80]!r}.",
+            hint="A job's token is made after its request.",
+            details=[Detail("request_id", "is not known")],
+        )
+
+
+def _record(row: Row[Any]) -> TokenRecord:
+    return TokenRecord.model_validate({name: getattr(row, name) for name in TokenRecord.model_fields})
+
+
+def _no_token(token_id: str) -> NotFound:
+    return NotFound(
+        f"There is no token {token_id[:80]!r}.",
+        hint="`factory tokens list` shows them by their ids.",
+        details=[Detail("token", f"{token_id[:80]!r} is not known")],
+    )
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
