@@ -8,7 +8,7 @@ their trials from the same proposer (:mod:`factory.search.executor`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,8 @@ class SearchResult:
         folds: Positions of the folds that these are of.
         blend: The best blend of the candidates by these predictions.
         parts: Candidate → its models; their shares sum to 1.
+        judges: Candidate → its model of the first fold, which has not learned from the gate's rows; empty where no
+            model has.
         skipped: Family → why it was left out.
         notes: What else a person should know of how it was searched.
         calibration: Of a variant that was made again without a search; there are no candidates then.
@@ -78,6 +80,7 @@ class SearchResult:
     skipped: dict[str, str]
     notes: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    judges: dict[int, Part] = field(default_factory=dict)
 
 
 def search(
@@ -158,6 +161,7 @@ def search(
         parts={n: _parts(data, trials[n]) for n in candidates.predictions},
         skipped=dict(proposer.skipped),
         notes=(executor.crew.reason,) if executor.crew.reason and not small else (),
+        judges={n: first_part(data, trials[n]) for n in candidates.predictions} if data.n_gate else {},
     )
 
 
@@ -254,6 +258,11 @@ def _worth_blending(trials: Sequence[Trial], folds: Sequence[int]) -> tuple[int,
 def _mapped(path: Path) -> np.ndarray:
     """Return predictions whose pages the operating system may drop again."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def first_part(data: TrialData, trial: Trial) -> Part:
+    """Return a trial's model of the first fold as all of it."""
+    return Part(trial, data.model_folder(trial.number, 0), 0, preparation_folder(data, 0), 1.0)
 
 
 def _parts(data: TrialData, trial: Trial) -> tuple[Part, ...]:

@@ -26,11 +26,13 @@ class TrialData:
     """What all trials of one search share.
 
     Attributes:
-        dataset: The rows of the search, (n_rows, n_columns); the gate's rows are not among them.
-        splits: Which of these rows train and validate, fold by fold.
+        dataset: The rows of the search, (n_rows, n_columns), and behind them those of the gate.
+        splits: Which of these rows train and validate, fold by fold. The gate's rows validate nothing, and train all
+            folds but the first: its models can be judged by them (docs/decisions/unseen-rows.md).
         workspace: Folder that preparations and trials are written to; shared by all workers.
         shared: Workspace of a search over more rows with the same folds, whose preparations and representation are
             taken; None where this search makes its own.
+        n_gate: How many of the last rows are the gate's; 0 where they are not among these rows.
     """
 
     dataset: Dataset
@@ -39,11 +41,17 @@ class TrialData:
     workspace: Path
     seed: int
     shared: Path | None = None
+    n_gate: int = 0
 
     @property
     def n_classes(self) -> int:
         """Number of classes; 0 for regression."""
         return len(self.dataset.classes)
+
+    @property
+    def searched(self) -> Dataset:
+        """The rows that the search chooses by, those of the gate left out."""
+        return self.dataset.take(np.arange(len(self.dataset) - self.n_gate)) if self.n_gate else self.dataset
 
     def fold_of(self, index: int | None) -> Split:
         """Return a fold's split; None is the refit on all rows."""
@@ -72,7 +80,10 @@ class TrialData:
             if len(validation) < 2 or (dataset.task is Task.BINARY and n_classes < 2):
                 return None
             splits.append(Split(train, validation))
-        return TrialData(dataset, tuple(splits), self.metric, workspace, self.seed, shared=self.workspace)
+        n_gate = int((rows >= len(place) - self.n_gate).sum())
+        return TrialData(
+            dataset, tuple(splits), self.metric, workspace, self.seed, shared=self.workspace, n_gate=n_gate
+        )
 
     def folder_of(self, trial: int) -> Path:
         """Return where a trial's models and out-of-fold predictions lie."""

@@ -86,6 +86,9 @@ class Variant(Document):
     recipe_digest: str
     dataset_digest: str
     bundle_digest: str
+    judge_digest: str = Field(
+        "", description="Of what its gate judged in its place; empty where that was the bundle itself."
+    )
     feature_service: str | None = None
     feature_service_digest: str | None = None
     parent: str | None = None

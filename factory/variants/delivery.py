@@ -28,6 +28,7 @@ from factory.search.plan import Plan
 from factory.search.samples import representation
 from factory.search.transfer import fitted_parameters
 from factory.spec import ColumnType, TimeSplit, Trial, Validation, Variant
+from factory.variants.assembly import assemble
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.evaluation import (
@@ -38,13 +39,15 @@ from factory.variants.evaluation import (
     permutation_importance,
 )
 from factory.variants.frontier import Frontier, choose
-from factory.variants.gates import Evidence, Verdict, judge
+from factory.variants.gates import Evidence, Verdict
+from factory.variants.gates import judge as verdict_of
 from factory.variants.report import Card, example_row, leaderboard, learning_curves, render
 from factory.variants.resampling import Comparison, paired_bootstrap
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves
 from factory.variants.windows import Stretch, TimeOrder, ranks
 
+JUDGED = "One model of each member was judged, which had not learned from them; the others have."
 CHOICE_SHARE, CHOICE_LEAST_S = 0.5, 1.0
 """Part of the time left that the choice of the blend may take: scores, verdict and card take as much again."""
 
@@ -80,6 +83,8 @@ class Appraisal:
         bundle: The variant in memory.
         folder: The variant on disk.
         digest: Of the folder.
+        judge: What was judged in its place, on disk; None where that was the variant itself.
+        judge_digest: Of that folder; empty where there is none.
         weights: Share of each trial, by its number.
         frontier: What other blends cost and score.
         evaluation: Scores on the unseen rows.
@@ -95,6 +100,8 @@ class Appraisal:
     bundle: Bundle
     folder: Path
     digest: str
+    judge: Path | None
+    judge_digest: str
     weights: dict[int, float]
     frontier: Frontier
     evaluation: Evaluation
@@ -129,6 +136,9 @@ def appraise(
 ) -> Appraisal:
     """Build the variant's bundle in ``folder``, score it on the unseen rows and let the gate judge it.
 
+    A variant whose models have learned from the unseen rows is judged by its models of the first fold, which have not:
+    the same members with the same weights and calibration, one model each. They are kept in ``judge`` beside it.
+
     Args:
         result: What the search found.
         plan: Gates and ceilings.
@@ -149,12 +159,11 @@ def appraise(
     metadata = {**metadata, "trade": chosen.frontier.sentence}
     bundle = replace(chosen.bundle, ignored=ignored, metadata=metadata, background=background)
     bundle = replace(bundle, blueprint=blueprint(bundle, chosen.weights, result.trials, data))
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    digest = bundle.save(folder)
+    digest = _saved(bundle, folder)
+    judge, judge_folder = _judge(bundle, chosen.weights, result, data), folder.with_name("judge")
+    judge_digest = "" if judge is bundle else _saved(judge, judge_folder)
     metric: Metric = plan.metric
-    prediction = bundle.predict_raw(unseen.frame)
+    prediction = judge.predict_raw(unseen.frame)
     seed, weight = plan.request.seed, unseen.weight()
     order = time_order(plan.validation, result, chosen.weights, bundle=bundle, data=data, unseen=unseen)
     comparison = paired_bootstrap(
@@ -171,7 +180,7 @@ def appraise(
     latency_ms = one_row_latency_ms(bundle, unseen.frame)
     size_mb = folder_size_mb(folder)
     importance = permutation_importance(
-        bundle, unseen.frame, unseen.y, metric=metric, seed=seed, weight=weight, max_rows=500
+        judge, unseen.frame, unseen.y, metric=metric, seed=seed, weight=weight, max_rows=500
     )
     parts = slices(
         metric,
@@ -204,6 +213,7 @@ def appraise(
         memory=_remembered(memory, bundle, metric, seed=seed),
         memory_of=memory.source if memory else "",
         promise=evaluation.next_window.sentence if evaluation.next_window else "",
+        by=JUDGED if judge is not bundle else "",
     )
     watched = (
         ()
@@ -212,7 +222,7 @@ def appraise(
             result.candidates,
             chosen.weights,
             bundle,
-            learned=data.dataset,
+            learned=data.searched,
             judged=evaluation.score,
             n_judged=len(unseen),
             seed=seed,
@@ -222,6 +232,8 @@ def appraise(
         bundle=bundle,
         folder=folder,
         digest=digest,
+        judge=None if judge is bundle else judge_folder,
+        judge_digest=judge_digest,
         weights=chosen.weights,
         frontier=chosen.frontier,
         evaluation=evaluation,
@@ -231,8 +243,26 @@ def appraise(
         importance=importance,
         latency_ms=latency_ms,
         size_mb=size_mb,
-        verdict=judge(plan.gates, plan.ceilings, evidence, sure=sure),
+        verdict=verdict_of(plan.gates, plan.ceilings, evidence, sure=sure),
     )
+
+
+def _saved(bundle: Bundle, folder: Path) -> str:
+    """Write a bundle in place of what is in a folder, and return its digest."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return bundle.save(folder)
+
+
+def _judge(bundle: Bundle, weights: Mapping[int, float], result: SearchResult, data: TrialData) -> Bundle:
+    """Return what is judged in place of a variant: itself, unless a model of it has learned from the gate's rows."""
+    judges = {number: (result.judges[number],) for number in weights if number in result.judges}
+    if not judges or all(part.fold == 0 for number in weights for part in result.parts[number]):
+        return bundle
+    judge = assemble(weights, judges, data=data, calibration=bundle.calibration)
+    judge = replace(judge, ignored=bundle.ignored, metadata=bundle.metadata, background=bundle.background)
+    return replace(judge, blueprint=blueprint(judge, weights, result.trials, data))
 
 
 def time_order(
@@ -314,6 +344,7 @@ def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:
             "score_low": score.low,
             "score_high": score.high,
             "bundle_digest": appraisal.digest,
+            "judge_digest": appraisal.judge_digest,
             "blend": appraisal.weights,
             "size_mb": round(appraisal.size_mb, 3),
             "latency_ms": round(appraisal.latency_ms, 3),

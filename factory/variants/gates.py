@@ -77,6 +77,7 @@ class Evidence:
         memory: Of a variant that was trained on: against its parent, on rows like those that the parent learned from.
         memory_of: What these rows are.
         promise: What the score holds for, where the rows have an order in time.
+        by: What was judged in the variant's place, in a sentence; empty where that was the variant itself.
     """
 
     metric: Metric
@@ -89,6 +90,7 @@ class Evidence:
     memory: Comparison | None = None
     memory_of: str = ""
     promise: str = ""
+    by: str = ""
 
 
 def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence, *, sure: float | None = None) -> Verdict:
@@ -102,7 +104,7 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence, *, sure: float |
             blamed with the gates' own: a greater one would let more of them pass.
     """
     checks = (
-        _rows(evidence.comparison, evidence.promise),
+        _rows(evidence.comparison, f"{evidence.by} {evidence.promise}"),
         improvement(gates, evidence.metric, evidence.comparison, baseline=evidence.baseline, sure=sure),
         *_slices(gates, evidence),
         *_ceilings(ceilings, evidence),
@@ -112,11 +114,11 @@ def judge(gates: Gates, ceilings: Ceilings, evidence: Evidence, *, sure: float |
     return Verdict(passed=all(check.passed for check in checks), checks=checks)
 
 
-def _rows(comparison: Comparison, promise: str) -> Check:
+def _rows(comparison: Comparison, remarks: str) -> Check:
     n = comparison.n_rows
     enough = n >= MIN_ROWS
     sentence = f"{n} held-out rows were judged" + ("." if enough else f"; at least {MIN_ROWS} are needed.")
-    sentence = f"{sentence} {promise}".strip()
+    sentence = " ".join(f"{sentence} {remarks}".split())
     return Check(name="rows", passed=enough, value=n, limit=MIN_ROWS, sentence=sentence)
 
 

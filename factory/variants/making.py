@@ -88,6 +88,7 @@ class Made:
         trade: What the latency bound cost, for a person.
         skipped: Family → why it was left out.
         folder: The bundle.
+        judge: What was judged in its place; None where that was the bundle itself.
         example: Rows to show how it is called.
         registration: Metrics, parameters, curves and files for MLflow.
     """
@@ -101,6 +102,7 @@ class Made:
     trade: str
     skipped: dict[str, str]
     folder: Path
+    judge: Path | None
     example: pd.DataFrame
     registration: Registration
 
@@ -181,7 +183,7 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
         deadline: When it should be there; what has to be done is done all the same.
     """
     plan, data, unseen = order.plan, order.data, order.unseen
-    baseline = order.champion or constant_baseline(data.dataset, unseen)
+    baseline = order.champion or constant_baseline(data.searched, unseen)
     cost_s = round(sum(t.cost_s for t in result.trials), 2)
     lineage = order.lineage.model_copy(update={"cost_s": cost_s, "trials_to_parity": _parity(order, result)})
     appraisal = appraise(
@@ -223,6 +225,7 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
         trade=appraisal.frontier.sentence,
         skipped=result.skipped,
         folder=appraisal.folder,
+        judge=appraisal.judge,
         example=unseen.frame.head(3),
         registration=Registration(
             metrics={**appraisal.evaluation.scores, **cost},

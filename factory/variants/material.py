@@ -25,9 +25,9 @@ from factory.data.screening import screen
 from factory.errors import Detail, InvalidData
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.splits import folds, set_aside
+from factory.search.splits import Split, folds, set_aside
 from factory.settings import Settings
-from factory.spec import Segments, Task, Validation, VariantRequest
+from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 
 SLUG_LENGTH, DIGEST_LENGTH = 40, 8
 """Characters of a segment's value in a variant's name, and of the digest that tells it from values written alike."""
@@ -146,7 +146,9 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
     """
     for name in plan.gates.slices:
         material.dataset.column(name)  # refused now rather than after the search
-    pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled")
+    # What is made again without a search has one model of each member, which the gate's rows have to be new to.
+    learns = plan.request.making not in REMADE
+    pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled", learns=learns)
     if (segments := plan.request.segments) is None:
         return pooled, [], ()
     values = material.dataset.column(segments.by).astype(str).to_numpy()
@@ -162,11 +164,15 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
             continue
         folder = workspace / f"segment-{slug}"
         name = f"{plan.request.variant}.{slug}"
+        if learns:
+            held = np.flatnonzero(values[material.unseen] == value)
+            rows = np.concatenate([rows, len(material.seen) + held])
         part = pooled.data.part(rows, workspace=folder)
         if part is not None:
             units.append(Unit(value, name, part, material.dataset.take(unseen), rows))
         else:
-            units.append(replace(_unit(material, plan, seen, unseen, folder=folder), segment=value, name=name))
+            own = _unit(material, plan, seen, unseen, folder=folder, learns=learns)
+            units.append(replace(own, segment=value, name=name))
     return pooled, units, tuple(thin)
 
 
@@ -182,14 +188,20 @@ def _too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np
     return ""
 
 
-def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, *, folder: Path) -> Unit:
-    rows, seed = material.dataset.take(seen), plan.request.seed
+def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, *, folder: Path, learns: bool) -> Unit:
+    """Return a variant to be made of some rows; ``learns`` says whether all folds but the first train on the gate's."""
+    seed = plan.request.seed
+    splits = folds(material.dataset.take(seen), plan.validation, seed=seed)
+    if learns:
+        gate = len(seen) + np.arange(len(unseen))
+        splits = (splits[0], *(Split(np.concatenate([s.train, gate]), s.validation) for s in splits[1:]))
     data = TrialData(
-        dataset=rows,
-        splits=folds(rows, plan.validation, seed=seed),
+        dataset=material.dataset.take(np.concatenate([seen, unseen]) if learns else seen),
+        splits=splits,
         metric=plan.metric,
         workspace=folder,
         seed=seed,
+        n_gate=len(unseen) if learns else 0,
     )
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 

@@ -188,7 +188,11 @@ def _again(
     settings: Settings,
     note: Note,
 ) -> tuple[Origin, Unit]:
-    bundle = Bundle.load(registry.local_bundle(parent.name, parent.version), digest=parent.bundle_digest)
+    if plan.request.making == "refit":
+        bundle = Bundle.load(registry.local_bundle(parent.name, parent.version), digest=parent.bundle_digest)
+    else:
+        # Of models that go on, those that the gate's rows are new to: the table may hold rows of the parent's.
+        bundle = registry.judge(parent)
     named = f"{parent.name}/{parent.version}"
     blueprint = _blueprint(bundle, named, plan)
     if plan.request.making == "refit":

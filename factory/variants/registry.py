@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from factory.errors import Detail, NotFound, ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import CurvePoint, Variant
+from factory.variants.bundle import Bundle
 from factory.variants.mlflow_model import bundle_of, save_model
 from factory.variants.mlflow_records import BATCH, ONCE, as_metrics, as_parameters, completed, lineage, once
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
+
+JUDGE = "judge"
+"""Folder of a run's artifacts with what the gate judged in place of a variant."""
 
 
 class Registry:
@@ -80,6 +84,7 @@ class Registry:
         parameters: Mapping[str, object] | None = None,
         curves: Mapping[str, Sequence[CurvePoint]] | None = None,
         files: Mapping[str, str] | None = None,
+        judge: Path | None = None,
         tags: Mapping[str, str] | None = None,
         description: str = "",
     ) -> Variant:
@@ -95,6 +100,7 @@ class Registry:
             parameters: How it was made, by name.
             curves: Learning curves by member.
             files: Texts by file name that are kept with the run: model card, leaderboard, evidence.
+            judge: The bundle that the gate judged in its place, kept with the run.
             tags: Further tags of the version.
             description: A sentence for people.
 
@@ -111,6 +117,8 @@ class Registry:
             model_id = self._log_model(folder, experiment=experiment, run=run, variant=variant, example=example)
             self._log_evidence(run, model_id, metrics=metrics, parameters=parameters or {}, curves=curves or {})
             self._log_files(run, files or {})
+            if judge is not None:
+                self.client().log_artifacts(run, str(judge), JUDGE)
             self.client().set_terminated(run)
             self._create_model(variant.name)
             made = self.client().create_model_version(
@@ -185,6 +193,22 @@ class Registry:
                 location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
             folder = _local(location) or self._downloaded(location, f"{name}-{version}")
         return bundle_of(folder)
+
+    def judge(self, variant: Variant) -> Bundle:
+        """Return what stands for a registered variant on rows of a gate: models that none of them has taught.
+
+        Raises:
+            NotFound: there is no such version.
+            UntrustedBundle: the files are not those that the ledger knows.
+            ServiceFault: MLflow refused or is not there.
+        """
+        if not variant.judge_digest:
+            return Bundle.load(self.local_bundle(variant.name, variant.version), digest=variant.bundle_digest)
+        with self._asking("find what a variant was judged by"):
+            run = self.client().get_run(self._version(variant.name, variant.version).run_id)
+            location = f"{str(run.info.artifact_uri).rstrip('/')}/{JUDGE}"
+            folder = _local(location) or self._downloaded(location, f"{variant.name}-{variant.version}-{JUDGE}")
+        return Bundle.load(folder, digest=variant.judge_digest)
 
     # --- steps of a registration ---------------------------------------------------
 

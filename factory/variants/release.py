@@ -9,7 +9,6 @@ from typing import Any
 from factory.ledger import Ledger
 from factory.search.plan import Plan
 from factory.spec import Variant, VariantRequest
-from factory.variants.bundle import Bundle
 from factory.variants.delivery import Baseline
 from factory.variants.making import Made, Registration
 from factory.variants.material import Note, Unit
@@ -48,6 +47,7 @@ class Release:
             parameters=made.registration.parameters,
             curves=made.registration.curves,
             files=made.registration.files,
+            judge=made.judge,
             description=made.verdict.sentence,
         )
         variant = self._ledger.record_variant(variant)
@@ -87,7 +87,7 @@ class Release:
         if plan.gates.baseline == "constant" or version is None:
             return None
         champion, frame = self._ledger.variant(unit.name, version), unit.unseen.frame
-        bundle = Bundle.load(self._registry.local_bundle(unit.name, version), digest=champion.bundle_digest)
+        bundle = self._registry.judge(champion)
         problems = bundle.check_input(frame[[c.name for c in bundle.columns if c.name in frame]])
         if bundle.task is not plan.task or bundle.classes != unit.unseen.classes or problems:
             message = f"The champion {unit.name}/{version} cannot predict these rows; compared with a constant."

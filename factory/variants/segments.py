@@ -47,11 +47,13 @@ class Lent:
     Attributes:
         trials: Its heaviest trials, under new numbers.
         parts: Trial → its models.
+        judges: Trial → its model of the first fold; empty where all of them are new to the gate's rows.
         predictions: Fold → trial → its predictions of the segment's validation rows of this fold.
     """
 
     trials: tuple[Trial, ...]
     parts: dict[int, tuple[Part, ...]]
+    judges: dict[int, Part]
     predictions: dict[int, dict[int, np.ndarray]]
 
 
@@ -80,6 +82,7 @@ def lend(pooled: TrialData, result: SearchResult, rows: np.ndarray) -> Lent:
             for n in heaviest
         ),
         parts={LENT_FROM + n: result.parts[n] for n in heaviest},
+        judges={LENT_FROM + n: result.judges[n] for n in heaviest if n in result.judges},
         predictions=predictions,
     )
 
@@ -181,6 +184,7 @@ def _blended(
         blend=greedy(candidates.metric.chooser, candidates.targets, candidates.predictions, weights=candidates.weights),
         parts={**(own.parts if own else {}), **lent.parts},
         skipped=dict(own.skipped) if own else {},
+        judges={**(own.judges if own else {}), **lent.judges},
     )
 
 

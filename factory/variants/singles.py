@@ -76,7 +76,9 @@ def _in_turn(result: SearchResult, data: TrialData, weights: Mapping[int, float]
     pools = {POOL, *(family(by_number[n].family).pool for n in members)}
     for number in dict.fromkeys((*members, *(t.number for t in ranked(result.trials)))):
         trial = by_number[number]
-        if (parts := result.parts.get(number)) is not None:
+        if (part := result.judges.get(number)) is not None:
+            yield part
+        elif not data.n_gate and (parts := result.parts.get(number)) is not None:
             yield parts[0]
         elif family(trial.family).pool in pools and (folder := data.model_folder(number, 0)).is_dir():
             yield Part(trial, folder, 0, preparation_folder(data, 0), 1.0)

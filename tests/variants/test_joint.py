@@ -52,6 +52,7 @@ def made(card: Card, gate: JointGate, probability: float, *, folder: Path = Path
         trade="",
         skipped={},
         folder=folder,
+        judge=None,
         example=pd.DataFrame(),
         registration=Registration({}, {}, {}, {}),
     )
