@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from factory.errors import Conflict, FactoryError, StorageFault, SystemFault, counted
+from factory.errors import Conflict, FactoryError, Preempted, StorageFault, SystemFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
 from factory.search.cluster import RaySession, local_cpus
@@ -25,6 +25,7 @@ from factory.search.engine import SearchResult, search
 from factory.search.plan import Plan, check_request, make_plan
 from factory.search.samples import clear_drafts
 from factory.search.transfer import Transfer
+from factory.search.yielding import Room
 from factory.settings import Settings
 from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.fanout import Failed, fan_out
@@ -123,27 +124,40 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
         )
     with (
         ledger.claim(request_id) as claim,
-        _ending_as_failed(claim.record.id, ledger),
+        _ending_as_failed(claim.record.id, ledger, settings),
         RaySession(settings) as ray,
     ):
         return _Making(claim.record, ledger, settings, ray, listen).run()
 
 
 @contextmanager
-def _ending_as_failed(request_id: str, ledger: Ledger) -> Iterator[None]:
-    """Record an error as the request's end; an interruption leaves the request as it is, to be gone on with."""
+def _ending_as_failed(request_id: str, ledger: Ledger, settings: Settings) -> Iterator[None]:
+    """Record an error as the request's end; an interruption leaves the request as it is, to be gone on with.
+
+    So does a fault of the system in a job of the controller, which knows how often it was tried.
+    """
     try:
         yield
+    except Preempted:
+        ledger.note(request_id, "preempted", "Stopped to make room; it goes on with all finished trials.")
+        raise
     except FactoryError as error:
-        ledger.fail(request_id, error)
+        _record_end(request_id, error, ledger=ledger, settings=settings)
         raise
     except Exception as error:
         log.exception("request %s failed", request_id)
         fault = SystemFault(
             f"Unexpected {type(error).__name__}: {error}.", hint="Please report it with the log of the request."
         )
-        ledger.fail(request_id, fault)
+        _record_end(request_id, fault, ledger=ledger, settings=settings)
         raise fault from error
+
+
+def _record_end(request_id: str, error: FactoryError, *, ledger: Ledger, settings: Settings) -> None:
+    if settings.attempt is not None and isinstance(error, SystemFault):
+        ledger.note(request_id, "fault", error.message, payload={"code": error.code, "hint": error.hint})
+    else:
+        ledger.fail(request_id, error)
 
 
 class _Making:
@@ -166,6 +180,13 @@ class _Making:
         self.deadline = Deadline.after(max(budget.time_s - spent_s, 2 * LEAST_SEARCH_S))
         self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
         self.state = record.state
+        self.room = Room(self.asked_for_room)
+
+    def asked_for_room(self) -> bool:
+        try:
+            return self.ledger.wish(self.id) == "preempt"
+        except StorageFault:
+            return False  # it is looked up again
 
     def run(self) -> Outcome:
         if any(not variant.segment for variant in self.ledger.variants(request_id=self.id)):
@@ -246,6 +267,7 @@ class _Making:
             segment=unit.segment,
             seeds=origin.transfer.seeds,
             prior=origin.transfer.prior,
+            room=self.room,
         )
         for family, reason in result.skipped.items():
             self.note("search", f"{family} was left out: {reason}.")
@@ -338,7 +360,7 @@ class _Making:
             self.note("segment", f"{n_made} of {len(units)} segments are made: {segment!r}, {told(one)}.")
 
         deadline = Deadline.after(max(self.deadline.left_s - self.finish_s, LEAST_SEARCH_S))
-        for given, outcome in fan_out(orders, ray=self.ray, settings=self.settings, deadline=deadline):
+        for given, outcome in fan_out(orders, ray=self.ray, settings=self.settings, deadline=deadline, room=self.room):
             if isinstance(outcome, Failed):
                 segment = given.order.lineage.segment
                 self.note("segment", f"Segment {segment!r} is served by the pooled variant: {outcome.reason}")

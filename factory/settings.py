@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
         "search, transfer; separated by commas.",
     )
+    attempt: str | None = Field(
+        None, description="Job of the controller that this process is: its faults are then tried again by it."
+    )
     granted_cpus: int | None = Field(
         None, ge=1, description="CPUs of a shared cluster that this request was admitted with; default: all of them."
     )
