@@ -162,6 +162,8 @@ def appraise(
     digest = _saved(bundle, folder)
     judge, judge_folder = _judge(bundle, chosen.weights, result, data), folder.with_name("judge")
     judge_digest = "" if judge is bundle else _saved(judge, judge_folder)
+    if judge_digest == digest:  # one model of each member is all that callers get as well
+        judge, judge_digest = bundle, ""
     metric: Metric = plan.metric
     prediction = judge.predict_raw(unseen.frame)
     seed, weight = plan.request.seed, unseen.weight()
