@@ -25,7 +25,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class FactoryError(Exception):
         self.details = tuple(details)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.hint, self.details))
+        # What :func:`error_of` has put on this one error goes along.
+        return (_rebuild, (type(self), self.message, self.hint, self.details), vars(self))
 
     def as_dict(self) -> dict[str, object]:
         """Return the one error shape that every door answers with."""
@@ -138,6 +139,40 @@ class UntrustedBundle(SystemFault):
     """A stored variant is not what the ledger says it is; it was not loaded."""
 
     code = "untrusted_bundle"
+
+
+def error_of(
+    code: str,
+    message: str,
+    *,
+    hint: str = "",
+    details: Sequence[Detail] = (),
+    otherwise: type[FactoryError] = SystemFault,
+) -> FactoryError:
+    """Return an error that another process has told of, as the class of its code.
+
+    Args:
+        code: Of the error.
+        message: Its sentence; ``hint`` and ``details`` likewise.
+        otherwise: Class where the code is of none that is known here; the code itself is kept.
+
+    >>> error_of("not_found", "There is no recipe 'x'.")
+    NotFound("There is no recipe 'x'.")
+    >>> error = error_of("too_many_requests", "Wait.", otherwise=UserFault)
+    >>> type(error).__name__, error.code
+    ('UserFault', 'too_many_requests')
+    """
+    known = next((kind for kind in _tree(FactoryError) if kind.code == code), None)
+    error = (known or otherwise)(message, hint=hint, details=details)
+    if known is None:
+        vars(error)["code"] = code
+    return error
+
+
+def _tree(kind: type[FactoryError]) -> Iterator[type[FactoryError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _tree(below)
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
