@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LEVELS = 31
+"""Levels of a category that a split on a set of them can tell apart: bits of a number, one more for a missing value."""
+_MISSING = np.int32(-(2**31))
+_INNER, _SET = -1, -2
 STRIDE = 4
 """Steps down all trees between two looks at which of them have come to a leaf."""
 
@@ -26,11 +30,14 @@ class Trees:
         roots: First node of each tree, int32 (n_trees,).
         steps: Of each node, int32 (n_nodes, 4): 2 * column, and 1 more where a missing value goes left; the bits of the
             float32 up to which a value goes left, NaN for a leaf; the right child, or the leaf itself; the leaf's
-            place among what the leaves answer, -1 for others.
+            place among what the leaves answer, -1 for others. A node that splits on a set of levels has -2 there, and
+            in the second place a bit for each level that goes right, the highest one for a missing value.
+        sets: Whether any node splits on a set.
     """
 
     roots: np.ndarray
     steps: np.ndarray
+    sets: bool = False
 
     @classmethod
     def from_arrays(
@@ -56,7 +63,7 @@ class Trees:
         steps[:, 0] = np.where(leaf, 0, 2 * feature + missing_left)
         steps[:, 1] = np.where(leaf, np.float32(np.nan), threshold).astype(np.float32).view(np.int32)
         steps[:, 2] = np.where(leaf, np.arange(len(feature)), right)
-        steps[:, 3] = np.where(leaf, right, -1)
+        steps[:, 3] = np.where(leaf, right, _INNER)
         return cls(roots.astype(np.int32), steps)
 
     @classmethod
@@ -69,6 +76,7 @@ class Trees:
         left: np.ndarray,
         right: np.ndarray,
         missing_left: np.ndarray,
+        sets: np.ndarray | None = None,
     ) -> Trees:
         """Return trees whose nodes stand in any order; a leaf has no left child (-1) and answers with its own number.
 
@@ -79,6 +87,7 @@ class Trees:
             left: Left child, (n_nodes,).
             right: Right child, (n_nodes,).
             missing_left: Whether a missing value goes left, bool (n_nodes,).
+            sets: Bits of the levels that go right, int32 (n_nodes,); 0 of a node that splits on a threshold.
         """
         levels, at = [], roots
         while len(at):
@@ -98,13 +107,19 @@ class Trees:
         order = np.empty(len(nodes), dtype=np.int64)  # nodes that no root leads to are left out
         order[place[nodes]] = nodes
         leaf = left[order] < 0
-        return cls.from_arrays(
+        found = cls.from_arrays(
             roots=place[roots],
             feature=np.where(leaf, -1, feature[order]),
             threshold=threshold[order],
             right=np.where(leaf, order, place[right[order]]),
             missing_left=missing_left[order],
         )
+        if sets is None or not sets.any():
+            return found
+        on_set = ~leaf & (sets[order] != 0)
+        bits = sets[order] | np.where(missing_left[order], np.int32(0), _MISSING)
+        found.steps[on_set, 1], found.steps[on_set, 3] = bits[on_set], _SET
+        return cls(found.roots, found.steps, sets=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays as they are stored, see :meth:`from_arrays`."""
@@ -130,7 +145,7 @@ class Trees:
             steps.append(moved)
             first_node += len(part.steps)
             first_answer += n
-        return cls(np.concatenate(roots).astype(np.int32), np.concatenate(steps))
+        return cls(np.concatenate(roots).astype(np.int32), np.concatenate(steps), sets=any(p.sets for p in parts))
 
     def answers(self, X: np.ndarray) -> np.ndarray:
         """Return the place of the answer that each tree has for each float32 row of X, int32 (n_rows * n_trees,)."""
@@ -139,14 +154,27 @@ class Trees:
         places = np.stack([X, np.where(np.isnan(X), np.float32(-np.inf), X)], axis=2).ravel()
         at = np.tile(self.roots, len(X))
         first = np.repeat(np.arange(len(X), dtype=np.int32) * np.int32(2 * X.shape[1]), len(self.roots))
+        bits = _bits(X) if self.sets else None
         ends, open_ = np.empty(len(at), dtype=at.dtype), np.arange(len(at))
         while len(open_):
             for _ in range(STRIDE):
                 step, before = self.steps.take(at, axis=0), at
-                left = places.take(step[:, 0] + first) <= step[:, 1].view(np.float32)
+                place = step[:, 0] + first
+                left = places.take(place) <= step[:, 1].view(np.float32)
+                if bits is not None:
+                    left = np.where(step[:, 3] == _SET, (bits.take(place >> 1) & step[:, 1]) == 0, left)
                 at = np.where(left, at + 1, step[:, 2])
             ends[open_] = at
             moved = at != before
             at, first, open_ = at[moved], first[moved], open_[moved]
         found: np.ndarray = self.steps[ends, 3]
         return found
+
+
+def _bits(X: np.ndarray) -> np.ndarray:
+    """Return the bit of each value's level, int32 (n_rows * n_columns,); 0 of what can be in no set."""
+    missing = np.isnan(X)
+    level = np.where(missing, -1, X).astype(np.int64)
+    known = (level >= 0) & (level < LEVELS)
+    found = np.where(known, np.int64(1) << np.where(known, level, 0), 0).astype(np.int32)
+    return np.asarray(np.where(missing, _MISSING, found)).ravel()

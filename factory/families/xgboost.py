@@ -13,7 +13,7 @@ from factory.data.preparation import Table
 from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
-from factory.families._walk import Trees
+from factory.families._walk import LEVELS, Trees
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -70,11 +70,11 @@ class _Walk:
 
     @classmethod
     def of(cls, booster: Any, task: Task) -> _Walk | None:
-        """Take a booster's trees; None where some of them split on sets of categories."""
+        """Take a booster's trees; None where some of them split on sets of more levels than a walk can tell apart."""
         learner = json.loads(bytes(booster.save_raw("json")))["learner"]
         model = learner["gradient_booster"]["model"]
         grown = model["trees"]
-        if not grown or any(tree["categories_nodes"] for tree in grown):
+        if not grown or any(max(tree["categories"], default=0) >= LEVELS for tree in grown):
             return None
 
         def joined(key: str, kind: Any) -> np.ndarray:
@@ -94,6 +94,7 @@ class _Walk:
             left=np.where(leaf, -1, left + shift),
             right=np.where(leaf, -1, right + shift),
             missing_left=joined("default_left", bool),
+            sets=np.concatenate([_sets(tree) for tree in grown]),
         )
         intercept = _onto_margin(np.array(_intercept(learner)), learner)
         return cls(trees, conditions, np.asarray(model["tree_info"], dtype=np.int64), intercept, task)
@@ -103,13 +104,14 @@ class _Walk:
         """Read what :meth:`save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
-        others = {name: arrays.pop(name) for name in ("values", "outputs", "intercept")}
-        return cls(Trees.from_arrays(**arrays), **others, task=task)
+        trees = Trees(arrays.pop("roots"), arrays.pop("steps"), sets=bool(arrays.pop("sets")))
+        return cls(trees, **arrays, task=task)
 
     def save(self, path: Path) -> None:
         """Write the arrays as npz."""
+        trees = {"roots": self.trees.roots, "steps": self.trees.steps, "sets": np.array(self.trees.sets)}
         others = {"values": self.values, "outputs": self.outputs, "intercept": self.intercept}
-        np.savez(path, allow_pickle=False, **self.trees.arrays(), **others)
+        np.savez(path, allow_pickle=False, **trees, **others)
 
     def answer(self, X: np.ndarray) -> np.ndarray:
         """Return what the booster answers to float32 rows (n_rows, n_columns), up to the rounding of its sums."""
@@ -254,6 +256,15 @@ class XGBoost(BoostingFamily):
         booster = xgboost.Booster()
         booster.load_model(bytearray(json.dumps(_sum_of_documents(documents, weights)).encode()))
         return booster
+
+
+def _sets(tree: Any) -> np.ndarray:
+    """Return the bits of the levels that each node of a tree sends right, int32 (n_nodes,); 0 of other splits."""
+    found = np.zeros(len(tree["left_children"]), dtype=np.int32)
+    starts, sizes = tree["categories_segments"], tree["categories_sizes"]
+    for node, start, size in zip(tree["categories_nodes"], starts, sizes, strict=True):
+        found[node] = sum(1 << level for level in tree["categories"][start : start + size])
+    return found
 
 
 def _loss(booster: Any, data: Any) -> float:

@@ -53,13 +53,31 @@ def test_answers_are_those_of_many_rows(task: Task, tmp_path: Path) -> None:
     assert np.array_equal(loaded.predict(few), model.predict(few))
 
 
-@pytest.mark.parametrize("task", [Task.BINARY, Task.REGRESSION], ids=str)
-def test_trees_that_split_on_sets_of_categories_stay_with_xgboost(task: Task, tmp_path: Path) -> None:
-    train, table = sample(task), sample(task, seed=2).table
+@pytest.mark.parametrize("task", list(Task), ids=str)
+def test_splits_on_sets_of_levels_are_walked_too(task: Task, tmp_path: Path) -> None:
+    train, table = of_levels(sample(task), 8), of_levels(sample(task, seed=2), 8).table
     model = fitted(train, task)
+    many = model.predict(table)
+    np.testing.assert_allclose(one_by_one(model, table), many, atol=1e-5)
+    model.save(tmp_path)
+    assert (tmp_path / WALK).is_file()
+    np.testing.assert_allclose(one_by_one(family().load(tmp_path), table), many, atol=1e-5)
+
+
+def test_sets_of_more_levels_than_a_number_has_bits_stay_with_xgboost(tmp_path: Path) -> None:
+    train, table = of_levels(sample(Task.REGRESSION), 60), of_levels(sample(Task.REGRESSION, seed=2), 60).table
+    model = fitted(train, Task.REGRESSION)
     np.testing.assert_allclose(one_by_one(model, table), model.predict(table), atol=1e-6)
     model.save(tmp_path)
     assert not (tmp_path / WALK).exists()
+
+
+def of_levels(rows: Sample, n_levels: int) -> Sample:
+    """The usual rows with one column of levels that say much, in no order; 0 is that of missing values."""
+    order = np.random.default_rng(0).permutation(n_levels)
+    ranks = np.argsort(np.argsort(rows.table.numeric[:, 0])) * n_levels // len(rows.y)
+    codes = np.where(np.arange(len(rows.y)) % 11 == 0, 0, 1 + order[ranks]).astype(np.int32)[:, np.newaxis]
+    return Sample(Table(rows.table.numeric[:, 1:], codes, (n_levels + 1,), ("b", "c", "d"), ("e",)), rows.y)
 
 
 def test_an_intercept_alone_is_an_answer() -> None:
