@@ -46,7 +46,7 @@ class UploadTooLarge(InvalidData):
     code = "upload_too_large"
 
 
-class Upload(BaseModel):
+class Received(BaseModel):
     """A dataset that is kept. Not a Document, since its digest is the bytes'.
 
     Attributes:
@@ -107,7 +107,7 @@ class UploadStore:
         self.check_disk(n_bytes or 0)
         return Incoming(self, name, n_bytes)
 
-    def take(self, chunks: Iterable[bytes], *, name: str, n_bytes: int | None = None) -> Upload:
+    def take(self, chunks: Iterable[bytes], *, name: str, n_bytes: int | None = None) -> Received:
         """Receive an upload whose chunks are at hand; see :meth:`receive`."""
         with self.receive(name, n_bytes=n_bytes) as incoming:
             for chunk in chunks:
@@ -206,7 +206,7 @@ class Incoming:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def keep(self) -> Upload:
+    def keep(self) -> Received:
         """Look at what was received, and keep it.
 
         Raises:
@@ -228,7 +228,7 @@ class Incoming:
         preview = look.preview(encoding)
         digest = self._digest.hexdigest()
         known = self._named(self._store.folder / f"{digest}{sniffed.suffix}")
-        return Upload(
+        return Received(
             digest=digest,
             format=sniffed.format,
             n_bytes=self.n_bytes,

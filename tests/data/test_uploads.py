@@ -24,7 +24,7 @@ from pyarrow import feather, ipc, parquet
 
 from factory.data import inspection
 from factory.data.loading import load, store_table
-from factory.data.uploads import Upload, UploadStore, UploadTooLarge
+from factory.data.uploads import Received, UploadStore, UploadTooLarge
 from factory.errors import InvalidData, NotFound, StorageFault
 from factory.settings import Settings
 from factory.spec import FileDataset, UploadDataset
@@ -103,7 +103,7 @@ def test_the_preview_has_the_types_that_the_whole_table_has(form: str, mixed: pd
     first = dict(zip(mixed.columns, upload.preview.rows[0], strict=True))
     assert (first["visits"], first["customer"]) == (mixed["visits"][0], mixed["customer"][0])
     assert store.preview(upload.digest) == upload.preview
-    Upload.model_validate_json(upload.model_dump_json())
+    Received.model_validate_json(upload.model_dump_json())
 
 
 def test_a_preview_of_nothing(store: UploadStore) -> None:

@@ -1,0 +1,31 @@
+"""Quotes: what a request would take, cost and come to, told before anything is started.
+
+:func:`quote_document` is for the doors, which have a document that may be
+wrong; :func:`quote` for whoever has checked it.
+"""
+
+from factory.operate.quotes.documents import (
+    COVERAGE,
+    ExpectedScore,
+    Holding,
+    Interval,
+    Place,
+    Problem,
+    Quote,
+    Rates,
+)
+from factory.operate.quotes.quoting import PlaceOf, quote, quote_document
+
+__all__ = [
+    "COVERAGE",
+    "ExpectedScore",
+    "Holding",
+    "Interval",
+    "Place",
+    "PlaceOf",
+    "Problem",
+    "Quote",
+    "Rates",
+    "quote",
+    "quote_document",
+]

@@ -1,0 +1,147 @@
+"""What earlier requests of a team took and came to, read at once.
+
+A quote is asked for at every submission, so this is two short statements
+whatever the number of requests; :meth:`Ledger.past_searches` would read
+thousands of trials for the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Connection, desc, func, select
+
+from factory.ledger import Ledger, schema
+from factory.search.splits import AUTO_FOLDS
+from factory.spec import REMADE, Recipe, RequestState, Traits
+
+MOST_PAST = 24
+"""Earlier requests that are looked at, the newest ones."""
+_MADE = (RequestState.REGISTERED, RequestState.SERVING, RequestState.REJECTED)
+
+Kind = Literal["timed", "counted", "remade"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of a request decides how long it takes.
+
+    Attributes:
+        kind: Searched until the time is over, until so many trials are done, or not searched at all.
+        time_s: Of its budget.
+        trials: Of its budget, where it counts them.
+        memory_gb: Of its budget.
+        n_folds: That every trial may be fitted on; 1 of a holdout.
+        segmented: Whether a variant is made for each segment.
+        workers: Processes that a network trains on.
+    """
+
+    kind: Kind
+    time_s: float
+    trials: int | None
+    memory_gb: float
+    n_folds: int
+    segmented: bool
+    workers: int
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], recipe: Recipe) -> Asked:
+        """Return it of a request as it is stored; what it left open is the recipe's of today."""
+        budget = document.get("budget") or recipe.budget.default.model_dump()
+        validation = document.get("validation") or recipe.validation.model_dump()
+        remade, trials = document.get("making") in REMADE, budget.get("trials")
+        return cls(
+            kind="remade" if remade else "timed" if trials is None else "counted",
+            time_s=budget["time_s"],
+            trials=trials,
+            memory_gb=budget["memory_gb"],
+            n_folds=_N_FOLDS.get(validation["kind"]) or validation.get("folds", 1),
+            segmented=document.get("segments") is not None,
+            workers=(document.get("resources") or {}).get("workers", 1),
+        )
+
+
+_N_FOLDS = {"auto": AUTO_FOLDS, "group": AUTO_FOLDS, "holdout": 1, "time": 1}
+
+
+@dataclass(frozen=True)
+class PastMaking:
+    """A request that was made in one attempt, with what its pooled variant reached.
+
+    Attributes:
+        request_id: Its id.
+        variant: Name of the pooled variant.
+        asked: What it asked for.
+        traits: Of its data.
+        making_s: From when its data were read to its end.
+        fits_s: Seconds of the trials of its pooled search.
+        metric: Of its scores; greater is better.
+        score: On rows that the search had not seen.
+        low: Of the score's 95 % interval.
+        high: Of the same.
+    """
+
+    request_id: str
+    variant: str
+    asked: Asked
+    traits: Traits
+    making_s: float
+    fits_s: float
+    metric: str
+    score: float
+    low: float
+    high: float
+
+
+def past_makings(ledger: Ledger, *, team: str, recipe: Recipe, limit: int = MOST_PAST) -> tuple[PastMaking, ...]:
+    """Return a team's requests of a recipe (by its name) that were made in one attempt, the newest first."""
+    of, at, made = schema.requests.c, schema.profiles.c, schema.variants.c
+    newest = (
+        select(
+            of.id, of.variant, of.document.label("request"), at.document.label("traits"), made.document.label("made")
+        )
+        .join_from(schema.requests, schema.profiles, at.request_id == of.id)
+        .join(schema.variants, (made.request_id == of.id) & (made.name == of.variant))
+        .where(of.team == team, of.recipe == recipe.name, of.attempt == 1, of.state.in_(_MADE))
+        .order_by(desc(of.created), desc(of.id))
+        .limit(limit)
+    )
+    with ledger._read() as connection:
+        rows = connection.execute(newest).all()
+        took_s = _making_s(connection, [row.id for row in rows])
+    return tuple(
+        PastMaking(
+            request_id=row.id,
+            variant=row.variant,
+            asked=Asked.of(row.request, recipe),
+            traits=Traits.model_validate(row.traits),
+            making_s=took_s[row.id],
+            fits_s=row.made["cost_s"],
+            metric=row.made["metric"],
+            score=float(row.made["score"]),
+            low=float(row.made["score_low"]),
+            high=float(row.made["score_high"]),
+        )
+        for row in rows
+        if row.id in took_s
+    )
+
+
+def _making_s(connection: Connection, ids: Sequence[str]) -> dict[str, float]:
+    """Return the seconds from PREPARING to the end of those requests that have events of both."""
+    at = schema.events.c
+    begin, ends = RequestState.PREPARING.value, [RequestState.REGISTERED.value, RequestState.REJECTED.value]
+    query = (
+        select(at.request_id, at.state, func.min(at.time).label("time"))
+        .where(at.request_id.in_(ids), at.kind == "state", at.state.in_([begin, *ends]))
+        .group_by(at.request_id, at.state)
+    )
+    begun: dict[str, datetime] = {}
+    ended: dict[str, datetime] = {}
+    for request_id, state, time in connection.execute(query):
+        (begun if state == begin else ended)[request_id] = time
+    seconds = {one: (ended[one] - begun[one]).total_seconds() for one in begun.keys() & ended.keys()}
+    return {one: taken for one, taken in seconds.items() if taken > 0}  # a clock may have been set back
