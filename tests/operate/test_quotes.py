@@ -25,6 +25,7 @@ from factory.operate.quotes.spread import Spread
 from factory.search.plan import check_request
 from factory.settings import Settings
 from factory.spec import FileDataset, RequestState, Trial, Variant, VariantRequest
+from tests.postgres import MISSING, server
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(cpu_hour=0.1, gpu_hour=3.0, gb_hour=0.01, currency="EUR")
@@ -279,6 +280,19 @@ def test_a_long_history_takes_no_more_statements(table: Path, ledger: Ledger, ho
     for version in range(2, 12):
         made(ledger, document(table), took_s=55.0, version=version)
     assert statements() == few <= 6
+
+
+def test_the_history_is_the_same_on_postgresql(table: Path, home: Settings) -> None:
+    postgres = server() or pytest.skip(MISSING)
+    quotes = []
+    with postgres.database() as name:
+        for url in (home.ledger, postgres.url(name)):
+            with Ledger.open(url) as ledger:
+                for version in range(1, 4):
+                    made(ledger, document(table), took_s=50.0 + version, version=version)
+                quotes.append(quoted(document(table), ledger, home))
+    assert quotes[0] == quotes[1]
+    assert quotes[0].n_past == 3
 
 
 def test_a_quote_imports_no_heavy_framework(table: Path, home: Settings) -> None:
