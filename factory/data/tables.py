@@ -206,7 +206,9 @@ def _read(data: BinaryIO, kind: str, text_columns: Collection[str]) -> Any:
     if kind == "parquet":
         return parquet.ParquetFile(data).read()
     if kind == "arrow":
-        return feather.read_table(data)
+        table = feather.read_table(data)
+        table.validate(full=True)  # a damaged file would else end the process where its values are read
+        return table
     return _read_csv(data, text_columns)
 
 
