@@ -17,22 +17,21 @@ MARKS = {"healthy": "[green]healthy[/green]", "starting": "[yellow]starting[/yel
 @PLUGIN.command()
 def status(json: Json = False) -> None:
     """Show how each service of the stack is; exit code 1 if one is not well."""
-    root = load_settings().root
-    services, supervised = control.look(root), control.supervised(root)
+    stack = control.look(load_settings().root)
     if json:
-        print_json({"supervised": supervised, "services": list(services)})
-    elif not services:
-        out.print("No stack of this FACTORY_HOME was started. Start one: factory up")
+        print_json(stack)
+    elif not any(service.pid for service in stack.services) and not stack.supervised:
+        fault = f" The last start failed: {stack.fault}." if stack.fault else ""
+        out.print(f"No stack of this FACTORY_HOME runs.{fault} Start it: factory up", markup=False)
     else:
         columns = ("service", "state", "pid.", "ports.", "up for.", "memory.", "restarts.", "address")
-        table("The stack", columns, [_row(service) for service in services])
-        for service in services:
+        table("The stack", columns, [_row(service) for service in stack.services])
+        for service in stack.services:
             if service.state != "healthy":
                 out.print(f"{service.name}: {service.message or service.state}. Its log: {service.log}", markup=False)
-        if not supervised and any(service.pid for service in services):
+        if not stack.supervised:
             out.print("Nobody supervises these any more: factory down, then factory up.")
-    well = supervised and all(service.state == "healthy" for service in services)
-    raise typer.Exit(0 if well else 1)
+    raise typer.Exit(0 if stack.well else 1)
 
 
 def _row(service: ServiceStatus) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from factory.cli._console import Json, err, out, plain, print_json, table
+from factory.cli._console import Json, err, out, print_json, table
 from factory.ledger import Ledger
 from factory.operate.stack import control
 from factory.operate.stack.records import ServiceState, now
@@ -44,7 +44,7 @@ def up(
     control.start(settings.root, services, progress=_tell)
     token = _first_token(settings)
     if json:
-        print_json({"services": plain(control.look(settings.root)), "token": token})
+        print_json({"services": list(control.look(settings.root).services), "token": token})
         return
     table("The stack runs", ("service", "address"), [(service.name, service.url or "-") for service in services])
     if token is not None:

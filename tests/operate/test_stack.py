@@ -26,6 +26,7 @@ from factory.operate.deployments import free_port
 from factory.operate.jobs import JobSpec
 from factory.operate.ray_jobs import RayJobs
 from factory.operate.stack import control, logs, supervisor
+from factory.operate.stack.control import StackStatus
 from factory.operate.stack.logs import JsonLog
 from factory.operate.stack.processes import MARK, SERVICE, Leader, family, identity
 from factory.operate.stack.ray_head import LONGEST_PATH, ray_folder
@@ -96,7 +97,14 @@ def marked(home: Path) -> list[psutil.Process]:
 
 
 def states(home: Path) -> dict[str, str]:
-    return {each.name: each.state for each in control.look(home)}
+    return {each.name: each.state for each in control.look(home).services}
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended and is not yet collected does not."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 # --- a stack of small services ---------------------------------------------------
@@ -110,8 +118,8 @@ def test_a_stack_is_started_in_order_watched_and_stopped(home: Path) -> None:
     assert set(told) >= {("portal", "waiting"), ("portal", "healthy"), ("ledger", "healthy")}
     said = (home / "stack" / "supervisor.log").read_text()
     assert said.index("ledger is well") < said.index("portal is started") < said.index("portal is well")
-    assert control.supervised(home)
-    for each in control.look(home):
+    assert control.look(home).supervised
+    for each in control.look(home).services:
         assert (each.state, each.restarts, each.message) == ("healthy", 0, "")
         assert each.pid is not None
         assert each.uptime_s is not None
@@ -136,7 +144,7 @@ def test_a_stack_is_started_in_order_watched_and_stopped(home: Path) -> None:
     assert files == dict.fromkeys([*names, "supervisor.err", "supervisor.log"], "0o600")
     assert sorted(control.stop(home)) == ["ledger", "portal"]
     assert marked(home) == []
-    assert not control.supervised(home)
+    assert not control.look(home).supervised
     assert states(home) == {"ledger": "stopped", "portal": "stopped"}
     assert not list((home / "stack").glob("*.pid"))
     assert control.stop(home) == ()
@@ -154,7 +162,7 @@ def test_taken_ports_are_refused_before_anything_starts(home: Path) -> None:
     assert f"Process {os.getpid()}" in error.value.message
     assert [detail.field for detail in error.value.details] == ["FACTORY_MLFLOW_PORT", "FACTORY_PREDICTOR_PORT"]
     assert f"Port {again} is also FACTORY_PORTAL_PORT" in error.value.details[1].message
-    assert control.look(home) == ()
+    assert control.look(home) == StackStatus()
 
 
 def test_two_stacks_live_side_by_side(home: Path, tmp_path: Path) -> None:
@@ -166,7 +174,7 @@ def test_two_stacks_live_side_by_side(home: Path, tmp_path: Path) -> None:
         assert states(home) == {"portal": "stopped"}
         assert states(other) == {"portal": "healthy"}
         with pytest.raises(Conflict, match="portal: Port"):
-            control.start(home, [service("portal", port=control.look(other)[0].ports[0])])
+            control.start(home, [service("portal", port=control.look(other).services[0].ports[0])])
     finally:
         control.stop(other)
 
@@ -178,6 +186,7 @@ def test_a_service_that_ends_while_it_starts_takes_the_others_with_it_and_its_lo
     assert str(home / "stack") in error.value.hint
     assert marked(home) == []
     assert set(states(home).values()) == {"stopped"}
+    assert control.look(home).fault == "portal ended with exit code 1"
     control.start(home, [service("ledger")])
     assert states(home) == {"ledger": "healthy"}
 
@@ -190,15 +199,18 @@ def test_a_service_that_is_not_well_in_time_is_told_with_what_it_answers(home: P
 
 def test_a_killed_service_is_started_again_and_what_it_left_is_ended(home: Path) -> None:
     control.start(home, [service("portal", "stubborn")])
-    (before,) = control.look(home)
+    (before,) = control.look(home).services
     assert before.pid is not None
     orphans = [process for process in marked(home) if process.pid != before.pid]
     assert len(orphans) == 1
     psutil.Process(before.pid).kill()
-    until(lambda: control.look(home)[0].restarts == 1 and states(home) == {"portal": "healthy"}, "it did not come back")
-    (after,) = control.look(home)
+    until(
+        lambda: control.look(home).services[0].restarts == 1 and states(home) == {"portal": "healthy"},
+        "it did not come back",
+    )
+    (after,) = control.look(home).services
     assert after.pid != before.pid
-    assert not orphans[0].is_running()
+    assert not lives(orphans[0])
     said = (home / "stack" / "supervisor.log").read_text()
     assert "portal ended with signal SIGKILL; it is started again in 1 s" in said
 
@@ -208,7 +220,7 @@ def test_what_ignores_the_stop_is_killed_with_its_children(home: Path) -> None:
     living = marked(home)
     assert len(living) == 2
     assert control.stop(home) == ("portal",)
-    assert not any(process.is_running() for process in living)
+    assert not any(lives(process) for process in living)
     assert "had to be killed" in (home / "stack" / "supervisor.log").read_text()
 
 
@@ -216,14 +228,14 @@ def test_what_ignores_the_stop_is_killed_with_its_children(home: Path) -> None:
 def test_nothing_is_left_after_a_killed_supervisor(home: Path) -> None:
     state = control.start(home, [service("ledger"), service("portal", "stubborn")])
     living = {process.pid: process for process in marked(home)}
-    ledger = next(each for each in control.look(home) if each.name == "ledger")
+    ledger = next(each for each in control.look(home).services if each.name == "ledger")
     psutil.Process(state.pid).kill()
-    until(lambda: not living[ledger.pid or 0].is_running(), "services go on without a supervisor")
-    assert not control.supervised(home)
+    until(lambda: not lives(living[ledger.pid or 0]), "services go on without a supervisor")
+    assert not control.look(home).supervised
     assert states(home)["ledger"] == "stopped"
     again = control.start(home, [service("ledger")])
     assert again.mark != state.mark
-    assert not any(process.is_running() for process in living.values()), "a new start clears away the old"
+    assert not any(lives(process) for process in living.values()), "a new start clears away the old"
     psutil.Process(again.pid).kill()
     control.stop(home)
     assert marked(home) == []
@@ -310,7 +322,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageFault):
         control.start(tmp_path / "file" / "home", [service("portal")])
-    assert control.look(tmp_path / "none") == ()
+    assert control.look(tmp_path / "none") == StackStatus()
     assert control.stop(tmp_path / "none") == ()
     assert not (tmp_path / "none").exists(), "looking makes nothing"
 
@@ -390,14 +402,32 @@ def test_services_get_their_environment_and_no_more(tmp_path: Path) -> None:
         assert not {"RAY_ADDRESS", "FACTORY_TOKEN", "GITHUB_TOKEN", MARK} & set(each.env)
         assert not any(secret in part for part in each.command for secret in ("s3cr3t", token))
         assert token not in each.env.values()
-        assert each.health is not None
-        assert each.health.url.startswith("http://127.0.0.1:")
+        assert each.health is None or each.health.url.startswith("http://127.0.0.1:")
+    assert list(services) == ["ray", "mlflow", "controller", "portal", "predictor"]
+    assert set(services["controller"].depends_on) == {"ray", "mlflow"}
     assert services["ray"].env["MLFLOW_TRACKING_URI"] == services["mlflow"].url == "http://127.0.0.1:5000"
     assert "MLFLOW_TRACKING_URI" not in services["mlflow"].env
     assert services["mlflow"].env["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{settings.root / 'mlflow.db'}"
     assert {port.setting.removeprefix("FACTORY_").lower() for each in services.values() for port in each.ports} <= set(
         Settings.model_fields
     )
+
+
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:9000"),
+        ("0.0.0.0", "http://127.0.0.1:9000"),
+        ("192.0.2.1", "http://192.0.2.1:9000"),
+        ("2001:db8::1", "http://[2001:db8::1]:9000"),
+    ],
+)
+def test_only_the_portal_listens_where_the_operator_says(tmp_path: Path, host: str, url: str) -> None:
+    services = {each.name: each for each in declared(Settings(home=tmp_path, host=host, portal_port=9000))}
+    assert services.pop("portal").url == url
+    assert all("//127.0.0.1:" in each.url for each in services.values() if each.url)
+    assert services["controller"].env["FACTORY_HOST"] == host
 
 
 @pytest.mark.usefixtures("operator")
@@ -415,18 +445,18 @@ def test_what_runs_elsewhere_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
         declared(settings, without=["mlfow"])
 
 
-def test_rays_folder_is_short_enough_for_its_sockets_and_stays_the_same(tmp_path: Path) -> None:
+def test_rays_folder_is_short_enough_for_its_sockets_private_and_stays_the_same(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 60)
     deep.mkdir()
     first = ray_folder(deep)
     try:
         assert len(str(first)) <= LONGEST_PATH
-        assert first.stat().st_mode & 0o777 == 0o700
+        assert first.parent.stat().st_mode & 0o777 == 0o700
         assert ray_folder(deep) == first
     finally:
-        first.rmdir()
+        first.parent.rmdir()
     again = ray_folder(deep)
-    again.rmdir()
+    again.parent.rmdir()
     assert again != first
 
 
@@ -458,13 +488,16 @@ def test_ray_and_mlflow_start_run_a_job_come_back_and_are_stopped(
             assert services[1].url in jobs.logs("r1-1")
         raylet = next(p for p in living if p.name() == "raylet")
         raylet.kill()
-        until(lambda: control.look(root)[0].restarts == 1 and states(root)["ray"] == "healthy", "Ray did not come back")
+        until(
+            lambda: control.look(root).services[0].restarts == 1 and states(root)["ray"] == "healthy",
+            "Ray did not come back",
+        )
         living = marked(root)
     finally:
         control.stop(root)
         with suppress(OSError):
             shutil.rmtree((root / "stack" / "ray").resolve())
-    assert not any(process.is_running() for process in living)
+    assert not any(lives(process) for process in living)
     assert marked(root) == []
     assert [path.name for path in root.rglob("*") if path.is_file() and token in path.read_text(errors="replace")] == [
         "ray_token"

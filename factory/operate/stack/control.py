@@ -47,6 +47,25 @@ class ServiceStatus(Document):
     log: str
 
 
+class StackStatus(Document):
+    """How a stack is, asked just now.
+
+    Attributes:
+        supervised: Whether its supervisor lives.
+        services: In the order in which they are declared; none where no stack was ever started.
+        fault: Why it could not be started the last time.
+    """
+
+    supervised: bool = False
+    services: tuple[ServiceStatus, ...] = ()
+    fault: str = ""
+
+    @property
+    def well(self) -> bool:
+        """Whether all that was to run runs and answers."""
+        return self.supervised and all(service.state == "healthy" for service in self.services)
+
+
 def start(root: Path, services: Sequence[Service], *, progress: Progress = lambda _: None) -> StackState:
     """Start a stack, leave its supervisor behind, and wait until all services are well.
 
@@ -147,25 +166,22 @@ def stop(root: Path) -> tuple[str, ...]:
     return ran
 
 
-def look(root: Path) -> tuple[ServiceStatus, ...]:
-    """Return how each service is, in the order in which they are declared; nothing where no stack was started."""
+def look(root: Path) -> StackStatus:
+    """Ask how the stack of a FACTORY_HOME is; starts and changes nothing."""
     folder = StackFolder(root)
     plan, state = folder.plan(), folder.state()
     if plan is None or state is None:
-        return ()
+        return StackStatus()
     known = {service.name: service for service in state.services}
     with ThreadPoolExecutor(max(1, len(plan.services))) as pool:
         asked = [
-            pool.submit(_status, folder, service, known.get(service.name), supervised=state.supervised)
+            pool.submit(
+                _status, folder, service, known.get(service.name) or ServiceState(name=service.name), state.supervised
+            )
             for service in plan.services
         ]
-        return tuple(each.result() for each in asked)
-
-
-def supervised(root: Path) -> bool:
-    """Whether the stack of a FACTORY_HOME has a living supervisor."""
-    state = StackFolder(root).state()
-    return state is not None and state.supervised
+        services = tuple(each.result() for each in asked)
+    return StackStatus(supervised=state.supervised, services=services, fault=state.fault)
 
 
 def _prepare(folder: StackFolder, services: Sequence[Service]) -> Plan:
@@ -236,8 +252,7 @@ def _could_not(folder: StackFolder, fault: str) -> ServiceFault:
     )
 
 
-def _status(folder: StackFolder, service: Service, known: ServiceState | None, *, supervised: bool) -> ServiceStatus:
-    known = known or ServiceState(name=service.name)
+def _status(folder: StackFolder, service: Service, known: ServiceState, supervised: bool) -> ServiceStatus:
     runs = known.runs
     state, message = known.state, known.message
     if not runs:

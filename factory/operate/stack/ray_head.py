@@ -23,19 +23,20 @@ KEPT_SESSIONS = 2
 
 
 def ray_folder(stack: Path) -> Path:
-    """Return a folder of mode 0700 for Ray's sockets, logs and spilled objects.
+    """Return a folder for Ray's sockets, logs and spilled objects, in one that only its owner can enter.
 
-    It is ``ray`` in the stack's folder where the path is short enough, else a link there leads to it.
+    Ray makes its folder writable for everybody. It lies in ``ray`` in the stack's folder; where that path is too long
+    for sockets, ``ray`` is a link to a temporary folder.
     """
     place = stack / "ray"
-    if len(str(place)) <= LONGEST_PATH:
+    if len(str(place / "r")) <= LONGEST_PATH:
         place.mkdir(exist_ok=True, mode=0o700)
-        return place
+        return place / "r"
     if not (place.is_symlink() and place.is_dir() and place.stat().st_uid == os.geteuid()):
         shutil.rmtree(place, ignore_errors=True)
         place.unlink(missing_ok=True)
         place.symlink_to(tempfile.mkdtemp(prefix="mvf-ray-"))
-    return place.resolve()
+    return place.resolve() / "r"
 
 
 def main() -> None:
@@ -45,11 +46,12 @@ def main() -> None:
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
+    options.folder.mkdir(exist_ok=True, mode=0o700)
     sessions = sorted(options.folder.glob("session_2*"), key=lambda path: path.stat().st_mtime)
     for session in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(session, ignore_errors=True)
     # Held by Ray: keeps systemd-tmpfiles from cleaning the folder of one that runs for long.
-    lock = os.open(options.folder, os.O_RDONLY)
+    lock = os.open(options.folder.parent, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)
     os.set_inheritable(lock, True)
     os.environ["AUTOSCALER_METRIC_PORT"] = str(free_port(0))

@@ -50,6 +50,8 @@ def declared(settings: Settings, *, without: Sequence[str] = ()) -> tuple[Servic
     services = (
         _ray(settings, environment, folder=ray_folder(folder), token=token),
         mlflow,
+        _controller(environment),
+        _portal(settings, environment),
         _predictor(settings, environment),
     )
     names = [service.name for service in services]
@@ -74,9 +76,7 @@ def _ray(settings: Settings, environment: dict[str, str], *, folder: Path, token
         "object-store-bytes": OBJECT_STORE_BYTES,
         "folder": folder,
     }
-    only_here = {
-        # Ray's name for "listen on the loopback address"; otherwise it opens eight ports to the network.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    short = {
         # A search loses nothing when it is broken off, so Ray need not wait 30 s for its jobs.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -84,14 +84,14 @@ def _ray(settings: Settings, environment: dict[str, str], *, folder: Path, token
     return Service(
         name="ray",
         command=_module("factory.operate.stack.ray_head", *(f"--{name}={value}" for name, value in options.items())),
-        env=environment | only_here,
+        env=environment | short,
         ports=(
             Port(number=settings.ray_port, setting="FACTORY_RAY_PORT"),
             Port(number=settings.dashboard_port, setting="FACTORY_DASHBOARD_PORT"),
         ),
         # The dashboard answers seconds before there is a node to run jobs on.
         health=HttpProbe(url=f"{dashboard}/api/v0/nodes?limit=1", contains='"ALIVE"', token_file=token),
-        start_s=120.0,
+        start_s=180.0,
         stop_s=10.0,
         url=dashboard,
     )
@@ -103,14 +103,40 @@ def _mlflow(settings: Settings, environment: dict[str, str]) -> Service:
     options = ("--workers=1", f"--host={LOOPBACK}", f"--port={settings.mlflow_port}")
     # Clients write to the folder themselves: one process less in the way, and the layout of the embedded default.
     storage = ("--no-serve-artifacts", f"--default-artifact-root={artifacts.as_uri()}")
+    # Health checks would fill its log.
+    quiet = "--uvicorn-opts=--no-access-log"
     # Its job runner alone takes 30 s and half a GB. The database may have a password, which arguments would show.
     lean = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": settings.tracking_uri}
     return Service(
         name="mlflow",
-        command=_module("mlflow", "server", *options, *storage),
+        command=_module("mlflow", "server", *options, *storage, quiet),
         env={name: value for name, value in environment.items() if name != "MLFLOW_TRACKING_URI"} | lean,
         ports=(Port(number=settings.mlflow_port, setting="FACTORY_MLFLOW_PORT"),),
         health=HttpProbe(url=f"{url}/health"),
+        start_s=180.0,
+        url=url,
+    )
+
+
+def _controller(environment: dict[str, str]) -> Service:
+    return Service(
+        name="controller",
+        command=_module("factory.operate.controller"),
+        env=environment,
+        depends_on=("ray", "mlflow"),
+        stop_s=15.0,
+    )
+
+
+def _portal(settings: Settings, environment: dict[str, str]) -> Service:
+    host = LOOPBACK if settings.host in ("0.0.0.0", "::", "localhost") else settings.host  # noqa: S104 it is compared
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.portal_port}"
+    return Service(
+        name="portal",
+        command=_module("serve.portal"),
+        env=environment,
+        ports=(Port(number=settings.portal_port, setting="FACTORY_PORTAL_PORT"),),
+        health=HttpProbe(url=f"{url}/healthz"),
         start_s=120.0,
         url=url,
     )
@@ -127,7 +153,7 @@ def _predictor(settings: Settings, environment: dict[str, str]) -> Service:
         ports=(Port(number=port, setting="FACTORY_SERVE_PORT"),),
         health=HttpProbe(url=f"{url}/v2/health/ready"),
         depends_on=("mlflow",),
-        start_s=180.0,
+        start_s=300.0,
         stop_s=20.0,
         url=url,
     )
@@ -151,11 +177,15 @@ def _environment(settings: Settings, *, token: Path) -> dict[str, str]:
         **passed,
         **given,
         **places,
+        # So that `ray job submit -- factory run request.yaml` finds the command.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), passed.get("PATH", os.defpath))),
         "PYTHONPATH": os.pathsep.join(part for part in (project, passed.get("PYTHONPATH")) if part),
         "PYTHONUNBUFFERED": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's name for "listen on the loopback address"; otherwise each Ray opens eight ports to the network.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }

@@ -35,7 +35,7 @@ from factory.operate.stack.records import HttpProbe, Plan, Service, ServiceState
 
 LOOK_S, CALM_LOOK_S = 0.1, 0.5
 """Between two looks: while something starts, and while all is well."""
-ASK_S = 5.0
+ASK_S = 10.0
 """Between two health checks of a service that is well; one that starts is asked at each second look."""
 MISSES = 3
 """Checks in a row that a service may miss until it counts as unwell: a garbage collection takes one."""
