@@ -31,25 +31,25 @@ COLUMNS = {
     "seed": "seed",
     "requests": "requests",
     "hourly_spread": "shares differ, of an hour",
-    "daily_spread": "of the day",
+    "daily_spread": "shares differ, of the day",
     "utilisation": "cluster used",
     "guaranteed_p99_s": "within a guarantee, 99 % wait s",
     "next_p99_s": "next in line, 99 % wait s",
-    "next_longest_s": "longest",
+    "next_longest_s": "next in line, longest s",
     "of_bound": "longest wait by its bound",
     "preempted": "made room",
     "restart_s": "start-up s so lost",
     "estimate": "waited by estimate, median",
-    "estimate_half": "half of them",
+    "estimate_half": "waited by estimate, half of them",
     "met": "met",
 }
 NOTE = (
-    "400 CPUs, 64 GPUs, 1,600 GB; 50 teams, 10 of them always with a queue; of the others every fourth has a guarantee, "
-    "one asks for a quarter of the cluster at a time. Shares differ: largest difference of the dominant shares of two "
-    "teams that always have work of the same kind (CPUs, memory, GPUs), averaged over an hour and over the day; limit "
-    f"{LIMIT:.0%} of the cluster for an hour. Next in line: no other of its team started before it. Within a guarantee: "
-    "the same, of bursty teams that have one. Bound: of docs/decisions/admission.md, with the longest run and the lines "
-    "of that day. Estimate: the one in the first sentence that a requester gets."
+    "400 CPUs, 64 GPUs, 1,600 GB; 50 teams, 10 of them always with a queue; of the others every fourth has a guarantee "
+    "and one asks for a quarter of the cluster at a time. Shares differ: largest difference of the dominant shares of "
+    "two teams that always have work of the same kind (CPUs, memory, GPUs), averaged over an hour and over the day; "
+    f"limit {LIMIT:.0%} of the cluster for an hour. Next in line: no other of its team started before it. Within a "
+    "guarantee: the same, of bursty teams that have one. Bound: of docs/decisions/admission.md, with the longest run "
+    "and the lines of that day. Estimate: the one in the first sentence that a requester gets."
 )
 
 

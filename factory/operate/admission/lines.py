@@ -29,9 +29,9 @@ def guaranteed(quota: Quota, capacity: Capacity) -> Amounts:
     of the memory, since either is of no use alone.  GPUs have to be named.
 
     >>> guaranteed(Quota(cpus=8), Capacity(16, 4, 64))
-    (8, 0.0, 32.0)
+    (8.0, 0.0, 32.0)
     >>> guaranteed(Quota(cpus=2, gpus=1), Capacity(16, 4, 64))
-    (2, 1, 16.0)
+    (2.0, 1.0, 16.0)
     """
     named = (quota.cpus or 0.0, quota.gpus or 0.0, quota.memory_gb or 0.0)
     part = dominant_share(named, capacity)

@@ -19,7 +19,6 @@ from factory.operate.admission.terms import (
     Running,
     TeamLoad,
     Waiting,
-    dominant_share,
     fits,
     minus,
     plus,
@@ -109,7 +108,8 @@ class Followers:
         self, team: str, requests: Sequence[Waiting], told: Mapping[str, Held], pace: float, capacity: Capacity
     ) -> None:
         self.requests = requests
-        self._team, self._told, self._pace, self._capacity = team, told, pace, capacity
+        self._team, self._told = team, told
+        self._paces = [1 / (whole * pace) if whole else 0.0 for whole in capacity]
         self._found: dict[str, Held] = {}
 
     def reason(self, request_id: str) -> Held:
@@ -121,6 +121,7 @@ class Followers:
     def _reasons(self) -> Iterator[Held]:
         """Yield their reasons in order: each follows the one before it at the team's pace."""
         eta_s: float | None = None
+        of_cpus, of_gpus, of_memory = self._paces
         for n, request in enumerate(self.requests):
             held = self._told.get(request.id)
             if held is None:
@@ -129,11 +130,11 @@ class Followers:
                 )
                 held = Held(Rule.ORDER, f"{first} first; {_when(eta_s)}", eta_s)
             yield held
+            _, _, cpus, gpus, memory_gb, _, _, expected_s = request
             eta_s = held.eta_s
             if eta_s is not None:
-                known = request.expected_s
-                share = dominant_share(request.need, self._capacity)
-                eta_s = None if known is None else eta_s + known * share / self._pace
+                share = max(cpus * of_cpus, gpus * of_gpus, memory_gb * of_memory)
+                eta_s = None if expected_s is None else eta_s + expected_s * share
 
 
 class HeldBack(Mapping[str, Held]):
