@@ -58,6 +58,16 @@ class Settings(BaseSettings):
     currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="Of the prices: a code of ISO 4217.")
     max_upload_mb: float = Field(2048.0, gt=0, description="Largest upload of a dataset in MB.")
     max_body_kb: int = Field(1024, ge=1, description="Largest JSON or YAML body of the portal's API in KB.")
+    dataset_folders: str | None = Field(
+        None,
+        description="Folders, and beginnings of URLs, in which requests over HTTP may name data, separated by commas; "
+        "default: none, only uploads.",
+    )
+    trusted_proxies: str | None = Field(
+        None,
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas; "
+        "default: none.",
+    )
     requests_a_minute: int = Field(600, ge=1, description="Calls of the API that a token may make in a minute.")
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")

@@ -6,6 +6,9 @@ HTTP goes through :func:`answer`, so that all errors have one shape.
 
 from __future__ import annotations
 
+from math import ceil
+from typing import Self
+
 from pydantic_core import to_json
 
 from factory.errors import (
@@ -23,10 +26,28 @@ from factory.errors import (
 )
 
 
+class Unauthorized(UserFault):
+    """Nobody known is asking: no token was sent, or one that opens nothing."""
+
+    code = "unauthorized"
+
+
+class Forbidden(UserFault):
+    """Whoever asks is known, and may not do this."""
+
+    code = "forbidden"
+
+
 class MethodNotAllowed(UserFault):
     """The route exists, but not for this HTTP method."""
 
     code = "method_not_allowed"
+
+
+class PreconditionFailed(UserFault):
+    """What is to be changed is not as the caller knows it (``If-Match``)."""
+
+    code = "precondition_failed"
 
 
 class SlowRequest(UserFault):
@@ -45,6 +66,20 @@ class UnsupportedMedia(UserFault):
     """The body is of a content type that this route does not read."""
 
     code = "unsupported_media_type"
+
+
+class TooManyRequests(UserFault):
+    """A caller makes more calls than it may."""
+
+    code = "too_many_requests"
+    retry_after_s: int = 1
+
+    @classmethod
+    def wait(cls, wait_s: float, message: str, *, hint: str) -> Self:
+        """Return the error that says after how many seconds the next call is answered."""
+        error = cls(message, hint=hint)
+        error.retry_after_s = max(1, ceil(wait_s))
+        return error
 
 
 class Overloaded(SystemFault):
@@ -66,10 +101,14 @@ STATUS: dict[type[FactoryError], int] = {
     InvalidData: 422,
     NotFound: 404,
     Conflict: 409,
+    Unauthorized: 401,
+    Forbidden: 403,
     MethodNotAllowed: 405,
     SlowRequest: 408,
+    PreconditionFailed: 412,
     BodyTooLarge: 413,
     UnsupportedMedia: 415,
+    TooManyRequests: 429,
     SystemFault: 500,
     StorageFault: 503,
     ServiceFault: 503,
@@ -101,6 +140,10 @@ def answer(error: FactoryError, *, as_text: bool = False) -> tuple[int, dict[str
     headers = {"content-type": "application/json"}
     if status == 503:
         headers["retry-after"] = str(RETRY_AFTER_S)
+    if isinstance(error, TooManyRequests):
+        headers["retry-after"] = str(error.retry_after_s)
+    if status == 401:
+        headers["www-authenticate"] = 'Bearer realm="factory"'
     body = error.as_dict()
     if as_text:
         fields = body["error"]

@@ -1,0 +1,110 @@
+"""The portal's application: ``uvicorn serve.portal.app:app``, or rather ``python -m serve.portal``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from anyio import to_thread
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from factory.errors import FactoryError
+from factory.operate.jobs import Jobs
+from factory.operate.ray_jobs import RayJobs, ray_token
+from factory.settings import Settings, load_settings
+from serve.portal import logs
+from serve.portal.context import Portal
+from serve.portal.edge import Edge
+from serve.portal.openapi import described
+from serve.portal.replies import on_fault, on_http, on_invalid
+from serve.portal.routes import (
+    datasets,
+    deployments,
+    health,
+    quotes,
+    recipes,
+    requests,
+    sharing,
+    streams,
+    teams,
+    tokens,
+    variants,
+)
+
+API = "/api/v1"
+THREADS = 16
+"""Calls that are worked on at a time, the others wait; the ledger has connections for 20."""
+_NOUNS = (requests, streams, quotes, datasets, recipes, variants, deployments, teams, tokens, sharing)
+
+
+def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
+    """Return the application; nothing is opened before the first call needs it.
+
+    Args:
+        settings: Say where ledger, cluster and uploads are, and what may be sent.
+        jobs: The cluster; the one of the settings where not given.
+
+    Raises:
+        InvalidRequest: a setting is not valid.
+        StorageFault: FACTORY_HOME cannot be written.
+    """
+    settings.prepare_home()
+    if jobs is None:
+        address = f"http://{settings.host}:{settings.dashboard_port}"
+        jobs = RayJobs(address, token_path=ray_token(settings.root))
+    app = FastAPI(
+        title="model-variant-factory",
+        version=_version(),
+        lifespan=_lifespan,
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation,
+    )
+    app.state.portal = Portal(settings, jobs)
+    for noun in _NOUNS:
+        app.include_router(noun.router, prefix=API)
+    app.include_router(health.router)
+    for kind, handler in ((FactoryError, on_fault), (RequestValidationError, on_invalid), (HTTPException, on_http)):
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(Edge)
+    app.openapi = partial(described, app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
+    app.state.portal.close()
+
+
+@cache
+def _app() -> FastAPI:
+    logs.configure()
+    return create_app(load_settings())
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``app``, made when a server asks for it and not when this module is imported."""
+    if name == "app":
+        return _app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _operation(route: APIRoute) -> str:
+    return route.name
+
+
+def _version() -> str:
+    try:
+        return version("model-variant-factory")
+    except PackageNotFoundError:
+        return "source"

@@ -1,0 +1,137 @@
+"""What all handlers of the portal share: settings, the ledger, the cluster, uploads, and what is kept in memory.
+
+Nothing is opened before it is needed, and what cannot be opened is tried again
+by the next call: the portal starts, and says what is missing, also where the
+database or Ray comes later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from factory.data.uploads import UploadStore
+from factory.errors import Detail, InvalidRequest, StorageFault
+from factory.ledger import Ledger
+from factory.operate.jobs import Jobs
+from factory.operate.outlook import Outlook
+from factory.settings import Settings
+from serve.portal.documents import Readiness
+from serve.portal.feed import Feed
+from serve.portal.limits import Buckets, KnownTokens
+from serve.portal.metrics import Metrics
+from serve.portal.tails import Tails
+
+PATIENCE_S = 2.0
+"""For which a call waits for the ledger; then it is answered 503, and its sender comes again."""
+FAILED_SIGN_INS = 30
+"""That an address may make in a minute."""
+LOOK_AGAIN_S = 1.0
+"""For which an answer about readiness is good."""
+_AGAIN_S = 1.0
+"""Between two tries to open a ledger that could not be opened."""
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+@dataclass
+class Portal:
+    """What handlers share; safe to use from several threads.
+
+    Args:
+        settings: Of this process.
+        jobs: The cluster, for logs and its size.
+    """
+
+    settings: Settings
+    jobs: Jobs
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _ledger: Ledger | None = None
+    _failure: tuple[float, StorageFault] | None = None
+
+    def __post_init__(self) -> None:
+        self.proxies = networks(self.settings)
+        self.uploads = UploadStore(self.settings)
+        self.calls = Buckets(self.settings.requests_a_minute)
+        self.sign_ins = Buckets(FAILED_SIGN_INS)
+        self.known_tokens = KnownTokens()
+        self.outlook = Outlook(lambda: self.ledger, self.jobs)
+        self.feed = Feed(lambda: self.ledger)
+        self.tails = Tails()
+        self.metrics = Metrics(self)
+        self.editing = threading.Lock()
+        self._looking = threading.Lock()
+        self._looked: tuple[float, Readiness | None] = (0.0, None)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, opened by the first who asks.
+
+        Raises:
+            StorageFault: it cannot be opened.
+        """
+        if self._ledger is not None:
+            return self._ledger
+        with self._lock:
+            if self._ledger is None:
+                if self._failure is not None and time.monotonic() - self._failure[0] < _AGAIN_S:
+                    # Those who waited for the one who tried need not wait as long again.
+                    raise StorageFault(self._failure[1].message, hint=self._failure[1].hint)
+                try:
+                    self._ledger = Ledger.open(self.settings.ledger, patience_s=PATIENCE_S)
+                except StorageFault as fault:
+                    self._failure = (time.monotonic(), fault)
+                    raise
+            return self._ledger
+
+    def readiness(self, look: Callable[[], Readiness]) -> Readiness:
+        """Return what a look found a moment ago, or look: anybody may ask, and each look calls other services."""
+        with self._looking:
+            looked, found = self._looked
+            if found is None or time.monotonic() - looked > LOOK_AGAIN_S:
+                found = look()
+                self._looked = (time.monotonic(), found)
+            return found
+
+    def close(self) -> None:
+        """Let go of what was opened; what comes after opens it again."""
+        self.feed.close()
+        self.tails.close()
+        with self._lock:
+            if self._ledger is not None:
+                self._ledger.close()
+                self._ledger = None
+
+
+async def portal_of(request: Request) -> Portal:
+    """Return what the handlers of a call's application share."""
+    portal = request.app.state.portal
+    assert isinstance(portal, Portal)
+    return portal
+
+
+Here = Annotated[Portal, Depends(portal_of)]
+"""What all handlers share, for a handler."""
+
+
+def networks(settings: Settings) -> Networks:
+    """Return the proxies that are believed.
+
+    Raises:
+        InvalidRequest: one is no address and no network.
+    """
+    try:
+        entries = (settings.trusted_proxies or "").split(",")
+        return tuple(ip_network(entry.strip()) for entry in entries if entry.strip())
+    except ValueError as error:
+        raise InvalidRequest(
+            f"FACTORY_TRUSTED_PROXIES: {error}.",
+            hint="Write addresses or networks, as 10.0.0.7,192.168.1.0/24.",
+            details=[Detail("FACTORY_TRUSTED_PROXIES", str(error))],
+        ) from error

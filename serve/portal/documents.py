@@ -1,0 +1,373 @@
+"""What the API takes and returns beside the factory's own nouns; its OpenAPI document is made from these."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, Self
+
+from pydantic import Field, JsonValue
+
+from factory.data.inspection import Preview
+from factory.errors import Detail
+from factory.ledger import (
+    AliasChange,
+    Attempt,
+    AuditRecord,
+    Deployment,
+    Event,
+    RequestSummary,
+    Share,
+    ShareKind,
+    Upload,
+    Usage,
+)
+from factory.operate.quotes import Holding, Rates
+from factory.settings import Settings
+from factory.spec import (
+    ALIAS,
+    NAME,
+    SCOPES,
+    Document,
+    Member,
+    Principal,
+    Quota,
+    Recipe,
+    Scope,
+    Team,
+    TokenRecord,
+    Trial,
+    Variant,
+)
+
+VARIANT = r"^[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){1,2}$"
+DIGEST = r"^[0-9a-f]{64}$"
+
+# --- errors ------------------------------------------------------------------
+
+
+class ErrorContent(Document):
+    """What went wrong, what to do about it, and each single problem with its place."""
+
+    code: str
+    message: str
+    hint: str
+    details: tuple[Detail, ...]
+
+
+class ErrorBody(Document):
+    """The one shape of all errors; a field that begins with a slash is a JSON pointer into the body."""
+
+    error: ErrorContent
+
+
+# --- lists -------------------------------------------------------------------
+
+
+class _Listing(Document):
+    next: str | None = Field(None, description="Cursor of the page that follows; null at the end.")
+
+
+class Requests(_Listing):
+    """A page of requests."""
+
+    items: tuple[RequestSummary, ...]
+
+
+class Events(_Listing):
+    """Events of a request, in order."""
+
+    items: tuple[Event, ...]
+
+
+class Trials(_Listing):
+    """Trials of a request, by segment and number."""
+
+    items: tuple[Trial, ...]
+
+
+class Attempts(_Listing):
+    """Attempts of a request, in order."""
+
+    items: tuple[Attempt, ...]
+
+
+class Datasets(_Listing):
+    """A page of uploaded datasets."""
+
+    items: tuple[Upload, ...]
+
+
+class Teams(_Listing):
+    """Teams, by name."""
+
+    items: tuple[Team, ...]
+
+
+class Members(_Listing):
+    """People of a team."""
+
+    items: tuple[Member, ...]
+
+
+class Tokens(_Listing):
+    """Tokens, the newest first."""
+
+    items: tuple[TokenRecord, ...]
+
+
+class Shares(_Listing):
+    """Whom something is shared with."""
+
+    items: tuple[Share, ...]
+
+
+class AuditLog(_Listing):
+    """A page of the audit log."""
+
+    items: tuple[AuditRecord, ...]
+
+
+# --- recipes -----------------------------------------------------------------
+
+
+class RecipeView(Recipe):
+    """A recipe with the digest that pins it."""
+
+    digest_: str = Field(alias="digest", description="Order it as name@digest to have this one and no later one.")
+
+
+class BrokenRecipe(Document):
+    """A recipe that its author has to mend."""
+
+    name: str
+    message: str
+
+
+class Recipes(_Listing):
+    """The recipes that can be ordered, and those that cannot."""
+
+    items: tuple[RecipeView, ...]
+    broken: tuple[BrokenRecipe, ...] = ()
+
+
+class RecipeForm(Document):
+    """A recipe, and what a form to order it is made from."""
+
+    recipe: RecipeView
+    request_schema: dict[str, JsonValue] = Field(description="JSON schema of a request for this recipe.")
+    family_spaces: dict[str, dict[str, JsonValue]] = Field(
+        description="Task, then family: the search space that a request may narrow."
+    )
+
+
+# --- datasets ----------------------------------------------------------------
+
+
+class DatasetView(Document):
+    """A dataset that a team has uploaded, with its beginning."""
+
+    dataset: Upload
+    preview: Preview
+    known: bool = Field(False, description="Whether the team had uploaded the same bytes before.")
+
+
+# --- variants ----------------------------------------------------------------
+
+
+class VariantView(Variant):
+    """A version of a variant, and the aliases that point at it."""
+
+    aliases: tuple[ALIAS, ...] = ()
+
+
+class Variants(_Listing):
+    """A page of versions of variants."""
+
+    items: tuple[VariantView, ...]
+
+
+class VariantName(Document):
+    """A variant with all its versions, and who was champion when."""
+
+    name: str
+    team: str
+    aliases: dict[ALIAS, int]
+    versions: tuple[VariantView, ...]
+    deployments: tuple[Deployment, ...]
+    alias_history: tuple[AliasChange, ...]
+
+
+_WHY = Field(min_length=1, max_length=1000, description="The reason; it is kept in the alias ledger.")
+
+
+class Promotion(Document):
+    """Make a version the champion."""
+
+    version: int = Field(ge=1, lt=2**31)
+    why: str = _WHY
+    override: bool = Field(False, description="Also where its gate turned it down; that is recorded.")
+
+
+class Rollback(Document):
+    """Make the version champion that was it before."""
+
+    why: str = _WHY
+
+
+# --- deployments -------------------------------------------------------------
+
+
+class DeploymentChange(Document):
+    """How a version is to be served; ``none`` takes it out of traffic."""
+
+    version: int = Field(ge=1, lt=2**31)
+    as_: Literal["champion", "challenger", "canary", "shadow", "none"] = Field("champion", alias="as")
+    percent: float | None = Field(None, gt=0, lt=100, description="Of the requests; a canary's.")
+    why: str = Field("Set by hand.", min_length=1, max_length=1000, description="The reason; it is kept.")
+
+
+class NameDeployment(Document):
+    """How a variant name is served: each version with its part."""
+
+    name: str
+    served: tuple[Deployment, ...]
+
+
+class Deployments(_Listing):
+    """What is served, by name."""
+
+    items: tuple[NameDeployment, ...]
+
+
+# --- requests ----------------------------------------------------------------
+
+
+class Cancellation(Document):
+    """Why a request is cancelled."""
+
+    why: str = Field("", max_length=1000)
+
+
+# --- teams -------------------------------------------------------------------
+
+
+class NewTeam(Document):
+    """A team to be."""
+
+    name: str = Field(pattern=NAME)
+    title: str = Field("", max_length=255, description="As people read it; the name where empty.")
+    quota: Quota = Field(default_factory=Quota)
+
+
+class TeamChange(Document):
+    """What is changed of a team; what is left out stays."""
+
+    title: str | None = Field(None, min_length=1, max_length=255)
+    quota: Quota | None = Field(None, description="The whole new quota; an operator's to give.")
+
+
+class Membership(Document):
+    """What a person may do in a team."""
+
+    email: str = Field("", max_length=255)
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+
+
+class NewToken(Document):
+    """A token to be."""
+
+    name: str = Field(min_length=1, max_length=64, description="For people to know it by.")
+    team: str | None = Field(None, pattern=NAME, description="Whose it is; the caller's own team where empty.")
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+    expires: datetime | None = Field(None, description="From when it is refused, with a time zone; never if empty.")
+    all_teams: bool = Field(False, description="An operator's token, which sees all teams.")
+
+
+class Rotation(Document):
+    """Until when the token that replaces another one is good."""
+
+    expires: datetime | None = Field(None, description="As long as the old one was made for if empty.")
+
+
+class NewSecret(Document):
+    """A token with its secret, which is shown now and never again."""
+
+    secret: str
+    token: TokenRecord
+
+
+class NewShare(Document):
+    """What another team is let see."""
+
+    kind: ShareKind
+    subject: str = Field(min_length=1, max_length=200, description="Digest of a dataset, name of a variant, or id.")
+    team: str | None = Field(None, pattern=NAME, description="Whose it is; the token's own team where empty.")
+    with_team: str = Field(pattern=r"^(\*|[a-z][a-z0-9_-]{0,62})$", description="A team, or * for every team.")
+
+
+class TeamUsage(Document):
+    """What a team used in a month, and what that costs at the rates of the settings."""
+
+    month: str
+    team: str
+    trials: int = 0
+    trial_s: float = 0.0
+    cpu_s: float = 0.0
+    gpu_s: float = 0.0
+    gb_s: float = 0.0
+    cost: float = 0.0
+    currency: str
+
+    @classmethod
+    def of(cls, usage: Usage, settings: Settings) -> Self:
+        """Return a team's usage with its price."""
+        rates = Rates.of(settings)
+        held = Holding(cpus=usage.cpu_s / 3600, gpus=usage.gpu_s / 3600, memory_gb=usage.gb_s / 3600)
+        return cls(**usage.model_dump(), cost=round(held.hourly(rates), 4), currency=rates.currency)
+
+
+class UsageList(_Listing):
+    """What teams used in a month."""
+
+    items: tuple[TeamUsage, ...]
+
+
+class Me(Document):
+    """Whoever is calling, as its token says."""
+
+    name: str
+    team: str | None = Field(description="Null for operators, who see all teams.")
+    scopes: tuple[Scope, ...]
+    token_id: str | None = None
+    request_id: str | None = Field(None, description="The one request that a job's token is good for.")
+    expires: datetime | None = None
+
+    @classmethod
+    def of(cls, principal: Principal, *, expires: datetime | None) -> Self:
+        """Return it of a principal."""
+        scopes = tuple(scope for scope in SCOPES if scope in principal.scopes)
+        return cls(**principal.model_dump(exclude={"scopes"}), scopes=scopes, expires=expires)
+
+
+# --- health ------------------------------------------------------------------
+
+
+class Alive(Document):
+    """The process answers."""
+
+    alive: Literal[True] = True
+
+
+class Check(Document):
+    """One thing that the factory needs."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+class Readiness(Document):
+    """Whether calls can be answered, and what is wrong."""
+
+    ready: bool
+    checks: tuple[Check, ...]

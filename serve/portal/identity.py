@@ -1,0 +1,221 @@
+"""Who is calling, from where, and whether that is allowed: tokens, scopes, teams, and how often.
+
+What belongs to another team does not exist for a caller (404); what its own
+token may not do is refused by the name of the scope that is missing (403).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from factory.errors import Detail, NotFound
+from factory.ledger import Refusal, RequestRecord
+from factory.spec import Actor, Principal, Scope
+from serve.errors import Forbidden, TooManyRequests, Unauthorized
+from serve.portal.context import Here, Networks, Portal
+
+_HINT = "Send the header 'Authorization: Bearer <token>'; a team's admin makes tokens, an operator the first one."
+
+bearer = HTTPBearer(
+    auto_error=False,
+    scheme_name="token",
+    bearerFormat="mvf_…",
+    description="A token of a team, or of an operator (all teams); scopes: read, submit, deploy, publish, admin.",
+)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever is calling.
+
+    Attributes:
+        principal: What its token says.
+        origin: Its address.
+    """
+
+    principal: Principal
+    origin: str
+
+    @property
+    def actor(self) -> Actor:
+        """It, as the one who changes something."""
+        return self.principal.actor(self.origin)
+
+    @property
+    def key(self) -> str:
+        """What tells it from others: for its idempotency keys and its rate."""
+        return self.principal.token_id or self.principal.name
+
+    @property
+    def team(self) -> str | None:
+        """Its team; None sees all."""
+        return self.principal.team
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it sees all teams and may do everything."""
+        return self.principal.team is None and self.principal.may("admin")
+
+    def require_team(self, team: str) -> str:
+        """Return a team that is its own.
+
+        Raises:
+            NotFound: it is another one's.
+        """
+        if not self.principal.sees(team):
+            raise no_team(team)
+        return team
+
+    def own_team(self, named: str | None) -> str | None:
+        """Return the team whose things are listed: the one that is named, else its own; None for all teams.
+
+        Raises:
+            NotFound: the one that is named is not its own.
+        """
+        return self.principal.team if named is None else self.require_team(named)
+
+    def require_owner(self, record: RequestRecord) -> RequestRecord:
+        """Return a request that belongs to its team.
+
+        Raises:
+            Forbidden: it was only shared with its team.
+        """
+        if not self.principal.sees(record.request.team):
+            raise Forbidden(
+                f"Request {record.id} is of team {record.request.team}, which has shared it for reading.",
+                hint="Ask that team, or submit its document as a request of your own.",
+                details=[Detail("team", record.request.team)],
+            )
+        return record
+
+
+def may(scope: Scope | None, *, jobs: bool = False) -> Callable[..., Caller]:
+    """Return the dependency of a route that asks for a scope.
+
+    Args:
+        scope: That is asked for; None lets every token in.
+        jobs: Whether a job's own token is let in, which is good for its request only.
+    """
+
+    def caller(
+        request: Request, portal: Here, given: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)]
+    ) -> Caller:
+        found = _signed_in(request, portal, given)
+        principal = found.principal
+        if principal.request_id is not None and not (
+            jobs and request.path_params.get("request_id") == principal.request_id
+        ):
+            raise Forbidden(
+                f"This token is of a job: it is good for reading request {principal.request_id}, and nothing else.",
+                hint="Use a token of the team.",
+                details=[Detail("scope", scope or "any")],
+            )
+        if scope is not None and not principal.may(scope):
+            raise Forbidden(
+                f"This needs the scope {scope!r}; the token has {', '.join(sorted(principal.scopes))}.",
+                hint="A team's admin makes a token with it: POST /api/v1/tokens.",
+                details=[Detail("scope", scope)],
+            )
+        return found
+
+    return caller
+
+
+Anyone = Annotated[Caller, Depends(may(None))]
+Reader = Annotated[Caller, Depends(may("read"))]
+JobReader = Annotated[Caller, Depends(may("read", jobs=True))]
+Submitter = Annotated[Caller, Depends(may("submit"))]
+Deployer = Annotated[Caller, Depends(may("deploy"))]
+Admin = Annotated[Caller, Depends(may("admin"))]
+
+
+async def operator(caller: Reader) -> Caller:
+    """Return a caller that sees all teams; the dependency of a route that tells of all of them."""
+    return _of_all_teams(caller)
+
+
+async def operating(caller: Admin) -> Caller:
+    """Return a caller that may change what all teams share."""
+    return _of_all_teams(caller)
+
+
+Operator = Annotated[Caller, Depends(operator)]
+OperatingAdmin = Annotated[Caller, Depends(operating)]
+
+
+def no_team(team: str) -> NotFound:
+    """Return the error of a team that does not exist for a caller."""
+    return NotFound(
+        f"There is no team {team[:80]!r}.",
+        hint="GET /api/v1/teams lists those that you see.",
+        details=[Detail("team", f"{team[:80]!r} is not known")],
+    )
+
+
+def _of_all_teams(caller: Caller) -> Caller:
+    if caller.team is not None:
+        raise Forbidden(
+            f"This is for all teams; the token is of team {caller.team}.",
+            hint="Use an operator's token.",
+            details=[Detail("team", caller.team)],
+        )
+    return caller
+
+
+def _signed_in(request: Request, portal: Portal, given: HTTPAuthorizationCredentials | None) -> Caller:
+    if given is None or not given.credentials:
+        raise Unauthorized("No token was sent.", hint=_HINT)
+    secret, origin = given.credentials, address_of(request, portal.proxies)
+    if secret not in portal.known_tokens and (wait_s := portal.sign_ins.wait_s(origin)):
+        raise TooManyRequests.wait(
+            wait_s, "Too many tokens from this address were refused.", hint="Wait, and send a token that is good."
+        )
+    principal = portal.ledger.authenticate(secret)
+    if isinstance(principal, Refusal):
+        portal.sign_ins.take(origin)
+        raise Unauthorized(principal.value, hint=_HINT)
+    portal.known_tokens.add(secret)
+    caller = Caller(principal, origin)
+    request.state.who = principal.name
+    if wait_s := portal.calls.take(caller.key):
+        raise TooManyRequests.wait(
+            wait_s,
+            f"This token makes more than {portal.settings.requests_a_minute:,} calls a minute.",
+            hint="Wait as long as Retry-After says; follow events instead of asking again and again.",
+        )
+    return caller
+
+
+def is_still_good(portal: Portal, request: Request, caller: Caller) -> bool:
+    """Whether a call that goes on for long would be let in again; what its token may do is looked up anew."""
+    secret = request.headers.get("authorization", "").partition(" ")[2].strip()
+    principal = portal.ledger.authenticate(secret)
+    return isinstance(principal, Principal) and principal.may("read") and principal.team == caller.team
+
+
+def address_of(request: Request, proxies: Networks) -> str:
+    """Return the address of whoever calls; one that a proxy tells only where that proxy is believed."""
+    address = request.client.host if request.client is not None else "local"
+    for told in reversed(request.headers.get("x-forwarded-for", "").split(",")):
+        if not _is_in(address, proxies) or (found := _address(told)) is None:
+            break
+        address = str(found)
+    return address[:64]
+
+
+def _is_in(address: str, proxies: Networks) -> bool:
+    found = _address(address)
+    return found is not None and any(found in network for network in proxies)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text.strip())
+    except ValueError:
+        return None

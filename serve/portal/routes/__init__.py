@@ -1,0 +1,1 @@
+"""The routes of the portal, one module for each noun."""

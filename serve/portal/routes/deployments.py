@@ -1,0 +1,99 @@
+"""Deployments: how variants are served, shown and changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.responses import Response
+
+from factory.errors import Detail, InvalidRequest
+from factory.ledger import Deployment
+from factory.ledger.catalog import team_of
+from factory.operate.promotion import deploy
+from factory.spec import DeploymentWish, Document
+from serve.portal.bodies import Incoming
+from serve.portal.context import Here
+from serve.portal.documents import DeploymentChange, Deployments, NameDeployment
+from serve.portal.identity import Deployer, Reader
+from serve.portal.openapi import ALWAYS, BODY, refusals, takes
+from serve.portal.replies import IfMatch, reply, require_match, tag
+from serve.portal.routes.variants import Name, require_own_variant, seen_versions
+
+router = APIRouter(prefix="/deployments", tags=["deployments"], responses=refusals(*ALWAYS))
+
+_ETAG = {"ETag": {"description": "For If-Match of a change.", "schema": {"type": "string"}, "required": True}}
+_TAGGED = {"description": "How it is served.", "headers": _ETAG}
+
+
+class DeploymentFilters(Document):
+    """Which deployments."""
+
+    team: str | None = Field(None, max_length=63, description="Of one team; the token's own where empty.")
+
+
+@router.get("", response_model=Deployments, responses=refusals(404))
+def list_deployments(portal: Here, caller: Reader, filters: Annotated[DeploymentFilters, Query()]) -> Response:
+    """List what is served of a team, by name."""
+    team = caller.own_team(filters.team)
+    rows = [row for row in portal.ledger.deployments() if team in (None, team_of(row.name))]
+    items = [NameDeployment(name=name, served=tuple(those)) for name, those in groupby(rows, key=lambda row: row.name)]
+    return reply(Deployments(items=tuple(items)))
+
+
+@router.get("/{name}", response_model=NameDeployment, responses=refusals(404, also={200: _TAGGED}))
+def show_deployment(portal: Here, caller: Reader, name: Name) -> Response:
+    """Show how a variant is served; empty where it is not."""
+    seen_versions(portal.ledger, caller, name)
+    return _shown(name, portal.ledger.deployment(name))
+
+
+@router.put(
+    "/{name}",
+    response_model=NameDeployment,
+    responses=refusals(404, 409, 412, *BODY, also={200: _TAGGED}),
+    openapi_extra=takes(DeploymentChange, {"version": 4, "as": "canary", "percent": 10, "why": "A first look."}),
+)
+def set_deployment(portal: Here, caller: Deployer, name: Name, body: Incoming, if_match: IfMatch = None) -> Response:
+    """Serve a version as champion, challenger, canary or shadow, or take it out of traffic; other versions stay."""
+    change = body.read(DeploymentChange, what="deployment")
+    wish = _wish(change)
+    require_own_variant(portal.ledger, caller, name)
+    # One change at a time, so that none is made to what its caller has not seen.
+    with portal.editing:
+        require_match(if_match, _digest(portal.ledger.deployment(name)), f"The deployment of {name}")
+        deploy(
+            portal.ledger.variant(name, change.version),
+            wish,
+            ledger=portal.ledger,
+            settings=portal.settings,
+            by=caller.actor,
+            why=change.why,
+        )
+        return _shown(name, portal.ledger.deployment(name))
+
+
+def _wish(change: DeploymentChange) -> DeploymentWish:
+    if (change.as_ == "canary") == (change.percent is not None):
+        return DeploymentWish(as_=change.as_, percent=change.percent)
+    message = "It goes with 'as: canary', and a canary needs one."
+    raise InvalidRequest(
+        f"percent: {message}",
+        hint="Give a canary its percent of the requests, and no one else.",
+        details=[Detail("/percent", message)],
+    )
+
+
+def _shown(name: str, served: Sequence[Deployment]) -> Response:
+    headers = {"etag": tag(_digest(served))}
+    return reply(NameDeployment(name=name, served=tuple(served)), headers=headers)
+
+
+def _digest(served: Sequence[Deployment]) -> str:
+    rows = [row.model_dump(mode="json") for row in served]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""What goes on: the events of a request as they happen, and the log of its job as it is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import Field
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
+from factory.ledger import Attempt, Event, Ledger, RequestRecord
+from factory.operate.attending import ADOPTED, log_path
+from factory.settings import Settings
+from factory.spec import Document, RequestState
+from serve.errors import Overloaded
+from serve.portal.context import Here, Portal
+from serve.portal.documents import Events
+from serve.portal.feed import MOST_LISTENERS
+from serve.portal.identity import Caller, JobReader, is_still_good
+from serve.portal.openapi import ALWAYS, refusals
+from serve.portal.replies import page
+from serve.portal.routes.requests import Id
+
+router = APIRouter(prefix="/requests", tags=["requests"], responses=refusals(*ALWAYS))
+
+SSE = "text/event-stream"
+HEARTBEAT_S = 10.0
+"""Between two signs of life of a stream that has no news; proxies close what is silent for a minute."""
+LOOK_AGAIN_S = 5.0
+"""After which a stream looks whether its token is still good."""
+_MADE = frozenset({RequestState.REGISTERED, RequestState.SERVING})
+
+_EVENTS: dict[str, Any] = {
+    "description": "Events as they happen, until the request has ended; or those of now as a list, where JSON is "
+    "accepted and server-sent events are not.",
+    "content": {
+        SSE: {"schema": {"type": "string"}, "example": 'id: 3\nevent: state\ndata: {"sequence": 3, ...}\n\n'},
+    },
+}
+_NOTHING_MORE: dict[str, Any] = {"description": "It has ended, and there is nothing after that event."}
+_LOG: dict[str, Any] = {
+    "description": "What the job printed.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
+
+
+class EventFilters(Document):
+    """Which events."""
+
+    after: int = Field(0, ge=0, lt=2**31, description="Those with a higher sequence number.")
+    limit: int = Field(200, ge=1, le=200, description="Of a list.")
+    cursor: int | None = Field(None, ge=0, lt=2**31, description="`next` of the page before.")
+
+
+class LogFilters(Document):
+    """Which log."""
+
+    attempt: int | None = Field(None, ge=1, lt=2**31, description="Number of the attempt; the last one where empty.")
+    follow: bool = Field(False, description="Go on until the job has ended.")
+
+
+@router.get(
+    "/{request_id}/events",
+    response_model=Events,
+    responses=refusals(
+        404, also={200: _EVENTS, 204: {"description": "It has ended, and there is nothing after that event."}}
+    ),
+)
+def follow_events(
+    portal: Here,
+    caller: JobReader,
+    request: Request,
+    request_id: Id,
+    filters: Annotated[EventFilters, Query()],
+    last_event_id: Annotated[str | None, Header(description="Id of the last event that was seen.")] = None,
+) -> Response:
+    """Follow the events of a request (server-sent), from the beginning or after the one that was seen last.
+
+    With `Accept: application/json` it is a list of those of now.
+    """
+    record = portal.ledger.request(request_id, seen_by=caller.team)
+    after = filters.after if last_event_id is None else _sequence(last_event_id)
+    if _wants_list(request):
+        after = after if filters.cursor is None else filters.cursor
+        found = portal.ledger.events(record.id, after=after, limit=filters.limit + 1)
+        shown = tuple(found[: filters.limit])
+        following = str(shown[-1].sequence) if len(found) > len(shown) else None
+        return page(Events(items=shown, next=following), request, following)
+    if _is_over(record.state) and after >= record.n_events:
+        return Response(status_code=204)
+    if portal.feed.n_listeners >= MOST_LISTENERS:
+        raise Overloaded(
+            f"{MOST_LISTENERS:,} listeners are being told already.", hint="Try again, or read the events as JSON."
+        )
+    stream = _events(portal, request, caller, record.id, after)
+    # Proxies that buffer answers are told not to (nginx).
+    return StreamingResponse(stream, media_type=SSE, headers={"x-accel-buffering": "no"})
+
+
+@router.get("/{request_id}/logs", response_class=PlainTextResponse, responses=refusals(404, also={200: _LOG}))
+def read_log(portal: Here, caller: JobReader, request_id: Id, filters: Annotated[LogFilters, Query()]) -> Response:
+    """Read what a request's job printed; follow it while it runs."""
+    record = portal.ledger.request(request_id, seen_by=caller.team)
+    attempt = _attempt(portal.ledger, record, filters.attempt)
+    if attempt.ended_at is not None and (kept := _kept_log(portal.settings, attempt)) is not None:
+        return PlainTextResponse(kept)
+    job = _job_of(portal.ledger, attempt)
+    if not filters.follow or attempt.ended_at is not None:
+        return PlainTextResponse(portal.jobs.logs(job))
+    if portal.jobs.info(job) is None:
+        raise NotFound(f"The cluster does not know job {job} any more.", hint="Its log is kept once it has ended.")
+    lines = portal.tails.follow(portal.jobs.tail(job))
+    return StreamingResponse(lines, media_type="text/plain; charset=utf-8", headers={"x-accel-buffering": "no"})
+
+
+# --- events ------------------------------------------------------------------
+
+
+async def _events(portal: Portal, request: Request, caller: Caller, request_id: str, after: int) -> AsyncIterator[str]:
+    """Yield a request's events as server-sent ones, with comments in between, until it has ended."""
+    listener = portal.feed.listen(request_id)
+    looked = time.monotonic()
+    try:
+        yield "retry: 2000\n\n"
+        news = await _read(portal, request_id, after)
+        while True:
+            for event in news:
+                yield _sent(event)
+                after = event.sequence
+            if news and _is_over(news[-1].state):
+                return
+            count, news = await listener.wait(HEARTBEAT_S)
+            news = [event for event in news if event.sequence > after]
+            if count > after and (not news or (news[0].sequence, news[-1].sequence) != (after + 1, count)):
+                news = await _read(portal, request_id, after)  # of something it was not told
+            if not news:
+                yield ": nothing new\n\n"
+            if time.monotonic() - looked > LOOK_AGAIN_S:
+                if not await to_thread.run_sync(is_still_good, portal, request, caller):
+                    return
+                looked = time.monotonic()
+    except FactoryError as fault:
+        # The answer has begun, so it can only end; whoever listens comes again after the last event.
+        yield f": {' '.join(fault.message.split())}\n\n"
+    finally:
+        portal.feed.leave(listener)
+
+
+async def _read(portal: Portal, request_id: str, after: int) -> list[Event]:
+    return await to_thread.run_sync(lambda: portal.ledger.events(request_id, after=after))
+
+
+def _sent(event: Event) -> str:
+    return f"id: {event.sequence}\nevent: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+
+
+def _is_over(state: RequestState) -> bool:
+    """Whether nothing more is going to happen: it has ended, or its variants are made."""
+    return state in _MADE or state in (RequestState.REJECTED, RequestState.FAILED, RequestState.CANCELLED)
+
+
+def _sequence(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise InvalidRequest(
+        f"Last-Event-ID: {text[:40]!r} is none that a stream has given.",
+        hint="Leave it out to begin with the first event.",
+        details=[Detail("Last-Event-ID", "is no sequence number")],
+    )
+
+
+def _wants_list(request: Request) -> bool:
+    accepted = request.headers.get("accept", "")
+    return "application/json" in accepted and SSE not in accepted
+
+
+# --- logs --------------------------------------------------------------------
+
+
+def _attempt(ledger: Ledger, record: RequestRecord, number: int | None) -> Attempt:
+    found = [a for a in ledger.attempts(record.id) if number in (None, a.number)]
+    if found:
+        return found[-1]
+    raise NotFound(
+        f"Request {record.id} has no attempt {number}." if number else f"Request {record.id} has not been started yet.",
+        hint=record.held.sentence if record.held else f"GET /api/v1/requests/{record.id}/attempts lists them.",
+        details=[Detail("attempt", "there is none")],
+    )
+
+
+def _kept_log(settings: Settings, attempt: Attempt) -> str | None:
+    try:
+        return log_path(settings, attempt.request_id, attempt.number).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _job_of(ledger: Ledger, attempt: Attempt) -> str:
+    """Return the cluster's name of an attempt's job; one that came past the controller has told it."""
+    if attempt.kind == "controller":
+        return attempt.submission_id
+    told = [event for event in ledger.events(attempt.request_id) if event.kind == ADOPTED]
+    return str(told[-1].payload["job"]) if told else attempt.submission_id

@@ -1,0 +1,175 @@
+"""Variants: listed, shown with their cards, promoted and rolled back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, get_args
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import Field
+from starlette.responses import HTMLResponse, Response
+
+from factory.errors import Detail, NotFound
+from factory.ledger import Ledger, VariantQuery
+from factory.ledger.catalog import team_of
+from factory.operate.promotion import promote, roll_back
+from factory.spec import ALIAS, Document, Variant
+from serve.errors import Forbidden
+from serve.portal.bodies import Incoming
+from serve.portal.cards import POLICY, card_of
+from serve.portal.context import Here
+from serve.portal.documents import Promotion, Rollback, VariantName, Variants, VariantView
+from serve.portal.identity import Caller, Deployer, Reader
+from serve.portal.openapi import ALWAYS, BODY, refusals, takes
+from serve.portal.replies import page, reply
+
+router = APIRouter(prefix="/variants", tags=["variants"], responses=refusals(*ALWAYS))
+
+Name = Annotated[str, Path(max_length=200, description="team.name, or team.name.segment.")]
+Version = Annotated[int, Path(ge=1, lt=2**31)]
+_CARD = {"description": "The model card.", "content": {"text/html": {"schema": {"type": "string"}}}}
+
+
+class VariantFilters(Document):
+    """Which versions, and in which order."""
+
+    team: str | None = Field(None, max_length=63, description="Of one team; the token's own where empty.")
+    shared: bool = Field(True, description="Also those that others have shared with the team.")
+    name: str | None = Field(None, max_length=200, description="Versions of one variant.")
+    request_id: str | None = Field(None, max_length=64, description="That one request has made.")
+    state: Literal["registered", "rejected"] | None = Field(None, description="What their gate said.")
+    sort: Literal["created", "-created", "name", "-name"] = "-created"
+    cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
+    limit: int = Field(50, ge=1, le=200)
+
+
+@router.get("", response_model=Variants, responses=refusals(404))
+def list_variants(
+    portal: Here, caller: Reader, request: Request, filters: Annotated[VariantFilters, Query()]
+) -> Response:
+    """List versions of variants: a team's own, and those that were shared with it."""
+    where = VariantQuery(
+        **filters.model_dump(exclude={"team", "sort", "cursor", "limit"}), team=caller.own_team(filters.team)
+    )
+    found = portal.ledger.variant_page(where, sort=filters.sort, cursor=filters.cursor, limit=filters.limit)
+    return page(Variants(items=_viewed(portal.ledger, found.items), next=found.next), request, found.next)
+
+
+@router.get("/{name}", response_model=VariantName, responses=refusals(404))
+def show_variant(portal: Here, caller: Reader, name: Name) -> Response:
+    """Show a variant: its versions, who is champion and who was, and how it is served."""
+    versions = seen_versions(portal.ledger, caller, name)
+    return reply(
+        VariantName(
+            name=name,
+            team=team_of(name),
+            aliases=_aliases(portal.ledger, name),
+            versions=_viewed(portal.ledger, versions),
+            deployments=tuple(portal.ledger.deployment(name)),
+            alias_history=tuple(portal.ledger.alias_history(name)),
+        )
+    )
+
+
+@router.get("/{name}/versions/{version}", response_model=VariantView, responses=refusals(404))
+def show_version(portal: Here, caller: Reader, name: Name, version: Version) -> Response:
+    """Show a version: its score with its interval, its lineage, and what it costs to predict with."""
+    return reply(_viewed(portal.ledger, [portal.ledger.variant(name, version, seen_by=caller.team)])[0])
+
+
+@router.get(
+    "/{name}/versions/{version}/report",
+    response_class=HTMLResponse,
+    responses=refusals(404, also={200: _CARD}),
+)
+def show_report(portal: Here, caller: Reader, name: Name, version: Version) -> Response:
+    """Show the model card of a version, an HTML page without scripts."""
+    variant = portal.ledger.variant(name, version, seen_by=caller.team)
+    headers = {"content-security-policy": POLICY, "x-frame-options": "SAMEORIGIN"}
+    return HTMLResponse(card_of(variant, portal.settings), headers=headers)
+
+
+@router.post(
+    "/{name}/promote",
+    response_model=VariantView,
+    responses=refusals(404, 409, *BODY),
+    openapi_extra=takes(Promotion, {"version": 3, "why": "Better in the pilot."}),
+)
+def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) -> Response:
+    """Make a version the champion, and serve it; made again, it changes nothing."""
+    wish = body.read(Promotion, what="promotion")
+    require_own_variant(portal.ledger, caller, name)
+    variant = promote(
+        portal.ledger.variant(name, wish.version),
+        ledger=portal.ledger,
+        settings=portal.settings,
+        by=caller.actor,
+        why=wish.why,
+        override=wish.override,
+    )
+    return reply(_viewed(portal.ledger, [variant])[0])
+
+
+@router.post(
+    "/{name}/rollback",
+    response_model=VariantView,
+    responses=refusals(404, *BODY),
+    openapi_extra=takes(Rollback, {"why": "It answers too slowly."}),
+)
+def roll_back_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) -> Response:
+    """Make the version champion that was it before the present one."""
+    wish = body.read(Rollback, what="rollback")
+    require_own_variant(portal.ledger, caller, name)
+    variant = roll_back(name, ledger=portal.ledger, settings=portal.settings, by=caller.actor, why=wish.why)
+    return reply(_viewed(portal.ledger, [variant])[0])
+
+
+def seen_versions(ledger: Ledger, caller: Caller, name: str) -> list[Variant]:
+    """Return the versions of a variant that a caller sees.
+
+    Raises:
+        NotFound: it sees none.
+    """
+    seen = caller.team is None or ledger.may_see("variant", name, caller.team)
+    versions = ledger.variants(name) if seen else []
+    if not versions:
+        raise NotFound(
+            f"There is no variant {name[:130]!r}.",
+            hint="GET /api/v1/variants lists those that you see.",
+            details=[Detail("name", f"{name[:130]!r} is not known")],
+        )
+    return versions
+
+
+def require_own_variant(ledger: Ledger, caller: Caller, name: str) -> None:
+    """Refuse a change of a variant that is not of the caller's team.
+
+    Raises:
+        NotFound: the caller does not see it.
+        Forbidden: it was only shared with its team.
+    """
+    seen_versions(ledger, caller, name)
+    if not caller.principal.sees(team_of(name)):
+        raise Forbidden(
+            f"{name} is of team {team_of(name)}, which has shared it for reading.",
+            hint="Ask that team.",
+            details=[Detail("team", team_of(name))],
+        )
+
+
+def _viewed(ledger: Ledger, variants: Iterable[Variant]) -> tuple[VariantView, ...]:
+    """Return versions with the aliases that point at them."""
+    shown = tuple(variants)
+    aliases = {name: _aliases(ledger, name) for name in {variant.name for variant in shown}}
+    return tuple(
+        VariantView.model_validate(
+            variant.model_dump()
+            | {"aliases": [alias for alias, at in aliases[variant.name].items() if at == variant.version]}
+        )
+        for variant in shown
+    )
+
+
+def _aliases(ledger: Ledger, name: str) -> dict[ALIAS, int]:
+    found = {alias: ledger.alias(name, alias) for alias in get_args(ALIAS)}
+    return {alias: version for alias, version in found.items() if version is not None}
