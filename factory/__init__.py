@@ -2,8 +2,9 @@
 
 ``factory.fit`` makes a variant from a data frame, ``factory.load`` reads one
 again, and ``FactoryClassifier`` and ``FactoryRegressor`` are the same engine
-as scikit-learn estimators.  What they need is imported when one is first asked
-for, so that importing this package costs nothing.
+as scikit-learn estimators.  ``factory.Client`` speaks to a factory elsewhere.
+What they need is imported when one is first asked for, so that importing this
+package costs nothing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from factory.client import Fitted, Predictor, fit, load
     from factory.estimators import FactoryClassifier, FactoryRegressor
+    from factory.remote import Client
 
-__all__ = ["FactoryClassifier", "FactoryRegressor", "Fitted", "Predictor", "fit", "load"]
+__all__ = ["Client", "FactoryClassifier", "FactoryRegressor", "Fitted", "Predictor", "fit", "load"]
 
 _HOMES = {
     **dict.fromkeys(("Fitted", "Predictor", "fit", "load"), "factory.client"),
     **dict.fromkeys(("FactoryClassifier", "FactoryRegressor"), "factory.estimators"),
+    "Client": "factory.remote",
 }
 
 

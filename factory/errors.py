@@ -162,7 +162,8 @@ def error_of(
     >>> type(error).__name__, error.code
     ('UserFault', 'too_many_requests')
     """
-    known = next((kind for kind in _tree(FactoryError) if kind.code == code), None)
+    ours = (kind for kind in _tree(FactoryError) if kind.__module__.startswith("factory."))
+    known = next((kind for kind in ours if kind.code == code), None)
     error = (known or otherwise)(message, hint=hint, details=details)
     if known is None:
         vars(error)["code"] = code

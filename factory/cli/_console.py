@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from factory.errors import counted
-from factory.ledger import Ledger
+from factory.errors import Conflict, FactoryError, SystemFault, UserFault, counted, error_of
+from factory.ledger import Ledger, RequestRecord
 from factory.pipeline import Outcome, Progress
 from factory.search.metric import Metric
 from factory.settings import Settings, load_settings
@@ -28,6 +28,8 @@ from factory.variants.making import Made
 from factory.variants.report import LeaderboardRow, ranked
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+REFUSED = 2
+"""Exit code of what the person who asked has to mend."""
 REJECTED = 3
 """Exit code of a request whose variant was turned down by its gate."""
 
@@ -39,11 +41,15 @@ err = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def opened_ledger() -> Iterator[tuple[Ledger, Settings]]:
-    """Open the ledger of this process's settings, and close it at the end."""
+def opened_ledger(*, patience_s: float | None = None) -> Iterator[tuple[Ledger, Settings]]:
+    """Open the ledger of this process's settings, and close it at the end.
+
+    Args:
+        patience_s: For which a database that is away is waited for; the ledger's own where not given.
+    """
     settings = load_settings()
     settings.prepare_home()
-    with Ledger.open(settings.ledger) as ledger:
+    with Ledger.open(settings.ledger, patience_s=patience_s) as ledger:
         yield ledger, settings
 
 
@@ -82,9 +88,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     out.print(drawn)
 
 
-def leaderboard(made: Made, metric: Metric, *, most: int = 12) -> None:
+def leaderboard(made: Made, metric: Metric) -> None:
+    """Print the best trials of a search, and what its latency bound cost."""
+    ranking(made.card.leaderboard, metric)
+    out.print(f"[dim]{made.trade}[/dim]")
+
+
+def ranking(found: Sequence[LeaderboardRow], metric: Metric, *, most: int = 12) -> None:
     """Print the best trials of a search: scores with their folds, cost and weight in the blend."""
-    scored = [row for row in made.card.leaderboard if row.score is not None]
     rows = [
         (
             row.number,
@@ -97,13 +108,12 @@ def leaderboard(made: Made, metric: Metric, *, most: int = 12) -> None:
             f"{row.cost_s:.1f} s",
             f"{row.weight:.0%}" if row.weight else "",
         )
-        for row in _worth_a_line(scored, most)
+        for row in _worth_a_line([row for row in found if row.score is not None], most)
     ]
-    states = {s: sum(t.state is s for t in made.trials) for s in TrialState}
+    states = {s: sum(row.state is s for row in found) for s in TrialState}
     counts = ", ".join(f"{n} {state}" for state, n in states.items() if n)
     columns = ("trial.", "family", "framework", metric.label + ".", "folds.", "training.", "test.", "cost.", "weight.")
-    table(f"Leaderboard: {counted(len(made.trials), 'trial')} ({counts})", columns, rows)
-    out.print(f"[dim]{made.trade}[/dim]")
+    table(f"Leaderboard: {counted(len(found), 'trial')} ({counts})", columns, rows)
 
 
 def _score_or_nothing(metric: Metric, score: float | None) -> str:
@@ -144,16 +154,59 @@ def _score(variant: Variant) -> str:
     return f"{metric.label} {metric.display(variant.score)} ({ends[0]} to {ends[1]})"
 
 
-def end(result: Outcome, *, json: bool, following: Sequence[str], notes: Sequence[str] = ()) -> NoReturn:
-    """Print what a request came to and which commands may follow, and leave with its exit code."""
-    first = result.variants[0]
+def came_to(record: RequestRecord, variants: Sequence[Variant]) -> Outcome:
+    """Return what a request that another process has made came to.
+
+    Raises:
+        UserFault, SystemFault: it failed, for this reason.
+        Conflict: it was cancelled.
+    """
+    if record.state is RequestState.FAILED:
+        raise _fault_of(record)
+    if record.state is RequestState.CANCELLED:
+        by = f" by {record.cancelled_by}" if record.cancelled_by else ""
+        hint = f"`factory requests retry {record.id}` orders it again."
+        raise Conflict(f"Request {record.id} was cancelled{by}.", hint=hint)
+    return Outcome(request_id=record.id, state=record.state, variants=tuple(variants), verdicts=(), made=())
+
+
+def _fault_of(record: RequestRecord) -> FactoryError:
+    if record.error is None:
+        return SystemFault(f"Request {record.id} failed.", hint=f"See `factory requests logs {record.id}`.")
+    error, otherwise = record.error, UserFault if record.fault == "user" else SystemFault
+    return error_of(error.code, error.message, hint=error.hint, details=error.details, otherwise=otherwise)
+
+
+def end(
+    result: Outcome,
+    *,
+    json: bool,
+    following: Sequence[str],
+    notes: Sequence[str] = (),
+    rows: Sequence[LeaderboardRow] | None = None,
+) -> NoReturn:
+    """Print what a request came to and which commands may follow, and leave with its exit code.
+
+    Args:
+        result: What it came to.
+        json: Whether for a machine.
+        following: Commands, without ``factory``.
+        notes: Sentences to add.
+        rows: Of the leaderboard; those of what was made here where not given.
+    """
+    made = result.made[0] if result.made else None
+    first = result.variants[0] if result.variants else None
     if json:
+        found = rows if rows is not None else made.card.leaderboard if made is not None else ()
         variants = {"variant": first, "variants": list(result.variants)}
-        rows = result.made[0].card.leaderboard if result.made else ()
-        print_json({"request": result.request_id, "state": result.state, **variants, "leaderboard": rows})
+        print_json({"request": result.request_id, "state": result.state, **variants, "leaderboard": list(found)})
         raise typer.Exit(exit_code(result.state))
-    if result.made:
-        leaderboard(result.made[0], Metric(first.metric, first.task))
+    if first is not None:
+        metric = Metric(first.metric, first.task)
+        if rows:
+            ranking(rows, metric)
+        elif made is not None:
+            leaderboard(made, metric)
     outcome(result)
     for note in notes:
         out.print(note)
@@ -208,6 +261,8 @@ class ProgressLine:
             trials, last = list(self._trials.values()), self._last
         if last is None:
             return Text("")
+        if last.state in (RequestState.RECEIVED, RequestState.QUEUED):
+            return Text.assemble((f"{last.state.upper():<11}", "bold cyan"), " ", last.message)
         left_s = max(0.0, self._deadline - time.monotonic())
         share = min(1.0, 1 - left_s / max(self._total_s, 1e-9))
         filled = round(28 * share)

@@ -6,27 +6,24 @@ from typing import Annotated, Literal
 
 import typer
 
+from factory.cli._backend import Local, opened
 from factory.cli._console import Json, opened_ledger, out, plain, print_json, table
-from factory.errors import Conflict
-from factory.operate.deployments import running_predictor, start_predictor, stop_predictor
+from factory.operate.deployments import start_predictor, stop_predictor
 from factory.spec import DeploymentWish, RequestState
-from factory.variants.reference import resolve
-from factory.variants.registry import Registry
 
 PLUGIN = typer.Typer(no_args_is_help=True, help="List what is served; start and stop the predictor.")
 
 
 @PLUGIN.command("list")
-def list_deployments(json: Json = False) -> None:
+def list_deployments(json: Json = False, local: Local = False) -> None:
     """List what is served, and where."""
-    with opened_ledger() as (ledger, settings):
-        deployments, running = ledger.deployments(), running_predictor(settings)
-    address = running.url if running is not None else None
+    with opened(local) as factory:
+        serving = factory.deployments()
     if json:
-        print_json({"predictor": address, "deployments": deployments})
+        print_json(serving)
         return
-    out.print(f"Predictor: {address or 'not running; start it with `factory deployments start`'}")
-    rows = [(d.name, d.version, d.as_, d.percent, f"{d.updated:%Y-%m-%d %H:%M}") for d in deployments]
+    out.print(f"Predictor: {serving.predictor or 'not running; start it with `factory deployments start`'}")
+    rows = [(d.name, d.version, d.as_, d.percent, f"{d.updated:%Y-%m-%d %H:%M}") for d in serving.deployments]
     table("Deployments", ("variant", "version.", "as", "percent.", "since (UTC)"), rows)
 
 
@@ -35,18 +32,11 @@ def set_deployment(
     name: Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")],
     as_: Annotated[Literal["champion", "challenger"], typer.Option("--as", help="How it is served.")] = "champion",
     why: Annotated[str, typer.Option(help="The reason; it is kept in the alias ledger.")] = "Set by hand.",
+    local: Local = False,
 ) -> None:
     """Serve a version as champion or challenger."""
-    with opened_ledger() as (ledger, settings):
-        variant = resolve(name, ledger=ledger)
-        if variant.state == "rejected" and as_ == "champion" and ledger.alias(variant.name, as_) != variant.version:
-            raise Conflict(
-                f"{variant.name}/{variant.version} was turned down by its gate.",
-                hint="Serve it as challenger, or make it champion with a reason: factory variants promote --override.",
-            )
-        ledger.set_alias(variant.name, as_, variant.version, who="command line", why=why)
-        Registry(settings).set_alias(variant.name, as_, variant.version)
-        ledger.set_deployment(variant.name, DeploymentWish.model_validate({"as": as_}), version=variant.version)
+    with opened(local) as factory:
+        variant = factory.deploy(name, DeploymentWish.model_validate({"as": as_}), why=why)
     out.print(f"{variant.name}/{variant.version} is served as {as_}.")
 
 

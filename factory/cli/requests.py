@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from factory.cli._console import Json, opened_ledger, out, print_json, table
+from factory.cli._backend import Local, opened
+from factory.cli._console import Json, out, print_json, table
 from factory.spec import RequestState
 
 PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, cancel and retry requests; read their events and trials.")
@@ -20,31 +21,32 @@ def list_requests(
     state: Annotated[RequestState | None, typer.Option(help="In one state only.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many at most, the newest first.")] = 50,
     json: Json = False,
+    local: Local = False,
 ) -> None:
     """List requests, the newest first."""
-    with opened_ledger() as (ledger, _):
-        records = ledger.requests(team=team, state=state, limit=limit)
+    with opened(local) as factory:
+        found = list(factory.requests(team=team, states=(state,) if state else (), most=limit))
     if json:
-        print_json(records)
+        print_json(found)
         return
-    rows = [
-        (r.id, r.request.variant, r.request.recipe, r.state, f"{r.created:%Y-%m-%d %H:%M}", r.attempt) for r in records
-    ]
+    rows = [(r.id, r.variant, r.recipe, r.state, f"{r.created:%Y-%m-%d %H:%M}", r.attempt) for r in found]
     table("Requests", ("id", "variant", "recipe", "state", "received (UTC)", "attempts."), rows)
 
 
 @PLUGIN.command()
-def show(request: Id, json: Json = False) -> None:
+def show(request: Id, json: Json = False, local: Local = False) -> None:
     """Show a request: its document, state, trials and variants."""
-    with opened_ledger() as (ledger, _):
-        record = ledger.request(request)
-        trials, variants = ledger.trials(record.id), ledger.variants(request_id=record.id)
+    with opened(local) as factory:
+        record = factory.request(request)
+        trials, variants = list(factory.trials(record.id)), list(factory.variants(request_id=record.id))
     if json:
         print_json({"request": record, "trials": trials, "variants": variants})
         return
     out.print(f"[bold]{record.id}[/bold]  {record.request.variant}  {record.state}  attempt {record.attempt}")
     if record.error is not None:
         out.print(f"{'Your' if record.fault == 'user' else 'Our'} fault: {record.error.message} {record.error.hint}")
+    elif record.held is not None and not record.ended:
+        out.print(record.held.sentence, markup=False)
     rows = [
         (
             t.segment,
@@ -63,10 +65,10 @@ def show(request: Id, json: Json = False) -> None:
 
 
 @PLUGIN.command()
-def logs(request: Id, json: Json = False) -> None:
+def logs(request: Id, json: Json = False, local: Local = False) -> None:
     """Show what happened to a request, event by event."""
-    with opened_ledger() as (ledger, _):
-        events = ledger.events(ledger.request(request).id)
+    with opened(local) as factory:
+        events = list(factory.events(factory.request(request).id))
     if json:
         print_json(events)
         return
@@ -75,21 +77,41 @@ def logs(request: Id, json: Json = False) -> None:
 
 
 @PLUGIN.command()
-def cancel(request: Id) -> None:
+def cancel(
+    request: Id,
+    why: Annotated[str, typer.Option(help="The reason; it is kept with the request.")] = "",
+    json: Json = False,
+    local: Local = False,
+) -> None:
     """Cancel a request that has not ended; its finished trials are kept."""
-    with opened_ledger() as (ledger, _):
-        record = ledger.request(request)
-        # The claim is refused while a driver lives, and taken from one that was killed.
-        with ledger.claim(record.id):
-            ledger.advance(record.id, RequestState.CANCELLED, "Cancelled by hand.")
-    out.print(f"Request {record.id} is cancelled.")
+    with opened(local) as factory:
+        record = factory.cancel(request, why=why)
+        led = factory.is_led
+    if json:
+        print_json(record)
+    elif record.state is RequestState.CANCELLED:
+        out.print(f"Request {record.id} is cancelled.")
+    elif led or record.driver is None:
+        out.print(f"Request {record.id} is to be cancelled; the controller stops its job.")
+    else:
+        out.print(
+            f"Request {record.id} is to be cancelled. Process {record.driver.pid} on {record.driver.host} works on it: "
+            "end that process, and cancel it again."
+        )
 
 
 @PLUGIN.command()
-def retry(request: Id) -> None:
+def retry(request: Id, json: Json = False, local: Local = False) -> None:
     """Order again what a failed, rejected or cancelled request asked for; makes a new request that names the old."""
-    with opened_ledger() as (ledger, _):
-        old = ledger.request(request)
-        new = ledger.create_request(old.request, retry_of=old.id)
-        ledger.reach(new.id, RequestState.QUEUED, "Waiting for a driver.")
-    out.print(f"Request {new.id} tries {old.id} again. Next: factory run {new.id}")
+    with opened(local) as factory:
+        new = factory.retry(request)
+        following = next_of(new.id, led=factory.is_led)
+    if json:
+        print_json(new)
+    else:
+        out.print(f"Request {new.id} tries {new.retry_of} again. Next: {following}")
+
+
+def next_of(request_id: str, *, led: bool) -> str:
+    """Return the command that follows when a request is in the queue."""
+    return f"factory requests show {request_id}" if led else f"factory run {request_id}"

@@ -1,19 +1,28 @@
-"""Make what a request asks for, or go on with one that was interrupted."""
+"""Make what a request asks for, or go on with one that was interrupted.
+
+In a job that was submitted to Ray past the controller, a request's file is
+first put into the queue, and made when the controller lets it in.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from factory.cli._console import Json, ProgressLine, end, only_ours_on_stdout, opened_ledger, out
+from factory.cli._console import Json, ProgressLine, came_to, end, err, only_ours_on_stdout, opened_ledger, out
 from factory.ledger import Ledger
-from factory.pipeline import produce, submit
+from factory.operate.adoption import Admitted, adopt, is_led, own_job
+from factory.pipeline import Outcome, produce, submit
+from factory.remote.credentials import given_token
 from factory.search.plan import read_document
 from factory.settings import Settings
 
 PLUGIN = typer.Typer()
+
+PATIENCE_S = 60.0
+"""For which a driver waits for the ledger's database, which may be started again meanwhile."""
 
 
 @PLUGIN.command()
@@ -22,18 +31,38 @@ def run(
     json: Json = False,
 ) -> None:
     """Make what a request asks for, or go on with one that was interrupted."""
-    with opened_ledger() as (ledger, settings):
-        request_id = request
-        if Path(request).suffix in (".yaml", ".yml", ".json"):
-            document = read_document(Path(request), what="request")
-            request_id = submit(document, ledger=ledger, settings=settings).id
-        work_on(ledger.request(request_id).id, ledger=ledger, settings=settings, json=json)
+    with opened_ledger(patience_s=PATIENCE_S) as (ledger, settings):
+        if Path(request).suffix not in (".yaml", ".yml", ".json"):
+            work_on(ledger.request(request).id, ledger=ledger, settings=settings, json=json)
+        document = read_document(Path(request), what="request")
+        job = own_job(settings)
+        if job is not None and is_led(ledger):
+            _as_job(document, job, ledger=ledger, settings=settings, json=json)
+        record = submit(document, ledger=ledger, settings=settings)
+        work_on(record.id, ledger=ledger, settings=settings, json=json)
 
 
-def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) -> None:
+def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) -> NoReturn:
     """Produce a request with its progress shown, print what came of it, and leave with its exit code."""
     if not json:
         out.print(f"Request {request_id}")
     with ProgressLine(quiet=json) as line, only_ours_on_stdout():
         result = produce(request_id, ledger=ledger, settings=settings, listen=line)
-    end(result, json=json, following=[f"variants show {result.variants[0].name}", "deployments list"])
+    _end(result, json=json)
+
+
+def _as_job(document: object, job: str, *, ledger: Ledger, settings: Settings, json: bool) -> NoReturn:
+    """Wait until the controller lets this job's request in, then produce it."""
+
+    def tell(sentence: str) -> None:
+        err.print(sentence, markup=False, soft_wrap=True)
+
+    found = adopt(document, job, ledger=ledger, settings=settings, token=given_token(), tell=tell)
+    if isinstance(found, Admitted):
+        work_on(found.request_id, ledger=ledger, settings=found.settings, json=json)
+    _end(came_to(found, ledger.variants(request_id=found.id)), json=json)
+
+
+def _end(result: Outcome, *, json: bool) -> NoReturn:
+    shown = [f"variants show {variant.name}" for variant in result.variants[:1]]
+    end(result, json=json, following=[*shown, "deployments list"])

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 from factory.errors import Detail, InvalidRequest, StorageFault
 from factory.ledger import Attempt, Ledger, Refusal, RequestRecord
+from factory.ledger.records import UNDER_WAY
 from factory.operate.attending import ADOPTED
 from factory.operate.controller import LEAD
-from factory.search.plan import check_request
+from factory.operate.intake import Intake
 from factory.settings import Settings
-from factory.spec import Actor, RequestState, VariantRequest
-from factory.variants.reference import resolve
+from factory.spec import Actor
 
 log = logging.getLogger(__name__)
 
@@ -98,14 +98,12 @@ def adopt(
 
     Raises:
         InvalidRequest: the document, with one detail for each problem, or the token is not valid.
-        NotFound: the recipe or the parent does not exist.
+        NotFound: the recipe does not exist.
         StorageFault: the ledger was away for ten minutes.
     """
-    request, _ = check_request(document, settings=settings)
-    actor = _actor(request, job, ledger=ledger, token=token)
-    if request.parent is not None and request.making != "cold":
-        resolve(request.parent, ledger=ledger)
-    record = ledger.create_request(request, by=actor, door="job", queued=f"Waiting for the controller, as job {job}.")
+    team = document.get("team") if isinstance(document, Mapping) else None
+    actor = _actor(team, job, ledger=ledger, token=token)
+    record = Intake(ledger, settings).submit(document, door="job", by=actor).record
     ledger.note(record.id, ADOPTED, f"Job {job} waits to be admitted.", payload={"job": job})
     found = _admission(record.id, ledger, tell, pause)
     if isinstance(found, RequestRecord):
@@ -114,11 +112,11 @@ def adopt(
     return Admitted(record.id, settings.model_copy(update=granted))
 
 
-def _actor(request: VariantRequest, job: str, *, ledger: Ledger, token: str | None) -> Actor:
-    """Return who submits, as the token tells.
+def _actor(team: object, job: str, *, ledger: Ledger, token: str | None) -> Actor:
+    """Return who submits for a team, as the token tells.
 
     Raises:
-        InvalidRequest: it tells nobody who may submit for the request's team.
+        InvalidRequest: it tells nobody who may.
     """
     origin = f"job {job}"[:64]
     if token is None:
@@ -133,9 +131,9 @@ def _actor(request: VariantRequest, job: str, *, ledger: Ledger, token: str | No
         raise _refused(principal.value, hint="An operator makes new ones: factory tokens create.")
     if not principal.may("submit") or principal.request_id is not None:
         raise _refused(f"{principal.name} may not submit requests.", hint="It needs the scope submit.")
-    if not principal.sees(request.team):
+    if isinstance(team, str) and not principal.sees(team):
         raise _refused(
-            f"{principal.name} is of team {principal.team}, and the request of team {request.team}.",
+            f"{principal.name} is of team {principal.team}, and the request of team {team[:80]}.",
             hint="Use a token of the request's team.",
         )
     return principal.actor(origin)
@@ -151,7 +149,7 @@ def _admission(request_id: str, ledger: Ledger, tell: Tell, pause: Callable[[flo
     while True:
         try:
             record = ledger.request(request_id)
-            if record.ended or record.state in (RequestState.REGISTERED, RequestState.SERVING):
+            if record.state not in UNDER_WAY:
                 return record
             attempt = next((a for a in ledger.attempts(request_id) if a.ended_at is None), None)
             if attempt is not None and attempt.kind == ADOPTED:

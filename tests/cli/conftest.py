@@ -56,6 +56,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "FACTORY_LEDGER_URL", "FACTORY_SERVE_PORT"):
             patch.delenv(name, raising=False)
+        for name in ("FACTORY_URL", "FACTORY_TOKEN"):
+            patch.delenv(name, raising=False)
+        # Whoever runs the tests may be logged in to a factory.
+        patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
         patch.setenv("FACTORY_HOME", str(folder / "home"))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.chdir(folder)

@@ -43,10 +43,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, template: Path) -> Settings:
+def settings(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (tmp_path / "home").mkdir()
     shutil.copy(template, tmp_path / "home" / "ledger.db")
-    return Settings(home=tmp_path / "home")
+    rows = "".join(f"{calls},{'yes' if calls % 3 else 'no'}\n" for calls in range(60))
+    (tmp_path / "customers.csv").write_text(f"calls,left\n{rows}")
+    monkeypatch.chdir(tmp_path)
+    # One CPU, so that a request asks for no more than the simulated cluster has.
+    return Settings(home=tmp_path / "home", cpus=1)
 
 
 @pytest.fixture
