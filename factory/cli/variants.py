@@ -54,8 +54,9 @@ def show(name: Name, json: Json = False, local: Local = False) -> None:
     told = {**plain(variant), "blend": None, "seeded_by": ", ".join(variant.seeded_by)}
     rows = [(key, value) for key, value in told.items() if value not in (None, "")]
     table(f"{variant.name}/{variant.version}", ("field", "value"), rows)
-    table("Input columns", ("column", "type"), [(c.name, c.type) for c in found.columns])
-    table("Members", ("family", "weight."), [(m.family, m.weight) for m in found.members])
+    if found.columns:
+        table("Input columns", ("column", "type"), [(c.name, c.type) for c in found.columns])
+        table("Members", ("family", "weight."), [(m.family, m.weight) for m in found.members])
     for card in found.cards:
         out.print(f"Model card: {card}", soft_wrap=True)
 

@@ -24,19 +24,9 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from factory.errors import (
-    Conflict,
-    Detail,
-    FactoryError,
-    InvalidData,
-    InvalidRequest,
-    NotFound,
-    ServiceFault,
-    SystemFault,
-    UserFault,
-    error_of,
-)
+from factory.errors import Detail, InvalidRequest, ServiceFault
 from factory.remote.credentials import API, LOOPBACK, find_login
+from factory.remote.refusals import refusal, strange, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -48,19 +38,6 @@ FIRST_PAUSE_S, MOST_PAUSE_S = 0.25, 30.0
 """Back-off doubles from the first, with jitter; a server that asks for a longer pause than the last is believed now."""
 PAGE = 200
 """Rows of a page: the most that the API gives."""
-
-_BY_STATUS: dict[int, type[FactoryError]] = {
-    400: InvalidRequest,
-    404: NotFound,
-    405: InvalidRequest,
-    409: Conflict,
-    412: Conflict,
-    413: InvalidData,
-    415: InvalidRequest,
-    422: InvalidData,
-    500: SystemFault,
-}
-"""Class of an error whose code is not known here; of others of the 400s and 500s see :func:`_by_status`."""
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _REPEATABLE = frozenset({"GET", "HEAD"})
@@ -196,7 +173,7 @@ class Calls:
             raise self._unreachable(error) from error
         finally:
             response.close()
-        raise self._error(response)
+        raise refusal(self.url, response)
 
     @contextmanager
     def _stream(
@@ -227,28 +204,7 @@ class Calls:
             response.close()
 
     def _unreachable(self, error: Exception) -> ServiceFault:
-        slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, _NOT_SENT)
-        return ServiceFault(
-            f"{self.url} {'did not answer in time' if slow else 'cannot be reached'}: {error or type(error).__name__}.",
-            hint="Is the portal running (factory status), and is FACTORY_URL its address?",
-            details=[Detail("FACTORY_URL", type(error).__name__)],
-        )
-
-    def _error(self, response: httpx.Response) -> FactoryError:
-        """Return what an answer tells, or which it is where a stranger (a proxy, another server) has answered."""
-        otherwise = _by_status(response.status_code)
-        try:
-            told = response.json()["error"]
-            details = [Detail(dotted(str(d["field"])), str(d["message"])) for d in told.get("details") or ()]
-            code, message, hint = str(told["code"]), str(told["message"]), str(told.get("hint") or "")
-            return error_of(code, message, hint=hint, details=details, otherwise=otherwise)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            said = f"{response.status_code} {response.reason_phrase}".strip()
-            return otherwise(
-                f"{self.url} answered {said}, and not as a factory does.",
-                hint="Is FACTORY_URL the address of a portal, and does a proxy stand before it?",
-                details=[Detail("FACTORY_URL", f"answered {said}")],
-            )
+        return unreachable(self.url, error, sent=not isinstance(error, _NOT_SENT))
 
     # --- answers ---------------------------------------------------------------
 
@@ -311,11 +267,7 @@ class Calls:
         return page["items"], page.get("next")
 
     def _strange(self, what: str) -> ServiceFault:
-        return ServiceFault(
-            f"The answer of {self.url} is not understood: {what}.",
-            hint="Is it a factory, and of a release near this one's?",
-            details=[Detail("FACTORY_URL", what)],
-        )
+        return strange(self.url, what)
 
 
 def part(text: str) -> str:
@@ -328,17 +280,6 @@ def part(text: str) -> str:
     """
     quoted = quote(text, safe="")
     return quoted.replace(".", "%2E") if set(text) <= {"."} else quoted
-
-
-def dotted(pointer: str) -> str:
-    """Return a JSON pointer as the path by which an error in-process names the same place.
-
-    >>> dotted("/dataset/types/a~1b"), dotted(""), dotted("FACTORY_URL")
-    ('dataset.types.a/b', '(document)', 'FACTORY_URL')
-    """
-    if not pointer.startswith("/"):
-        return pointer or "(document)"
-    return ".".join(step.replace("~1", "/").replace("~0", "~") for step in pointer[1:].split("/"))
 
 
 def _query(query: Query | None) -> dict[str, Any]:
@@ -375,12 +316,6 @@ def _retry_after_s(header: str) -> float | None:
         return max(parsedate_to_datetime(header).timestamp() - time.time(), 0.0)
     except ValueError:
         return None
-
-
-def _by_status(status: int) -> type[FactoryError]:
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    return UserFault if 400 <= status < 500 else ServiceFault
 
 
 def _first(error: ValidationError) -> str:

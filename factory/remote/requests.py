@@ -16,7 +16,8 @@ from factory.errors import InvalidRequest, ServiceFault
 from factory.ledger import Attempt, Door, Event, RequestRecord, RequestSummary
 from factory.ledger.records import UNDER_WAY
 from factory.operate.quotes import Quote
-from factory.remote.calls import Calls, back_off_s, dotted, part
+from factory.remote.calls import Calls, back_off_s, part
+from factory.remote.refusals import dotted
 from factory.remote.sent import messages
 from factory.spec import RequestState, Trial
 
