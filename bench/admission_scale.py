@@ -11,9 +11,10 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from bench.claim import QUICK, parser, report
+from bench.claim import parser, report
 from factory.operate.admission import Capacity, Decision, Priority, Running, TeamLoad, Waiting, decide
 from factory.spec import Quota
 
@@ -29,18 +30,21 @@ COLUMNS = {
     "cluster": "cluster",
     "running": "running",
     "admitted": "start",
-    "preempted": "make room",
     "median_ms": "median ms",
+    "best_ms": "best ms",
     "worst_ms": "worst ms",
-    "worded_ms": "worded ms",
     "limit_ms": "limit ms",
+    "worded_ms": "with all reasons in words, best ms",
     "met": "met",
 }
 NOTE = (
-    f"{N_TEAMS} teams on {CAPACITY.cpus:g} CPUs and {CAPACITY.gpus:g} GPUs, a third of them with a guarantee. Worded: "
-    f"with all reasons put into words. Limit: {LIMIT_MS:g} ms up to {LIMIT_SIZE:,} requests, and n log n of what "
-    f"{LIMIT_SIZE:,} take beyond that; the median is held against it. One thread, wall time."
+    f"{N_TEAMS} teams on {CAPACITY.cpus:g} CPUs and {CAPACITY.gpus:g} GPUs, a third of them with a guarantee. Limit: "
+    f"{LIMIT_MS:g} ms for the median up to {LIMIT_SIZE:,} requests; for more, n log n of the best time of "
+    f"{LIMIT_SIZE:,} for the best time. Sizes take turns, so that whatever else the machine does slows all of them. "
+    "One thread, wall time."
 )
+WORDED = 3
+"""Decisions of which all reasons are put into words as well."""
 
 
 def main() -> int:
@@ -48,42 +52,47 @@ def main() -> int:
     arguments = parser(__doc__, budget_s=None)
     arguments.add_argument("--repeats", type=int, default=15, help="decisions of each size (default: 15)")
     chosen = arguments.parse_args()
-    sizes = SIZES[:2] if QUICK in sys.argv else SIZES
-    rows = []
-    for full in (True, False):
-        limits_ms = {n: LIMIT_MS for n in sizes if n <= LIMIT_SIZE}
-        for n in sizes:
-            row = timed(n, seed=chosen.seed, repeats=chosen.repeats, full=full)
-            if n == LIMIT_SIZE:
-                growth = {m: m * math.log(m) / (n * math.log(n)) for m in sizes if m > n}
-                limits_ms |= {m: factor * row["median_ms"] for m, factor in growth.items()}
-            rows.append(row | {"limit_ms": round(limits_ms[n], 1), "met": row["median_ms"] <= limits_ms[n]})
+    sizes = SIZES[:2] if chosen.quick else SIZES
+    rows = [row for full in (True, False) for row in timed(sizes, seed=chosen.seed, repeats=chosen.repeats, full=full)]
     report("admission_scale", rows, columns=COLUMNS, note=NOTE)
     return 0 if all(row["met"] for row in rows) else 1
 
 
-def timed(n_waiting: int, *, seed: int, repeats: int, full: bool) -> dict[str, Any]:
-    """Time decisions over a queue and return the row."""
-    teams, waiting, running = queue(n_waiting, seed=seed, full=full)
-    times: list[float] = []
-    worded: list[float] = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        decision = decide(CAPACITY, waiting, running, teams, NOW)
-        times.append(1000 * (time.perf_counter() - started))
-        dict(decision.held)
-        worded.append(1000 * (time.perf_counter() - started))
-    assert len(decision.held) + len(decision.admit) == n_waiting
-    return {
-        "n_waiting": n_waiting,
-        "cluster": "full" if full else "empty",
-        "running": len(running),
-        "admitted": len(decision.admit),
-        "preempted": len(decision.preempt),
-        "median_ms": round(statistics.median(times), 2),
-        "worst_ms": round(max(times), 2),
-        "worded_ms": round(statistics.median(worded), 2),
-    }
+def timed(sizes: Sequence[int], *, seed: int, repeats: int, full: bool) -> list[dict[str, Any]]:
+    """Time decisions over queues of some sizes and return their rows."""
+    queues = {n: queue(n, seed=seed, full=full) for n in sizes}
+    times_ms: dict[int, list[float]] = {n: [] for n in sizes}
+    worded_ms: dict[int, list[float]] = {n: [] for n in sizes}
+    decisions = {}
+    for repeat in range(repeats):
+        for n, (teams, waiting, running) in queues.items():
+            started = time.perf_counter()
+            decisions[n] = decide(CAPACITY, waiting, running, teams, NOW)
+            times_ms[n].append(1000 * (time.perf_counter() - started))
+            if repeat < WORDED:
+                assert len(dict(decisions[n].held)) + len(decisions[n].admit) == n
+                worded_ms[n].append(1000 * (time.perf_counter() - started))
+    rows = []
+    for n in sizes:
+        median_ms, best_ms = statistics.median(times_ms[n]), min(times_ms[n])
+        growth = n * math.log(n) / (LIMIT_SIZE * math.log(LIMIT_SIZE))
+        small = n <= LIMIT_SIZE
+        limit_ms = LIMIT_MS if small else growth * min(times_ms[LIMIT_SIZE])
+        rows.append(
+            {
+                "n_waiting": n,
+                "cluster": "full" if full else "empty",
+                "running": len(queues[n][2]),
+                "admitted": len(decisions[n].admit),
+                "median_ms": round(median_ms, 2),
+                "best_ms": round(best_ms, 2),
+                "worst_ms": round(max(times_ms[n]), 2),
+                "worded_ms": round(min(worded_ms[n]), 2),
+                "limit_ms": round(limit_ms, 1),
+                "met": (median_ms if small else best_ms) <= limit_ms,
+            }
+        )
+    return rows
 
 
 def queue(n_waiting: int, *, seed: int, full: bool) -> tuple[list[TeamLoad], list[Waiting], list[Running]]:

@@ -151,9 +151,9 @@ def draw(rows: Mapping[str, Mapping[str, Any]]) -> None:
             axes.set_title(policy)
             axes.set_xlabel("hour of the day")
             axes.set_xticks(range(0, 25, 4))
-            axes.set_ylim(bottom=0)
-            axes.legend(frameon=False, loc="upper left")
             plain(axes, grid="y")
+        panels[0].set_ylim(bottom=0)
+        panels[0].legend(frameon=False, loc="upper center", ncols=len(DASHES))
         panels[0].set_ylabel("dominant share, % of the cluster")
 
 

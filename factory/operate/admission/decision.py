@@ -145,7 +145,7 @@ class _Pass:
         most_cpus, most_gpus, most_memory_gb = (amount + TOLERANCE for amount in self.capacity)
         entrances: dict[str, tuple[Held | None, Line, Line]] = {}
         for request in waiting:
-            _, team, cpus, gpus, memory_gb, priority, since, _ = request
+            _, team, cpus, gpus, memory_gb, _, _, _ = request
             if cpus > most_cpus or gpus > most_gpus or memory_gb > most_memory_gb:
                 self.held.told[request.id] = never(request, self.capacity)
                 continue
@@ -157,7 +157,7 @@ class _Pass:
             if shut is not None:
                 self.held.told[request.id] = shut
             else:
-                (gpu_line if gpus > 0 else line).join(since - PRIORITY_S[priority], request)
+                (gpu_line if gpus > 0 else line).requests.append(request)
 
     def _rank(self, line: Line) -> _Rank:
         account = line.account

@@ -7,6 +7,7 @@ from operator import attrgetter
 
 from factory.operate.admission.terms import (
     DEPTH,
+    PRIORITY_S,
     Amounts,
     Capacity,
     Running,
@@ -19,7 +20,7 @@ from factory.operate.admission.terms import (
 from factory.spec import Quota
 
 NOTHING: Amounts = (0.0, 0.0, 0.0)
-_SINCE = attrgetter("since")
+_ID, _SINCE = attrgetter("id"), attrgetter("since")
 
 
 def guaranteed(quota: Quota, capacity: Capacity) -> Amounts:
@@ -122,7 +123,7 @@ class Line:
         kept_for: The team for which a place is kept that the head would have fitted into.
     """
 
-    __slots__ = ("_entries", "_last_end", "account", "at", "head", "kept_for", "n_open", "promised", "requests", "turn")
+    __slots__ = ("_last_end", "account", "at", "head", "kept_for", "n_open", "promised", "requests", "turn")
 
     def __init__(self, account: Account, *last_ends: float | None) -> None:
         self.account = account
@@ -131,17 +132,12 @@ class Line:
         self.promised: list[int] = []
         self.kept_for: str | None = None
         self.requests: list[Waiting] = []
-        self._entries: list[tuple[float, str, Waiting]] = []
         self._last_end = max((end for end in last_ends if end is not None), default=float("-inf"))
 
-    def join(self, order: float, request: Waiting) -> None:
-        """Put a request in line; call :meth:`close` after the last one."""
-        self._entries.append((order, request.id, request))
-
     def close(self) -> bool:
-        """Bring the line in order; return whether somebody waits in it."""
-        self._entries.sort()
-        self.requests = [request for _, _, request in self._entries]
+        """Bring the line in order after the last one has joined; return whether somebody waits in it."""
+        self.requests.sort(key=_ID)
+        self.requests.sort(key=_order)  # whoever came at the same time stays in the order of ids
         self.turn = max(self._last_end, min(map(_SINCE, self.requests), default=0.0))
         return bool(self.requests)
 
@@ -158,6 +154,11 @@ class Line:
     def exhausted(self) -> bool:
         """Whether no further request of it is to be looked at."""
         return self.at >= len(self.requests) or (self.head is not None and self.at > self.head + DEPTH)
+
+
+def _order(request: Waiting) -> float:
+    """Return when a request would have come if it were of low priority; one number, which costs no memory."""
+    return request.since - PRIORITY_S[request.priority]
 
 
 def lines_of(accounts: Iterable[Account]) -> list[Line]:
