@@ -48,8 +48,9 @@ def test_systemd_starts_the_stack_in_the_foreground_and_waits_for_it() -> None:
     check_command(words)
     assert words == ["up", "--foreground"]
     assert service["Type"] == "notify"
-    assert service["Environment"].partition("=")[0] in SETTINGS
-    assert service["Environment"].endswith(f"/var/lib/{service['StateDirectory']}")
+    variables = dict(word.split("=") for word in service["Environment"].split())
+    assert set(variables) - {"HOME"} <= SETTINGS
+    assert set(variables.values()) == {f"/var/lib/{service['StateDirectory']}"}
     assert service["OOMPolicy"] == "continue"
 
 

@@ -84,7 +84,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not true():
         assert time.monotonic() < end, what
         time.sleep(0.05)
@@ -316,6 +316,22 @@ def test_a_supervisor_in_the_foreground_prints_json_tells_systemd_and_stops_at_s
     messages = [json.loads(line)["message"] for line in said.splitlines()]
     assert {"begins well", "all services are well", "the token is there", "has stopped"} <= set(messages)
     assert marked(home) == []
+
+
+def test_a_start_that_cannot_be_finished_is_stopped_again(home: Path) -> None:
+    def no_token() -> str:
+        raise StorageFault("The ledger is locked.")
+
+    with pytest.raises(ServiceFault, match=r"could not finish the start: The ledger is locked\."):
+        control.run(home, [service("portal")], on_ready=no_token)
+    assert marked(home) == []
+    assert states(home) == {"portal": "stopped"}
+
+
+def test_a_program_that_is_not_there_is_told(home: Path) -> None:
+    missing = service("portal").model_copy(update={"command": ("no-such-program",)})
+    with pytest.raises(ServiceFault, match="no-such-program cannot be run: No such file"):
+        control.start(home, [missing])
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:

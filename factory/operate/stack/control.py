@@ -23,7 +23,9 @@ from factory.operate.stack.supervisor import LEFTOVER_S, Supervisor, wrong_with
 from factory.spec import Document
 
 LOOK_S = 0.2
-SUPERVISOR_S = 15.0
+SLACK_S = 30.0
+"""That a supervisor has for its stop beside what its services may take; then it is killed."""
+SUPERVISOR_S = 60.0
 """A supervisor that has not written its state by then, on a loaded machine, does not start."""
 
 _LEFT_BEHIND: list[subprocess.Popen[bytes]] = []
@@ -147,8 +149,8 @@ def stop(root: Path) -> tuple[str, ...]:
     if state.supervised:
         with suppress(ProcessLookupError):
             os.kill(state.pid, signal.SIGTERM)
-        patience_s = sum(service.stop_s + 2 * LEFTOVER_S for service in plan.services) if plan is not None else 60.0
-        until = time.monotonic() + patience_s
+        planned = plan.services if plan is not None else ()
+        until = time.monotonic() + SLACK_S + sum(service.stop_s + LEFTOVER_S for service in planned)
         while state.supervised and time.monotonic() < until:
             time.sleep(LOOK_S)
         with suppress(psutil.Error):

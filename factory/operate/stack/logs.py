@@ -66,7 +66,9 @@ class JsonLog:
     def _write(self, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, default=str)
         # A full disk must not end the supervisor.
-        with self._lock, suppress(OSError, ValueError):
+        with self._lock, suppress(OSError):
+            if self._file.closed:
+                self._file = self._opened()
             self._file.write(f"{line}\n")
             self._file.flush()
             if self._file.tell() > MOST_BYTES:

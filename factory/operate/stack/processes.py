@@ -70,15 +70,18 @@ def family(leader: Leader | None, *, mark: str, service: str = "") -> list[psuti
     A process that renames itself (Ray's agents do) loses its environment, one that starts a session (Ray's job
     drivers do) leaves ours, and one whose parent died its ancestry: each is known by one of the others.
     """
-    found: dict[int, psutil.Process] = {}
+    parents: dict[int, int] = {}
+    living: dict[int, psutil.Process] = {}
+    ours: set[int] = set()
     for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
         with suppress(psutil.Error, ProcessLookupError, PermissionError):
-            if process.status() != psutil.STATUS_ZOMBIE and _belongs(process, leader, mark=mark, service=service):
-                for each in (process, *process.children(recursive=True)):
-                    found[each.pid] = each
-    return list(found.values())
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                parents[process.pid], living[process.pid] = process.ppid(), process
+                if _belongs(process, leader, mark=mark, service=service):
+                    ours.add(process.pid)
+    while found := {pid for pid, parent in parents.items() if parent in ours and pid not in ours}:
+        ours |= found
+    return [living[pid] for pid in sorted(ours)]
 
 
 def _belongs(process: psutil.Process, leader: Leader | None, *, mark: str, service: str) -> bool:

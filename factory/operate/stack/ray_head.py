@@ -44,14 +44,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m factory.operate.stack.ray_head")
     for name in ("--port", "--dashboard-port", "--cpus", "--object-store-bytes"):
         parser.add_argument(name, type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--stack", type=Path, required=True)
     options = parser.parse_args()
-    options.folder.mkdir(exist_ok=True, mode=0o700)
-    sessions = sorted(options.folder.glob("session_2*"), key=lambda path: path.stat().st_mtime)
+    folder = ray_folder(options.stack)
+    folder.mkdir(exist_ok=True, mode=0o700)
+    sessions = sorted(folder.glob("session_2*"), key=lambda path: path.stat().st_mtime)
     for session in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(session, ignore_errors=True)
     # Held by Ray: keeps systemd-tmpfiles from cleaning the folder of one that runs for long.
-    lock = os.open(options.folder.parent, os.O_RDONLY)
+    lock = os.open(folder.parent, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)
     os.set_inheritable(lock, True)
     os.environ["AUTOSCALER_METRIC_PORT"] = str(free_port(0))
@@ -70,7 +71,7 @@ def main() -> None:
         "--max-worker-port=0",
         f"--num-cpus={options.cpus}",
         f"--object-store-memory={options.object_store_bytes}",
-        f"--temp-dir={options.folder}",
+        f"--temp-dir={folder}",
         "--disable-usage-stats",
     ]
     os.execv(command[0], command)  # noqa: S606 no shell is wanted

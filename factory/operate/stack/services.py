@@ -10,7 +10,6 @@ from pathlib import Path
 from factory.errors import InvalidRequest, listing, suggest
 from factory.operate.deployments import free_port
 from factory.operate.ray_jobs import ray_token
-from factory.operate.stack.ray_head import ray_folder
 from factory.operate.stack.records import HttpProbe, Port, Service, StackFolder
 from factory.search.cluster import OBJECT_STORE_BYTES, local_cpus
 from factory.settings import Settings
@@ -37,9 +36,9 @@ def declared(settings: Settings, *, without: Sequence[str] = ()) -> tuple[Servic
 
     Raises:
         InvalidRequest: there is no service of a name in ``without``.
-        StorageFault: Ray's token or its folder cannot be written.
+        StorageFault: Ray's token cannot be written.
     """
-    folder = StackFolder(settings.root).prepare()
+    folder = StackFolder(settings.root).path
     token = ray_token(settings.root)
     environment = _environment(settings, token=token)
     mlflow = _mlflow(settings, environment)
@@ -48,7 +47,7 @@ def declared(settings: Settings, *, without: Sequence[str] = ()) -> tuple[Servic
         left_out.add(mlflow.name)
     environment["MLFLOW_TRACKING_URI"] = settings.tracking_uri if mlflow.name in left_out else mlflow.url
     services = (
-        _ray(settings, environment, folder=ray_folder(folder), token=token),
+        _ray(settings, environment, stack=folder, token=token),
         mlflow,
         _controller(environment),
         _portal(settings, environment),
@@ -67,14 +66,14 @@ def declared(settings: Settings, *, without: Sequence[str] = ()) -> tuple[Servic
     )
 
 
-def _ray(settings: Settings, environment: dict[str, str], *, folder: Path, token: Path) -> Service:
+def _ray(settings: Settings, environment: dict[str, str], *, stack: Path, token: Path) -> Service:
     dashboard = f"http://{LOOPBACK}:{settings.dashboard_port}"
     options = {
         "port": settings.ray_port,
         "dashboard-port": settings.dashboard_port,
         "cpus": local_cpus(settings),
         "object-store-bytes": OBJECT_STORE_BYTES,
-        "folder": folder,
+        "stack": stack,
     }
     short = {
         # A search loses nothing when it is broken off, so Ray need not wait 30 s for its jobs.
@@ -184,7 +183,7 @@ def _environment(settings: Settings, *, token: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's name for "listen on the loopback address"; otherwise each Ray opens eight ports to the network.
+        # Ray's name for "listen on the loopback address"; otherwise each Ray opens eleven ports to the network.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",

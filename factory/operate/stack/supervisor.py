@@ -27,7 +27,7 @@ from typing import IO, cast
 import httpx
 import psutil
 
-from factory.errors import ServiceFault, StorageFault
+from factory.errors import FactoryError, ServiceFault, StorageFault
 from factory.operate.stack import launch
 from factory.operate.stack.logs import JsonLog
 from factory.operate.stack.processes import MARK, SERVICE, end, family, identity
@@ -143,15 +143,29 @@ class Supervisor:
                 log.note("all services are well")
                 self._write("running")
                 notify("READY=1")
-                if self.on_ready is not None and (said := self.on_ready()):
-                    log.note(said)
+                if self.on_ready is not None:
+                    self._finish(self.on_ready, log)
             self._write("running" if ready else "starting")
             time.sleep(CALM_LOOK_S if all(unit.state == "healthy" for unit in self._units) else LOOK_S)
 
+    def _finish(self, on_ready: Callable[[], str], log: JsonLog) -> None:
+        try:
+            said = on_ready()
+        except FactoryError as error:
+            raise _CannotStart(f"supervisor could not finish the start: {error.message}") from error
+        if said:
+            log.note(said)
+
     def _look(self, unit: _Unit, pool: ThreadPoolExecutor, log: JsonLog, *, starting: bool) -> None:
         if unit.process is None:
-            if time.monotonic() >= unit.not_before and (not starting or self._may_start(unit)):
+            if time.monotonic() < unit.not_before or (starting and not self._may_start(unit)):
+                return
+            try:
                 self._start(unit, log)
+            except OSError as error:
+                # No memory or no numbers left for a process.
+                unit.message = f"could not be started: {error.strerror or error}"
+                self._trouble(unit, log, starting=starting)
             return
         code = unit.process.poll()
         late = unit.well_since is None and time.monotonic() - unit.began > unit.service.start_s
@@ -160,6 +174,9 @@ class Supervisor:
             return
         trouble = "was not well within {:g} s: {}".format(unit.service.start_s, unit.message or "no answer")
         unit.message = trouble if code is None else f"ended with {_ending(code)}"
+        self._trouble(unit, log, starting=starting)
+
+    def _trouble(self, unit: _Unit, log: JsonLog, *, starting: bool) -> None:
         if starting:
             raise _CannotStart(f"{unit.service.name} {unit.message}")
         self._later(unit, log)
