@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,32 +282,3 @@ def test_topics_tell_spam_from_ham(real: Callable[[str], tuple[pd.DataFrame, dic
     guess = (distance[1] < distance[0]).astype(int)
     assert (guess[test.y == 1] == 1).mean() > 0.8
     assert (guess[test.y == 0] == 0).mean() > 0.9
-
-
-def wide(n: int) -> tuple[pd.DataFrame, dict[str, ColumnType]]:
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({f"n{i}": rng.normal(size=n) for i in range(10)})
-    for i in range(10):
-        frame[f"c{i}"] = rng.choice([f"level {k}" for k in range(3 + 5 * i)], n)
-    return frame, {c: ColumnType.NUMERIC if c[0] == "n" else ColumnType.CATEGORICAL for c in frame}
-
-
-def fastest(call: Callable[[], object], *, times: int) -> float:
-    durations = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - start)
-    return min(durations)
-
-
-def test_one_row_of_twenty_columns_is_fast() -> None:
-    frame, types = wide(2000)
-    preparation = Preparation.fit(frame, types)
-    row = {c: frame[c].to_numpy()[:1] for c in frame}
-    assert fastest(lambda: preparation.transform(row), times=200) < 0.3e-3
-
-
-def test_fifty_thousand_rows_are_fast() -> None:
-    frame, types = wide(50_000)
-    assert fastest(lambda: Preparation.fit(frame, types).transform(frame), times=3) < 0.5

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -115,14 +114,11 @@ def test_a_slow_series_is_not_given_away_by_its_date() -> None:
 @pytest.mark.parametrize(
     "name", ["adult", "avocado", "bike_hourly", "california_housing", "diamonds", "mammography", "wine_quality"]
 )
-def test_real_sets_are_clean_and_screened_quickly(real: Real, name: str) -> None:
+def test_real_sets_are_clean(real: Real, name: str) -> None:
     frame, entry = real(name)
     dataset = dataset_of(frame, entry["target"])
-    found(dataset)
-    start = time.perf_counter()
     findings = found(dataset)
     assert {c: f.kind for c, f in findings.items()} == ({"y": "twins"} if name == "diamonds" else {})
-    assert time.perf_counter() - start < 1.5
 
 
 def test_the_customer_number_of_telco_is_an_identifier(real: Real) -> None:

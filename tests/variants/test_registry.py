@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -185,12 +184,6 @@ def test_requirement_is_the_distribution(registry, registered):
         "member",
         "since",
     ]
-
-
-def test_registering_is_quick(registry, registered, binary, bundle_folder):
-    start = time.perf_counter()
-    register(registry, binary, bundle_folder, name="growth.quick")
-    assert time.perf_counter() - start < 3
 
 
 def test_mlflow_that_does_not_answer(monkeypatch, tmp_path):
