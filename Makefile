@@ -17,13 +17,19 @@ endif
 CLAIMS ?= start demo fit_minute one_row one_latency segments transfer refit_cost planted time_order odd_tables scaling \
 	ablation
 
-.PHONY: help demo test check bench bench-automl
+.PHONY: help demo up down test check bench bench-automl
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(INSTALLED)  ## Run the main job end to end on the embedded default
 	$(BIN)/factory demo
+
+up: $(INSTALLED)  ## Start Ray, MLflow, controller, portal and predictor; print their URLs
+	$(BIN)/factory up
+
+down: $(INSTALLED)  ## Stop what `make up` started
+	$(BIN)/factory down
 
 test: check  ## Run the checks and all tests
 	$(BIN)/python -m pytest

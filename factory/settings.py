@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     granted_cpus: int | None = Field(
         None, ge=1, description="CPUs of a shared cluster that this request was admitted with; default: all of them."
     )
-    host: str = Field("127.0.0.1", description="Address that the services of `factory up` listen on.")
+    host: str = Field("127.0.0.1", description="Address that the portal of `factory up` listens on.")
     portal_port: int = Field(8080, ge=1, le=65535, description="Port of the portal and its JSON API.")
     mlflow_port: int = Field(5000, ge=1, le=65535, description="Port of the MLflow server of `factory up`.")
     ray_port: int = Field(6379, ge=1, le=65535, description="Port of the Ray head of `factory up`.")
@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     def tracking_uri(self) -> str:
         """MLflow tracking and registry URI; ``MLFLOW_TRACKING_URI`` wins."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def dashboard(self) -> str:
+        """URL of Ray's dashboard and Jobs API, which `factory up` keeps on the loopback address."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def artifacts(self) -> Path:

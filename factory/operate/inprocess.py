@@ -141,7 +141,7 @@ class InProcess:
         """Return what the controller's cluster has; None where there is none, or the cluster does not answer."""
         if not self.is_led:
             return None
-        address = f"http://{self.settings.host}:{self.settings.dashboard_port}"
+        address = self.settings.dashboard
         with RayJobs(address, token_path=ray_token(self.settings.root)) as jobs:
             try:
                 return jobs.capacity()
