@@ -110,11 +110,11 @@ class PostgresServer:
             connection.execute(statement)
 
     @contextlib.contextmanager
-    def database(self, *, template: str = "template0") -> Iterator[str]:
-        """Yield the name of a new database, a copy of another one; it is gone afterwards."""
+    def database(self) -> Iterator[str]:
+        """Yield the name of a new, empty database; it is gone afterwards."""
         self._databases += 1
         name = f"test_{self._databases}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        self.execute(f"CREATE DATABASE {name}")
         try:
             yield name
         finally:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import Connection, Row, desc, insert, select, update
+from sqlalchemy import Connection, Row, desc, func, insert, select, union, update
 
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound
 from factory.ledger import schema
@@ -257,6 +257,21 @@ class Attempts(Requests):
         with self._read() as connection:
             return [_open_attempt(row._asdict()) for row in connection.execute(query)]
 
+    def last_ends(self) -> dict[str, tuple[float | None, float | None]]:
+        """Return for each team when its last attempt without GPUs ended, and its last one with GPUs.
+
+        In seconds since the epoch; None where there was none. Whatever the outcome was.
+        """
+        at = schema.attempts.c
+        teams = union(select(schema.teams.c.name.label("team")), select(schema.usage.c.team)).subquery()
+        mine = select(func.max(at.ended_at, type_=schema.UtcDateTime())).where(at.team == teams.c.team)
+        without, with_gpus = mine.where(at.gpus == 0), mine.where(at.gpus > 0)
+        query = select(teams.c.team, without.scalar_subquery(), with_gpus.scalar_subquery())
+        with self._read() as connection:
+            rows = connection.execute(query).all()
+        ends = {team: (_since_epoch(end), _since_epoch(gpu_end)) for team, end, gpu_end in rows}
+        return {team: both for team, both in ends.items() if both != (None, None)}
+
     def _move(self, submission_id: str, state: AttemptState) -> Attempt:
         with self._write() as connection:
             _, attempt = self._attempt_locked(connection, submission_id)
@@ -314,6 +329,10 @@ def _change_attempt(connection: Connection, attempt: Attempt, values: dict[str, 
 
 def _change_request(connection: Connection, request_id: str, **values: object) -> None:
     connection.execute(update(schema.requests).where(schema.requests.c.id == request_id).values(values))
+
+
+def _since_epoch(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def _told(attempt: Attempt) -> str:

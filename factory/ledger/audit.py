@@ -66,10 +66,11 @@ class Audit(Leases):
             end = connection.execute(select(schema.chains).where(schema.chains.c.name == _CHAIN)).one_or_none()
             rows = select(schema.audit).order_by(schema.audit.c.id).execution_options(yield_per=1000)
             try:
-                for row in connection.execute(rows):
-                    if row.id != expected or row.hash != link(previous, _content(row._asdict())):
-                        return expected
-                    expected, previous = expected + 1, row.hash
+                with connection.execute(rows) as found:
+                    for row in found:
+                        if row.id != expected or row.hash != link(previous, _content(row._asdict())):
+                            return expected
+                        expected, previous = expected + 1, row.hash
             except ValueError:  # what was stored is no moment or no JSON any more
                 return expected
         whole = end is not None and (end.length, end.hash) == (expected - 1, previous)

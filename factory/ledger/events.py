@@ -43,6 +43,18 @@ class Events(Audit):
                 self._require(connection, request_id)
         return [Event.model_validate(row._asdict()) for row in rows]
 
+    def last_events(self, request_ids: Iterable[str], kind: str) -> dict[str, Event]:
+        """Return the last event of a kind of each request; those that have none are left out."""
+        ids = sorted(set(request_ids))
+        at = schema.events.c
+        last: dict[str, Event] = {}
+        with self._read() as connection:
+            for first in range(0, len(ids), _AT_ONCE):
+                some = select(schema.events).where(at.request_id.in_(ids[first : first + _AT_ONCE]), at.kind == kind)
+                rows = connection.execute(some.order_by(at.sequence))
+                last.update((row.request_id, Event.model_validate(row._asdict())) for row in rows)
+        return last
+
     def event_counts(self, request_ids: Iterable[str]) -> dict[str, int]:
         """Return the sequence number of each request's last event; unknown requests are left out.
 

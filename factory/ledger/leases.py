@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from factory.errors import Conflict, Detail, InvalidRequest
 from factory.ledger import schema
@@ -63,13 +64,19 @@ class Leases(Database):
                 return 1
             row = connection.execute(select(schema.leases).where(at.name == name).with_for_update()).one()
             moment = now()
-            vacant = row.until <= moment or row.until > moment + timedelta(seconds=MOST_LEAD_S)
-            if row.holder != holder and not vacant:
+            if row.holder != holder and not _is_vacant(row, moment):
                 return None
             epoch: int = row.epoch if row.holder == holder else row.epoch + 1
             change = update(schema.leases).where(at.name == name)
             connection.execute(change.values(holder=holder, epoch=epoch, until=moment + lease))
         return epoch
+
+    def leader(self, name: str) -> str | None:
+        """Return who leads now; None where nobody does."""
+        at = schema.leases.c
+        with self._read() as connection:
+            row = connection.execute(select(schema.leases).where(at.name == name)).one_or_none()
+        return None if row is None or _is_vacant(row, now()) else str(row.holder)
 
     def resign(self, name: str, epoch: int) -> None:
         """Give a lead back, so that another need not wait; does nothing where it was lost."""
@@ -96,6 +103,10 @@ class Leases(Database):
             if (fence := _fence.get()) is not None:
                 _refuse_deposed(connection, *fence)
             yield connection
+
+
+def _is_vacant(row: Row[Any], moment: datetime) -> bool:
+    return not moment < row.until <= moment + timedelta(seconds=MOST_LEAD_S)
 
 
 def _refuse_deposed(connection: Connection, name: str, epoch: int) -> None:

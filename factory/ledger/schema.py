@@ -7,7 +7,9 @@ holds that the migrations lead to exactly these tables.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -56,16 +58,27 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(f"{value!r} has no time zone")
         return value.astimezone(UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        """Return what makes a moment of what the database returns; SQLite's text in one step, since there are many."""
+        return _moment_of_text if dialect.name == "sqlite" else super().result_processor(dialect, coltype)
+
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Return the moment with its offset."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        """Return the moment in UTC; another database than SQLite keeps the offset."""
+        return None if value is None else value.astimezone(UTC)
+
+
+def _moment_of_text(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def clock() -> datetime:
+    """Return this moment in UTC. A test puts another function in its place, so that hours pass in a second."""
+    return datetime.now(UTC)
 
 
 def now() -> datetime:
-    """Return this moment in UTC."""
-    return datetime.now(UTC)
+    """Return this moment in UTC, as :data:`clock` tells it."""
+    return clock()
 
 
 metadata = MetaData(
@@ -124,7 +137,9 @@ requests = Table(
     Index(None, "team", "state", "created"),
     Index(None, "state", "created", "id"),
     Index(None, "variant", "created", "id"),
-    Index(None, "recipe"),
+    Index(None, "recipe", "created", "id"),
+    Index(None, "door", "created", "id"),
+    Index(None, "submitted_by", "created", "id"),
     Index(None, "cancel_requested_at", sqlite_where=_TO_BE_CANCELLED, postgresql_where=_TO_BE_CANCELLED),
 )
 """``chain`` is the hash of the last event; ``unchained`` counts the events from before events were hashed."""
@@ -161,6 +176,7 @@ attempts = Table(
     Column("outcome", String(16)),
     Column("message", Text, nullable=False),
     UniqueConstraint("submission_id"),
+    Index(None, "team", "gpus", "ended_at"),
     Index("ix_attempts_open", "request_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 """``ix_attempts_open`` lets a request have one open attempt at most, and is what finds the open ones."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, timedelta
@@ -187,34 +185,6 @@ def test_retry_is_a_new_request_that_names_the_old(ledger: Ledger, order: Varian
     assert (new.retry_of, new.state) == (old, S.RECEIVED)
     assert ledger.events(new.id)[0].payload == {"retry_of": old}
     assert ledger.request(old).state is S.CANCELLED
-
-
-def test_of_two_processes_one_makes_the_step(
-    ledger: Ledger, url: str, order: VariantRequest, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    for number in range(40):
-        ledger.create_request(order, request_id=f"race-{number}")
-    code = """
-import sys, time
-from factory.errors import Conflict
-from factory.ledger import Ledger
-from factory.spec import RequestState
-with Ledger.open(sys.argv[1]) as ledger:
-    time.sleep(max(0, float(sys.argv[2]) - time.time()))
-    for number in range(40):
-        try:
-            ledger.advance(f"race-{number}", RequestState.QUEUED, sys.argv[3])
-            print(number)
-        except Conflict:
-            pass
-"""
-    moment = str(time.time() + 2)
-    racers = [start(code, url, moment, name) for name in "ab"]
-    answers = [process.communicate(timeout=60) for process in racers]
-    assert [errors for _, errors in answers] == ["", ""]
-    won = [line for output, _ in answers for line in output.split()]
-    assert Counter(won) == Counter(str(n) for n in range(40))
-    assert all(len(ledger.events(f"race-{n}")) == 2 for n in range(40))
 
 
 def test_threads_write_gapless_sequences(ledger: Ledger, order: VariantRequest) -> None:

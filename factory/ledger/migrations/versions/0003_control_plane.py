@@ -70,12 +70,14 @@ def _widen_requests() -> None:
             requests.add_column(column)
     op.drop_index("ix_requests_created", "requests")
     op.drop_index("ix_requests_team_state", "requests")
+    op.drop_index("ix_requests_recipe", "requests")
     op.create_index("ix_requests_created_id", "requests", ["created", "id"])
     op.create_index("ix_requests_updated_id", "requests", ["updated", "id"])
     op.create_index("ix_requests_team_created_id", "requests", ["team", "created", "id"])
     op.create_index("ix_requests_team_state_created", "requests", ["team", "state", "created"])
     op.create_index("ix_requests_state_created_id", "requests", ["state", "created", "id"])
-    op.create_index("ix_requests_variant_created_id", "requests", ["variant", "created", "id"])
+    for name in ("variant", "recipe", "door", "submitted_by"):
+        op.create_index(f"ix_requests_{name}_created_id", "requests", [name, "created", "id"])
     wished = sa.text("cancel_requested_at IS NOT NULL")
     op.create_index(
         "ix_requests_cancel_requested_at",
@@ -116,6 +118,7 @@ def _create_attempts() -> None:
         sa.ForeignKeyConstraint(["request_id"], ["requests.id"], name="fk_attempts_request_id_requests"),
         sa.UniqueConstraint("submission_id", name="uq_attempts_submission_id"),
     )
+    op.create_index("ix_attempts_team_gpus_ended_at", "attempts", ["team", "gpus", "ended_at"])
     still = sa.text("ended_at IS NULL")
     op.create_index(
         "ix_attempts_open", "attempts", ["request_id"], unique=True, sqlite_where=still, postgresql_where=still
