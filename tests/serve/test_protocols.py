@@ -143,7 +143,7 @@ def test_every_error_has_a_status_and_the_one_shape():
         assert json.loads(body) == {
             "error": {"code": kind.code, "message": "Something.", "hint": "Do this.", "details": []}
         }
-        assert ("retry-after" in headers) == (code == 503)
+        assert ("retry-after" in headers) == (code in (429, 503))
     codes = [kind.code for kind in known]
     assert len(codes) == len(set(codes)), "a code names one kind of error"
 
