@@ -337,12 +337,23 @@ CASES = [
     Case(
         "places are kept for as many of them as fit together",
         [
-            wants("a", "growth", 2, ago=LATER + 2),
-            wants("b", "risk", 2, ago=LATER + 1),
-            wants("c", "hr", 1, ago=LATER, takes=1),
+            wants("a", "growth", 1, gpus=2, ago=LATER + 2),
+            wants("b", "risk", 8, ago=LATER + 1),
+            wants("c", "hr", 3, takes=1),
         ],
-        [runs("x", "search", 3)],
-        admit=(),
+        [runs("x", "search", 10, gpus=2)],
+        capacity=SIXTEEN,
+    ),
+    Case(
+        "and for no more than that",
+        [
+            wants("a", "growth", 1, gpus=2, ago=LATER + 2),
+            wants("b", "risk", 16, ago=LATER + 1),
+            wants("c", "hr", 3, takes=1),
+        ],
+        [runs("x", "search", 10, gpus=2)],
+        capacity=SIXTEEN,
+        admit=("c",),
     ),
 ]
 
