@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from bench.chart import INK, OURS_COLOUR, PEER_COLOUR, chart, plain
 from bench.factory_fit import limit_s
 from bench.peers import OURS, PEERS, REFERENCE
 from bench.ranking import Cells, Standing, cells, complete, mean_scores, standings, worse_than
@@ -20,16 +20,6 @@ from bench.sets import SETS
 
 PAGE = ROOT / "docs" / "benchmark.md"
 BEGIN, END = "<!-- results: begin, written by python -m bench.automl --report -->", "<!-- results: end -->"
-INK = "#24292f"
-"""Colour of text and lines, which the charts change where the reader's page is dark."""
-DARK = f"""<style>
-@media (prefers-color-scheme: dark) {{
-  text, [style*="fill: {INK}"] {{ fill: #e6edf3 !important }}
-  [style*="stroke: {INK}"] {{ stroke: #e6edf3 !important }}
-}}
-</style>
-"""
-OURS_COLOUR, PEER_COLOUR = "#2f81f7", "#8b949e"
 
 
 def write_report(runs: Sequence[Run], *, journal: Path) -> int:
@@ -146,14 +136,9 @@ def _circumstances(used: Sequence[Run], *, n_runs: int) -> str:
 
 def draw(table: Sequence[Standing], path: Path, *, budget_s: int) -> None:
     """Draw the systems' average ranks, wall times and latencies, one row each, as SVG for light and dark pages."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    # The same runs give the same file, to the byte.
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": path.name, "font.size": 9}
-    style |= dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with rc_context(style):
-        figure = Figure(figsize=(9.5, 0.8 + 0.36 * len(table)), layout="constrained")
+    told = "; ".join(f"{s.peer}: rank {s.rank.mean:.2f}, {s.wall_s[0]:.0f} s" for s in table)
+    title, height = f"AutoML systems at {budget_s} seconds", 0.8 + 0.36 * len(table)
+    with chart(path, title=title, told=told, width=9.5, height=height) as figure:
         rank, wall, latency = figure.subplots(1, 3, sharey=True, width_ratios=(3, 2, 2))
         for row, standing in enumerate(reversed(table)):
             colour = OURS_COLOUR if standing.peer == OURS else PEER_COLOUR
@@ -171,16 +156,7 @@ def draw(table: Sequence[Standing], path: Path, *, budget_s: int) -> None:
         latency.set_xscale("log")
         latency.set_xlabel("one row, median ms")
         for axes in (rank, wall, latency):
-            axes.grid(axis="x", color=PEER_COLOUR, alpha=0.25)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.tick_params(left=False)
-        title = f"AutoML systems at {budget_s} seconds"
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Title": title})
-    told = "; ".join(f"{s.peer}: rank {s.rank.mean:.2f}, {s.wall_s[0]:.0f} s" for s in table)
-    drawn = path.read_text()
-    opened = drawn.index(">", drawn.index("<svg")) + 1
-    path.write_text(f"{drawn[:opened]}\n<title>{title}</title><desc>{told}</desc>\n{DARK}{drawn[opened:]}")
+            plain(axes, grid="x")
 
 
 def _of(runs: Iterable[Run], budget_s: int) -> list[Run]:
