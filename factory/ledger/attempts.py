@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
-from sqlalchemy import Connection, Row, desc, func, insert, select, union, update
+from sqlalchemy import Connection, Row, delete, desc, func, insert, select, union, update
 
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound
 from factory.ledger import schema
@@ -124,7 +124,8 @@ class Attempts(Requests):
                 admitted_at=now(),
             )
             connection.execute(insert(schema.attempts).values(attempt.model_dump()))
-            _change_request(connection, request_id, held=None, not_before=None, preempt_requested_at=None)
+            _change_request(connection, request_id, not_before=None, preempt_requested_at=None)
+            connection.execute(delete(schema.holds).where(schema.holds.c.request_id == request_id))
             append_event(
                 connection,
                 row,

@@ -191,19 +191,20 @@ def _postgresql(url: URL, patience_s: float) -> Engine:
         }
         | ({} if "application_name" in url.query else {"application_name": "factory"}),
     )
-    limits = {
+    session = {
+        "TimeZone": "UTC",
         "lock_timeout": f"{max(1, round(patience_s * 1000))}ms",
         "statement_timeout": f"{STATEMENT_S}s",
         "idle_in_transaction_session_timeout": f"{STATEMENT_S}s",
     }
 
-    def set_limits(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    def set_up(connection: Any, _entry: ConnectionPoolEntry) -> None:
         with connection.cursor() as cursor:
-            for name, value in limits.items():
+            for name, value in session.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
         connection.commit()
 
-    event.listen(engine, "connect", set_limits)
+    event.listen(engine, "connect", set_up)
     return engine
 
 

@@ -23,6 +23,7 @@ from factory.errors import Detail, InvalidRequest, listing
 from factory.ledger import schema
 from factory.ledger.audit import Audit, AuditRecord
 from factory.ledger.records import Door, RequestSummary
+from factory.ledger.requests import HELD, held_of
 from factory.ledger.visibility import shared_with
 from factory.spec import Document, RequestState, Variant
 
@@ -87,7 +88,7 @@ _VARIANT_SORTS = {
     "name": (_variants.name, _variants.version),
 }
 _AUDIT_SORTS = {"id": (_audit.id,)}
-_SUMMARY = [_requests[name] for name in RequestSummary.model_fields]
+_SUMMARY = [_requests[name] for name in RequestSummary.model_fields if name != "held"]
 
 
 class Pages(Audit):
@@ -113,7 +114,7 @@ class Pages(Audit):
         Raises:
             InvalidRequest: the cursor is not of this list, or another argument is out of bounds.
         """
-        query = select(*_SUMMARY)
+        query = select(*_SUMMARY, *HELD).join_from(schema.requests, schema.holds, isouter=True)
         for column in ("variant", "recipe", "door", "submitted_by"):
             query = _equal(query, _requests[column], getattr(where, column))
         if where.states:
@@ -258,7 +259,8 @@ class Order:
 
 
 def _summary(row: Row[Any]) -> RequestSummary:
-    return RequestSummary.model_validate(row._asdict())
+    values = {column.key: row._mapping[column.key] for column in _SUMMARY}
+    return RequestSummary.model_validate(values | {"held": held_of(row)})
 
 
 def _equal(query: Select[Any], column: Column[Any], value: object) -> Select[Any]:

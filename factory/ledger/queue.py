@@ -7,14 +7,16 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import Connection, Select, bindparam, func, select, update
+from sqlalchemy import Connection, Select, func, select
 
 from factory.ledger import schema
 from factory.ledger.attempts import MOST_BACK_OFF_S
 from factory.ledger.bounds import cleaned
 from factory.ledger.claims import is_alive
-from factory.ledger.records import UNDER_WAY, Held, Priority, StateCount, document_json
-from factory.ledger.requests import Requests
+from factory.ledger.engines import insert_into
+from factory.ledger.events import no_request
+from factory.ledger.records import UNDER_WAY, Priority, StateCount
+from factory.ledger.requests import HELD, Requests
 from factory.ledger.schema import now
 from factory.spec import RequestState
 
@@ -100,20 +102,26 @@ class Queue(Requests):
         return waiting
 
     def hold(self, reasons: Mapping[str, Reason]) -> None:
-        """Keep for each request why it was not admitted; no event is written.
+        """Keep for each request why it was not admitted, until it is; no event is written.
 
         Args:
-            reasons: By request id; unknown ids are passed over.
+            reasons: By request id.
+
+        Raises:
+            NotFound: there is no such request; nothing of its batch is kept.
         """
         moment = now()
-        change = update(schema.requests).where(schema.requests.c.id == bindparam("this")).values(held=bindparam("why"))
-        rows = [
-            {"this": request_id, "why": document_json(_held(reason, moment))}
-            for request_id, reason in sorted(reasons.items(), key=lambda item: item[0])
-        ]
+        rows = [_hold(request_id, reasons[request_id], moment) for request_id in sorted(reasons)]
         for first in range(0, len(rows), _AT_ONCE):
+            batch = rows[first : first + _AT_ONCE]
             with self._write() as connection:
-                connection.execute(change, rows[first : first + _AT_ONCE])
+                ids = [row["request_id"] for row in batch]
+                known = set(connection.scalars(select(_at.id).where(_at.id.in_(ids))))
+                if unknown := [request_id for request_id in ids if request_id not in known]:
+                    raise no_request(connection, unknown[0])
+                insertion = insert_into(connection, schema.holds)
+                anew = {column.key: insertion.excluded[column.key] for column in HELD}
+                connection.execute(insertion.on_conflict_do_update(index_elements=["request_id"], set_=anew), batch)
 
     def state_counts(self) -> list[StateCount]:
         """Return how many requests each team has in each state, and since when the oldest of them exists."""
@@ -147,7 +155,11 @@ def _rows(connection: Connection, query: Select[Any]) -> tuple[list[Queued], lis
     return queued, [row[0] for row in rows if row[-1] is not None]
 
 
-def _held(reason: Reason, moment: datetime) -> Held:
-    return Held(
-        rule=cleaned(reason.rule, 64), sentence=cleaned(reason.sentence, 500), eta_s=reason.eta_s, checked_at=moment
-    )
+def _hold(request_id: str, reason: Reason, moment: datetime) -> dict[str, Any]:
+    return {
+        "request_id": request_id,
+        "rule": cleaned(reason.rule, 64),
+        "sentence": cleaned(reason.sentence, 500),
+        "eta_s": reason.eta_s,
+        "checked_at": moment,
+    }

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, desc, select, update
+from sqlalchemy import Row, Select, desc, select, update
 
 from factory.errors import Conflict, Detail, FactoryError, NotFound, listing
 from factory.ledger import schema
 from factory.ledger.events import Events, append_event, no_request
 from factory.ledger.records import (
     BROKEN_OFF,
+    UNDER_WAY,
     Driver,
     ErrorRecord,
     Event,
@@ -26,6 +27,9 @@ from factory.ledger.records import (
 )
 from factory.ledger.visibility import visible
 from factory.spec import NEXT_STATES, RequestState, VariantRequest
+
+HELD = (schema.holds.c.rule, schema.holds.c.sentence, schema.holds.c.eta_s, schema.holds.c.checked_at)
+"""Columns that :func:`held_of` reads, beside the state."""
 
 
 class Requests(Events):
@@ -42,7 +46,7 @@ class Requests(Events):
             NotFound: there is none, or several begin so; the nearest are named.
         """
         ids = schema.requests.c.id
-        seen = select(schema.requests).where(visible("request", ids, schema.requests.c.team, seen_by))
+        seen = records().where(visible("request", ids, schema.requests.c.team, seen_by))
         with self._read() as connection:
             row = connection.execute(seen.where(ids == request_id)).one_or_none()
             if row is None and request_id:
@@ -63,7 +67,7 @@ class Requests(Events):
         self, *, team: str | None = None, state: RequestState | None = None, limit: int = 100
     ) -> list[RequestRecord]:
         """Return requests, the newest first."""
-        query = select(schema.requests).order_by(desc("created"), desc("id")).limit(limit)
+        query = records().order_by(desc("created"), desc("id")).limit(limit)
         if team is not None:
             query = query.where(schema.requests.c.team == team)
         if state is not None:
@@ -135,6 +139,18 @@ class Requests(Events):
             return append_event(connection, row, RequestState(row.state), kind=kind, message=message, payload=payload)
 
 
+def records() -> Select[Any]:
+    """Return the query of requests with why they wait; :func:`request_record` makes documents of its rows."""
+    return select(schema.requests, *HELD).join_from(schema.requests, schema.holds, isouter=True)
+
+
+def held_of(row: Row[Any]) -> Held | None:
+    """Return why a request waits; what has ended waits no more, whatever was noted last."""
+    if row.rule is None or RequestState(row.state) not in UNDER_WAY:
+        return None
+    return Held(rule=row.rule, sentence=row.sentence, eta_s=row.eta_s, checked_at=row.checked_at)
+
+
 def request_record(row: Row[Any]) -> RequestRecord:
     """Return a row of the requests as a document."""
     driver = None
@@ -159,7 +175,7 @@ def request_record(row: Row[Any]) -> RequestRecord:
         cpus=row.cpus,
         gpus=row.gpus,
         memory_gb=row.memory_gb,
-        held=None if row.held is None else Held.model_validate(row.held),
+        held=held_of(row),
         not_before=row.not_before,
         preemptions=row.preemptions,
         preempt_requested_at=row.preempt_requested_at,

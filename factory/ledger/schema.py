@@ -123,7 +123,6 @@ requests = Table(
     Column("cpus", Float, nullable=False),
     Column("gpus", Float, nullable=False),
     Column("memory_gb", Float),
-    Column("held", _json),
     Column("not_before", UtcDateTime),
     Column("preemptions", Integer, nullable=False),
     Column("preempt_requested_at", UtcDateTime),
@@ -143,6 +142,17 @@ requests = Table(
     Index(None, "cancel_requested_at", sqlite_where=_TO_BE_CANCELLED, postgresql_where=_TO_BE_CANCELLED),
 )
 """``chain`` is the hash of the last event; ``unchained`` counts the events from before events were hashed."""
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("request_id", String(64), ForeignKey("requests.id"), primary_key=True),
+    Column("rule", String(64), nullable=False),
+    Column("sentence", String(500), nullable=False),
+    Column("eta_s", Float),
+    Column("checked_at", UtcDateTime, nullable=False),
+)
+"""Why requests wait; apart from them, since it changes for hundreds at once, and their rows are long and indexed."""
 
 events = Table(
     "events",

@@ -96,13 +96,27 @@ def test_oldest_waits_first(ledger: Ledger, order: VariantRequest) -> None:
 
 def test_reason_is_kept_without_an_event_until_the_request_is_admitted(ledger: Ledger, request_id: str) -> None:
     before = ledger.request(request_id)
-    ledger.hold({request_id: Reason("quota", "waiting for 2 CPUs", 360.0), "unknown": Reason("x", "y", None)})
+    ledger.hold({request_id: Reason("fairness", "others come first", None)})
+    ledger.hold({request_id: Reason("quota", "waiting for 2 CPUs", 360.0)})
     record = ledger.request(request_id)
+    assert record == ledger.requests()[0]
+    assert record.held == ledger.request_page().items[0].held
     assert record.held is not None
     assert (record.held.rule, record.held.sentence, record.held.eta_s) == ("quota", "waiting for 2 CPUs", 360)
     assert (record.updated, record.n_events) == (before.updated, before.n_events)
     ledger.admit(request_id)
     assert ledger.request(request_id).held is None
+
+
+def test_reason_of_what_has_ended_is_not_told(ledger: Ledger, request_id: str) -> None:
+    ledger.hold({request_id: Reason("quota", "waiting for 2 CPUs", 360.0)})
+    ledger.request_cancel(request_id, by=ANN)
+    assert ledger.request(request_id).held is None
+
+
+def test_reason_of_an_unknown_request_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(NotFound, match="'none'"):
+        ledger.hold({"none": Reason("quota", "waiting", None)})
 
 
 def test_many_reasons_are_kept_at_once(ledger: Ledger, order: VariantRequest) -> None:

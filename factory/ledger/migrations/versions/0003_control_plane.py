@@ -58,7 +58,6 @@ def _widen_requests() -> None:
             sa.Column("cpus", sa.Float(), nullable=False, server_default="1"),
             sa.Column("gpus", sa.Float(), nullable=False, server_default="0"),
             sa.Column("memory_gb", sa.Float()),
-            sa.Column("held", _json),
             sa.Column("not_before", _moment),
             sa.Column("preemptions", sa.Integer(), nullable=False, server_default="0"),
             sa.Column("preempt_requested_at", _moment),
@@ -85,6 +84,16 @@ def _widen_requests() -> None:
         ["cancel_requested_at"],
         sqlite_where=wished,
         postgresql_where=wished,
+    )
+    op.create_table(
+        "holds",
+        sa.Column("request_id", sa.String(64), nullable=False),
+        sa.Column("rule", sa.String(64), nullable=False),
+        sa.Column("sentence", sa.String(500), nullable=False),
+        sa.Column("eta_s", sa.Float()),
+        sa.Column("checked_at", _moment, nullable=False),
+        sa.PrimaryKeyConstraint("request_id", name="pk_holds"),
+        sa.ForeignKeyConstraint(["request_id"], ["requests.id"], name="fk_holds_request_id_requests"),
     )
 
 
