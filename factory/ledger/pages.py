@@ -23,7 +23,7 @@ from factory.errors import Detail, InvalidRequest, listing
 from factory.ledger import schema
 from factory.ledger.audit import Audit, AuditRecord
 from factory.ledger.records import Door, RequestSummary
-from factory.ledger.requests import HELD, held_of
+from factory.ledger.requests import held_of
 from factory.ledger.visibility import shared_with
 from factory.spec import Document, RequestState, Variant
 
@@ -114,7 +114,7 @@ class Pages(Audit):
         Raises:
             InvalidRequest: the cursor is not of this list, or another argument is out of bounds.
         """
-        query = select(*_SUMMARY, *HELD).join_from(schema.requests, schema.holds, isouter=True)
+        query = select(*_SUMMARY)
         for column in ("variant", "recipe", "door", "submitted_by"):
             query = _equal(query, _requests[column], getattr(where, column))
         if where.states:
@@ -128,7 +128,12 @@ class Pages(Audit):
             queries.append(query.where(_requests.id.in_(shared_with("request", where.team))))
         order = Order.of(sort, _REQUEST_SORTS, where, limit=limit)
         with self._read() as connection:
-            return order.page(connection, queries, cursor, _summary)
+            page = order.page(connection, queries, cursor, lambda row: row)
+            # Joined to the list itself, SQLite would sort all of it rather than go along an index.
+            ids = [row.id for row in page.items]
+            held = connection.execute(select(schema.holds).where(schema.holds.c.request_id.in_(ids)))
+            why = {row.request_id: row for row in held}
+        return Page(tuple(_summary(row, why.get(row.id)) for row in page.items), page.next)
 
     def variant_page(
         self,
@@ -258,9 +263,8 @@ class Order:
         return values
 
 
-def _summary(row: Row[Any]) -> RequestSummary:
-    values = {column.key: row._mapping[column.key] for column in _SUMMARY}
-    return RequestSummary.model_validate(values | {"held": held_of(row)})
+def _summary(row: Row[Any], held: Row[Any] | None) -> RequestSummary:
+    return RequestSummary.model_validate(row._asdict() | {"held": held_of(row.state, held)})
 
 
 def _equal(query: Select[Any], column: Column[Any], value: object) -> Select[Any]:

@@ -29,7 +29,7 @@ from factory.ledger.visibility import visible
 from factory.spec import NEXT_STATES, RequestState, VariantRequest
 
 HELD = (schema.holds.c.rule, schema.holds.c.sentence, schema.holds.c.eta_s, schema.holds.c.checked_at)
-"""Columns that :func:`held_of` reads, beside the state."""
+"""Columns that :func:`held_of` reads."""
 
 
 class Requests(Events):
@@ -144,9 +144,9 @@ def records() -> Select[Any]:
     return select(schema.requests, *HELD).join_from(schema.requests, schema.holds, isouter=True)
 
 
-def held_of(row: Row[Any]) -> Held | None:
-    """Return why a request waits; what has ended waits no more, whatever was noted last."""
-    if row.rule is None or RequestState(row.state) not in UNDER_WAY:
+def held_of(state: str, row: Row[Any] | None) -> Held | None:
+    """Return why a request of a state waits; what has ended waits no more, whatever was noted last."""
+    if row is None or row.rule is None or RequestState(state) not in UNDER_WAY:
         return None
     return Held(rule=row.rule, sentence=row.sentence, eta_s=row.eta_s, checked_at=row.checked_at)
 
@@ -175,7 +175,7 @@ def request_record(row: Row[Any]) -> RequestRecord:
         cpus=row.cpus,
         gpus=row.gpus,
         memory_gb=row.memory_gb,
-        held=held_of(row),
+        held=held_of(row.state, row),
         not_before=row.not_before,
         preemptions=row.preemptions,
         preempt_requested_at=row.preempt_requested_at,
