@@ -52,7 +52,7 @@ def test_every_error_is_documented_with_its_exit_code_and_no_other() -> None:
 
 
 def test_error_codes_differ() -> None:
-    codes = [kind.code for kind in errors()]
+    codes = [kind.code for kind in errors() if "code" in vars(kind)]
     assert len(codes) == len(set(codes))
 
 

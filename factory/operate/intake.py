@@ -159,7 +159,9 @@ class Intake:
                 told = quote_document(document, ledger=self.ledger, settings=self.settings)
                 found = tuple(Detail(problem.field, problem.message) for problem in told.problems)
             fields_told = {detail.field for detail in found}
-            raise _invalid([*forbidden, *found, *(d for d in known if d.field not in fields_told)]) from error
+            others = [*forbidden, *(d for d in known if d.field not in fields_told)]
+            alone = not others and fields_told == {detail.field for detail in error.details}
+            raise _invalid([*found, *others], hint=error.hint if alone else "") from error
         if forbidden or known:
             raise _invalid([*forbidden, *known])
         return checked
@@ -254,10 +256,10 @@ def _not_allowed(place: str, settings: Settings) -> str:
     )
 
 
-def _invalid(problems: Iterable[Detail]) -> InvalidRequest:
+def _invalid(problems: Iterable[Detail], *, hint: str = "") -> InvalidRequest:
     told = list(dict.fromkeys(problems))
     return InvalidRequest(
         "The request is not valid: " + " ".join(f"{d.field}: {d.message}" for d in told),
-        hint=f"Mend the named field{'s' if len(told) > 1 else ''} and try again.",
+        hint=hint or f"Mend the named field{'s' if len(told) > 1 else ''} and try again.",
         details=told,
     )

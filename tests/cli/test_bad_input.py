@@ -250,6 +250,7 @@ ORDERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("command", ["submit", "run"])
 def test_a_bad_request_is_not_stored(command: str, what: str, home: Path) -> None:
     changes, parts = ORDERS[what]
+    customers().to_csv("customers.csv", index=False)
     Path("request.yaml").write_text(yaml.safe_dump(REQUEST | changes))
     before = len(requests(home))
     refused(factory(command, "request.yaml"), *parts)
