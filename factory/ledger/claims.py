@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, Self
 
 import psutil
-from sqlalchemy import Row, update
+from sqlalchemy import Row, delete, update
 
 from factory.errors import Conflict, Detail, StorageFault
 from factory.ledger import schema
@@ -130,6 +130,7 @@ class Claims(Requests):
                 "attempt": row.attempt + 1,
             }
             connection.execute(update(schema.requests).where(schema.requests.c.id == request_id).values(mine))
+            connection.execute(delete(schema.holds).where(schema.holds.c.request_id == request_id))
         return Claim(self, self.request(request_id), token, lease_s=lease_s)
 
     def _change_claim(self, request_id: str, token: str, values: dict[str, Any]) -> bool:

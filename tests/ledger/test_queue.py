@@ -108,6 +108,12 @@ def test_reason_is_kept_without_an_event_until_the_request_is_admitted(ledger: L
     assert ledger.request(request_id).held is None
 
 
+def test_reason_is_over_when_a_driver_takes_the_request_up(ledger: Ledger, request_id: str) -> None:
+    ledger.hold({request_id: Reason("quota", "waiting for 2 CPUs", 360.0)})
+    with ledger.claim(request_id) as claim:
+        assert claim.record.held is None
+
+
 def test_reason_of_what_has_ended_is_not_told(ledger: Ledger, request_id: str) -> None:
     ledger.hold({request_id: Reason("quota", "waiting for 2 CPUs", 360.0)})
     ledger.request_cancel(request_id, by=ANN)

@@ -187,6 +187,26 @@ def test_retry_is_a_new_request_that_names_the_old(ledger: Ledger, order: Varian
     assert ledger.request(old).state is S.CANCELLED
 
 
+def test_events_are_read_in_parts(ledger: Ledger, order: VariantRequest) -> None:
+    request_id = ledger.create_request(order).id
+    for number in range(5):
+        ledger.note(request_id, "even" if number % 2 == 0 else "odd", str(number))
+    events = ledger.events(request_id)
+    assert ledger.events(request_id, limit=2) == events[:2]
+    assert ledger.events(request_id, after=2, limit=3) == events[2:5]
+    assert ledger.request(request_id).n_events == 6
+
+
+def test_one_query_tells_of_many_requests_what_is_new(ledger: Ledger, order: VariantRequest) -> None:
+    ids = [ledger.create_request(order).id for _ in range(3)]
+    ledger.note(ids[1], "fault", "One.")
+    last = ledger.note(ids[1], "fault", "Two.")
+    ledger.note(ids[1], "note", "Three.")
+    assert ledger.event_counts([*ids, ids[0], "none"]) == {ids[0]: 1, ids[1]: 4, ids[2]: 1}
+    assert ledger.event_counts(f"r-{n}" for n in range(1200)) == {}
+    assert ledger.last_events([*ids, "none"], "fault") == {ids[1]: last}
+
+
 def test_threads_write_gapless_sequences(ledger: Ledger, order: VariantRequest) -> None:
     request_id = ledger.create_request(order).id
     with ThreadPoolExecutor(8) as pool:
