@@ -120,6 +120,11 @@ class FakeJobs:
         return self._events[0][0] if self._events else None
 
     @property
+    def alive(self) -> frozenset[str]:
+        """Jobs that have not ended, told also while nobody can reach them."""
+        return frozenset(name for name, job in self._jobs.items() if not job.state.ended)
+
+    @property
     def free(self) -> Capacity:
         """What no job holds."""
         return self._free
