@@ -37,7 +37,6 @@ from serve.portal.routes import (
     variants,
 )
 
-API = "/api/v1"
 THREADS = 16
 """Calls that are worked on at a time, the others wait; the ledger has connections for 20."""
 _NOUNS = (requests, streams, quotes, datasets, recipes, variants, deployments, teams, tokens, sharing)
@@ -56,7 +55,7 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
     """
     settings.prepare_home()
     if jobs is None:
-        address = f"http://{settings.host}:{settings.dashboard_port}"
+        address = settings.dashboard
         jobs = RayJobs(address, token_path=ray_token(settings.root))
     app = FastAPI(
         title="model-variant-factory",
@@ -70,7 +69,7 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
     )
     app.state.portal = Portal(settings, jobs)
     for noun in _NOUNS:
-        app.include_router(noun.router, prefix=API)
+        app.include_router(noun.router)
     app.include_router(health.router)
     for kind, handler in ((FactoryError, on_fault), (RequestValidationError, on_invalid), (HTTPException, on_http)):
         app.add_exception_handler(kind, handler)
@@ -82,6 +81,8 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     to_thread.current_default_thread_limiter().total_tokens = THREADS
+    # Takes half a second, for which the first who needs it would hold up all others.
+    await to_thread.run_sync(described, app)
     yield
     app.state.portal.close()
 

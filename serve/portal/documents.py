@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import AwareDatetime, BeforeValidator, Field, JsonValue
 
 from factory.data.inspection import Preview
 from factory.errors import Detail
@@ -21,6 +22,7 @@ from factory.ledger import (
     Upload,
     Usage,
 )
+from factory.operate.answers import ListedVariant
 from factory.operate.quotes import Holding, Rates
 from factory.settings import Settings
 from factory.spec import (
@@ -36,11 +38,20 @@ from factory.spec import (
     Team,
     TokenRecord,
     Trial,
-    Variant,
 )
 
-VARIANT = r"^[a-z][a-z0-9_-]{0,62}(\.[a-z0-9_-]{1,63}){1,2}$"
 DIGEST = r"^[0-9a-f]{64}$"
+
+
+def _no_number(value: object) -> object:
+    """Refuse seconds since 1970, which pydantic would take for a moment."""
+    if isinstance(value, str) and re.fullmatch(r"[-+ 0-9.eE_]*", value):
+        raise ValueError("a moment is written as 2026-11-27T10:00:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+"""A moment with its time zone, as RFC 3339 has it."""
 
 # --- errors ------------------------------------------------------------------
 
@@ -174,16 +185,10 @@ class DatasetView(Document):
 # --- variants ----------------------------------------------------------------
 
 
-class VariantView(Variant):
-    """A version of a variant, and the aliases that point at it."""
-
-    aliases: tuple[ALIAS, ...] = ()
-
-
 class Variants(_Listing):
     """A page of versions of variants."""
 
-    items: tuple[VariantView, ...]
+    items: tuple[ListedVariant, ...]
 
 
 class VariantName(Document):
@@ -192,7 +197,7 @@ class VariantName(Document):
     name: str
     team: str
     aliases: dict[ALIAS, int]
-    versions: tuple[VariantView, ...]
+    versions: tuple[ListedVariant, ...]
     deployments: tuple[Deployment, ...]
     alias_history: tuple[AliasChange, ...]
 
@@ -279,14 +284,14 @@ class NewToken(Document):
     name: str = Field(min_length=1, max_length=64, description="For people to know it by.")
     team: str | None = Field(None, pattern=NAME, description="Whose it is; the caller's own team where empty.")
     scopes: tuple[Scope, ...] = Field(min_length=1)
-    expires: datetime | None = Field(None, description="From when it is refused, with a time zone; never if empty.")
+    expires: Moment | None = Field(None, description="From when it is refused, with a time zone; never if empty.")
     all_teams: bool = Field(False, description="An operator's token, which sees all teams.")
 
 
 class Rotation(Document):
     """Until when the token that replaces another one is good."""
 
-    expires: datetime | None = Field(None, description="As long as the old one was made for if empty.")
+    expires: Moment | None = Field(None, description="As long as the old one was made for if empty.")
 
 
 class NewSecret(Document):

@@ -7,6 +7,7 @@ and the document is completed with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ slash it is a JSON pointer into the body. Lists come in pages: `next` is the `cu
 `X-Request-Id` of an answer finds a call in the portal's log.
 """
 _REF = "#/components/schemas/{model}"
+_PLACES = re.compile(r"\{[^}]+\}")
 _REFUSALS = {
     400: "Something of the call is not valid; every problem is named with its place.",
     401: "No token was sent, or one that opens nothing.",
@@ -54,13 +56,15 @@ ALWAYS = (400, 401, 403, 429, 500, 503)
 BODY = (408, 413, 415)
 """Further refusals of a route that reads a body."""
 
-_bodies: dict[str, type[BaseModel]] = {}
+_bodies: dict[str, type[BaseModel]] = {ErrorBody.__name__: ErrorBody}
+"""Models that the framework does not know."""
 
 
 def refusals(*statuses: int, also: Responses | None = None) -> Responses:
     """Return the documentation of refusals, and of other answers, for a route or a router."""
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=ErrorBody.__name__)}}}
     return (also or {}) | {
-        status: {"model": ErrorBody, "description": _REFUSALS[status]}
+        status: {"content": content, "description": _REFUSALS[status]}
         | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
         for status in statuses
     }
@@ -90,24 +94,39 @@ def takes(
 
 def described(app: FastAPI) -> dict[str, Any]:
     """Return an application's OpenAPI document, made at the first call."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title,
-            version=app.version,
-            openapi_version="3.1.0",
-            summary="The JSON API of the model-variant factory.",
-            description=DESCRIPTION,
-            routes=app.routes,
-            separate_input_output_schemas=False,
-            license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        )
-        _complete(document)
-        app.openapi_schema = document
-    return app.openapi_schema
+    if app.openapi_schema is not None:
+        return dict(app.openapi_schema)
+    document: dict[str, Any] = get_openapi(
+        title=app.title,
+        version=app.version,
+        openapi_version="3.1.0",
+        summary="The JSON API of the model-variant factory.",
+        description=DESCRIPTION,
+        routes=app.routes,
+        separate_input_output_schemas=False,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    _complete(document)
+    app.openapi_schema = document
+    return document
+
+
+def methods_at(app: FastAPI, path: str) -> list[str]:
+    """Return the methods that are allowed on a path.
+
+    >>> methods_at(FastAPI(openapi_url=None), "/nothing")
+    []
+    """
+    found = set()
+    for template, operations in described(app)["paths"].items():
+        pattern = "[^/]+".join(re.escape(part) for part in _PLACES.split(template))
+        if re.fullmatch(pattern, path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
 
 
 def _complete(document: dict[str, Any]) -> None:
-    schemas = document["components"]["schemas"]
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
     _, ours = models_json_schema([(model, "validation") for model in _bodies.values()], ref_template=_REF)
     for name, schema in ours["$defs"].items():
         schemas.setdefault(name, schema)
@@ -116,5 +135,16 @@ def _complete(document: dict[str, Any]) -> None:
             unexpected = operation["responses"].get("422", {})
             if "HTTPValidationError" in str(unexpected):  # the framework's own; ours are 400
                 del operation["responses"]["422"]
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that may be left out; there is no null in a URL or a header."""
+    options = [option for option in schema.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) != 1:
+        return schema
+    plain: dict[str, Any] = {name: value for name, value in schema.items() if name != "anyOf"} | options[0]
+    return plain

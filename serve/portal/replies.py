@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -13,15 +14,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault
+from factory.settings import Settings
 from serve.errors import MethodNotAllowed, Overloaded, PreconditionFailed, UnsupportedMedia, answer
+from serve.portal.openapi import methods_at
 
 log = logging.getLogger(__name__)
 
 JSON = "application/json"
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+]*://[^\s'\",;]*[^\s'\",;.:]")
 IfMatch = Annotated[
     str | None,
     Header(
-        pattern=r'^(\*|"[!#-~]{1,128}"(, *"[!#-~]{1,128}")*)$',
+        max_length=1000,
         description="Entity tag of what is changed, as GET gave it; nothing is changed where it is another one by now.",
     ),
 ]
@@ -87,6 +91,7 @@ async def on_fault(request: Request, error: Exception) -> Response:
     assert isinstance(error, FactoryError)
     if isinstance(error, SystemFault) and not isinstance(error, Overloaded):
         log.warning("%s %s: %s", request.method, request.url.path, error.message, exc_info=error)
+    _hide_places(error, request.app.state.portal.settings)
     return problem(error)
 
 
@@ -109,7 +114,8 @@ async def on_http(request: Request, error: Exception) -> Response:
         details = [Detail("path", path)]
         found = NotFound(f"There is no route {path!r}.", hint="GET /openapi.json lists them all.", details=details)
     elif error.status_code == 405:
-        allowed = headers.get("Allow", "")
+        # The framework tells the methods of the first route of a path only.
+        allowed = headers["Allow"] = ", ".join(methods_at(request.app, request.url.path))
         found = MethodNotAllowed(f"{request.method} is not allowed on {path!r}.", hint=f"Use {allowed}.")
     elif error.status_code == 415:
         found = UnsupportedMedia(str(error.detail), hint="Send application/json.")
@@ -118,6 +124,19 @@ async def on_http(request: Request, error: Exception) -> Response:
     response = problem(found)
     response.headers.update(headers)
     return response
+
+
+def _hide_places(error: FactoryError, settings: Settings) -> None:
+    """Take out of an error where our folders, databases and services are; the log has it all."""
+    folders = {str(settings.root): "FACTORY_HOME", str(settings.recipes_folder): "FACTORY_RECIPES"}
+
+    def hidden(text: str) -> str:
+        for folder, name in folders.items():
+            text = text.replace(folder, name)
+        return _ADDRESS.sub("(its address)", text) if isinstance(error, SystemFault) else text
+
+    error.message, error.hint = hidden(error.message), hidden(error.hint)
+    error.details = tuple(Detail(detail.field, hidden(detail.message)) for detail in error.details)
 
 
 def _parameter(found: Mapping[str, Any]) -> Detail:

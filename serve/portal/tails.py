@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from factory.errors import FactoryError
 from serve.errors import Overloaded
+
+log = logging.getLogger(__name__)
 
 MOST_TAILS = 32
 
@@ -23,7 +26,7 @@ class Tails:
     def __init__(self, most: int = MOST_TAILS) -> None:
         self._most, self._n_followed = most, 0
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(most, thread_name_prefix="tail")
+        self._threads = ThreadPoolExecutor(max(most, 1), thread_name_prefix="tail")
 
     def follow(self, lines: Iterator[str]) -> AsyncIterator[str]:
         """Return a log as it is written; it ends with the job, or when nobody reads it any more.
@@ -48,7 +51,8 @@ class Tails:
                 if line:
                     yield line
         except FactoryError as fault:
-            yield f"\n[the log breaks off: {fault.message}]\n"
+            log.warning("a log breaks off: %s", fault.message)
+            yield "\n[the log breaks off: the cluster does not answer any more]\n"
         finally:
             self._count(-1)
 

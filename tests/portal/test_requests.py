@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from factory.errors import InvalidData
 from factory.ledger import Upload
 from factory.spec import Actor, RequestState, Trial
 from factory.testing.jobs import FakeJobs
+from serve.portal import context
 from tests.portal.conftest import MakeWorld, World, customers, error_of, fields_of
 
 ANN = Actor(who="ann")
@@ -45,7 +47,8 @@ def test_a_request_is_stored_with_its_quote_and_waits_in_the_queue(world: World)
 
 
 def test_yaml_is_taken_as_json_is(world: World) -> None:
-    order = world.order(budget={"time_s": "60s"})
+    order = world.order(budget={"time_s": "60s"}, spaces={"lightgbm": {"num_leaves": [15, 63]}}, families=["lightgbm"])
+    order["dataset"]["types"] = {"city": "categorical"}
     for kind in ("application/yaml", "text/yaml; charset=utf-8", "application/x-yaml"):
         text = yaml.safe_dump(order).encode()
         response = world().post("/requests", content=text, headers={"content-type": kind})
@@ -118,6 +121,18 @@ def test_requests_are_taken_in_while_the_cluster_is_gone(world: World) -> None:
     world.jobs.reachable = False
     assert world.ledger.request(world.submitted()).state is RequestState.QUEUED
     assert world().post("/quotes", json=world.order()).json()["place"] is None
+
+
+def test_who_does_not_come_to_its_turn_is_told_to_come_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "TURN_S", 0.01)
+    order = world.order()
+    with ExitStack() as stack:
+        for _ in range(context.AT_ONCE):
+            stack.enter_context(world.app.state.portal.turn())
+        response = world().post("/requests", json=order)
+    assert error_of(response, 503)["code"] == "overloaded"
+    assert response.headers["retry-after"]
+    assert world().post("/requests", json=order).status_code == 202
 
 
 # --- what may be named -----------------------------------------------------------

@@ -21,9 +21,10 @@ from serve.portal.documents import DIGEST, Datasets, DatasetView
 from serve.portal.identity import Caller, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals
 from serve.portal.replies import page, reply
+from serve.portal.routes import API
 from serve.portal.uploading import only_known, receive
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/datasets", tags=["datasets"], responses=refusals(*ALWAYS))
 
 Digest = Annotated[str, Path(pattern=DIGEST, description="SHA-256 of its bytes.")]
 TeamQuery = Annotated[
@@ -127,7 +128,7 @@ def _record(portal: Portal, caller: Caller, received: Received, name: str, team:
     uploaded(received.digest, settings=portal.settings)
     known = stored.created != upload.created
     view = DatasetView(dataset=stored, preview=received.preview, known=known)
-    return reply(view, 200 if known else 201, {"location": f"/api/v1/datasets/{stored.digest}"})
+    return reply(view, 200 if known else 201, {"location": f"{API}/datasets/{stored.digest}"})
 
 
 def _owner(caller: Caller, team: str | None) -> str:

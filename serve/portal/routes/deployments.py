@@ -23,9 +23,10 @@ from serve.portal.documents import DeploymentChange, Deployments, NameDeployment
 from serve.portal.identity import Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IfMatch, reply, require_match, tag
+from serve.portal.routes import API
 from serve.portal.routes.variants import Name, require_own_variant, seen_versions
 
-router = APIRouter(prefix="/deployments", tags=["deployments"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/deployments", tags=["deployments"], responses=refusals(*ALWAYS))
 
 _ETAG = {"ETag": {"description": "For If-Match of a change.", "schema": {"type": "string"}, "required": True}}
 _TAGGED = {"description": "How it is served.", "headers": _ETAG}

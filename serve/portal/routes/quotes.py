@@ -13,9 +13,10 @@ from serve.portal.context import Here
 from serve.portal.identity import Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import reply
+from serve.portal.routes import API
 from serve.portal.routes.requests import EXAMPLE, intake_of
 
-router = APIRouter(prefix="/quotes", tags=["requests"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/quotes", tags=["requests"], responses=refusals(*ALWAYS))
 
 
 @router.post(
@@ -31,7 +32,7 @@ def quote_request(portal: Here, caller: Reader, body: Incoming) -> Response:
     """
     document = body.fields()
     known: list[Detail] = strict_problems(VariantRequest, document)
-    with pointing(document):
+    with pointing(document), portal.turn():
         told = intake_of(portal, caller).quote(document, problems=known, place=portal.outlook.place_of())
     problems = tuple(Problem(field=pointer(p.field, document), message=p.message) for p in told.problems)
     return reply(told.model_copy(update={"problems": problems}))

@@ -16,8 +16,9 @@ from serve.portal.documents import BrokenRecipe, RecipeForm, Recipes, RecipeView
 from serve.portal.identity import Reader
 from serve.portal.openapi import ALWAYS, refusals
 from serve.portal.replies import reply, tag
+from serve.portal.routes import API
 
-router = APIRouter(prefix="/recipes", tags=["recipes"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/recipes", tags=["recipes"], responses=refusals(*ALWAYS))
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 Name = Annotated[str, Path(max_length=130, description="Name of a recipe, or name@digest.")]

@@ -8,7 +8,7 @@ import math
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from factory.errors import InvalidRequest
@@ -18,12 +18,13 @@ from factory.operate.intake import Intake, Taken
 from factory.spec import Document, RequestState, Trial, VariantRequest
 from serve.portal.bodies import Incoming, pointing, strict_problems
 from serve.portal.context import Here, Portal
-from serve.portal.documents import Attempts, Cancellation, Requests, Trials
+from serve.portal.documents import Attempts, Cancellation, Moment, Requests, Trials
 from serve.portal.identity import Caller, JobReader, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IdempotencyKey, page, reply
+from serve.portal.routes import API
 
-router = APIRouter(prefix="/requests", tags=["requests"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/requests", tags=["requests"], responses=refusals(*ALWAYS))
 
 Id = Annotated[str, Path(max_length=64, description="Id of a request, or the beginning of it.")]
 
@@ -56,8 +57,8 @@ class RequestFilters(Document):
     recipe: str | None = Field(None, max_length=63, description="Of a recipe, without its digest.")
     door: Door | None = Field(None, description="That came by this door.")
     submitted_by: str | None = Field(None, max_length=255)
-    created_from: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
+    created_from: Moment | None = None
+    created_before: Moment | None = None
     sort: Literal["created", "-created", "updated", "-updated"] = Field("-created", description="- is the newest first")
     cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
     limit: int = Field(50, ge=1, le=200)
@@ -85,7 +86,7 @@ def submit_request(portal: Here, caller: Submitter, body: Incoming, idempotency_
     """
     document = body.document()
     key = _key(caller, idempotency_key, "submit", document)
-    with pointing(document):
+    with pointing(document), portal.turn():
         taken = intake_of(portal, caller).submit(
             document,
             door="api",
@@ -164,7 +165,7 @@ def retry_request(portal: Here, caller: Submitter, request_id: Id, idempotency_k
     """Order again what a failed, rejected or cancelled request asked for, as a new request that names it."""
     record = caller.require_owner(portal.ledger.request(request_id, seen_by=caller.team))
     key = _key(caller, idempotency_key, f"retry {record.id}", None)
-    with pointing(document_json(record.request)):
+    with pointing(document_json(record.request)), portal.turn():
         taken = intake_of(portal, caller).retry(record, door="api", by=caller.actor, idempotency=key)
     return _taken(taken)
 
@@ -177,7 +178,7 @@ def intake_of(portal: Portal, caller: Caller) -> Intake:
 
 
 def _taken(taken: Taken) -> Response:
-    headers = {"location": f"/api/v1/requests/{taken.record.id}"}
+    headers = {"location": f"{API}/requests/{taken.record.id}"}
     if taken.replayed:
         headers["idempotency-replayed"] = "true"
     return reply(taken.record, 202, headers)

@@ -17,8 +17,9 @@ from serve.portal.documents import AuditLog, NewShare, Shares, TeamUsage, UsageL
 from serve.portal.identity import Admin, Caller, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
+from serve.portal.routes import API
 
-router = APIRouter(tags=["teams"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=API, tags=["teams"], responses=refusals(*ALWAYS))
 
 
 class ShareFilters(Document):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
+from factory.errors import Detail, FactoryError, NotFound
 from factory.ledger import Attempt, Event, Ledger, RequestRecord
 from factory.operate.attending import ADOPTED, log_path
 from factory.settings import Settings
@@ -23,9 +24,12 @@ from serve.portal.feed import MOST_LISTENERS
 from serve.portal.identity import Caller, JobReader, is_still_good
 from serve.portal.openapi import ALWAYS, refusals
 from serve.portal.replies import page
+from serve.portal.routes import API
 from serve.portal.routes.requests import Id
 
-router = APIRouter(prefix="/requests", tags=["requests"], responses=refusals(*ALWAYS))
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix=f"{API}/requests", tags=["requests"], responses=refusals(*ALWAYS))
 
 SSE = "text/event-stream"
 HEARTBEAT_S = 10.0
@@ -38,7 +42,13 @@ _EVENTS: dict[str, Any] = {
     "description": "Events as they happen, until the request has ended; or those of now as a list, where JSON is "
     "accepted and server-sent events are not.",
     "content": {
-        SSE: {"schema": {"type": "string"}, "example": 'id: 3\nevent: state\ndata: {"sequence": 3, ...}\n\n'},
+        SSE: {
+            "schema": {
+                "type": "object",
+                "description": "One of the events: its sequence number, its kind, and itself as JSON.",
+                "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+            },
+        },
     },
 }
 _NOTHING_MORE: dict[str, Any] = {"description": "It has ended, and there is nothing after that event."}
@@ -76,14 +86,16 @@ def follow_events(
     request: Request,
     request_id: Id,
     filters: Annotated[EventFilters, Query()],
-    last_event_id: Annotated[str | None, Header(description="Id of the last event that was seen.")] = None,
+    last_event_id: Annotated[
+        str | None, Header(pattern=r"^[0-9]{0,9}$", description="Id of the last event that was seen.")
+    ] = None,
 ) -> Response:
     """Follow the events of a request (server-sent), from the beginning or after the one that was seen last.
 
     With `Accept: application/json` it is a list of those of now.
     """
     record = portal.ledger.request(request_id, seen_by=caller.team)
-    after = filters.after if last_event_id is None else _sequence(last_event_id)
+    after = filters.after if last_event_id is None else int(last_event_id or 0)
     if _wants_list(request):
         after = after if filters.cursor is None else filters.cursor
         found = portal.ledger.events(record.id, after=after, limit=filters.limit + 1)
@@ -145,7 +157,8 @@ async def _events(portal: Portal, request: Request, caller: Caller, request_id: 
                 looked = time.monotonic()
     except FactoryError as fault:
         # The answer has begun, so it can only end; whoever listens comes again after the last event.
-        yield f": {' '.join(fault.message.split())}\n\n"
+        log.warning("events of %s: %s", request_id, fault.message)
+        yield ": broken off\n\n"
     finally:
         portal.feed.leave(listener)
 
@@ -161,16 +174,6 @@ def _sent(event: Event) -> str:
 def _is_over(state: RequestState) -> bool:
     """Whether nothing more is going to happen: it has ended, or its variants are made."""
     return state in _MADE or state in (RequestState.REJECTED, RequestState.FAILED, RequestState.CANCELLED)
-
-
-def _sequence(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 10:
-        return int(text)
-    raise InvalidRequest(
-        f"Last-Event-ID: {text[:40]!r} is none that a stream has given.",
-        hint="Leave it out to begin with the first event.",
-        details=[Detail("Last-Event-ID", "is no sequence number")],
-    )
 
 
 def _wants_list(request: Request) -> bool:

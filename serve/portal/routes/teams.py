@@ -17,8 +17,9 @@ from serve.portal.documents import Members, Membership, NewTeam, TeamChange, Tea
 from serve.portal.identity import Admin, OperatingAdmin, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IfMatch, reply, require_match, tag
+from serve.portal.routes import API
 
-router = APIRouter(prefix="/teams", tags=["teams"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/teams", tags=["teams"], responses=refusals(*ALWAYS))
 
 Name = Annotated[str, Path(pattern=NAME, description="Name of a team.")]
 Subject = Annotated[str, Path(min_length=1, max_length=255, description="The sign-in provider's id of a person.")]
@@ -52,7 +53,7 @@ def create_team(portal: Here, caller: OperatingAdmin, body: Incoming) -> Respons
     wish = body.read(NewTeam, what="team")
     with about(wish):
         team = portal.ledger.create_team(wish.name, title=wish.title, quota=wish.quota, by=caller.actor)
-    return reply(team, 201, {"location": f"/api/v1/teams/{team.name}", "etag": tag(team.digest)})
+    return reply(team, 201, {"location": f"{API}/teams/{team.name}", "etag": tag(team.digest)})
 
 
 @router.get("/{name}", response_model=Team, responses=refusals(404, also={200: _TAGGED}))

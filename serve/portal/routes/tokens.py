@@ -17,8 +17,9 @@ from serve.portal.documents import Me, NewSecret, NewToken, Rotation, Tokens
 from serve.portal.identity import Admin, Anyone, Caller
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import reply
+from serve.portal.routes import API
 
-router = APIRouter(tags=["identity"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=API, tags=["identity"], responses=refusals(*ALWAYS))
 
 Id = Annotated[str, Path(max_length=64, description="Id of a token, which is no secret.")]
 
@@ -72,7 +73,7 @@ def create_token(portal: Here, caller: Admin, body: Incoming) -> Response:
         issued = portal.ledger.issue_token(
             wish.name, team=team, scopes=wish.scopes, expires=wish.expires, by=caller.actor
         )
-    location = {"location": f"/api/v1/tokens/{issued.record.id}"}
+    location = {"location": f"{API}/tokens/{issued.record.id}"}
     return reply(NewSecret(secret=issued.secret, token=issued.record), 201, location)
 
 

@@ -12,18 +12,20 @@ from starlette.responses import HTMLResponse, Response
 from factory.errors import Detail, NotFound
 from factory.ledger import Ledger, VariantQuery
 from factory.ledger.catalog import team_of
+from factory.operate.answers import ListedVariant
 from factory.operate.promotion import promote, roll_back
 from factory.spec import ALIAS, Document, Variant
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming
 from serve.portal.cards import POLICY, card_of
 from serve.portal.context import Here
-from serve.portal.documents import Promotion, Rollback, VariantName, Variants, VariantView
+from serve.portal.documents import Promotion, Rollback, VariantName, Variants
 from serve.portal.identity import Caller, Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
+from serve.portal.routes import API
 
-router = APIRouter(prefix="/variants", tags=["variants"], responses=refusals(*ALWAYS))
+router = APIRouter(prefix=f"{API}/variants", tags=["variants"], responses=refusals(*ALWAYS))
 
 Name = Annotated[str, Path(max_length=200, description="team.name, or team.name.segment.")]
 Version = Annotated[int, Path(ge=1, lt=2**31)]
@@ -71,7 +73,7 @@ def show_variant(portal: Here, caller: Reader, name: Name) -> Response:
     )
 
 
-@router.get("/{name}/versions/{version}", response_model=VariantView, responses=refusals(404))
+@router.get("/{name}/versions/{version}", response_model=ListedVariant, responses=refusals(404))
 def show_version(portal: Here, caller: Reader, name: Name, version: Version) -> Response:
     """Show a version: its score with its interval, its lineage, and what it costs to predict with."""
     return reply(_viewed(portal.ledger, [portal.ledger.variant(name, version, seen_by=caller.team)])[0])
@@ -91,7 +93,7 @@ def show_report(portal: Here, caller: Reader, name: Name, version: Version) -> R
 
 @router.post(
     "/{name}/promote",
-    response_model=VariantView,
+    response_model=ListedVariant,
     responses=refusals(404, 409, *BODY),
     openapi_extra=takes(Promotion, {"version": 3, "why": "Better in the pilot."}),
 )
@@ -112,7 +114,7 @@ def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) 
 
 @router.post(
     "/{name}/rollback",
-    response_model=VariantView,
+    response_model=ListedVariant,
     responses=refusals(404, *BODY),
     openapi_extra=takes(Rollback, {"why": "It answers too slowly."}),
 )
@@ -157,12 +159,12 @@ def require_own_variant(ledger: Ledger, caller: Caller, name: str) -> None:
         )
 
 
-def _viewed(ledger: Ledger, variants: Iterable[Variant]) -> tuple[VariantView, ...]:
+def _viewed(ledger: Ledger, variants: Iterable[Variant]) -> tuple[ListedVariant, ...]:
     """Return versions with the aliases that point at them."""
     shown = tuple(variants)
     aliases = {name: _aliases(ledger, name) for name in {variant.name for variant in shown}}
     return tuple(
-        VariantView.model_validate(
+        ListedVariant.model_validate(
             variant.model_dump()
             | {"aliases": [alias for alias, at in aliases[variant.name].items() if at == variant.version]}
         )

@@ -1,0 +1,185 @@
+"""What the OpenAPI document says is what the API does: Schemathesis calls every route with all its checks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis import engine
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events
+
+from factory.errors import InvalidData
+from factory.ledger import Ledger
+from factory.operate.attending import log_path
+from factory.settings import Settings
+from factory.spec import Trial
+from factory.testing.jobs import FakeJobs
+from serve.portal import context
+from serve.portal.app import create_app
+from tests.portal.conftest import SETUP, World
+
+OPERATING = ["create_team", "change_team", "archive_team", "list_teams", "show_metrics", "list_audit", "list_tokens"]
+BEYOND_A_SCHEMA = {
+    # A cursor is one that the list has given, an entity tag one that was read.
+    **{name: ["400"] for name in ("list_requests", "list_trials", "list_datasets", "list_variants", "list_audit")},
+    "change_team": ["412"],
+    # What a recipe, the data or another field of the same document allows cannot be said by a JSON schema.
+    "submit_request": ["400"],
+    "upload_dataset": ["400", "422"],
+    "retry_request": ["400"],
+    "set_deployment": ["400", "412"],
+}
+FULL = "FACTORY_TEST_FULL" in os.environ
+"""Whether all boundaries of all parameters are tried as well: some 7,000 calls, four minutes."""
+ENDED, TEAM = "r-20261127-100000-0zseed", "growth"
+
+
+def config(digest: str, token: str, *, secret: str, only: Sequence[str]) -> SchemathesisConfig:
+    """Return what lets Schemathesis call few times, and leads it to things that there are most of the time."""
+    values: dict[str, list[Any]] = {
+        "request": [ENDED],
+        "digest": [digest],
+        "variant": ["growth.churn"],
+        "version": [1],
+        "recipe": ["tabular-fast"],
+        "team": [TEAM],
+        "subject": ["ann"],
+        "token": [token],
+    }
+    places = {
+        "/requests/": ("request_id", "request"),
+        "/datasets/": ("digest", "digest"),
+        "/variants/": ("name", "variant"),
+        "/deployments/": ("name", "variant"),
+        "/recipes/": ("name", "recipe"),
+        "/teams/": ("name", "team"),
+        "/tokens/": ("token_id", "token"),
+    }
+    often = {"probability": 0.7}
+    operations: list[dict[str, Any]] = [
+        {
+            "include-path-regex": f"^/api/v1{place}",
+            "parameters": {
+                f"path.{parameter}": {"dictionary": dictionary} | often,
+                "path.version": {"dictionary": "version"} | often,
+                "path.subject": {"dictionary": "subject"} | often,
+            },
+        }
+        for place, (parameter, dictionary) in places.items()
+    ]
+    usual = ["2xx", "3xx", "401", "403", "404", "409", "429"]
+    operations += [
+        {
+            "include-operation-id": name,
+            "checks": {"positive_data_acceptance": {"expected-statuses": [*usual, *statuses]}},
+        }
+        for name, statuses in BEYOND_A_SCHEMA.items()
+    ]
+    if only:
+        operations.append({"exclude-operation-id": list(only), "enabled": False})
+    return SchemathesisConfig.from_dict(
+        {
+            "dictionaries": {name: {"values": some} for name, some in values.items()},
+            "operations": operations,
+            "auth": {"openapi": {"token": {"bearer": secret}}},
+            "max-stream-events": 5,
+            "generation": {"max-examples": 3, "deterministic": True, "no-shrink": True, "database": "none"},
+            "phases": {"coverage": {"enabled": FULL}, "stateful": {"enabled": False}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def seeded(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A portal in which there is something of everything; MLflow is not asked."""
+
+    class Mirror:
+        def __init__(self, _settings: object) -> None:
+            pass
+
+        def set_alias(self, *_: object) -> None:
+            pass
+
+    home = tmp_path_factory.mktemp("seeded")
+    shutil.copy(template[0], home / "ledger.db")
+    chosen = Settings(_env_file=None, home=home, requests_a_minute=10**6)
+    with pytest.MonkeyPatch.context() as patch, Ledger.open(chosen.ledger) as ledger:
+        patch.setattr("factory.operate.promotion.Registry", Mirror)
+        patch.setattr(context, "FAILED_SIGN_INS", 10**6)
+        jobs = FakeJobs()
+        world = World(create_app(chosen, jobs=jobs), chosen, ledger, jobs, template[1])
+        _fill(world)
+        yield world
+        world.app.state.portal.close()
+
+
+def _fill(world: World) -> None:
+    ledger = world.ledger
+    from factory.spec import VariantRequest
+
+    order = VariantRequest.model_validate(world.order())
+    ledger.create_request(order, request_id=ENDED, queued="Waits.", by=SETUP, door="api", quote={"wall_s": None})
+    ledger.record_trial(ENDED, Trial(number=0, family="linear", parameters={"alpha": 1}, state="succeeded", score=0.8))
+    ledger.admit(ENDED)
+    ledger.end_attempt(f"{ENDED}-1", "user_fault")
+    path = log_path(world.settings, ENDED, 1)
+    path.parent.mkdir(parents=True)
+    path.write_text("one\n")
+    ledger.fail(ENDED, InvalidData("No."))
+    variant = world.made()
+    world.made()
+    card = world.settings.workspace(variant.request_id) / "pooled" / "card.html"
+    card.parent.mkdir(parents=True)
+    card.write_text("<p>card</p>")
+    ledger.set_alias("growth.churn", "champion", 1, who="x", why="y", by=SETUP)
+    ledger.add_member(TEAM, "ann", scopes=["read"], by=SETUP)
+    ledger.share("variant", "growth.churn", team=TEAM, with_team="risk", by=SETUP)
+
+
+def called(seeded: World, who: str, *, only: Sequence[str] = ()) -> tuple[set[str], list[str]]:
+    """Let Schemathesis call the API; return the operations that were called, and what it complains of."""
+    token = seeded.ledger.issue_token("seed", team=TEAM, scopes=["read"], by=SETUP).record.id
+    chosen = config(seeded.upload(), token, secret=seeded.secrets[who], only=only)
+    schema = schemathesis.openapi.from_asgi("/openapi.json", seeded.app, config=chosen)
+    labels: set[str] = set()
+    n_cases = 0
+    complaints: dict[str, str] = {}
+    for event in engine.from_schema(schema).execute():
+        if isinstance(event, events.ScenarioFinished):
+            n_cases += len(event.recorder.cases)
+            labels |= {node.value.operation.label for node in event.recorder.cases.values()}
+            for case_id, checks in event.recorder.checks.items():
+                for check in checks:
+                    if check.failure_info is not None:
+                        failure = check.failure_info.failure
+                        key = f"{event.recorder.label}: {check.name}: {failure.title}"
+                        said = event.recorder.interactions[case_id].response
+                        body = "" if said is None else said.content[:400].decode("utf-8", "replace")
+                        complaints.setdefault(
+                            key, f"{key}\n{failure.message}\n{check.failure_info.code_sample}\n{body}"
+                        )
+        elif isinstance(event, events.NonFatalError):
+            complaints.setdefault(event.label, f"{event.label}: {event.value!r}")
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+    print(f"{n_cases:,} calls of {len(labels)} operations")
+    return labels, list(complaints.values())
+
+
+def test_a_team_finds_what_is_documented(seeded: World) -> None:
+    labels, complaints = called(seeded, "growth/admin")
+    assert complaints == [], "\n\n".join(complaints)
+    documented = seeded.app.openapi()["paths"]
+    assert labels == {f"{method.upper()} {path}" for path, operations in documented.items() for method in operations}
+
+
+def test_operators_find_what_is_documented(seeded: World) -> None:
+    labels, complaints = called(seeded, "operator", only=OPERATING)
+    assert complaints == [], "\n\n".join(complaints)
+    assert len(labels) == len(OPERATING)

@@ -1,0 +1,255 @@
+"""Variants, their cards and how they are served, over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from factory.errors import ServiceFault
+from factory.spec import Actor
+from serve.portal import cards
+from tests.portal.conftest import World, error_of, fields_of
+
+ANN = Actor(who="ann")
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """What MLflow is told; it takes seconds to import, and nothing here is about it."""
+    told: list[tuple[str, str, int]] = []
+
+    class Mirror:
+        def __init__(self, _settings: object) -> None:
+            pass
+
+        def set_alias(self, name: str, alias: str, version: int) -> None:
+            told.append((name, alias, version))
+
+    monkeypatch.setattr("factory.operate.promotion.Registry", Mirror)
+    return told
+
+
+@pytest.fixture(autouse=True)
+def _mirrored(mirror: list[tuple[str, str, int]]) -> None:
+    """No test here reaches MLflow."""
+
+
+def test_versions_are_listed_with_their_aliases(world: World) -> None:
+    first, second, other = world.made(), world.made(), world.made("growth.spend.asia")
+    world.made("risk.fraud")
+    world.ledger.set_alias("growth.churn", "champion", 2, who="x", why="y")
+    reader = world("growth/read")
+    items = reader.get("/variants", params={"sort": "name"}).json()["items"]
+    assert [(item["name"], item["version"], item["aliases"]) for item in items] == [
+        ("growth.churn", 1, []),
+        ("growth.churn", 2, ["champion"]),
+        ("growth.spend.asia", 1, []),
+    ]
+    found = reader.get("/variants", params={"request_id": second.request_id}).json()["items"]
+    assert [item["version"] for item in found] == [2]
+    assert len(reader.get("/variants", params={"name": "growth.churn", "limit": 1}).json()["items"]) == 1
+    assert len(world("operator").get("/variants").json()["items"]) == 4
+    assert {first.name, other.name} == {"growth.churn", "growth.spend.asia"}
+
+
+def test_a_variant_tells_its_versions_and_champions(world: World) -> None:
+    world.made()
+    world.made(state="rejected")
+    world().post("/variants/growth.churn/promote", json={"version": 1, "why": "x"})
+    assert (
+        world("growth/deploy").post("/variants/growth.churn/promote", json={"version": 1, "why": "First."}).is_success
+    )
+    shown = world("growth/read").get("/variants/growth.churn").json()
+    assert (shown["team"], shown["aliases"]) == ("growth", {"champion": 1})
+    assert [(v["version"], v["state"], v["aliases"]) for v in shown["versions"]] == [
+        (1, "registered", ["champion"]),
+        (2, "rejected", []),
+    ]
+    assert [(d["as_"], d["version"]) for d in shown["deployments"]] == [("champion", 1)]
+    assert [change["why"] for change in shown["alias_history"]] == ["First."]
+    assert world().get("/variants/growth.churn/versions/2").json()["state"] == "rejected"
+    error_of(world().get("/variants/growth.churn/versions/3"), 404)
+
+
+def test_a_variant_of_another_team_does_not_exist(world: World) -> None:
+    world.made()
+    theirs = world("risk/admin")
+    body = {"version": 1, "why": "x"}
+    for method, url, arguments in [
+        ("GET", "/variants/NAME", {}),
+        ("GET", "/variants/NAME/versions/1", {}),
+        ("GET", "/variants/NAME/versions/1/report", {}),
+        ("POST", "/variants/NAME/promote", {"json": body}),
+        ("POST", "/variants/NAME/rollback", {"json": {"why": "x"}}),
+        ("GET", "/deployments/NAME", {}),
+        ("PUT", "/deployments/NAME", {"json": body}),
+    ]:
+        error = error_of(theirs(method, url.replace("NAME", "growth.churn"), **arguments), 404)
+        nothing = error_of(theirs(method, url.replace("NAME", "growth.cherry"), **arguments), 404)
+        assert error["message"].replace("growth.churn", "X") == nothing["message"].replace("growth.cherry", "X")
+    assert theirs.get("/variants").json()["items"] == theirs.get("/deployments").json()["items"] == []
+
+
+def test_a_shared_variant_is_read_and_not_changed(world: World) -> None:
+    world.made()
+    world.ledger.share("variant", "growth.churn", team="growth", with_team="risk", by=ANN)
+    theirs = world("risk/admin")
+    assert theirs.get("/variants/growth.churn").json()["name"] == "growth.churn"
+    assert len(theirs.get("/variants").json()["items"]) == 1
+    assert theirs.get("/variants", params={"shared": "false"}).json()["items"] == []
+    assert (
+        "growth"
+        in error_of(theirs.post("/variants/growth.churn/promote", json={"version": 1, "why": "x"}), 403)["message"]
+    )
+    error_of(theirs.post("/variants/growth.churn/rollback", json={"why": "x"}), 403)
+    error_of(theirs.put("/deployments/growth.churn", json={"version": 1}), 403)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("growth.churn", "pooled"), ("growth.churn.asia-2", "segment-asia-2")])
+def test_a_card_is_shown_in_a_sandbox(name: str, folder: str, world: World) -> None:
+    variant = world.made(name)
+    place = world.settings.workspace(variant.request_id) / folder
+    place.mkdir(parents=True)
+    (place / "card.html").write_text("<title>Card</title><script>alert(1)</script>")
+    response = world("growth/read").get(f"/variants/{name}/versions/1/report")
+    assert response.text.startswith("<title>Card</title>")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers.get_list("content-security-policy")
+    assert policy == [cards.POLICY]
+    assert "sandbox" in policy[0]
+    assert "default-src 'none'" in policy[0]
+    assert "script" not in policy[0]
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_card_that_is_elsewhere_comes_from_mlflow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.made()
+
+    def gone(*_: object) -> bytes:
+        raise ServiceFault("MLflow does not answer.", hint="Try again.")
+
+    monkeypatch.setattr(cards, "_from_mlflow", lambda variant, settings: f"<p>{variant.version}</p>".encode())
+    assert world().get("/variants/growth.churn/versions/1/report").text == "<p>1</p>"
+    monkeypatch.setattr(cards, "_from_mlflow", gone)
+    error_of(world().get("/variants/growth.churn/versions/1/report"), 503)
+
+
+# --- promotion -------------------------------------------------------------------
+
+
+def test_a_promotion_is_audited_and_mirrored(world: World, mirror: list[tuple[str, str, int]]) -> None:
+    world.made()
+    deployer = world("growth/deploy")
+    for _ in range(2):
+        response = deployer.post("/variants/growth.churn/promote", json={"version": 1, "why": "Better."})
+        assert response.json()["aliases"] == ["champion"]
+    assert mirror == [("growth.churn", "champion", 1)] * 2
+    assert len(world.ledger.alias_history("growth.churn")) == 1
+    (alias,) = [row for row in world.ledger.audit_page(limit=200).items if row.action == "alias.set"]
+    assert alias.who.startswith("token:deploy/")
+    assert (alias.origin, alias.detail["why"]) == ("10.0.0.7", "Better.")
+
+
+def test_what_its_gate_turned_down_needs_an_override_that_is_recorded(world: World) -> None:
+    world.made(state="rejected")
+    deployer = world("growth/deploy")
+    body: dict[str, Any] = {"version": 1, "why": "We know better."}
+    error_of(deployer.post("/variants/growth.churn/promote", json=body), 409)
+    error_of(deployer.put("/deployments/growth.churn", json={"version": 1}), 409)
+    assert deployer.post("/variants/growth.churn/promote", json=body | {"override": True}).status_code == 200
+    assert world.ledger.alias_history("growth.churn")[-1].why == "Override: We know better."
+
+
+def test_a_rollback_goes_to_the_champion_before(world: World) -> None:
+    deployer = world("growth/deploy")
+    for version in (1, 2):
+        world.made()
+        deployer.post("/variants/growth.churn/promote", json={"version": version, "why": "x"})
+    assert deployer.post("/variants/growth.churn/rollback", json={"why": "Slow."}).json()["version"] == 1
+    assert world.ledger.alias_history("growth.churn")[-1].why == "Rollback: Slow."
+    world.made("growth.spend")
+    error_of(deployer.post("/variants/growth.spend/rollback", json={"why": "x"}), 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({}, {"/version", "/why"}),
+        ({"version": 0, "why": ""}, {"/version", "/why"}),
+        ({"version": "1", "why": "x"}, {"/version"}),
+        ({"version": 1, "why": "x", "force": True}, {"/force"}),
+    ],
+)
+def test_promotions_that_are_none(body: dict[str, Any], fields: set[str], world: World) -> None:
+    world.made()
+    assert fields_of(error_of(world("growth/deploy").post("/variants/growth.churn/promote", json=body), 400)) == fields
+
+
+# --- deployments -------------------------------------------------------------------
+
+
+def test_a_deployment_is_changed_as_it_was_seen(world: World) -> None:
+    deployer = world("growth/deploy")
+    for _ in range(2):
+        world.made()
+    empty = deployer.get("/deployments/growth.churn")
+    assert empty.json() == {"name": "growth.churn", "served": []}
+    first = deployer.put("/deployments/growth.churn", json={"version": 1}, headers={"if-match": empty.headers["etag"]})
+    assert [(row["as_"], row["version"]) for row in first.json()["served"]] == [("champion", 1)]
+    canary = {"version": 2, "as": "canary", "percent": 10}
+    stale = {"if-match": empty.headers["etag"]}
+    error_of(deployer.put("/deployments/growth.churn", json=canary, headers=stale), 412)
+    fresh = {"if-match": first.headers["etag"]}
+    second = deployer.put("/deployments/growth.churn", json=canary, headers=fresh)
+    assert [(row["as_"], row["percent"]) for row in second.json()["served"]] == [("champion", None), ("canary", 10)]
+    (item,) = world("growth/read").get("/deployments").json()["items"]
+    assert item == second.json()
+    gone = deployer.put("/deployments/growth.churn", json={"version": 2, "as": "none"})
+    assert len(gone.json()["served"]) == 1
+    assert world("operator").get("/deployments", params={"team": "risk"}).json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"version": 1, "as": "canary"}, "/percent"),
+        ({"version": 1, "as": "champion", "percent": 5}, "/percent"),
+        ({"version": 1, "as": "canary", "percent": 100}, "/percent"),
+        ({"version": 1, "as": "king"}, "/as"),
+        ({"as": "champion"}, "/version"),
+    ],
+)
+def test_deployments_that_are_none(body: dict[str, Any], field: str, world: World) -> None:
+    world.made()
+    assert fields_of(error_of(world("growth/deploy").put("/deployments/growth.churn", json=body), 400)) == {field}
+
+
+# --- recipes -----------------------------------------------------------------------
+
+
+def test_a_recipe_comes_with_the_form_to_order_it(world: World) -> None:
+    listed = world("growth/read").get("/recipes").json()
+    names = {item["name"]: item["digest"] for item in listed["items"]}
+    assert {"tabular-auto", "tabular-fast", "tabular-neural"} <= set(names)
+    assert listed["broken"] == []
+    form = world().get("/recipes/tabular-fast").json()
+    assert form["recipe"]["digest"] == names["tabular-fast"]
+    fields = form["request_schema"]["properties"]
+    assert fields["recipe"]["const"] == "tabular-fast"
+    assert fields["families"]["anyOf"][0]["items"]["enum"] == form["recipe"]["families"]
+    assert set(form["family_spaces"]["binary"]) <= set(form["recipe"]["families"])
+    assert world().get(f"/recipes/tabular-fast@{names['tabular-fast'][:12]}").status_code == 200
+    error_of(world().get("/recipes/tabular-fast@00000000"), 404)
+    assert "Did you mean 'tabular-fast'?" in error_of(world().get("/recipes/tabular-fist"), 404)["message"]
+
+
+def test_a_broken_recipe_hides_no_other(make_world: Any, tmp_path: Any) -> None:
+    world = make_world(recipes=tmp_path / "recipes")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "bad.yaml").write_text("name: bad\n")
+    (tmp_path / "recipes" / "good.yaml").write_text("{name: good, title: Good, families: [linear]}")
+    listed = world().get("/recipes").json()
+    assert [item["name"] for item in listed["items"]] == ["good"]
+    assert [item["name"] for item in listed["broken"]] == ["bad"]
+    error_of(world().get("/recipes/bad"), 400)
