@@ -63,6 +63,7 @@ class Attendant:
     jobs: Jobs
     settings: Settings
     _unknown: set[str] = field(default_factory=set, init=False)
+    _began_again: dict[str, datetime] = field(default_factory=dict, init=False)
 
     def admitted(self, request_id: str) -> Attempt:
         """Open an attempt: of the job that waits for it where one does, else of a job to be submitted.
@@ -115,6 +116,7 @@ class Attendant:
             return False
         if job is None or job.state.ended:
             self._settle(attempt, job)
+            self._began_again.pop(attempt.submission_id, None)
             return True
         if job.state is JobState.RUNNING and attempt.running_at is None:
             self.ledger.mark_running(attempt.submission_id)
@@ -172,9 +174,14 @@ class Attendant:
         return not self._lately(self.ledger.request(attempt.request_id).preempt_requested_at, GRACE_S)
 
     def _is_late(self, attempt: OpenAttempt) -> bool:
+        if attempt.running_at is None:
+            return False
         time_s = attempt.time_s or attempt.expected_s or UNKNOWN_S
-        began = attempt.running_at
-        return began is not None and now() > began + timedelta(seconds=OVERTIME * time_s + SLACK_S)
+        began = min(attempt.running_at, self._began_again.get(attempt.submission_id, attempt.running_at))
+        if began > now():
+            # The clock was set back: from here on its time runs once more.
+            began = self._began_again[attempt.submission_id] = now()
+        return now() > began + timedelta(seconds=OVERTIME * time_s + SLACK_S)
 
     @staticmethod
     def _lately(since: datetime | None, most_s: float) -> bool:

@@ -389,6 +389,16 @@ def test_a_clock_that_is_set_back_ends_nothing_and_blocks_nothing(make: Callable
     assert plant.outcomes("r-1") == plant.outcomes("r-2") == ["done"]
 
 
+def test_what_hangs_is_stopped_in_time_though_the_clock_was_set_back(make: Callable[..., Plant]) -> None:
+    plant = make(Course("hangs"))
+    controller = plant.controller()
+    plant.order()
+    plant.passes(controller, 30, step_s=10)
+    plant.clock_off = -timedelta(hours=1)
+    assert plant.to_the_end(controller, step_s=10) == pytest.approx(2 * 60 + 300, abs=30)
+    assert plant.outcomes() == ["timed_out"]
+
+
 # --- cancelling ---------------------------------------------------------------------------
 
 
