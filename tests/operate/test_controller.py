@@ -578,18 +578,19 @@ def test_of_two_controllers_one_leads_until_it_resigns_or_is_gone(make: Callable
     assert [first.reconcile().led, second.reconcile().led] == [True, False]
 
 
-ENDINGS = {"r-1": "registered", "r-2": "system_fault", "r-3": "user_fault"}
-WRITES = {"admit", "mark_submitted", "mark_running", "end_attempt", "fail", "hold", "submit"}
+ENDINGS = {"r-1": "registered", "r-2": "system_fault", "r-3": "user_fault", "r-4": "crash"}
+WRITES = {"admit", "mark_submitted", "mark_running", "end_attempt", "fail", "submit"}
 """Calls that change something; before and after others it is the same."""
 
 
-def three_requests(make: Callable[..., Plant]) -> Plant:
-    """A factory with requests that are made at once, at the second try, and not at all."""
+def four_requests(make: Callable[..., Plant]) -> Plant:
+    """A factory with requests that are made at the first try, at the second, and not at all for two reasons."""
 
     def course(request_id: str, number: int) -> Course:
-        return Course(ENDINGS[request_id] if number == 1 else "registered", trials=2, trial_s=1.0)  # type: ignore[arg-type]
+        ending: Any = ENDINGS[request_id] if number == 1 or request_id == "r-4" else "registered"
+        return Course(ending, trials=4 if request_id == "r-4" else 2, trial_s=1.0)
 
-    plant = make(course)
+    plant = make(course, capacity=Capacity(cpus=4, gpus=0, memory_gb=16))
     for request_id in ENDINGS:
         plant.order(request_id)
     return plant
@@ -606,14 +607,16 @@ def interrupted(plant: Plant, at: int, interrupt: Callable[[], None]) -> bool:
             if calls == at:
                 interrupt()
 
-    plant.to_the_end(plant.controller(meddle), *ENDINGS, step_s=2)
+    plant.to_the_end(plant.controller(meddle), *ENDINGS, step_s=5)
     return calls >= at
 
 
 def all_came_to_its_end(plant: Plant) -> None:
     plant.advance(LEASE_S + 1)
-    plant.to_the_end(plant.controller(), *ENDINGS, step_s=2)
-    assert [plant.outcomes(one) for one in ENDINGS] == [["done"], ["system_fault", "done"], ["user_fault"]]
+    plant.to_the_end(plant.controller(), *ENDINGS, step_s=5)
+    three = ["system_fault"] * 3
+    assert [plant.outcomes(one) for one in ENDINGS] == [["done"], ["system_fault", "done"], ["user_fault"], three]
+    assert plant.ledger.request("r-4").fault == "system"
     assert max(plant.jobs.starts.values()) == 1, "a job was started twice"
     assert max(plant.drivers.fits.values()) == 1, "a finished trial was fitted again"
     assert all(plant.ledger.verify_events(one) is None for one in ENDINGS)
@@ -626,7 +629,7 @@ def test_a_controller_may_be_killed_between_any_two_writes(make: Callable[..., P
         raise Killed
 
     for at in range(1, 1000):
-        plant = three_requests(make)
+        plant = four_requests(make)
         try:
             assert not interrupted(plant, at, die)
             break
@@ -639,7 +642,7 @@ def test_a_controller_that_was_held_up_changes_nothing_once_another_leads(make: 
     """It is held up after each write in turn, while another one goes on, and then believes that it still leads."""
     refused = 0
     for at in range(1, 1000):
-        plant = three_requests(make)
+        plant = four_requests(make)
         other = plant.controller()
 
         def others_turn(plant: Plant = plant, other: Controller = other) -> None:
@@ -670,8 +673,9 @@ def test_a_job_that_comes_up_after_its_attempt_has_ended_is_stopped(make: Callab
     spec = plant.jobs.specs["r-1-1"]
     plant.jobs.restart()
     plant.until(controller, lambda: plant.outcomes() == ["lost"])
-    plant.jobs.submit(spec)  # a controller that was held up until now
+    plant.jobs.submit(spec)  # by a controller that was held up until now
     plant.passes(controller, 5)
+    assert plant.jobs.calls["stop"] > 0
     assert "r-1-1" not in plant.jobs.alive
     plant.to_the_end(controller, step_s=5)
     assert plant.outcomes() == ["lost", "done"]
