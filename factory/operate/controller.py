@@ -24,7 +24,7 @@ from functools import partial
 from typing import TypeVar
 
 from factory.errors import Conflict, FactoryError, ServiceFault, StorageFault, SystemFault
-from factory.ledger import Ledger, OpenAttempt, Queued
+from factory.ledger import Ledger, OpenAttempt
 from factory.ledger.schema import now
 from factory.operate.admission import Decision, Running, TeamLoad, Waiting, decide
 from factory.operate.attending import Attendant
@@ -227,7 +227,11 @@ class Controller:
             self._renewed = time.monotonic()
 
     def _decide(self) -> Decision:
-        waiting = [_waiting(queued) for queued in self.ledger.waiting()]
+        # By position, which is faster than by name: there may be 100,000 of them.
+        waiting = [
+            Waiting(id_, team, cpus, gpus, _memory_gb(asked), priority, since.timestamp(), expected_s)
+            for id_, team, cpus, gpus, asked, priority, since, expected_s, _, _ in self.ledger.waiting()
+        ]
         running = [self._running(attempt) for attempt in self.ledger.open_attempts()]
         return decide(self.jobs.capacity(), waiting, running, self._teams(), now().timestamp())
 
@@ -247,7 +251,7 @@ class Controller:
             team=attempt.team,
             cpus=attempt.cpus,
             gpus=attempt.gpus,
-            memory_gb=DEFAULT_MEMORY_GB if attempt.memory_gb is None else attempt.memory_gb,
+            memory_gb=_memory_gb(attempt.memory_gb),
             priority=attempt.priority,
             since=began,
             expected_end=None if attempt.expected_s is None else began + attempt.expected_s,
@@ -269,17 +273,8 @@ class Controller:
         self._told |= {name: why.sentence for name, why in looked_at.items()}
 
 
-def _waiting(queued: Queued) -> Waiting:
-    return Waiting(
-        id=queued.id,
-        team=queued.team,
-        cpus=queued.cpus,
-        gpus=queued.gpus,
-        memory_gb=DEFAULT_MEMORY_GB if queued.memory_gb is None else queued.memory_gb,
-        priority=queued.priority,
-        since=queued.since.timestamp(),
-        expected_s=queued.expected_s,
-    )
+def _memory_gb(asked: float | None) -> float:
+    return DEFAULT_MEMORY_GB if asked is None else asked
 
 
 def main() -> None:

@@ -120,8 +120,6 @@ class Drivers:
 
     def _run(self, job: str, request_id: str, attempt: str) -> Work:
         """Do what ``factory run ID`` does in a job of the controller."""
-        if self._ledger.attempt(attempt).ended_at is not None:
-            return Conflict.exit_code
         try:
             with self._ledger.claim(request_id) as claim:
                 self._claimed[job] = request_id
