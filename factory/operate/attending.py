@@ -201,7 +201,8 @@ class Attendant:
         if record.state in _MADE:
             end(attempt.submission_id, "done")
         elif record.state is RequestState.FAILED:
-            end(attempt.submission_id, "user_fault" if record.fault == "user" else "system_fault", _told(record))
+            ours: Outcome = "timed_out" if self._is_late(attempt) else "system_fault"
+            end(attempt.submission_id, "user_fault" if record.fault == "user" else ours, _told(record))
         elif record.state is RequestState.CANCELLED:
             end(attempt.submission_id, "cancelled")
         elif attempt.wish == "cancel":

@@ -367,7 +367,9 @@ def faults_are_whose_they_are(record: RequestRecord, attempts: list[Attempt]) ->
         in_a_row = in_a_row + 1 if outcome in ("system_fault", "lost") else in_a_row * (outcome == "preempted")
         assert in_a_row <= FAULTS, outcomes
     if record.fault == "system":
-        assert in_a_row >= FAULTS - (None in outcomes) or outcomes[-1] in ("timed_out", None), outcomes
+        assert record.error is not None
+        hung = record.error.message.startswith("The job did not end")
+        assert hung or in_a_row >= FAULTS - (None in outcomes), outcomes
 
 
 TestModel = Model.TestCase
