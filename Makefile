@@ -15,7 +15,7 @@ endif
 
 # One module of bench/ for each claim, docs/benchmark.md tells of them; results go to bench/results/.
 CLAIMS ?= start demo fit_minute one_row one_latency segments transfer refit_cost planted time_order odd_tables scaling \
-	admission_scale fairness quote_calibration ablation
+	admission_scale controller_scale fairness quote_calibration ablation
 
 .PHONY: help demo up down test check bench bench-automl
 
@@ -31,8 +31,10 @@ up: $(INSTALLED)  ## Start Ray, MLflow, controller, portal and predictor; print 
 down: $(INSTALLED)  ## Stop what `make up` started
 	$(BIN)/factory down
 
+# Those that start Ray, MLflow or Serve one after the other, since each of them takes the whole machine.
 test: check  ## Run the checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
 	$(BIN)/ruff check

@@ -198,8 +198,16 @@ def end(
     first = result.variants[0] if result.variants else None
     if json:
         found = rows if rows is not None else made.card.leaderboard if made is not None else ()
-        variants = {"variant": first, "variants": list(result.variants)}
-        print_json({"request": result.request_id, "state": result.state, **variants, "leaderboard": list(found)})
+        print_json(
+            {
+                "request": result.request_id,
+                "state": result.state,
+                "variant": first,
+                "variants": list(result.variants),
+                "pooled_segments": list(result.pooled_segments),
+                "leaderboard": list(found),
+            }
+        )
         raise typer.Exit(exit_code(result.state))
     if first is not None:
         metric = Metric(first.metric, first.task)

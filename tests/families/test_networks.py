@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -301,16 +303,18 @@ def test_the_schedule_ends_with_the_time() -> None:
     assert progress.best_epoch >= 1
 
 
-def test_a_part_of_an_epoch_counts_where_there_is_no_time_for_more() -> None:
-    train = sample(Task.BINARY, 60_000, 0)
-    model = network("tabm").fit(
-        train,
-        validation=sample(Task.BINARY, 100, 1),
-        parameters=TABM | {"batch_size": 32},
-        context=context(deadline=Deadline.after(0.8)),
-    )
-    assert len(model.curve) == 1
-    assert model.curve[0].validation is not None
+def test_a_part_of_an_epoch_counts_where_there_is_no_time_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_steps = 20
+    seconds = itertools.count()
+    monkeypatch.setattr("factory.families._epochs.time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+    train, validation = sample(Task.BINARY, 6000, 0), sample(Task.BINARY, 100, 1)
+    family = network("tabm")
+    made, _ = family.job(train, validation=validation, parameters=TABM, context=context())
+    learner = family.learner(made, group=Group())
+    progress = run(made, learner, group=Group(), stopped=lambda: False, time_s=n_steps)
+    assert n_steps < len(made.plan.batches(len(made.train), 0)), "an epoch is longer"
+    assert len(progress.curve) == progress.best_epoch == 1
+    assert progress.curve[0].validation is not None
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "tabm"])

@@ -77,9 +77,13 @@ def test_killed_in_the_midst_of_segments(home: Path, tmp_path: Path) -> None:
         assert ledger.request(request_id).state is RequestState.REGISTERED
         assert not processes_of(home)
 
-        assert made() == dict.fromkeys((f"store-{k:02d}" for k in range(N_SEGMENTS)), 1), "each once"
+        # A slow machine leaves no time for some; the pooled variant serves those.
+        shown = json.loads(output)
+        everyone = {f"store-{k:02d}" for k in range(N_SEGMENTS)}
+        assert made().keys() | set(shown["pooled_segments"]) == everyone
+        assert made().keys().isdisjoint(shown["pooled_segments"])
+        assert set(made().values()) == {1}, "each once"
         names = Counter(v.name for v in ledger.variants(request_id=request_id))
         assert max(names.values()) == 1
         assert before.items() <= made().items()
-        shown = {v["segment"] for v in json.loads(output)["variants"]}
-        assert shown == {"", *made()}
+        assert {v["segment"] for v in shown["variants"]} == {"", *made()}

@@ -11,6 +11,7 @@ everything comes to its end.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
@@ -388,6 +389,7 @@ ANN = Actor(who="ann@example.com")
 @cache
 def template() -> Path:
     path = Path(mkdtemp(prefix="factory-model-")) / "ledger.db"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
     Ledger.open(f"sqlite:///{path}").close()
     return path
 
