@@ -16,16 +16,19 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
 from factory.errors import Conflict, FactoryError, ServiceFault, StorageFault, SystemFault
 from factory.ledger import Ledger, OpenAttempt
 from factory.ledger.schema import now
+from factory.operate import json_logs
 from factory.operate.admission import Decision, Running, TeamLoad, Waiting, decide
 from factory.operate.attending import Attendant
 from factory.operate.jobs import JobInfo, Jobs
@@ -50,6 +53,9 @@ HELD_FRONT, HELD_TURN = 200, 300
 """Waiting requests whose reasons are looked at in each pass: the first ones, and so many of the others by turns."""
 DEFAULT_MEMORY_GB = 4.0
 """Of a request that names none: the recipes' default budget."""
+KEYS_KEPT = timedelta(days=7)
+"""For which an idempotency key repeats its request: longer than whoever lost an answer over a weekend needs."""
+KEYS_LOOKED_AT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Controller:
         self._turn = 0
         self._told: dict[str, str] = {}
         self._wrong: dict[str, str] = {}
+        self._keys_forgotten: datetime | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Make one pass after the other until told to stop; what fails is tried again after a while."""
@@ -148,6 +155,7 @@ class Controller:
             for one in decision.preempt:
                 self._each(one.id, partial(self.ledger.request_preemption, one.id, for_id=one.for_id))
             self._hold(decision)
+            self._forget_keys()
         return Pass(
             led=True,
             admitted=tuple(admitted),
@@ -167,6 +175,7 @@ class Controller:
             job = jobs.get(adopted.get(attempt.request_id, attempt.submission_id))
             if self._each(attempt.request_id, partial(self._attendant.attend, attempt, job)):
                 ended.append(attempt.submission_id)
+                log.info("attempt %s has ended", attempt.submission_id, extra={"request": attempt.request_id})
             if len(ended) == AT_ONCE:
                 break
         self._attendant.tidy({attempt.submission_id for attempt in attempts}, jobs)
@@ -179,6 +188,7 @@ class Controller:
         """Open an attempt and submit its job; return whether it was opened."""
         attempt = self._each(request_id, partial(self._attendant.admitted, request_id))
         if attempt is not None:
+            log.info("attempt %s is admitted", attempt.submission_id, extra={"request": request_id})
             self._each(request_id, partial(self._attendant.submit, attempt))
         return attempt is not None
 
@@ -194,18 +204,19 @@ class Controller:
             Conflict: another controller leads.
         """
         self._keep_leading()
-        try:
-            done = act()
-        except FactoryError as error:
-            if self._concerns_all(error):
-                raise
-            if self._wrong.get(request_id) != error.message:
-                log.warning("request %s: %s", request_id, error.message)
-            self._wrong[request_id] = error.message
-            return None
-        except Exception:
-            log.exception("request %s: this pass goes on without it", request_id)
-            return None
+        with json_logs.about(request=request_id):
+            try:
+                done = act()
+            except FactoryError as error:
+                if self._concerns_all(error):
+                    raise
+                if self._wrong.get(request_id) != error.message:
+                    log.warning("request %s: %s", request_id, error.message)
+                self._wrong[request_id] = error.message
+                return None
+            except Exception:
+                log.exception("request %s: this pass goes on without it", request_id)
+                return None
         self._wrong.pop(request_id, None)
         return done
 
@@ -272,26 +283,40 @@ class Controller:
         self._told = {name: sentence for name, sentence in self._told.items() if name in waiting}
         self._told |= {name: why.sentence for name, why in looked_at.items()}
 
+    def _forget_keys(self) -> None:
+        """Forget old idempotency keys once a day; at once where the clock was set back since."""
+        moment, before = now(), self._keys_forgotten
+        if before is None or not before <= moment < before + KEYS_LOOKED_AT:
+            n_forgotten = self.ledger.forget_keys(moment - KEYS_KEPT)
+            self._keys_forgotten = moment
+            if n_forgotten:
+                log.info("forgot %d old idempotency keys", n_forgotten)
+
 
 def _memory_gb(asked: float | None) -> float:
     return DEFAULT_MEMORY_GB if asked is None else asked
 
 
-def main() -> None:
-    """Run a controller until the process is told to end (SIGTERM or SIGINT)."""
+def main() -> int:
+    """Run a controller until the process is told to end (SIGTERM or SIGINT); return its exit code."""
     from factory.operate.ray_jobs import RayJobs, ray_token
 
-    settings = load_settings()
+    json_logs.configure()
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    address = settings.dashboard
-    with (
-        Ledger.open(settings.ledger, patience_s=PATIENCE_S) as ledger,
-        RayJobs(address, token_path=ray_token(settings.root)) as jobs,
-    ):
-        Controller(ledger, jobs, settings).run(stopping)
+    try:
+        settings = load_settings()
+        with (
+            Ledger.open(settings.ledger, patience_s=PATIENCE_S) as ledger,
+            RayJobs(settings.dashboard, token_path=ray_token(settings.root)) as jobs,
+        ):
+            Controller(ledger, jobs, settings).run(stopping)
+    except FactoryError as error:
+        log.error("%s %s", error.message, error.hint)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,14 +15,14 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from factory.errors import FactoryError
+from factory.operate import json_logs
 from factory.operate.jobs import Jobs
 from factory.operate.ray_jobs import RayJobs, ray_token
 from factory.settings import Settings, load_settings
-from serve.portal import logs
 from serve.portal.context import Portal
 from serve.portal.edge import Edge
 from serve.portal.openapi import described
-from serve.portal.replies import on_fault, on_http, on_invalid
+from serve.portal.replies import on_disk, on_fault, on_http, on_invalid
 from serve.portal.routes import (
     datasets,
     deployments,
@@ -71,7 +71,8 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
     for noun in _NOUNS:
         app.include_router(noun.router)
     app.include_router(health.router)
-    for kind, handler in ((FactoryError, on_fault), (RequestValidationError, on_invalid), (HTTPException, on_http)):
+    handlers = {FactoryError: on_fault, OSError: on_disk, RequestValidationError: on_invalid, HTTPException: on_http}
+    for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
     app.add_middleware(Edge)
     app.openapi = partial(described, app)  # type: ignore[method-assign]
@@ -89,7 +90,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 @cache
 def _app() -> FastAPI:
-    logs.configure()
+    json_logs.configure()
     return create_app(load_settings())
 
 

@@ -12,9 +12,9 @@ from secrets import token_hex
 from typing import Any
 
 from factory.errors import SystemFault
+from factory.operate.json_logs import about
 from serve.call import Message, Receive, Send
 from serve.errors import answer
-from serve.portal.logs import call_id
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,14 @@ class Edge:
             await self._app(scope, receive, send)
             return
         call = _Call(scope, send)
-        token = call_id.set(call.id)
-        try:
-            await self._app(scope, receive, call.send)
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            await call.fail()
-        finally:
-            call.note()
-            call_id.reset(token)
+        with about(call=call.id):
+            try:
+                await self._app(scope, receive, call.send)
+            except Exception:
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                await call.fail()
+            finally:
+                call.note()
 
 
 class _Call:

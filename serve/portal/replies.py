@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault
+from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, StorageFault, SystemFault
 from factory.settings import Settings
 from serve.errors import MethodNotAllowed, Overloaded, PreconditionFailed, UnsupportedMedia, answer
 from serve.portal.openapi import methods_at
@@ -93,6 +93,18 @@ async def on_fault(request: Request, error: Exception) -> Response:
         log.warning("%s %s: %s", request.method, request.url.path, error.message, exc_info=error)
     _hide_places(error, request.app.state.portal.settings)
     return problem(error)
+
+
+async def on_disk(request: Request, error: Exception) -> Response:
+    """Answer what the disk, or the system, refused, and nobody has told in better words."""
+    assert isinstance(error, OSError)
+    log.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+    return problem(
+        StorageFault(
+            f"A file of the factory cannot be read or written: {error.strerror or type(error).__name__}.",
+            hint="An operator has to look at the disk of FACTORY_HOME and the rights there; the portal's log has more.",
+        )
+    )
 
 
 async def on_invalid(_: Request, error: Exception) -> Response:

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from factory.ledger import UploadQuery
 from factory.ledger.schema import now
+from factory.operate.json_logs import JsonLines
 from factory.spec import Trial
 from serve.portal import context
 from serve.portal.context import Portal
-from serve.portal.logs import JsonLines, call_id
 from tests.portal.conftest import Client, MakeWorld, World, error_of, fields_of
 
 ROOT = "http://portal"
@@ -109,7 +109,7 @@ def test_lines_of_the_log_are_json_with_the_id_of_the_call(world: World, caplog:
     assert line["who"].startswith("token:read/")
     assert "secret" not in json.dumps(line)
     assert world.secrets["growth/read"] not in json.dumps(line)
-    assert call_id.get() == ""
+    assert "call" not in json.loads(JsonLines().format(logging.makeLogRecord({})))
 
 
 # --- health ------------------------------------------------------------------------
@@ -122,13 +122,13 @@ def test_readiness_names_what_is_missing_and_stays_ready_without_the_cluster(wor
         response = Client(world.app, None).get(f"{ROOT}/readyz")
         return response.status_code, {check["name"]: check["ok"] for check in response.json()["checks"]}
 
-    assert checks() == (200, {"ledger": True, "controller": False, "ray": True, "mlflow": True})
+    assert checks() == (200, {"ledger": True, "controller": False, "ray": True, "mlflow": True, "storage": True})
     epoch = world.ledger.lead("controller", "me")
     assert epoch is not None
     assert checks()[1]["controller"]
     world.ledger.resign("controller", epoch)
     world.jobs.reachable = False
-    assert checks() == (200, {"ledger": True, "controller": False, "ray": False, "mlflow": True})
+    assert checks() == (200, {"ledger": True, "controller": False, "ray": False, "mlflow": True, "storage": True})
 
 
 def test_an_mlflow_that_does_not_answer(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_the_application_is_made_when_a_server_asks_for_it(tmp_path: Any, monkey
     from serve.portal import app
 
     monkeypatch.setenv("FACTORY_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(app.logs, "configure", lambda: None)
+    monkeypatch.setattr(app.json_logs, "configure", lambda: None)
     made = app.app
     assert made is app.app
     assert (tmp_path / "home" / "ray_token").is_file()

@@ -6,7 +6,7 @@ import httpx
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from factory.errors import FactoryError
+from factory.errors import FactoryError, StorageFault
 from factory.operate.controller import LEAD
 from factory.settings import Settings
 from serve.portal.context import Here, Portal
@@ -32,7 +32,7 @@ async def show_health() -> Response:
 
 @router.get("/readyz", response_model=Readiness, responses=refusals(500, also={503: _NOT_READY}))
 def show_readiness(portal: Here) -> Response:
-    """Say whether calls can be answered, and what is missing; without Ray, MLflow or a controller they still can."""
+    """Say whether calls can be answered, and what is missing: without anything but the ledger, most still can."""
     found = portal.readiness(lambda: _readiness(portal))
     return reply(found, 200 if found.ready else 503, {} if found.ready else {"retry-after": "1"})
 
@@ -51,6 +51,7 @@ def _readiness(portal: Portal) -> Readiness:
         _controller(portal) if ledger.ok else Check(name="controller", ok=False, message="Not known: see ledger."),
         Check(name="ray", ok=answers, message="The cluster answers." if answers else "The cluster does not answer."),
         _mlflow(portal.settings),
+        _storage(portal),
     )
     return Readiness(ready=ledger.ok, checks=checks)
 
@@ -70,6 +71,15 @@ def _controller(portal: Portal) -> Check:
         leads = False
     message = "A controller leads." if leads else "No controller leads: requests are taken in, and wait."
     return Check(name="controller", ok=leads, message=message)
+
+
+def _storage(portal: Portal) -> Check:
+    try:
+        portal.settings.prepare_home()
+        portal.uploads.check_disk(0)
+    except StorageFault:
+        return Check(name="storage", ok=False, message="FACTORY_HOME cannot be written, or is full: no uploads.")
+    return Check(name="storage", ok=True, message="FACTORY_HOME can be written.")
 
 
 def _mlflow(settings: Settings) -> Check:

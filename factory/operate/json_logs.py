@@ -1,17 +1,33 @@
-"""Logs as lines of JSON, each with the id of the request that it is about."""
+"""Logs as lines of JSON, each with the ids of what it is about; for processes that are services, not for a library."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 
-call_id: ContextVar[str] = ContextVar("call_id", default="")
-"""Of the HTTP request that this thread or task works on; the header ``X-Request-Id`` of its answer."""
-
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+
+@contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """Let all that this thread or task logs meanwhile carry ids: of a call, of a request.
+
+    >>> with about(request="r-1"):
+    ...     json.loads(JsonLines().format(logging.makeLogRecord({"msg": "It waits."})))["request"]
+    'r-1'
+    """
+    token = _about.set({**_about.get(), **ids})
+    try:
+        yield
+    finally:
+        _about.reset(token)
 
 
 class JsonLines(logging.Formatter):
@@ -24,9 +40,8 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **_about.get(),
         }
-        if found := call_id.get():
-            line["call"] = found
         line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -34,12 +49,12 @@ class JsonLines(logging.Formatter):
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Let this process log lines of JSON to its standard error; for a process that is a portal, not for a library."""
+    """Let this process log lines of JSON to its standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Each of our own lines tells a call already, and the ledger's answers are not news.
+    # Each of our own lines tells a call already, and the answers of others are not news.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
