@@ -20,6 +20,7 @@ import numpy as np
 from factory.errors import Conflict, FactoryError, Preempted, StorageFault, SystemFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
+from factory.ledger.wishes import cancelled
 from factory.search.cluster import RaySession, local_cpus
 from factory.search.engine import SearchResult, search
 from factory.search.plan import Plan, check_request, make_plan
@@ -47,6 +48,8 @@ POOLED_SHARE = 0.4
 FINISH_SHARE, FINISH_LEAST_S, FINISH_MOST_S = 0.12, 3.0, 20.0
 """Part of the budget kept for bundle, scores, gate and registration; measured 2 to 5 s for one variant."""
 LEAST_SEARCH_S = 5.0
+REGISTRY_AWAY_S = 120.0
+"""For which MLflow's server may be away; what is made is made, and a server that is started again takes a minute."""
 NAMED = 5
 """Variants that a message names; more are told by their number."""
 
@@ -114,7 +117,7 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
 
     Raises:
         UserFault, SystemFault: the request ended as FAILED for this reason; nothing is half-registered.
-        Conflict: the request has ended or its variants are made, or another live driver works on it.
+        Conflict: the request has ended, was cancelled, or is made already, or another live driver works on it.
     """
     settings.prepare_home()
     if (state := ledger.request(request_id).state) in (RequestState.REGISTERED, RequestState.SERVING):
@@ -138,7 +141,11 @@ def _ending_as_failed(request_id: str, ledger: Ledger, settings: Settings) -> It
     """
     try:
         yield
-    except Preempted:
+    except Preempted as stopped:
+        record = ledger.request(request_id)
+        if record.cancel_requested_at is not None:
+            ledger.advance(request_id, RequestState.CANCELLED, "Cancelled; finished trials are kept.")
+            raise cancelled(record) from stopped
         ledger.note(request_id, "preempted", "Stopped to make room; it goes on with all finished trials.")
         raise
     except FactoryError as error:
@@ -170,7 +177,7 @@ class _Making:
         self.request: VariantRequest
         self.recipe: Recipe
         self.request, self.recipe = check_request(record.request, settings=settings)
-        self.registry = Registry(settings)
+        self.registry = Registry(settings, patience_s=REGISTRY_AWAY_S)
         self.release = Release(self.id, self.request, ledger=ledger, registry=self.registry, note=self.note)
         self.workspace = settings.workspace(record.id)
         budget = self.request.budget or self.recipe.budget.default
@@ -180,11 +187,11 @@ class _Making:
         self.deadline = Deadline.after(max(budget.time_s - spent_s, 2 * LEAST_SEARCH_S))
         self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
         self.state = record.state
-        self.room = Room(self.asked_for_room)
+        self.room = Room(self.asked_to_stop)
 
-    def asked_for_room(self) -> bool:
+    def asked_to_stop(self) -> bool:
         try:
-            return self.ledger.wish(self.id) == "preempt"
+            return self.ledger.wish(self.id) is not None
         except StorageFault:
             return False  # it is looked up again
 

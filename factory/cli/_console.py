@@ -18,8 +18,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from factory.errors import Conflict, FactoryError, SystemFault, UserFault, counted, error_of
+from factory.errors import FactoryError, SystemFault, UserFault, counted, error_of
 from factory.ledger import Ledger, RequestRecord
+from factory.ledger.wishes import cancelled
 from factory.pipeline import Outcome, Progress
 from factory.search.metric import Metric
 from factory.settings import Settings, load_settings
@@ -164,9 +165,7 @@ def came_to(record: RequestRecord, variants: Sequence[Variant]) -> Outcome:
     if record.state is RequestState.FAILED:
         raise _fault_of(record)
     if record.state is RequestState.CANCELLED:
-        by = f" by {record.cancelled_by}" if record.cancelled_by else ""
-        hint = f"`factory requests retry {record.id}` orders it again."
-        raise Conflict(f"Request {record.id} was cancelled{by}.", hint=hint)
+        raise cancelled(record)
     return Outcome(request_id=record.id, state=record.state, variants=tuple(variants), verdicts=(), made=())
 
 

@@ -95,8 +95,8 @@ def cancel(
         out.print(f"Request {record.id} is to be cancelled; the controller stops its job.")
     else:
         out.print(
-            f"Request {record.id} is to be cancelled. Process {record.driver.pid} on {record.driver.host} works on it: "
-            "end that process, and cancel it again."
+            f"Request {record.id} is to be cancelled: process {record.driver.pid} on {record.driver.host} works on it, "
+            "and stops when the trials that run have ended."
         )
 
 

@@ -107,3 +107,11 @@ class Wishes(Attempts):
         )
         with self._read() as connection:
             return [row.id for row in connection.execute(query) if not is_alive(row)]
+
+
+def cancelled(record: RequestRecord) -> Conflict:
+    """Return the error of a request that ended because somebody cancelled it."""
+    by = f" by {record.cancelled_by}" if record.cancelled_by else ""
+    return Conflict(
+        f"Request {record.id} was cancelled{by}.", hint=f"`factory requests retry {record.id}` orders it again."
+    )

@@ -1,4 +1,4 @@
-"""A search that makes room for another: no further fit is started, those that run go on to their end.
+"""A search that makes room for another, or is cancelled: no further fit is started, those that run go on to their end.
 
 Nothing is lost by it.  Every finished trial is in the ledger, and seeds the
 search when it goes on.
@@ -19,7 +19,7 @@ LOOK_S = 2.0
 
 
 class Room:
-    """Whether a running request is asked to make room; looked up now and then, and once asked it stays so.
+    """Whether a running request is asked to make room, or to end; looked up now and then, and once asked it stays so.
 
     Args:
         look: Says whether it is asked now; called by one thread at a time. An error of it counts as no.

@@ -139,7 +139,10 @@ class Drivers:
         while (number := len(ledger.trials(request_id))) < course.trials:
             if course.ending == "hangs":
                 yield from _for(10 * LONGEST_S, claim)
-            if ledger.wish(request_id) == "preempt":
+            if (wish := ledger.wish(request_id)) is not None:
+                if wish == "cancel":
+                    ledger.advance(request_id, RequestState.CANCELLED, "Cancelled.")
+                    return Conflict.exit_code
                 ledger.note(request_id, "preempted", "Stopped to make room.")
                 return Preempted.exit_code
             yield from _for(course.trial_s, claim)
