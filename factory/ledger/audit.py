@@ -21,6 +21,9 @@ from factory.ledger.schema import now
 from factory.spec import Actor, Document
 
 _CHAIN = "audit"
+_END = select(schema.chains).where(schema.chains.c.name == _CHAIN)
+_LOCKED_END = _END.with_for_update()
+_NEW_END = update(schema.chains).where(schema.chains.c.name == _CHAIN)
 
 
 class AuditRecord(Document):
@@ -63,7 +66,7 @@ class Audit(Leases):
         """Return the id of the first row that was changed, put in, or is missing; None where all are as written."""
         expected, previous = 1, ""
         with self._read() as connection:
-            end = connection.execute(select(schema.chains).where(schema.chains.c.name == _CHAIN)).one_or_none()
+            end = connection.execute(_END).one_or_none()
             rows = select(schema.audit).order_by(schema.audit.c.id).execution_options(yield_per=1000)
             try:
                 with connection.execute(rows) as found:
@@ -87,7 +90,7 @@ def append_audit(
     detail: Payload = None,
 ) -> AuditRecord:
     """Add a row within a transaction that makes the change; best as its last step, since others wait for it."""
-    end = connection.execute(select(schema.chains).where(schema.chains.c.name == _CHAIN).with_for_update()).one()
+    end = connection.execute(_LOCKED_END).one()
     row = {
         "id": end.length + 1,
         "time": now(),
@@ -99,9 +102,8 @@ def append_audit(
         "detail": payload_json(detail),
     }
     row["hash"] = link(end.hash, _content(row))
-    connection.execute(insert(schema.audit).values(row))
-    change = update(schema.chains).where(schema.chains.c.name == _CHAIN)
-    connection.execute(change.values(length=row["id"], hash=row["hash"]))
+    connection.execute(insert(schema.audit), row)
+    connection.execute(_NEW_END, {"length": row["id"], "hash": row["hash"]})
     return AuditRecord.model_validate(row)
 
 

@@ -7,10 +7,11 @@ uploaded it has a row of its own, so that none learns of another one's.
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
-from sqlalchemy import Connection, Row, delete, select
+from sqlalchemy import Connection, Row, Select, String, bindparam, delete, select
 
 from factory.errors import Detail, InvalidRequest, NotFound
 from factory.ledger import schema
@@ -188,10 +189,16 @@ class Datasets(Audit):
 
     def may_see(self, kind: ShareKind, subject: str, team: str) -> bool:
         """Return whether something is a team's own or shared with it; False also where it does not exist."""
-        name, owner = _KINDS[kind]
-        query = select(owner).where(name == subject, visible(kind, name, owner, team)).limit(1)
         with self._read() as connection:
-            return connection.scalar(query) is not None
+            return connection.scalar(_seen_by_team(kind), {"subject": subject, "team": team}) is not None
+
+
+@cache
+def _seen_by_team(kind: ShareKind) -> Select[Any]:
+    """Return the query of something of a kind, its ``subject``, for a ``team`` that may see it."""
+    name, owner = _KINDS[kind]
+    seen = visible(kind, name, owner, bindparam("team", type_=String))
+    return select(owner).where(name == bindparam("subject", type_=String), seen).limit(1)
 
 
 def _this_share(share: Share) -> Any:

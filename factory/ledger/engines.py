@@ -161,8 +161,8 @@ def without_limits(connection: Connection) -> None:
 
 def insert_new(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
     """Insert a row unless its key is there already; return whether it was inserted."""
-    insertion = insert_into(connection, table).values(values).on_conflict_do_nothing()
-    result: CursorResult[Any] = connection.execute(insertion.execution_options(preserve_rowcount=True))
+    insertion = insert_into(connection, table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    result: CursorResult[Any] = connection.execute(insertion, values)
     return result.rowcount == 1
 
 

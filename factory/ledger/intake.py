@@ -113,7 +113,7 @@ class Intake(Requests):
                 if retry_of is not None:
                     _refuse_retry_of_running(self._locked(connection, retry_of))
                 _refuse_taken(connection, request_id)
-                connection.execute(insert(schema.requests).values(row))
+                connection.execute(insert(schema.requests), row)
                 connection.execute(insert(schema.events), [event.model_dump() for event in events])
                 if by is not None:
                     detail = {"variant": request.variant, "door": door, "retry_of": retry_of}

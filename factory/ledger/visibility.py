@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, select, true
+from sqlalchemy import BindParameter, ColumnElement, Select, select, true
 
 from factory.ledger import schema
 
@@ -13,7 +13,7 @@ ShareKind = Literal["dataset", "variant", "request"]
 EVERYONE = "*"
 
 
-def shared_with(kind: ShareKind, team: str) -> Select[tuple[str]]:
+def shared_with(kind: ShareKind, team: str | BindParameter[str]) -> Select[tuple[str]]:
     """Return the query of the ids or names of a kind that others have shared with a team."""
     at = schema.shares.c
     query = select(at.subject).where(at.kind == kind, at.with_team.in_((team, EVERYONE)))
@@ -21,7 +21,7 @@ def shared_with(kind: ShareKind, team: str) -> Select[tuple[str]]:
 
 
 def visible(
-    kind: ShareKind, subject: ColumnElement[Any], owner: ColumnElement[Any], team: str | None
+    kind: ShareKind, subject: ColumnElement[Any], owner: ColumnElement[Any], team: str | BindParameter[str] | None
 ) -> ColumnElement[bool]:
     """Return the condition under which a team sees a row; None sees all.
 

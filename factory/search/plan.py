@@ -7,8 +7,10 @@ together with all other problems of the document.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -31,6 +33,8 @@ from factory.spec import (
 )
 
 MAX_DOCUMENT_BYTES = 1_000_000
+SETTLED_S = 2.0
+"""Age of a change of a file from which on another one shows in its times."""
 _STAND_INS: dict[str, object] = {"team": "team", "name": "name", "dataset": {"path": "table.csv", "target": "target"}}
 """Stand where a required field of a request is wrong, while its other fields are judged."""
 
@@ -111,7 +115,7 @@ def load_recipe(reference: str, *, settings: Settings) -> Recipe:
             hint=f"Allowed: {listing(files)}. `factory recipes list` describes them.",
             details=[Detail("recipe", f"{name!r} is not a recipe")],
         )
-    recipe = check_recipe(read_document(files[name], what="recipe"))
+    recipe = _recipe_of(files[name])
     if recipe.name != name:
         raise InvalidRequest(
             f"name: the recipe in {files[name].name} calls itself {recipe.name!r}.", hint="Let both be the same."
@@ -123,6 +127,30 @@ def load_recipe(reference: str, *, settings: Settings) -> Recipe:
             details=[Detail("recipe", f"{name}@{digest} is not the recipe of today")],
         )
     return recipe
+
+
+def _recipe_of(file: Path) -> Recipe:
+    """Return the recipe of a file; it is read again only once the file was changed.
+
+    Every request needs its recipe, and to parse one takes as long as everything else that a submission takes.
+    """
+    try:
+        at = file.stat()
+    except OSError:
+        return _read_recipe(file)  # which says what is wrong
+    # Of two changes within a tick of the file system's clock the second one does not show: wait until it would.
+    if abs(time.time() - at.st_ctime) < SETTLED_S:
+        return _read_recipe(file)
+    return _kept_recipe(file, (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns))
+
+
+@lru_cache(maxsize=256)
+def _kept_recipe(file: Path, _stamp: tuple[int, ...]) -> Recipe:
+    return _read_recipe(file)
+
+
+def _read_recipe(file: Path) -> Recipe:
+    return check_recipe(read_document(file, what="recipe"))
 
 
 def check_recipe(document: object) -> Recipe:
@@ -195,8 +223,9 @@ def _request_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
                 f"{request.dataset.task} is not a task of recipe {recipe.name!r}; allowed: {listing(recipe.tasks)}."
             )
             problems.append(Detail("dataset.task", message))
-    task_problems = [_narrowed(chosen, recipe, request.spaces, task)[1] for task in tasks]
-    problems += [p for p in _common(task_problems) if p not in problems]
+    if request.spaces:
+        task_problems = [_narrowed(chosen, recipe, request.spaces, task)[1] for task in tasks]
+        problems += [p for p in _common(task_problems) if p not in problems]
     if request.metric is not None:
         found = _metric_problems(request.metric, tasks)
         problems += found or _common([_unweighable(request, Metric(request.metric, task), ()) for task in tasks])

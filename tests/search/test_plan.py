@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from factory.errors import InvalidRequest, NotFound
+from factory.search import plan
 from factory.search.plan import check_recipe, check_request, family, load_recipe, make_plan, read_document, recipe_files
 from factory.settings import Settings
 from factory.space import FloatDimension, IntDimension
@@ -95,6 +98,31 @@ def test_a_recipe_is_found_by_name_and_held_by_digest(settings: Settings) -> Non
     with pytest.raises(NotFound, match=r"no recipe 'smal'. Did you mean 'small'\?") as refused:
         check_request(REQUEST | {"recipe": "smal"}, settings=settings)
     assert "numbers, small" in refused.value.hint
+
+
+def test_a_recipe_is_read_again_only_once_its_file_was_changed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Mock(wraps=plan.read_document)
+    monkeypatch.setattr(plan, "read_document", read)
+    load_recipe("small", settings=settings)
+    load_recipe("small", settings=settings)
+    assert read.call_count == 2, "what has just been written is not kept: a second change would not show"
+
+    monkeypatch.setattr(plan.time, "time", lambda: datetime.now().timestamp() + 60)
+    old = [load_recipe("small", settings=settings) for _ in range(3)]
+    assert read.call_count == 3
+    path = settings.recipes_folder / "small.yaml"
+    path.write_text(path.read_text().replace("Small", "Large"))
+    changed = load_recipe("small", settings=settings)
+    assert (old[2].title, changed.title) == ("Small", "Large")
+    path.write_text("families: []")
+    for _ in range(2):
+        with pytest.raises(InvalidRequest):
+            load_recipe("small", settings=settings)
+    path.unlink()
+    with pytest.raises(NotFound):
+        load_recipe("small", settings=settings)
 
 
 def test_a_recipe_bears_the_name_of_its_file(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, desc, func, select
+from sqlalchemy import Connection, Integer, bindparam, desc, func, select
 
 from factory.ledger import Ledger, schema
 from factory.search.splits import AUTO_FOLDS
@@ -21,6 +21,7 @@ from factory.spec import REMADE, Recipe, RequestState, Traits
 MOST_PAST = 24
 """Earlier requests that are looked at, the newest ones."""
 _MADE = (RequestState.REGISTERED, RequestState.SERVING, RequestState.REJECTED)
+_BEGIN, _ENDS = RequestState.PREPARING.value, (RequestState.REGISTERED.value, RequestState.REJECTED.value)
 
 Kind = Literal["timed", "counted", "remade"]
 
@@ -96,22 +97,31 @@ class PastMaking:
     high: float
 
 
+_of, _at, _made, _events = schema.requests.c, schema.profiles.c, schema.variants.c, schema.events.c
+# Both are made once: to make a statement takes longer than the database does.
+_NEWEST = (
+    select(
+        _of.id, _of.variant, _of.document.label("request"), _at.document.label("traits"), _made.document.label("made")
+    )
+    .join_from(schema.requests, schema.profiles, _at.request_id == _of.id)
+    .join(schema.variants, (_made.request_id == _of.id) & (_made.name == _of.variant))
+    .where(_of.team == bindparam("team"), _of.recipe == bindparam("recipe"), _of.attempt == 1, _of.state.in_(_MADE))
+    .order_by(desc(_of.created), desc(_of.id))
+    .limit(bindparam("most", type_=Integer))
+)
+_STEPS = (
+    select(_events.request_id, _events.state, func.min(_events.time).label("time"))
+    .where(_events.request_id.in_(bindparam("ids", expanding=True)))
+    .where(_events.kind == "state", _events.state.in_((_BEGIN, *_ENDS)))
+    .group_by(_events.request_id, _events.state)
+)
+
+
 def past_makings(ledger: Ledger, *, team: str, recipe: Recipe, limit: int = MOST_PAST) -> tuple[PastMaking, ...]:
     """Return a team's requests of a recipe (by its name) that were made in one attempt, the newest first."""
-    of, at, made = schema.requests.c, schema.profiles.c, schema.variants.c
-    newest = (
-        select(
-            of.id, of.variant, of.document.label("request"), at.document.label("traits"), made.document.label("made")
-        )
-        .join_from(schema.requests, schema.profiles, at.request_id == of.id)
-        .join(schema.variants, (made.request_id == of.id) & (made.name == of.variant))
-        .where(of.team == team, of.recipe == recipe.name, of.attempt == 1, of.state.in_(_MADE))
-        .order_by(desc(of.created), desc(of.id))
-        .limit(limit)
-    )
     with ledger._read() as connection:
-        rows = connection.execute(newest).all()
-        took_s = _making_s(connection, [row.id for row in rows])
+        rows = connection.execute(_NEWEST, {"team": team, "recipe": recipe.name, "most": limit}).all()
+        took_s = _making_s(connection, [row.id for row in rows]) if rows else {}
     return tuple(
         PastMaking(
             request_id=row.id,
@@ -132,16 +142,9 @@ def past_makings(ledger: Ledger, *, team: str, recipe: Recipe, limit: int = MOST
 
 def _making_s(connection: Connection, ids: Sequence[str]) -> dict[str, float]:
     """Return the seconds from PREPARING to the end of those requests that have events of both."""
-    at = schema.events.c
-    begin, ends = RequestState.PREPARING.value, [RequestState.REGISTERED.value, RequestState.REJECTED.value]
-    query = (
-        select(at.request_id, at.state, func.min(at.time).label("time"))
-        .where(at.request_id.in_(ids), at.kind == "state", at.state.in_([begin, *ends]))
-        .group_by(at.request_id, at.state)
-    )
     begun: dict[str, datetime] = {}
     ended: dict[str, datetime] = {}
-    for request_id, state, time in connection.execute(query):
-        (begun if state == begin else ended)[request_id] = time
+    for request_id, state, time in connection.execute(_STEPS, {"ids": ids}):
+        (begun if state == _BEGIN else ended)[request_id] = time
     seconds = {one: (ended[one] - begun[one]).total_seconds() for one in begun.keys() & ended.keys()}
     return {one: taken for one, taken in seconds.items() if taken > 0}  # a clock may have been set back
