@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from factory.errors import StorageFault
 from factory.ledger import Ledger
 from factory.settings import Settings
 from factory.spec import Variant
@@ -22,8 +23,14 @@ def build(settings: Settings) -> Predictor:
 
     def load(variant: Variant) -> Loaded:
         folder = registry.local_bundle(variant.name, variant.version)
-        bundle = Bundle.load(folder, digest=variant.bundle_digest)
-        return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
+        try:
+            bundle = Bundle.load(folder, digest=variant.bundle_digest)
+            return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
+        except OSError as error:
+            raise StorageFault(
+                f"The files of {variant.name}/{variant.version} cannot be read: {error.strerror or error}.",
+                hint="Look at the artifact storage: is it mounted, and may this user read it?",
+            ) from error
 
     return Predictor(
         Ledger.open(settings.ledger),

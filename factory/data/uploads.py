@@ -86,6 +86,7 @@ class UploadStore:
         self.folder = settings.uploads
         self.limit_bytes = round(1e6 * (settings.max_upload_mb if limit_mb is None else limit_mb))
         self._reserve_bytes = round(1e6 * reserve_mb)
+        self._cleared = float("-inf")
 
     def receive(self, name: str, *, n_bytes: int | None = None) -> Incoming:
         """Begin to receive an upload, as a context manager::
@@ -104,6 +105,10 @@ class UploadStore:
             StorageFault: the folder cannot be written, or the disk would be full.
         """
         self.check_size(n_bytes or 0, name)
+        if time.monotonic() > self._cleared + STALE_S:
+            # What a killed process left would stay for ever, and the disk may be full of it.
+            self._cleared = time.monotonic()
+            self.clear_stale()
         self.check_disk(n_bytes or 0)
         return Incoming(self, name, n_bytes)
 
@@ -130,7 +135,7 @@ class UploadStore:
         """Remove temporary files of uploads that were cut off with their process; return how many there were."""
         n_cleared = 0
         for path in self.folder.glob(".*") if self.folder.is_dir() else ():
-            with suppress(FileNotFoundError):  # another process clears as well
+            with suppress(OSError):  # another process clears as well, or this one may only read
                 if time.time() - path.stat().st_mtime > older_than_s:
                     path.unlink()
                     n_cleared += 1

@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from factory.errors import Detail, InvalidRequest, NotFound, StorageFault
@@ -33,6 +33,9 @@ POOL, POOL_MORE = 5, 15
 
 WRITE = "ledger_write"
 """Execution option of a connection that is going to write."""
+
+_FILE = "ledger_file"
+"""Key under which a connection of SQLite's keeps which file it has open."""
 
 _LOCKS = 0x4D5646
 """First half of the keys of PostgreSQL's advisory locks, so that they are ours."""
@@ -72,7 +75,7 @@ def lock_wait_s(url: URL, patience_s: float) -> float:
 
 
 def prepare_file(url: URL, *, create: bool) -> None:
-    """Make sure that SQLite can create its files; it would only say 'unable to open database file'.
+    """Make sure that there is a file, and that SQLite can write beside it; it says 'unable to open database file' only.
 
     Raises:
         NotFound: there is no file, and ``create`` is False.
@@ -85,6 +88,8 @@ def prepare_file(url: URL, *, create: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", str(path.parent))
+        if not path.exists():
+            path.touch()  # connections open what is there: see _sqlite
     except OSError as error:
         raise StorageFault(
             f"The ledger's folder {str(path.parent)!r} cannot be written: {error.strerror or error}.",
@@ -100,16 +105,7 @@ def make_engine(url: URL, *, patience_s: float) -> Engine:
         InvalidRequest: the driver of this database is not installed.
     """
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(
-            url,
-            connect_args={"timeout": patience_s},
-            pool_size=POOL,
-            max_overflow=POOL_MORE,
-            hide_parameters=True,  # errors are logged, and values are documents of teams
-        )
-        event.listen(engine, "connect", _set_up_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
+        return _sqlite(url, patience_s)
     try:
         return _postgresql(url, patience_s)
     except ImportError as error:
@@ -171,6 +167,50 @@ def insert_into(connection: Connection, table: Table) -> sqlite.Insert | postgre
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
+def _sqlite(url: URL, patience_s: float) -> Engine:
+    path = Path(str(url.database)).absolute()
+    engine = create_engine(
+        url,
+        connect_args={"timeout": patience_s},
+        pool_size=POOL,
+        max_overflow=POOL_MORE,
+        hide_parameters=True,  # errors are logged, and values are documents of teams
+    )
+
+    def open_existing(_: Dialect, __: ConnectionPoolEntry, arguments: list[Any], named: dict[str, Any]) -> None:
+        # Where the ledger's file was moved away, SQLite would make an empty one in its place.
+        arguments[0] = f"{path.as_uri()}?mode=rw"
+        named["uri"] = True
+
+    def set_up(connection: Any, entry: ConnectionPoolEntry) -> None:
+        # Transactions are begun by _begin_sqlite; the driver's own would begin at the first write, which is too late.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        # In WAL mode a commit then survives a killed process at any moment, and a power cut as well.
+        connection.execute("PRAGMA synchronous=FULL")
+        entry.info[_FILE] = _file_at(path)
+
+    def refuse_removed(_: Any, entry: ConnectionPoolEntry, __: object) -> None:
+        # What is written into a file that was removed is lost: the one that lies there now is opened anew.
+        if entry.info[_FILE] is None or _file_at(path) != entry.info[_FILE]:
+            raise DisconnectionError
+
+    event.listen(engine, "do_connect", open_existing)
+    event.listen(engine, "connect", set_up)
+    event.listen(engine, "checkout", refuse_removed)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Return which file is at a path; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _postgresql(url: URL, patience_s: float) -> Engine:
     engine = create_engine(
         url.difference_update_query(["timeout"]),
@@ -206,14 +246,6 @@ def _postgresql(url: URL, patience_s: float) -> Engine:
 
     event.listen(engine, "connect", set_up)
     return engine
-
-
-def _set_up_sqlite(connection: Any, _entry: ConnectionPoolEntry) -> None:
-    # Transactions are begun by _begin_sqlite; the driver's own would begin at the first write, which is too late.
-    connection.isolation_level = None
-    connection.execute("PRAGMA foreign_keys=ON")
-    # In WAL mode a commit then survives a killed process at any moment, and a power cut as well.
-    connection.execute("PRAGMA synchronous=FULL")
 
 
 def _begin_sqlite(connection: Connection) -> None:

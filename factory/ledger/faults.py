@@ -14,6 +14,8 @@ _BUSY = "Another process holds what this one needs; try again, and end a hung `f
 _SQLITE = {
     "locked": "Another process holds the ledger; try again, and end a hung `factory` process if it stays so.",
     "disk is full": _FULL,
+    "disk i/o error": "The disk of the ledger is full or fails: free some space, and look at the kernel's log.",
+    "no such table": "An empty file is in the place of the ledger: put the ledger back, or start everything anew.",
     "not a database": f"The file is not a ledger or is damaged: {_BROKEN}",
     "malformed": f"The file is damaged: {_BROKEN}",
     "readonly": "Give this user the right to write the ledger's file, or set FACTORY_HOME to another place.",

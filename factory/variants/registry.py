@@ -190,6 +190,7 @@ class Registry:
             found = self._version(name, version)
             location = str(found.source)
             if location.startswith("models:/"):
+            StorageFault: its files are gone.
                 location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
             folder = _local(location) or self._downloaded(location, f"{name}-{version}")
         return bundle_of(folder)
@@ -199,6 +200,11 @@ class Registry:
 
         Raises:
             NotFound: there is no such version.
+        if not folder.is_dir():
+            raise StorageFault(
+                f"The files of {name}/{version} are not where MLflow has put them: {str(folder)!r} is not there.",
+                hint="Is the artifact storage mounted? Otherwise restore a backup of it, or make the variant again.",
+            )
             UntrustedBundle: the files are not those that the ledger knows.
             ServiceFault: MLflow refused or is not there.
         """

@@ -77,12 +77,18 @@ class Feed:
         self._seen: dict[str, int] = {}
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
+        self._sees = True
 
     @property
     def n_listeners(self) -> int:
         """How many listen."""
         with self._lock:
             return sum(len(those) for those in self._listeners.values())
+
+    @property
+    def sees(self) -> bool:
+        """Whether the last look saw the ledger: one thread finds out for all streams that it is away, or back."""
+        return self._sees
 
     def listen(self, request_id: str) -> Listener:
         """Begin to listen to a request."""
@@ -119,8 +125,11 @@ class Feed:
                 ids = tuple(self._listeners)
             try:
                 self._look(ids)
+                self._sees = True
             except FactoryError as error:
-                log.warning("listeners have to wait: %s", error.message)
+                if self._sees:
+                    log.warning("listeners have to wait: %s", error.message)
+                self._sees = False
             except Exception:
                 log.exception("listeners were not told")
             self._woken.wait(LOOK_S)

@@ -216,6 +216,15 @@ def test_what_a_killed_process_left_is_cleared_once_it_is_old(store: UploadStore
     assert left(store) == [new.name, f"{upload.digest}.csv"]
 
 
+def test_old_leftovers_are_cleared_by_the_next_upload(home: Settings, store: UploadStore) -> None:
+    store.folder.mkdir(parents=True)
+    old = store.folder / ".incoming-old"
+    old.touch()
+    os.utime(old, (1, 1))
+    upload = store.take([BODIES["csv"]], name="t.csv")
+    assert left(store) == [f"{upload.digest}.csv"]
+
+
 def test_a_full_disk_is_told_before_and_while_it_fills(
     home: Settings, store: UploadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,3 +157,37 @@ def test_text_that_no_database_keeps_is_mended_or_refused(ledger: Ledger, order:
     for odd in ("\ud800", "\x00", "x" * 300):
         with pytest.raises((NotFound, InvalidRequest)):
             ledger.request(odd)
+
+
+def test_a_file_that_is_moved_away_is_missed_and_never_made_anew(file_url: str, order: VariantRequest) -> None:
+    path, away = file_of(file_url), file_of(file_url).with_name("away.db")
+    with Ledger.open(file_url) as ledger:
+        made = ledger.create_request(order).id
+        path.rename(away)
+        for call in (ledger.ping, lambda: ledger.create_request(order)):
+            with pytest.raises(StorageFault, match="unable to open"):
+                call()
+        assert not path.exists()
+        away.rename(path)
+        assert [record.id for record in ledger.requests()] == [made]
+
+
+def test_a_file_that_is_replaced_is_read_from_then_on(file_url: str, order: VariantRequest) -> None:
+    path = file_of(file_url)
+    with Ledger.open(file_url) as ledger:
+        made = ledger.create_request(order).id
+        backup = path.with_name("backup.db")
+        with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
+            source.backup(target)
+        source.close()
+        target.close()
+        ledger.create_request(order)
+        for suffix in ("-wal", "-shm"):  # or SQLite would take what they hold for changes of the backup
+            path.with_name(path.name + suffix).unlink()
+        backup.replace(path)
+        assert [record.id for record in ledger.requests()] == [made]
+        path.with_name("empty.db").touch()
+        path.with_name("empty.db").replace(path)
+        with pytest.raises(StorageFault, match="no such table") as caught:
+            ledger.requests()
+        assert "empty file" in caught.value.hint

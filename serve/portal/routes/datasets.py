@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import logging
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,8 @@ from serve.portal.openapi import ALWAYS, BODY, refusals
 from serve.portal.replies import page, reply
 from serve.portal.routes import API
 from serve.portal.uploading import only_known, receive
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix=f"{API}/datasets", tags=["datasets"], responses=refusals(*ALWAYS))
 
@@ -106,8 +108,10 @@ def forget_dataset(portal: Here, caller: Submitter, digest: Digest, team: TeamQu
     owner = _owner(caller, team)
     portal.ledger.forget_upload(digest, owner, by=caller.actor)
     if not portal.ledger.upload_teams(digest):
-        with suppress(NotFound):
+        try:
             uploaded(digest, settings=portal.settings).unlink(missing_ok=True)
+        except (NotFound, OSError) as error:  # it is forgotten all the same
+            log.warning("the file of dataset %s was not removed: %s", digest[:12], error)
     return Response(status_code=204)
 
 

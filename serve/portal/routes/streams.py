@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from factory.errors import Detail, FactoryError, NotFound
+from factory.errors import Detail, FactoryError, NotFound, StorageFault
 from factory.ledger import Attempt, Event, Ledger, RequestRecord
 from factory.operate.attending import ADOPTED, log_path
 from factory.settings import Settings
@@ -36,6 +37,8 @@ HEARTBEAT_S = 10.0
 """Between two signs of life of a stream that has no news; proxies close what is silent for a minute."""
 LOOK_AGAIN_S = 5.0
 """After which a stream looks whether its token is still good."""
+PAUSE_S = 1.0
+"""Between two looks of a stream at whether the ledger is back."""
 _MADE = frozenset({RequestState.REGISTERED, RequestState.SERVING})
 
 _EVENTS: dict[str, Any] = {
@@ -133,13 +136,28 @@ def read_log(portal: Here, caller: JobReader, request_id: Id, filters: Annotated
 
 
 async def _events(portal: Portal, request: Request, caller: Caller, request_id: str, after: int) -> AsyncIterator[str]:
-    """Yield a request's events as server-sent ones, with comments in between, until it has ended."""
+    """Yield a request's events as server-sent ones, with comments in between, until it has ended.
+
+    While the ledger is away the stream stays open: there is nothing to tell that anybody might not hear, and whoever
+    listens need not find his way back.
+    """
     listener = portal.feed.listen(request_id)
-    looked = time.monotonic()
+    token = _Token(portal, request, caller)
+    news: list[Event] = []
+    missed = True
     try:
         yield "retry: 2000\n\n"
-        news = await _read(portal, request_id, after)
         while True:
+            try:
+                if not await token.is_still_good():
+                    return
+                if missed:
+                    news = await _read(portal, request_id, after)
+            except StorageFault as fault:
+                log.warning("events of %s have to wait: %s", request_id, fault.message)
+                async for sign in _until_it_is_back(portal):
+                    yield sign
+                continue
             for event in news:
                 yield _sent(event)
                 after = event.sequence
@@ -147,20 +165,48 @@ async def _events(portal: Portal, request: Request, caller: Caller, request_id: 
                 return
             count, news = await listener.wait(HEARTBEAT_S)
             news = [event for event in news if event.sequence > after]
-            if count > after and (not news or (news[0].sequence, news[-1].sequence) != (after + 1, count)):
-                news = await _read(portal, request_id, after)  # of something it was not told
-            if not news:
+            # Of something it was not told.
+            missed = count > after and (not news or (news[0].sequence, news[-1].sequence) != (after + 1, count))
+            if not news and not missed:
                 yield ": nothing new\n\n"
-            if time.monotonic() - looked > LOOK_AGAIN_S:
-                if not await to_thread.run_sync(is_still_good, portal, request, caller):
-                    return
-                looked = time.monotonic()
     except FactoryError as fault:
         # The answer has begun, so it can only end; whoever listens comes again after the last event.
         log.warning("events of %s: %s", request_id, fault.message)
         yield ": broken off\n\n"
     finally:
         portal.feed.leave(listener)
+
+
+class _Token:
+    """The token of a stream, looked at now and then."""
+
+    def __init__(self, portal: Portal, request: Request, caller: Caller) -> None:
+        self._portal, self._request, self._caller = portal, request, caller
+        self._looked = time.monotonic()
+
+    async def is_still_good(self) -> bool:
+        """Whether the call would be let in again.
+
+        Raises:
+            StorageFault: the ledger is away.
+        """
+        if time.monotonic() - self._looked > LOOK_AGAIN_S:
+            if not await to_thread.run_sync(is_still_good, self._portal, self._request, self._caller):
+                return False
+            self._looked = time.monotonic()
+        return True
+
+
+async def _until_it_is_back(portal: Portal) -> AsyncIterator[str]:
+    """Yield signs of life until the ledger is seen again, for a pause at least."""
+    yield ": the ledger does not answer\n\n"
+    told = time.monotonic()
+    await asyncio.sleep(PAUSE_S)
+    while not portal.feed.sees:
+        if time.monotonic() - told > HEARTBEAT_S:
+            yield ": the ledger does not answer\n\n"
+            told = time.monotonic()
+        await asyncio.sleep(PAUSE_S)
 
 
 async def _read(portal: Portal, request_id: str, after: int) -> list[Event]:
