@@ -29,11 +29,12 @@ from factory.errors import Conflict, FactoryError, ServiceFault, StorageFault, S
 from factory.ledger import Ledger, OpenAttempt
 from factory.ledger.schema import now
 from factory.operate import json_logs
-from factory.operate.admission import Decision, Running, TeamLoad, Waiting, decide
+from factory.operate.admission import Decision, decide
 from factory.operate.attending import Attendant
 from factory.operate.jobs import JobInfo, Jobs
+from factory.operate.outlook import Queue
 from factory.settings import Settings, load_settings
-from factory.spec import Quota, RequestState
+from factory.spec import RequestState
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,6 @@ MOST_REFUSALS = 3
 """Calls for single jobs that fail in one pass, until the cluster counts as gone."""
 HELD_FRONT, HELD_TURN = 200, 300
 """Waiting requests whose reasons are looked at in each pass: the first ones, and so many of the others by turns."""
-DEFAULT_MEMORY_GB = 4.0
-"""Of a request that names none: the recipes' default budget."""
 KEYS_KEPT = timedelta(days=7)
 """For which an idempotency key repeats its request: longer than whoever lost an answer over a weekend needs."""
 KEYS_LOOKED_AT = timedelta(days=1)
@@ -238,39 +237,8 @@ class Controller:
             self._renewed = time.monotonic()
 
     def _decide(self) -> Decision:
-        # By position, which is faster than by name: there may be 100,000 of them.
-        waiting = [
-            Waiting(id_, team, cpus, gpus, _memory_gb(asked), priority, since.timestamp(), expected_s)
-            for id_, team, cpus, gpus, asked, priority, since, expected_s, _, _ in self.ledger.waiting()
-        ]
-        running = [self._running(attempt) for attempt in self.ledger.open_attempts()]
-        return decide(self.jobs.capacity(), waiting, running, self._teams(), now().timestamp())
-
-    def _teams(self) -> list[TeamLoad]:
-        used = {usage.team: usage.trial_s for usage in self.ledger.usage()}
-        ends = self.ledger.last_ends()
-        quotas = {team.name: team.quota for team in self.ledger.teams(archived=True)}
-        return [
-            TeamLoad(name, quotas.get(name, Quota()), used.get(name, 0.0), *ends.get(name, (None, None)))
-            for name in {*quotas, *used, *ends}
-        ]
-
-    def _running(self, attempt: OpenAttempt) -> Running:
-        began = attempt.admitted_at.timestamp()
-        return Running(
-            id=attempt.request_id,
-            team=attempt.team,
-            cpus=attempt.cpus,
-            gpus=attempt.gpus,
-            memory_gb=_memory_gb(attempt.memory_gb),
-            priority=attempt.priority,
-            since=began,
-            expected_end=None if attempt.expected_s is None else began + attempt.expected_s,
-            # What is being evaluated is nearly done, and cannot be gone on with in the middle.
-            preemptible=attempt.request_state is not RequestState.EVALUATING,
-            n_preempted=attempt.preemptions,
-            stopping=attempt.wish is not None,
-        )
+        queue = Queue.read(self.ledger, self.jobs.capacity())
+        return decide(queue.capacity, queue.waiting, queue.running, queue.teams, now().timestamp())
 
     def _hold(self, decision: Decision) -> None:
         """Keep why requests wait, where that changed: always of the first ones, of the others by turns."""
@@ -291,10 +259,6 @@ class Controller:
             self._keys_forgotten = moment
             if n_forgotten:
                 log.info("forgot %d old idempotency keys", n_forgotten)
-
-
-def _memory_gb(asked: float | None) -> float:
-    return DEFAULT_MEMORY_GB if asked is None else asked
 
 
 def main() -> int:

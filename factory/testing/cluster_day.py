@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Literal, NamedTuple
 
-from factory.operate.admission import Capacity, Decision, Held, Priority, Rule, Running, TeamLoad, Waiting
+from factory.operate.admission import Capacity, Decision, Held, HeldBack, Priority, Rule, Running, TeamLoad, Waiting
 from factory.operate.admission.terms import dominant_share, fits, minus
 from factory.spec import Quota
 
@@ -159,7 +159,7 @@ def fifo(
         admit.append(request.id)
     started = set(admit)
     held = {r.id: Held(Rule.ORDER, "others came first", None) for r in waiting if r.id not in started}
-    return Decision(tuple(admit), (), held)
+    return Decision(tuple(admit), (), HeldBack(held))
 
 
 def busy_day(seed: int = 0, *, n_teams: int = 50, n_busy: int = 10, hours: float = 24.0) -> Day:

@@ -123,6 +123,8 @@ def test_everybody_starts_or_is_told_why_not(situation: Situation) -> None:
             assert (held.eta_s is None) == ("about" not in held.sentence and "less than" not in held.sentence)
             if request.need[0] > situation.capacity.cpus:
                 assert held.rule is Rule.NEVER
+    etas = Counter(held.eta_s for held in decision.held.values())
+    assert Counter(situation.decision.held.etas()) == etas, "without a word they are the same"
 
 
 @given(situations())

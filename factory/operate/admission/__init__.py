@@ -4,14 +4,14 @@ Pure: it knows no ledger, no cluster and no clock, so that a day can be played
 through in seconds.  docs/decisions/admission.md tells the rules and why.
 """
 
-from factory.operate.admission.decision import decide
+from factory.operate.admission.decision import Decision, decide
+from factory.operate.admission.reasons import HeldBack
 from factory.operate.admission.terms import (
     EXEMPT_S,
     MOST_PREEMPTIONS,
     PATIENCE_S,
     PRIORITY_S,
     Capacity,
-    Decision,
     Held,
     Preemption,
     Priority,
@@ -30,6 +30,7 @@ __all__ = [
     "Capacity",
     "Decision",
     "Held",
+    "HeldBack",
     "Preemption",
     "Priority",
     "Rule",

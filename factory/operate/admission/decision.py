@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 from factory.operate.admission.lines import NOTHING, Account, Line, lines_of
 from factory.operate.admission.reasons import HeldBack, Reasons, closed, never
@@ -24,7 +25,6 @@ from factory.operate.admission.terms import (
     TOLERANCE,
     Amounts,
     Capacity,
-    Decision,
     Held,
     Preemption,
     Running,
@@ -39,6 +39,20 @@ from factory.spec import Quota
 _Rank = tuple[int, float, float, str, bool]
 _OVERDUE, _GUARANTEED, _BORROWING = range(3)
 _NO_QUOTA = Quota()
+
+
+class Decision(NamedTuple):
+    """What to do now.
+
+    Attributes:
+        admit: Requests to start, in this order.
+        preempt: Running requests to stop.
+        held: Every other waiting request with its reason, which is put into words when somebody asks for it.
+    """
+
+    admit: tuple[str, ...]
+    preempt: tuple[Preemption, ...]
+    held: HeldBack
 
 
 def decide(

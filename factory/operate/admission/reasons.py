@@ -119,10 +119,8 @@ class Followers:
         return self._found[request_id]
 
     def _reasons(self) -> Iterator[Held]:
-        """Yield their reasons in order: each follows the one before it at the team's pace."""
-        eta_s: float | None = None
-        of_cpus, of_gpus, of_memory = self._paces
-        for n, request in enumerate(self.requests):
+        """Yield their reasons in order."""
+        for n, (request, eta_s) in enumerate(zip(self.requests, self.etas(), strict=True)):
             held = self._told.get(request.id)
             if held is None:
                 first = (
@@ -130,8 +128,17 @@ class Followers:
                 )
                 held = Held(Rule.ORDER, f"{first} first; {_when(eta_s)}", eta_s)
             yield held
-            _, _, cpus, gpus, memory_gb, _, _, expected_s = request
-            eta_s = held.eta_s
+
+    def etas(self) -> Iterator[float | None]:
+        """Yield in what time each is expected to start, in order: it follows the one before it at the team's pace."""
+        eta_s: float | None = None
+        of_cpus, of_gpus, of_memory = self._paces
+        told = self._told
+        for request in self.requests:
+            id_, _, cpus, gpus, memory_gb, _, _, expected_s = request
+            if id_ in told:
+                eta_s = told[id_].eta_s
+            yield eta_s
             if eta_s is not None:
                 share = max(cpus * of_cpus, gpus * of_gpus, memory_gb * of_memory)
                 eta_s = None if expected_s is None else eta_s + expected_s * share
@@ -140,8 +147,8 @@ class Followers:
 class HeldBack(Mapping[str, Held]):
     """Reason by request: those at the front of a line are told at once, those behind them when somebody asks."""
 
-    def __init__(self) -> None:
-        self.told: dict[str, Held] = {}
+    def __init__(self, told: Mapping[str, Held] | None = None) -> None:
+        self.told = dict(told or {})
         self._lines: list[Followers] = []
         self._index: dict[str, Followers] | None = None
 
@@ -158,6 +165,12 @@ class HeldBack(Mapping[str, Held]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def etas(self) -> Iterator[float | None]:
+        """Yield in what time each is expected to start, in no order and without a word."""
+        yield from (held.eta_s for name, held in self.told.items() if name not in self._followers)
+        for line in self._lines:
+            yield from line.etas()
 
     @property
     def _followers(self) -> dict[str, Followers]:

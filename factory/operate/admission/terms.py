@@ -7,7 +7,7 @@ records are named tuples: ten thousand of them are made for each decision.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -142,20 +142,6 @@ class Preemption(NamedTuple):
 
     id: str
     for_id: str
-
-
-class Decision(NamedTuple):
-    """What to do now.
-
-    Attributes:
-        admit: Requests to start, in this order.
-        preempt: Running requests to stop.
-        held: Every other waiting request with its reason, which is put into words when somebody asks for it.
-    """
-
-    admit: tuple[str, ...]
-    preempt: tuple[Preemption, ...]
-    held: Mapping[str, Held]
 
 
 def fits(need: Amounts, room: Amounts) -> bool:
