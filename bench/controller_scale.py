@@ -98,12 +98,17 @@ def growth(n: int) -> float:
 
 
 @contextmanager
-def ledger_url(database: str) -> Iterator[str | None]:
-    """Yield where an empty ledger may be made; None where this machine has no such database."""
+def ledger_url(database: str, *, durable: bool = False) -> Iterator[str | None]:
+    """Yield where an empty ledger may be made; None where this machine has no such database.
+
+    Args:
+        database: SQLite or PostgreSQL.
+        durable: Whether PostgreSQL flushes to disk at every commit.
+    """
     if database == "SQLite":
         with tempfile.TemporaryDirectory() as folder:
             yield f"sqlite:///{folder}/ledger.db"
-    elif (postgres := server()) is None:
+    elif (postgres := server(durable=durable)) is None:
         yield None
     else:
         with postgres.database() as name:

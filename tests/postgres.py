@@ -50,10 +50,12 @@ class PostgresServer:
 
     Args:
         binaries: Folder with ``initdb`` and ``postgres``.
+        durable: Whether a commit is on the disk before it is answered, as in production; tests need not wait for that.
     """
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, *, durable: bool = False) -> None:
         self._binaries = binaries
+        self._settings = _SETTINGS | ({"fsync": "on", "full_page_writes": "on"} if durable else {})
         self._folder = Path(tempfile.mkdtemp(prefix="factory-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -70,7 +72,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
-        settings = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         command = [self._binaries / "postgres", "-D", self._data, "-p", str(self.port), *settings]
         until = time.monotonic() + 30
         while True:
@@ -150,12 +152,12 @@ class PostgresServer:
 
 
 @functools.cache
-def server() -> PostgresServer | None:
+def server(*, durable: bool = False) -> PostgresServer | None:
     """Return the server of this process, started at the first call; None where PostgreSQL is not installed."""
     binaries = _binaries()
     if binaries is None:
         return None
-    started = PostgresServer(binaries)
+    started = PostgresServer(binaries, durable=durable)
     atexit.register(started.remove)
     return started
 
