@@ -22,14 +22,13 @@ from factory.data.dataset import infer_types
 from factory.data.metadata import (
     Sniffed,
     csv_head,
-    delimiter_of,
     open_csv,
     parquet_file,
     parse_head,
     refused,
     unreadable,
 )
-from factory.data.tables import _to_frame, _without_index, check_names
+from factory.data.tables import check_names, delimiter_of, to_frame, without_index
 from factory.spec import ColumnType, Document
 
 TYPED_ROWS, SHOWN_ROWS, SHOWN_CHARACTERS = 1_000, 20, 200
@@ -99,7 +98,7 @@ class Inspection:
         if len(names) < 2:
             problem = "has one column only; a table needs a target and something to predict it by"
             raise refused(self._shown, problem, "Separate columns by a comma, a semicolon, a tab or a bar.")
-        frame = self._guarded(lambda: _to_frame(_flat(table.slice(0, TYPED_ROWS))))
+        frame = self._guarded(lambda: to_frame(_flat(table.slice(0, TYPED_ROWS))))
         types = infer_types(frame)
         shown = frame.head(SHOWN_ROWS).reindex(columns=names).itertuples(index=False, name=None)
         return Preview(
@@ -141,7 +140,7 @@ class Inspection:
 
         with parquet_file(self._path) as file:
             batch = next(file.iter_batches(batch_size=TYPED_ROWS))
-        return _without_index(pa.Table.from_batches([batch]))
+        return without_index(pa.Table.from_batches([batch]))
 
     # --- Arrow -----------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class Inspection:
 
         first = next(batch for batch in self._batches() if batch.num_rows)
         first.validate(full=True)
-        return _without_index(pa.Table.from_batches([first]))
+        return without_index(pa.Table.from_batches([first]))
 
     def _batches(self) -> Iterator[Any]:
         import pyarrow as pa

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from factory.data.arrow_file import arrow_size
-from factory.data.tables import _NAMES, _SEPARATORS, _kind, _parse_csv, _suffix_kind, _without_index
+from factory.data.tables import FORMAT_NAMES, kind_of, parse_csv, suffix_kind, without_index
 from factory.errors import Detail, InvalidData
 from factory.spec import ColumnType
 
@@ -62,7 +62,7 @@ class Sniffed:
     @property
     def name(self) -> str:
         """As people call it."""
-        return f"gzipped {_NAMES[self.format]}" if self.gzipped else _NAMES[self.format]
+        return f"gzipped {FORMAT_NAMES[self.format]}" if self.gzipped else FORMAT_NAMES[self.format]
 
     @property
     def suffix(self) -> str:
@@ -108,11 +108,11 @@ def sniff(head: bytes, *, shown: str) -> Sniffed:
             f"is {found}",
             "Give Parquet, CSV (UTF-8 or Latin-1, also gzipped) or an Arrow IPC file.",
         )
-    named = _suffix_kind(shown)
+    named = suffix_kind(shown)
     if named not in (None, found.format):
         raise refused(
             shown,
-            f"is named as {_NAMES[named]}, but its content is {found.name}",
+            f"is named as {FORMAT_NAMES[named]}, but its content is {found.name}",
             f"Name it by its content, for example table{found.suffix}.",
         )
     return found
@@ -141,7 +141,7 @@ def read_metadata(path: Path) -> TableMetadata:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
             sniffed = sniff(head, shown=shown)
-            _kind(shown, head)
+            kind_of(shown, head)
             if sniffed.format == "parquet":
                 return _of_parquet(path, sniffed)
             if sniffed.format == "arrow":
@@ -202,19 +202,13 @@ def parse_head(head: bytes, encoding: str = "") -> Any:
     import pyarrow as pa
 
     if encoding:
-        return _without_index(_parse_csv(head, encoding, ()))
+        return without_index(parse_csv(head, encoding, ()))
     try:
-        return _without_index(_parse_csv(head, "utf8", ()))
+        return without_index(parse_csv(head, "utf8", ()))
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise
-        return _without_index(_parse_csv(head, "latin-1", ()))
-
-
-def delimiter_of(head: bytes) -> str:
-    """Return what separates a CSV's columns: what the first line has most of."""
-    line = head.split(b"\n", 1)[0].decode("latin-1")
-    return max(_SEPARATORS, key=line.count)
+        return without_index(parse_csv(head, "latin-1", ()))
 
 
 def _sniffed(head: bytes) -> Sniffed | str:
@@ -265,7 +259,7 @@ def _whole_records(head: bytes) -> bytes:
 def _of_parquet(path: Path, sniffed: Sniffed) -> TableMetadata:
     with parquet_file(path) as file:
         schema, n_rows = file.schema_arrow, int(file.metadata.num_rows)
-    return _told(sniffed, path, _without_index(schema.empty_table()).schema, n_rows=n_rows, exact=True)
+    return _told(sniffed, path, without_index(schema.empty_table()).schema, n_rows=n_rows, exact=True)
 
 
 def _of_arrow(path: Path, file: BinaryIO, sniffed: Sniffed) -> TableMetadata:
@@ -274,7 +268,7 @@ def _of_arrow(path: Path, file: BinaryIO, sniffed: Sniffed) -> TableMetadata:
     size = arrow_size(file)
     file.seek(0)
     with ipc.open_file(file) as reader:
-        schema = _without_index(reader.schema.empty_table()).schema
+        schema = without_index(reader.schema.empty_table()).schema
     return _told(sniffed, path, schema, n_rows=size.n_rows, exact=True)
 
 

@@ -32,7 +32,8 @@ _SUFFIXES = {
     ".ipc": "arrow",
 }
 _MAGIC = {b"PAR1": "parquet", b"ARRO": "arrow", b"FEA1": "arrow"}
-_NAMES = {"parquet": "Parquet", "csv": "CSV", "arrow": "Arrow/Feather"}
+FORMAT_NAMES = {"parquet": "Parquet", "csv": "CSV", "arrow": "Arrow/Feather"}
+"""Of the formats, as people call them."""
 _SEPARATORS = (",", ";", "\t", "|")
 _HEAD = 65536
 _INDEX_COLUMN = re.compile(r"__index_level_\d+__")
@@ -61,16 +62,16 @@ def read_table(
 
     data, head = _open(path)
     with data:
-        kind = _kind(path, head)
+        kind = kind_of(path, head)
         try:
             table = _read(data, kind, text_columns)
         except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
             raise InvalidData(
-                f"{path!r} cannot be read as {_NAMES[kind]}: {str(error).strip()[:300]}",
+                f"{path!r} cannot be read as {FORMAT_NAMES[kind]}: {str(error).strip()[:300]}",
                 hint="Check that the file is complete and that its suffix names its format.",
-                details=[Detail("path", f"not a readable {_NAMES[kind]} file")],
+                details=[Detail("path", f"not a readable {FORMAT_NAMES[kind]} file")],
             ) from error
-    table = _without_index(table)
+    table = without_index(table)
     check_names(table.column_names, path)
     if columns is not None:
         absent = [c for c in columns if c not in table.column_names]
@@ -94,7 +95,7 @@ def read_table(
             hint="Give a sample, or raise FACTORY_MAX_ROWS if the machine has the memory.",
             details=[Detail("path", "too many rows")],
         )
-    return _to_frame(table)
+    return to_frame(table)
 
 
 def check_target(path: str | Path) -> str:
@@ -104,7 +105,7 @@ def check_target(path: str | Path) -> str:
         InvalidData: the suffix names no known format, or the folder does not exist.
     """
     target = Path(path)
-    kind = _suffix_kind(target.name)
+    kind = suffix_kind(target.name)
     if kind is None or target.suffix == ".gz":
         raise InvalidData(
             f"{str(path)!r} has no suffix that names a format.",
@@ -176,14 +177,15 @@ def _open(path: str) -> tuple[BinaryIO, bytes]:
     return data, head
 
 
-def _suffix_kind(name: str) -> str | None:
+def suffix_kind(name: str) -> str | None:
+    """Return the format that a file's name says, None where it says none."""
     suffixes = [s for s in PurePosixPath(name.lower()).suffixes if s != ".gz"]
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _kind(path: str, head: bytes) -> str:
+def kind_of(path: str, head: bytes) -> str:
     """Return the format; the content must agree with the suffix, and decides where there is none."""
-    named = _suffix_kind(path.split("?")[0])
+    named = suffix_kind(path.split("?")[0])
     found = _MAGIC.get(head[:4])
     gzipped = head[:2] == b"\x1f\x8b"
     if found is None and not gzipped and b"\0" not in head and not head.lstrip().startswith((b"<", b"{", b"PK")):
@@ -191,9 +193,10 @@ def _kind(path: str, head: bytes) -> str:
     if gzipped and named == "csv":
         return "csv"
     if found is None or (named is not None and found != named) or (named is None and PurePosixPath(path).suffix):
-        content = f"looks like {_NAMES[found]}" if found else "is none of the known formats"
+        content = f"looks like {FORMAT_NAMES[found]}" if found else "is none of the known formats"
+        name = f"is named as {FORMAT_NAMES[named]} but" if named else "has an unknown suffix and"
         raise InvalidData(
-            f"{path!r} {'is named as ' + _NAMES[named] + ' but' if named else 'has an unknown suffix and'} {content}.",
+            f"{path!r} {name} {content}.",
             hint=f"Give Parquet, CSV or Arrow/Feather under its own suffix: {listing(_SUFFIXES)}.",
             details=[Detail("path", f"wrong format: the content {content}")],
         )
@@ -220,22 +223,28 @@ def _read_csv(data: BinaryIO, text_columns: Collection[str]) -> Any:
     if raw[:2] == b"\x1f\x8b":
         raw = gzip.decompress(raw)
     try:
-        table = _parse_csv(raw, "utf8", text_columns)
+        table = parse_csv(raw, "utf8", text_columns)
     except pa.ArrowInvalid as error:
         if "UTF8" not in str(error):
             raise
-        return _parse_csv(raw, "latin-1", text_columns)
+        return parse_csv(raw, "latin-1", text_columns)
     if any(pa.types.is_binary(t) for t in table.schema.types):
-        return _parse_csv(raw, "latin-1", text_columns)
+        return parse_csv(raw, "latin-1", text_columns)
     return table
 
 
-def _parse_csv(raw: bytes, encoding: str, text_columns: Collection[str]) -> Any:
+def delimiter_of(head: bytes) -> str:
+    """Return what separates a CSV's columns: what the first line has most of."""
+    line = head[:_HEAD].split(b"\n", 1)[0].decode("latin-1")
+    return max(_SEPARATORS, key=line.count)
+
+
+def parse_csv(raw: bytes, encoding: str, text_columns: Collection[str]) -> Any:
+    """Return a CSV as a pyarrow table; of ``text_columns`` numbers with leading zeros stay as they are written."""
     import pyarrow as pa
     from pyarrow import compute, csv
 
-    line = raw[:_HEAD].split(b"\n", 1)[0].decode("latin-1")
-    parsing = csv.ParseOptions(delimiter=max(_SEPARATORS, key=line.count), newlines_in_values=True)
+    parsing = csv.ParseOptions(delimiter=delimiter_of(raw), newlines_in_values=True)
     convert: dict[str, Any] = {"null_values": sorted(MISSING_TEXT), "strings_can_be_null": True}
 
     def parse(**options: Any) -> Any:
@@ -258,7 +267,7 @@ def _parse_csv(raw: bytes, encoding: str, text_columns: Collection[str]) -> Any:
     return table
 
 
-def _without_index(table: Any) -> Any:
+def without_index(table: Any) -> Any:
     """Drop what is only a stored row index: pandas' own column, or a CSV's first column without a name."""
     drop = [i for i, n in enumerate(table.column_names) if _INDEX_COLUMN.fullmatch(n) or (n == "" and i == 0)]
     if len(drop) == table.num_columns:
@@ -284,7 +293,7 @@ def check_names(names: Sequence[str], path: str) -> None:
         )
 
 
-def _to_frame(table: Any) -> pd.DataFrame:
+def to_frame(table: Any) -> pd.DataFrame:
     """Return a plain frame: no dictionaries, decimals, dates, times or zones, which pandas would keep as objects."""
     import pyarrow as pa
     from pyarrow import compute

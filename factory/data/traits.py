@@ -8,6 +8,7 @@ statistical meta-features (Vanschoren 2018, "Meta-learning: a survey").
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -26,7 +27,6 @@ def traits_of(dataset: Dataset) -> Traits:
     """Return a dataset's traits; one pass over the cells, to count the missing ones."""
     n_rows, n_columns = dataset.frame.shape
     kinds = [_kind(dataset.types[c]) for c in dataset.frame.columns]
-    hashes = sorted(_hash(str(c)) for c in dataset.frame.columns)[:MOST_COLUMNS]
     missing = int(dataset.frame.isna().to_numpy().sum()) if n_columns else 0
     skewness, kurtosis = (0.0, 0.0) if dataset.classes else _moments(dataset.y)
     return Traits(
@@ -39,7 +39,7 @@ def traits_of(dataset: Dataset) -> Traits:
         balance=_balance(dataset.y, len(dataset.classes)),
         skewness=skewness,
         kurtosis=kurtosis,
-        columns=tuple(hashes),
+        columns=column_hashes(map(str, dataset.frame.columns)),
     )
 
 
@@ -69,8 +69,11 @@ def _kind(kind: ColumnType) -> str:
     return ColumnType.NUMERIC.value if kind is ColumnType.BOOLEAN else kind.value
 
 
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.strip().lower().encode()).hexdigest()[:10]
+def column_hashes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return what is kept of columns' names: their hashes, sorted; the smallest where there are many."""
+    return tuple(
+        sorted(hashlib.sha256(name.strip().lower().encode()).hexdigest()[:10] for name in names)[:MOST_COLUMNS]
+    )
 
 
 def _balance(y: np.ndarray, n_classes: int) -> float:
