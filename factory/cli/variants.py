@@ -8,6 +8,7 @@ import typer
 
 from factory.cli._backend import Local, opened
 from factory.cli._console import Json, opened_ledger, out, plain, print_json, table
+from factory.ledger import Proposal
 from factory.operate.promotion import named
 from factory.variants.bundle import Bundle
 from factory.variants.registry import Registry
@@ -16,6 +17,7 @@ PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, compare, promote, r
 
 Name = Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")]
 Why = Annotated[str, typer.Option(help="The reason; it is kept in the alias ledger.")]
+ProposalId = Annotated[str, typer.Argument(help="Id of a proposal, as `factory variants proposals` shows it.")]
 
 
 @PLUGIN.command("list")
@@ -113,13 +115,62 @@ def compare(
 def promote(
     name: Name,
     why: Why,
-    override: Annotated[bool, typer.Option("--override", help="Also a rejected one.")] = False,
+    override: Annotated[bool, typer.Option("--override", help="Also one that was rejected or not approved.")] = False,
     local: Local = False,
 ) -> None:
-    """Make a version the champion."""
+    """Make a version the champion, or propose it where its recipe asks for a second person."""
     with opened(local) as factory:
-        variant = factory.promote(name, why=why, override=override)
-    out.print(f"{variant.name}/{variant.version} is champion now.")
+        promoted = factory.promote(name, why=why, override=override)
+    if isinstance(promoted, Proposal):
+        out.print(f"{promoted.name}/{promoted.version} waits for another member of team {promoted.team}: {promoted.id}")
+        out.print(f"Next: factory variants approve {promoted.id} --why REASON")
+    else:
+        out.print(f"{promoted.name}/{promoted.version} is champion now.")
+
+
+@PLUGIN.command()
+def proposals(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were decided.")] = False,
+    json: Json = False,
+    local: Local = False,
+) -> None:
+    """List versions that wait for a second person before callers get them."""
+    with opened(local) as factory:
+        found = list(factory.proposals(state=None if everything else "open"))
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (
+            p.id,
+            f"{p.name}/{p.version}",
+            p.wish.as_,
+            p.state,
+            p.proposed_by,
+            f"{p.created:%Y-%m-%d %H:%M}",
+            p.decided_by,
+            p.decided_why or p.why,
+        )
+        for p in found
+    ]
+    columns = ("proposal", "variant", "as", "state", "proposed by", "when (UTC)", "decided by", "why")
+    table("Proposals", columns, rows)
+
+
+@PLUGIN.command()
+def approve(proposal: ProposalId, why: Why, local: Local = False) -> None:
+    """Approve a proposal that somebody else has made, which serves the version."""
+    with opened(local) as factory:
+        found = factory.approve(proposal, why=why)
+    out.print(f"{found.name}/{found.version} is approved, and served as {found.wish.as_} now.")
+
+
+@PLUGIN.command()
+def reject(proposal: ProposalId, why: Why, local: Local = False) -> None:
+    """Reject a proposal, or take one's own back."""
+    with opened(local) as factory:
+        found = factory.reject(proposal, why=why)
+    out.print(f"{found.name}/{found.version} is rejected; nothing has changed for callers.")
 
 
 @PLUGIN.command()

@@ -9,7 +9,8 @@ from factory.ledger.audit import AuditRecord
 from factory.ledger.claims import Claim
 from factory.ledger.datasets import Share, Upload, UploadQuery
 from factory.ledger.leases import LEAD_S
-from factory.ledger.pages import AuditQuery, Page, RequestQuery, VariantQuery
+from factory.ledger.pages import AuditQuery, Page, ProposalQuery, RequestQuery, VariantQuery
+from factory.ledger.proposals import Proposal, ProposalState
 from factory.ledger.queue import Queued
 from factory.ledger.records import (
     AliasChange,
@@ -25,6 +26,7 @@ from factory.ledger.records import (
     RequestSummary,
     StateCount,
 )
+from factory.ledger.sessions import PERSON, SignedIn, StartedSession
 from factory.ledger.store import Ledger
 from factory.ledger.tokens import IssuedToken, Refusal
 from factory.ledger.usage import Usage
@@ -34,6 +36,7 @@ __all__ = [
     "EVERYONE",
     "LEAD_S",
     "MOST_BACK_OFF_S",
+    "PERSON",
     "AliasChange",
     "Attempt",
     "AttemptState",
@@ -53,6 +56,9 @@ __all__ = [
     "Outcome",
     "Page",
     "PastSearch",
+    "Proposal",
+    "ProposalQuery",
+    "ProposalState",
     "Queued",
     "Refusal",
     "RequestQuery",
@@ -60,6 +66,8 @@ __all__ = [
     "RequestSummary",
     "Share",
     "ShareKind",
+    "SignedIn",
+    "StartedSession",
     "StateCount",
     "Upload",
     "UploadQuery",

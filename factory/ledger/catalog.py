@@ -11,6 +11,7 @@ from factory.errors import Conflict, Detail, InvalidRequest, NotFound, listing, 
 from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.bounds import cleaned
+from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
 from factory.ledger.records import AliasChange, Deployment, document_json, payload_json
 from factory.ledger.requests import Requests
@@ -22,6 +23,7 @@ from factory.spec import ALIAS, Actor, DeploymentWish, Variant
 class Catalog(Requests):
     """The part of the ledger that knows variants."""
 
+    @repeatable
     def record_variant(self, variant: Variant) -> Variant:
         """Store a version of a variant, and return it as stored (``created`` is filled).
 
@@ -56,6 +58,7 @@ class Catalog(Requests):
             )
         return variant
 
+    @repeatable
     def variant(self, name: str, version: int, *, seen_by: str | None = None) -> Variant:
         """Return one version, where given only if that team sees it.
 
@@ -63,8 +66,9 @@ class Catalog(Requests):
             NotFound: there is none; the versions or the nearest name are named.
         """
         with self._read() as connection:
-            return _required_variant(connection, name, version, seen_by=seen_by)
+            return required_variant(connection, name, version, seen_by=seen_by)
 
+    @repeatable
     def variants(self, name: str | None = None, *, request_id: str | None = None) -> list[Variant]:
         """Return versions ordered by name and version, of one name or made for one request where given."""
         at = schema.variants.c
@@ -76,6 +80,7 @@ class Catalog(Requests):
         with self._read() as connection:
             return [Variant.model_validate(document) for document in connection.scalars(query)]
 
+    @repeatable
     def set_alias(
         self,
         name: str,
@@ -103,34 +108,16 @@ class Catalog(Requests):
                 details=[Detail("alias", f"{alias!r} is not allowed")],
             )
         with self._write() as connection:
-            exclusive(connection, f"alias of {name}")
-            if version is not None:
-                _required_variant(connection, name, version)
-            present = _alias_row(connection, name, alias)
-            if version is None and (present is None or present.version is None):
-                raise NotFound(
-                    f"{name} has no alias {alias!r} to remove.",
-                    hint=f"`factory variants show {name}` shows its aliases.",
-                    details=[Detail("alias", f"{alias!r} is not set")],
-                )
-            if present is not None and present.version == version:
-                return present
-            change = AliasChange.model_validate(
-                {"name": name, "alias": alias, "version": version, "who": cleaned(who, 255), "why": cleaned(why)}
-                | {"evidence": payload_json(evidence), "time": now()}
-            )
-            connection.execute(insert(schema.aliases).values(change.model_dump()))
-            if by is not None:
-                detail = {"alias": alias, "version": version, "why": change.why}
-                append_audit(connection, "alias.set", name, by=by, team=team_of(name), detail=detail)
-            return change
+            return change_alias(connection, name, alias, version, who=who, why=why, evidence=evidence, by=by)
 
+    @repeatable
     def alias(self, name: str, alias: str) -> int | None:
         """Return the version that an alias points at, or None."""
         with self._read() as connection:
             row = _alias_row(connection, name, alias)
         return None if row is None else row.version
 
+    @repeatable
     def alias_history(self, name: str) -> list[AliasChange]:
         """Return every change of a name's aliases, the oldest first."""
         at = schema.aliases.c
@@ -138,6 +125,7 @@ class Catalog(Requests):
             rows = connection.execute(select(schema.aliases).where(at.name == name).order_by(at.id)).all()
         return [_alias_change(row._asdict()) for row in rows]
 
+    @repeatable
     def set_deployment(
         self, name: str, wish: DeploymentWish, *, version: int, by: Actor | None = None
     ) -> Deployment | None:
@@ -151,22 +139,8 @@ class Catalog(Requests):
         Raises:
             NotFound: there is no such version.
         """
-        at = schema.deployments.c
         with self._write() as connection:
-            exclusive(connection, f"deployment of {name}")
-            _required_variant(connection, name, version)
-            deployment = None
-            if wish.as_ == "none":
-                connection.execute(delete(schema.deployments).where(at.name == name, at.version == version))
-            else:
-                connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
-                row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
-                connection.execute(insert(schema.deployments).values(row))
-                deployment = _deployment(row)
-            if by is not None:
-                detail = wish.model_dump(by_alias=True) | {"version": version}
-                append_audit(connection, "deployment.set", name, by=by, team=team_of(name), detail=detail)
-        return deployment
+            return change_deployment(connection, name, wish, version=version, by=by)
 
     def remove_deployment(self, name: str, *, as_: str | None = None, by: Actor | None = None) -> int:
         """Take a name out of traffic, or only its row of one kind; return how many rows went.
@@ -204,6 +178,62 @@ def team_of(variant: str) -> str:
     return variant.partition(".")[0]
 
 
+def change_alias(
+    connection: Connection,
+    name: str,
+    alias: str,
+    version: int | None,
+    *,
+    who: str,
+    why: str,
+    evidence: Mapping[str, object] | None = None,
+    by: Actor | None = None,
+) -> AliasChange:
+    """Change an alias that exists within a transaction; as :meth:`Catalog.set_alias`."""
+    exclusive(connection, f"alias of {name}")
+    if version is not None:
+        required_variant(connection, name, version)
+    present = _alias_row(connection, name, alias)
+    if version is None and (present is None or present.version is None):
+        raise NotFound(
+            f"{name} has no alias {alias!r} to remove.",
+            hint=f"`factory variants show {name}` shows its aliases.",
+            details=[Detail("alias", f"{alias!r} is not set")],
+        )
+    if present is not None and present.version == version:
+        return present
+    change = AliasChange.model_validate(
+        {"name": name, "alias": alias, "version": version, "who": cleaned(who, 255), "why": cleaned(why)}
+        | {"evidence": payload_json(evidence), "time": now()}
+    )
+    connection.execute(insert(schema.aliases).values(change.model_dump()))
+    if by is not None:
+        detail = {"alias": alias, "version": version, "why": change.why}
+        append_audit(connection, "alias.set", name, by=by, team=team_of(name), detail=detail)
+    return change
+
+
+def change_deployment(
+    connection: Connection, name: str, wish: DeploymentWish, *, version: int, by: Actor | None = None
+) -> Deployment | None:
+    """Change how a version is served within a transaction; as :meth:`Catalog.set_deployment`."""
+    at = schema.deployments.c
+    exclusive(connection, f"deployment of {name}")
+    required_variant(connection, name, version)
+    deployment = None
+    if wish.as_ == "none":
+        connection.execute(delete(schema.deployments).where(at.name == name, at.version == version))
+    else:
+        connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
+        row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
+        connection.execute(insert(schema.deployments).values(row))
+        deployment = _deployment(row)
+    if by is not None:
+        detail = wish.model_dump(by_alias=True) | {"version": version}
+        append_audit(connection, "deployment.set", name, by=by, team=team_of(name), detail=detail)
+    return deployment
+
+
 def _variant(connection: Connection, name: str, version: int, seen_by: str | None = None) -> Variant | None:
     at = schema.variants.c
     query = select(at.document).where(at.name == name, at.version == version)
@@ -211,7 +241,12 @@ def _variant(connection: Connection, name: str, version: int, seen_by: str | Non
     return None if document is None else Variant.model_validate(document)
 
 
-def _required_variant(connection: Connection, name: str, version: int, *, seen_by: str | None = None) -> Variant:
+def required_variant(connection: Connection, name: str, version: int, *, seen_by: str | None = None) -> Variant:
+    """Return a version, where given only if that team sees it.
+
+    Raises:
+        NotFound: there is none; the versions or the nearest name are named.
+    """
     found = _variant(connection, name, version, seen_by)
     if found is not None:
         return found

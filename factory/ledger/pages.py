@@ -22,6 +22,7 @@ from sqlalchemy import Column, Connection, Row, Select, literal, select, tuple_,
 from factory.errors import Detail, InvalidRequest, listing
 from factory.ledger import schema
 from factory.ledger.audit import Audit, AuditRecord
+from factory.ledger.proposals import Proposal, ProposalState, read_proposal
 from factory.ledger.records import Door, RequestSummary
 from factory.ledger.requests import held_of
 from factory.ledger.visibility import shared_with
@@ -76,11 +77,21 @@ class AuditQuery(Document):
     subject: str | None = None
 
 
+class ProposalQuery(Document):
+    """Which proposals."""
+
+    team: str | None = None
+    name: str | None = None
+    state: ProposalState | None = None
+
+
 RequestSort = Literal["created", "-created", "updated", "-updated"]
 VariantSort = Literal["created", "-created", "name", "-name"]
 AuditSort = Literal["id", "-id"]
+ProposalSort = Literal["created", "-created"]
 
 _requests, _variants, _audit = schema.requests.c, schema.variants.c, schema.audit.c
+_proposals = schema.proposals.c
 
 _REQUEST_SORTS = {"created": (_requests.created, _requests.id), "updated": (_requests.updated, _requests.id)}
 _VARIANT_SORTS = {
@@ -88,6 +99,7 @@ _VARIANT_SORTS = {
     "name": (_variants.name, _variants.version),
 }
 _AUDIT_SORTS = {"id": (_audit.id,)}
+_PROPOSAL_SORTS = {"created": (_proposals.created, _proposals.id)}
 _SUMMARY = [_requests[name] for name in RequestSummary.model_fields if name != "held"]
 
 
@@ -169,6 +181,22 @@ class Pages(Audit):
         order = Order.of(sort, _AUDIT_SORTS, where, limit=limit)
         with self._read() as connection:
             return order.page(connection, [query], cursor, lambda row: AuditRecord.model_validate(row._asdict()))
+
+    def proposal_page(
+        self,
+        where: ProposalQuery = ProposalQuery(),  # noqa: B008 - frozen
+        *,
+        sort: ProposalSort = "-created",
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[Proposal]:
+        """Return a page of proposals; arguments and errors as of :meth:`request_page`."""
+        query = select(schema.proposals)
+        for column in ProposalQuery.model_fields:
+            query = _equal(query, _proposals[column], getattr(where, column))
+        order = Order.of(sort, _PROPOSAL_SORTS, where, limit=limit)
+        with self._read() as connection:
+            return order.page(connection, [query], cursor, read_proposal)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
-HEAD = "0003"
+HEAD = "0004"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -93,6 +93,7 @@ metadata = MetaData(
 _json = JSON(none_as_null=True)
 _TO_BE_CANCELLED = text("cancel_requested_at IS NOT NULL")
 _OPEN = text("ended_at IS NULL")
+_UNDECIDED = text("state = 'open'")
 
 requests = Table(
     "requests",
@@ -301,6 +302,46 @@ tokens = Table(
     Index(None, "team"),
     Index(None, "request_id"),
 )
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("subject", String(255)),
+    Column("email", String(255), nullable=False),
+    Column("grants", _json, nullable=False),
+    Column("token_id", String(32), ForeignKey("tokens.id")),
+    Column("team", String(64)),
+    Column("created", UtcDateTime, nullable=False),
+    Column("expires", UtcDateTime, nullable=False),
+    Index(None, "subject"),
+    Index(None, "token_id"),
+    Index(None, "expires"),
+)
+"""Of browsers: of a person by ``subject``, or of whoever has the token. ``team`` is the one that it acts for."""
+
+proposals = Table(
+    "proposals",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("team", String(64), nullable=False),
+    Column("wish", _json, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("evidence", _json, nullable=False),
+    Column("proposed_by", String(255), nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("decided_by", String(255)),
+    Column("decided_why", Text),
+    Column("decided_at", UtcDateTime),
+    ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
+    Index(None, "created", "id"),
+    Index(None, "team", "created", "id"),
+    Index("ix_proposals_open", "name", "version", unique=True, sqlite_where=_UNDECIDED, postgresql_where=_UNDECIDED),
+)
+"""Promotions that a second person decides on; of a version one is open at most."""
 
 audit = Table(
     "audit",

@@ -6,26 +6,28 @@ from sqlalchemy import Connection, delete, desc, insert, select, update
 
 from factory.errors import Conflict, Detail
 from factory.ledger import schema
-from factory.ledger.catalog import Catalog
 from factory.ledger.claims import Claims
+from factory.ledger.database import repeatable
 from factory.ledger.datasets import Datasets
 from factory.ledger.intake import Intake
 from factory.ledger.pages import Pages
+from factory.ledger.proposals import Proposals
 from factory.ledger.queue import Queue
 from factory.ledger.records import PastSearch, document_json
 from factory.ledger.schema import now
-from factory.ledger.tokens import Tokens
+from factory.ledger.sessions import Sessions
 from factory.ledger.usage import Usages, add_usage
 from factory.ledger.wishes import Wishes
 from factory.spec import Task, Traits, Trial, Variant
 
 
-class Ledger(Intake, Claims, Wishes, Queue, Catalog, Tokens, Datasets, Pages, Usages):
+class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages, Usages):
     """Durable state of the factory; the only thing that a resume needs.
 
     Several processes and threads may use one ledger at once.  ``with Ledger.open(url) as ledger:`` closes it.
     """
 
+    @repeatable
     def record_trial(self, request_id: str, trial: Trial) -> None:
         """Store a trial, or what became of it; a finished one only ever gains folds.
 
@@ -78,6 +80,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Catalog, Tokens, Datasets, Pages, Us
                     trial_s=trial.cost_s - (spent_s or 0.0),
                 )
 
+    @repeatable
     def trials(self, request_id: str, *, segment: str | None = None) -> list[Trial]:
         """Return the trials of a request ordered by segment and number, of one segment where given.
 
@@ -94,6 +97,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Catalog, Tokens, Datasets, Pages, Us
                 self._require(connection, request_id)
         return [Trial.model_validate(document) for document in documents]
 
+    @repeatable
     def record_traits(self, request_id: str, traits: Traits) -> None:
         """Store what a request's data look like, in place of what was stored before.
 
@@ -107,6 +111,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Catalog, Tokens, Datasets, Pages, Us
             connection.execute(delete(schema.profiles).where(at.request_id == request_id))
             connection.execute(insert(schema.profiles).values(row | {"document": document_json(traits)}))
 
+    @repeatable
     def past_searches(
         self, *, team: str, recipe: str, task: Task, limit: int = 20, most_trials: int = 200
     ) -> list[PastSearch]:
@@ -131,6 +136,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Catalog, Tokens, Datasets, Pages, Us
         with self._read() as connection:
             return [_past_search(connection, found, "", most_trials) for found in connection.scalars(query).all()]
 
+    @repeatable
     def past_search(self, request_id: str, *, segment: str = "", most_trials: int = 200) -> PastSearch:
         """Return what a request's search left, of one segment where given.
 

@@ -17,7 +17,19 @@ from functools import partial
 from typing import get_args
 
 from factory.errors import ServiceFault
-from factory.ledger import AliasChange, Event, IssuedToken, Ledger, RequestQuery, RequestRecord, RequestSummary, Usage
+from factory.ledger import (
+    AliasChange,
+    Event,
+    IssuedToken,
+    Ledger,
+    Proposal,
+    ProposalQuery,
+    ProposalState,
+    RequestQuery,
+    RequestRecord,
+    RequestSummary,
+    Usage,
+)
 from factory.ledger.records import UNDER_WAY
 from factory.operate.admission import Capacity
 from factory.operate.answers import InputColumn, ListedVariant, MemberShare, RecipeDetail, Serving, VariantDetail
@@ -25,7 +37,7 @@ from factory.operate.controller import LEAD
 from factory.operate.deployments import running_predictor
 from factory.operate.intake import Intake
 from factory.operate.outlook import Queue
-from factory.operate.promotion import deploy, named, promote, roll_back
+from factory.operate.promotion import decide, deploy, named, promote, roll_back
 from factory.operate.quotes import Holding, Place, Quote
 from factory.operate.ray_jobs import RayJobs, ray_token
 from factory.search.plan import family, load_recipe, recipe_files
@@ -192,10 +204,30 @@ class InProcess:
             cards=tuple(map(str, sorted(self.settings.workspace(variant.request_id).glob("*/card.html")))),
         )
 
-    def promote(self, reference: str, *, why: str, override: bool = False) -> Variant:
-        """Make a version the champion."""
+    def promote(self, reference: str, *, why: str, override: bool = False) -> Variant | Proposal:
+        """Make a version the champion, or propose it where a second person has to approve that."""
         variant = named(reference, ledger=self.ledger)
         return promote(variant, ledger=self.ledger, settings=self.settings, by=self.actor, why=why, override=override)
+
+    def proposals(self, *, state: ProposalState | None = None) -> Iterator[Proposal]:
+        """Yield proposals, the newest first."""
+        cursor = None
+        while True:
+            page = self.ledger.proposal_page(ProposalQuery(state=state), cursor=cursor, limit=_PAGE)
+            yield from page.items
+            if (cursor := page.next) is None:
+                return
+
+    def approve(self, proposal_id: str, *, why: str) -> Proposal:
+        """Approve a proposal that somebody else has made, which serves the version."""
+        return self._decide(proposal_id, approve=True, why=why)
+
+    def reject(self, proposal_id: str, *, why: str) -> Proposal:
+        """Reject a proposal."""
+        return self._decide(proposal_id, approve=False, why=why)
+
+    def _decide(self, proposal_id: str, *, approve: bool, why: str) -> Proposal:
+        return decide(proposal_id, approve=approve, ledger=self.ledger, settings=self.settings, by=self.actor, why=why)
 
     def rollback(self, name: str, *, why: str) -> Variant:
         """Make the version champion that was it before the present one."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import get_args
 
-from factory.errors import Conflict, Detail, NotFound
-from factory.ledger import Deployment, Ledger
+from factory.errors import Conflict, Detail, FactoryError, NotFound
+from factory.ledger import Deployment, Ledger, Proposal
+from factory.search.plan import load_recipe
 from factory.settings import Settings
-from factory.spec import ALIAS, Actor, DeploymentWish, Variant
+from factory.spec import ALIAS, FOR_CALLERS, Actor, DeploymentWish, Variant
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
 
@@ -31,18 +32,32 @@ def named(reference: str, *, ledger: Ledger) -> Variant:
     return resolve(reference, ledger=ledger)
 
 
+def needs_approval(variant: Variant, *, ledger: Ledger, settings: Settings) -> bool:
+    """Return whether a second person has to approve before callers get a version.
+
+    That is so where the recipe that it was made by asks for it, or the one of today; a version that was approved or
+    champion before needs no approval any more.
+    """
+    return (variant.approval or _asks_today(variant.recipe, settings)) and not ledger.is_released(
+        variant.name, variant.version
+    )
+
+
 def promote(
     variant: Variant, *, ledger: Ledger, settings: Settings, by: Actor, why: str, override: bool = False
-) -> Variant:
-    """Make a version the champion, and serve it.
+) -> Variant | Proposal:
+    """Make a version the champion, and serve it; where a second person has to approve that, propose it.
 
     Args:
         variant: The version.
         ledger: The state.
-        settings: Name the registry.
+        settings: Name the registry and the recipes.
         by: Who promotes; alias ledger and audit log keep it.
         why: The reason, which both keep.
-        override: Also where its gate turned it down; that is recorded.
+        override: Also where its gate turned it down, or nobody has approved it; that is recorded.
+
+    Returns:
+        The version, or the proposal that waits for an approval.
 
     Raises:
         Conflict: its gate turned it down.
@@ -54,9 +69,38 @@ def promote(
             hint="Look at its model card; an override (--override) promotes it all the same and is recorded.",
             details=[Detail("version", f"{variant.version} is rejected")],
         )
+    wish = DeploymentWish()
+    if needs_approval(variant, ledger=ledger, settings=settings):
+        if not override:
+            return ledger.propose(variant, wish, why=why, by=by)
+        ledger.override_approval(variant, wish, why=why, by=by)
+        _mirror(variant.name, wish, variant.version, settings=settings)
+        return variant
     reason = f"{'Override: ' if override else ''}{why}"
-    _serve(variant, DeploymentWish(), ledger=ledger, settings=settings, by=by, why=reason)
+    _serve(variant, wish, ledger=ledger, settings=settings, by=by, why=reason)
     return variant
+
+
+def decide(proposal_id: str, *, approve: bool, ledger: Ledger, settings: Settings, by: Actor, why: str) -> Proposal:
+    """Approve a proposal, which serves the version, or reject it; arguments as of :func:`promote`.
+
+    An approval that MLflow did not hear of may be made again.
+
+    Raises:
+        Conflict: it is decided already, or whoever approves had a hand in proposing it.
+        NotFound: there is no such proposal.
+        ServiceFault: MLflow cannot be reached; the ledger is changed already.
+    """
+    proposal = ledger.proposal(proposal_id)
+    again = approve and (proposal.state, proposal.decided_by) == ("approved", by.who)
+    stands = proposal.wish.as_ not in get_args(ALIAS) or ledger.alias(proposal.name, proposal.wish.as_) == (
+        proposal.version
+    )
+    if not (again and stands):
+        proposal = ledger.decide(proposal_id, approve=approve, why=why, by=by)
+    if approve:
+        _mirror(proposal.name, proposal.wish, proposal.version, settings=settings)
+    return proposal
 
 
 def roll_back(name: str, *, ledger: Ledger, settings: Settings, by: Actor, why: str) -> Variant:
@@ -84,7 +128,7 @@ def deploy(
     """Serve a version as wished; one that its gate turned down becomes champion only by :func:`promote`.
 
     Raises:
-        Conflict: a rejected version would become champion.
+        Conflict: a rejected version would become champion, or one that has to be approved would get to callers.
         ServiceFault: MLflow cannot be reached; the ledger is changed already.
     """
     champion = ledger.alias(variant.name, "champion") == variant.version
@@ -94,6 +138,12 @@ def deploy(
             hint="Serve it as challenger, or make it champion with a reason: factory variants promote --override.",
             details=[Detail("as", "champion is not for a rejected version")],
         )
+    if wish.as_ in FOR_CALLERS and needs_approval(variant, ledger=ledger, settings=settings):
+        raise Conflict(
+            f"{variant.name}/{variant.version} has to be approved by a second person before callers get it.",
+            hint="Propose it: factory variants promote. It may be served as challenger or shadow meanwhile.",
+            details=[Detail("as", f"{wish.as_} is not for a version that nobody has approved")],
+        )
     return _serve(variant, wish, ledger=ledger, settings=settings, by=by, why=why)
 
 
@@ -101,10 +151,21 @@ def _serve(
     variant: Variant, wish: DeploymentWish, *, ledger: Ledger, settings: Settings, by: Actor, why: str
 ) -> Deployment | None:
     """Set alias and deployment of a version, without asking what its gate said."""
-    aliased = wish.as_ in get_args(ALIAS)
-    if aliased:
+    if wish.as_ in get_args(ALIAS):
         ledger.set_alias(variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
     deployment = ledger.set_deployment(variant.name, wish, version=variant.version, by=by)
-    if aliased:
-        Registry(settings).set_alias(variant.name, wish.as_, variant.version)
+    _mirror(variant.name, wish, variant.version, settings=settings)
     return deployment
+
+
+def _mirror(name: str, wish: DeploymentWish, version: int, *, settings: Settings) -> None:
+    """Let MLflow's alias follow the ledger's."""
+    if wish.as_ in get_args(ALIAS):
+        Registry(settings).set_alias(name, wish.as_, version)
+
+
+def _asks_today(recipe: str, settings: Settings) -> bool:
+    try:
+        return load_recipe(recipe, settings=settings).approval
+    except FactoryError:  # it is gone, or broken: what it was when the version was made counts
+        return False

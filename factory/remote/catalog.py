@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel
 
 from factory.errors import Detail, InvalidRequest, NotFound, listing, suggest
-from factory.ledger import AliasChange, Deployment
+from factory.ledger import AliasChange, Deployment, Proposal, ProposalState
 from factory.operate.answers import InputColumn, ListedVariant, MemberShare, RecipeDetail, Serving, VariantDetail
 from factory.remote.calls import Calls, part
 from factory.spec import ALIAS, DeploymentWish, Recipe, Variant
@@ -120,13 +120,16 @@ class CatalogCalls(Calls):
             "GET", f"variants/{part(name)}/versions/{version}/report", headers={"accept": "text/html"}
         ).text
 
-    def promote(self, reference: str, *, why: str, override: bool = False) -> Variant:
-        """Make a version the champion.
+    def promote(self, reference: str, *, why: str, override: bool = False) -> Variant | Proposal:
+        """Make a version the champion, or propose it where its recipe asks for a second person.
 
         Args:
             reference: The version.
             why: The reason; it is kept in the alias ledger.
-            override: Also where its gate turned it down; that is recorded.
+            override: Also where its gate turned it down, or (admins) where nobody has approved it; that is recorded.
+
+        Returns:
+            The version, or the proposal that waits for an approval.
 
         Raises:
             Conflict: its gate turned it down.
@@ -134,7 +137,47 @@ class CatalogCalls(Calls):
         """
         name, version = self._named(reference)
         body = {"version": version, "why": why, "override": override}
-        return self._read(Variant, self._json(self._call("POST", f"variants/{part(name)}/promote", body=body)))
+        answer = self._call("POST", f"variants/{part(name)}/promote", body=body)
+        if answer.status_code == 202:
+            return self._read(Proposal, self._json(answer))
+        return self._read(Variant, self._json(answer))
+
+    def proposals(
+        self, *, name: str | None = None, team: str | None = None, state: ProposalState | None = None
+    ) -> Iterator[Proposal]:
+        """Yield what waits for a second person and what became of it, the newest first.
+
+        Args:
+            name: Of one variant only, ``team.name``.
+            team: Of one team only.
+            state: ``open`` waits for a decision.
+        """
+        return self._pages(Proposal, "proposals", query={"name": name, "team": team, "state": state})
+
+    def proposal(self, proposal_id: str) -> Proposal:
+        """Return a proposal.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self._read(Proposal, self._get(f"proposals/{part(proposal_id)}"))
+
+    def approve(self, proposal_id: str, *, why: str) -> Proposal:
+        """Approve a proposal that somebody else has made, which serves the version.
+
+        Raises:
+            Conflict: it is decided already, or the caller had a hand in proposing it.
+            NotFound: there is no such proposal.
+        """
+        return self._decide(proposal_id, "approve", why)
+
+    def reject(self, proposal_id: str, *, why: str) -> Proposal:
+        """Reject a proposal, or take one's own back; errors as of :meth:`approve`."""
+        return self._decide(proposal_id, "reject", why)
+
+    def _decide(self, proposal_id: str, verdict: str, why: str) -> Proposal:
+        answer = self._call("POST", f"proposals/{part(proposal_id)}/{verdict}", body={"why": why})
+        return self._read(Proposal, self._json(answer))
 
     def rollback(self, name: str, *, why: str) -> Variant:
         """Make the version champion that was it before the present one.

@@ -8,6 +8,7 @@ from factory.spec.dataset import DatasetRef, EntityDataset, FileDataset, UploadD
 from factory.spec.document import NAME, ColumnType, Document, Seconds, Task
 from factory.spec.outcome import ALIAS, CurvePoint, Traits, Trial, Variant, duration
 from factory.spec.request import (
+    FOR_CALLERS,
     REMADE,
     AutoValidation,
     Budget,
@@ -28,10 +29,11 @@ from factory.spec.request import (
     VariantRequest,
 )
 from factory.spec.states import NEXT_STATES, RequestState, TrialState
-from factory.spec.team import SCOPES, Actor, Member, Principal, Quota, Scope, Team, TokenRecord
+from factory.spec.team import SCOPES, Actor, Grant, Member, Principal, Quota, Scope, Session, Team, TokenRecord
 
 __all__ = [
     "ALIAS",
+    "FOR_CALLERS",
     "NAME",
     "NEXT_STATES",
     "REMADE",
@@ -50,6 +52,7 @@ __all__ = [
     "EntityDataset",
     "FileDataset",
     "Gates",
+    "Grant",
     "GroupSplit",
     "Holdout",
     "Making",
@@ -63,6 +66,7 @@ __all__ = [
     "Scope",
     "Seconds",
     "Segments",
+    "Session",
     "Task",
     "Team",
     "TimeSplit",

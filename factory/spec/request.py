@@ -127,6 +127,10 @@ class DeploymentWish(Document):
         return self
 
 
+FOR_CALLERS = frozenset({"champion", "canary"})
+"""Kinds of deployment by which callers get a version who do not ask for it by its alias."""
+
+
 class BudgetRange(Document):
     """A recipe's budget: what is given by default and what may be asked for at most."""
 
@@ -161,6 +165,13 @@ class Recipe(Document):
     ceilings: Ceilings = Field(default_factory=Ceilings, title="Ceilings")
     max_workers: int = Field(1, ge=1, le=64, title="Most workers", description="Ray Train workers at most.")
     max_gpus_per_worker: float = Field(0, ge=0, title="Most GPUs per worker")
+    approval: bool = Field(
+        False,
+        title="Approval",
+        description="Callers get a version only once a second member of the team has approved it.",
+        # Recipes that do not ask for it keep the digests that requests have pinned.
+        exclude_if=lambda asked: not asked,
+    )
 
 
 class VariantRequest(Document):

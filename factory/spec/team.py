@@ -58,6 +58,32 @@ class Member(Document):
     added: datetime
 
 
+class Grant(Document):
+    """What somebody may do in a team; in all teams where none is named."""
+
+    team: str | None = Field(pattern=NAME)
+    scopes: tuple[Scope, ...] = Field(min_length=1)
+
+
+class Session(Document):
+    """A browser's session, without its secret.
+
+    Attributes:
+        subject: The provider's id of whoever signed in; None where a token was given instead.
+        grants: What the provider's groups gave at the sign-in, beside what the ledger says of the person.
+        token_id: The token that was given.
+        team: The team that it acts for; None where none was chosen.
+    """
+
+    subject: str | None = None
+    email: str = ""
+    grants: tuple[Grant, ...] = ()
+    token_id: str | None = None
+    team: str | None = None
+    created: datetime
+    expires: datetime
+
+
 class TokenRecord(Document):
     """A token as it may be shown: everything but its secret, of which only a digest is stored.
 
@@ -91,7 +117,7 @@ class Principal(Document):
     """Whoever is at the door, as a token or a sign-in tells.
 
     Attributes:
-        name: For the audit log, for example ``token:ci`` or ``ann@example.com``.
+        name: For the audit log, for example ``token:ci/t-0123`` or ``person:248289``.
         team: The one team whose things it sees; None sees all teams.
         token_id: Of the token it came with.
         request_id: The one request that it may act for, with a job's token.

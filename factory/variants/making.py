@@ -171,6 +171,7 @@ def _lineage(request_id: str, unit: Unit, *, plan: Plan, material: Material, ori
         parent=request.variant if unit.segment else parent,
         seeded_by=origin.transfer.seeded_by,
         seed=request.seed,
+        approval=plan.recipe.approval,
     )
 
 

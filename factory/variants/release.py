@@ -8,7 +8,7 @@ from typing import Any
 
 from factory.ledger import Ledger
 from factory.search.plan import Plan
-from factory.spec import Variant, VariantRequest
+from factory.spec import FOR_CALLERS, Actor, Variant, VariantRequest
 from factory.variants.delivery import Baseline
 from factory.variants.making import Made, Registration
 from factory.variants.material import Note, Unit
@@ -60,13 +60,24 @@ class Release:
     def catch_up(self, variant: Variant) -> None:
         """Promote a variant of an earlier attempt that was killed between its registration and that."""
         known = {change.version for change in self._ledger.alias_history(variant.name)}
+        known |= {proposal.version for proposal in self._ledger.proposals(variant.name)}
         if variant.state == "registered" and variant.version not in known:
             self.promote(variant, why="Passed its gate in an attempt that was killed before this.", evidence={})
 
     def promote(self, variant: Variant, *, why: str, evidence: dict[str, Any]) -> None:
-        """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes."""
+        """Let the ledger's alias, and MLflow's as its mirror, point at a variant that passed, as the request wishes.
+
+        Where its recipe asks for a second person, that is proposed instead.
+        """
         wish = self._request.deployment
         if wish.as_ == "none":
+            return
+        if variant.approval and wish.as_ in FOR_CALLERS:
+            by = Actor(who=self._ledger.request(self._id).submitted_by or f"request {self._id}")
+            proposal = self._ledger.propose(variant, wish, why=why, evidence=evidence, by=by)
+            self._note(
+                "proposal", f"{variant.name}/{variant.version} waits for an approval as {wish.as_}: {proposal.id}."
+            )
             return
         alias = "champion" if wish.as_ == "champion" else "challenger"
         self._ledger.set_alias(

@@ -27,6 +27,7 @@ from serve.portal.routes import (
     datasets,
     deployments,
     health,
+    proposals,
     quotes,
     recipes,
     requests,
@@ -39,7 +40,7 @@ from serve.portal.routes import (
 
 THREADS = 16
 """Calls that are worked on at a time, the others wait; the ledger has connections for 20."""
-_NOUNS = (requests, streams, quotes, datasets, recipes, variants, deployments, teams, tokens, sharing)
+_NOUNS = (requests, streams, quotes, datasets, recipes, variants, proposals, deployments, teams, tokens, sharing)
 
 
 def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:

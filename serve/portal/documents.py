@@ -16,6 +16,7 @@ from factory.ledger import (
     AuditRecord,
     Deployment,
     Event,
+    Proposal,
     RequestSummary,
     Share,
     ShareKind,
@@ -210,7 +211,23 @@ class Promotion(Document):
 
     version: int = Field(ge=1, lt=2**31)
     why: str = _WHY
-    override: bool = Field(False, description="Also where its gate turned it down; that is recorded.")
+    override: bool = Field(
+        False,
+        description="Also where its gate turned it down, or (with the scope admin) where nobody has approved it; that "
+        "is recorded.",
+    )
+
+
+class Decision(Document):
+    """What a second person says to a proposal."""
+
+    why: str = Field(min_length=1, max_length=1000, description="The reason; it is kept with the proposal.")
+
+
+class Proposals(_Listing):
+    """A page of proposals."""
+
+    items: tuple[Proposal, ...]
 
 
 class Rollback(Document):

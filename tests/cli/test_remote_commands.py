@@ -9,12 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import yaml
 
 from factory.errors import InvalidData, TrainingFault
@@ -22,8 +20,7 @@ from factory.ledger import Ledger
 from factory.remote import Client, read_login
 from factory.settings import Settings
 from factory.spec import Actor, RequestState, Scope, Trial, TrialState, Variant
-from factory.testing.jobs import FakeJobs
-from serve.portal.app import create_app
+from tests.serving import portal
 
 from .conftest import Answer, customers, factory
 
@@ -68,22 +65,6 @@ def url(settings: Settings, ledger: Ledger) -> Iterator[str]:
     """A portal on the ledger of the home."""
     with portal(settings) as address:
         yield address
-
-
-@contextmanager
-def portal(settings: Settings) -> Iterator[str]:
-    """Run a portal on a free port, in a thread of this process."""
-    app = create_app(settings, jobs=FakeJobs())
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 def secret(ledger: Ledger, *scopes: Scope, team: str | None) -> str:

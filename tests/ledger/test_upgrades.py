@@ -148,3 +148,16 @@ def test_events_of_older_releases_have_no_hash_and_the_chain_begins_after_them(e
         with ledger._write() as connection:
             connection.execute(schema.events.update().where(schema.events.c.sequence == 7).values(hash=None))
         assert ledger.verify_events(MADE) == 7
+
+
+def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0004.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        approved, waiting = ledger.proposals("growth.churn")
+        assert (approved.state, approved.decided_by, approved.evidence) == (
+            "approved",
+            "person:oidc|7",
+            {"improvement": 0.3},
+        )
+        assert (waiting.state, waiting.wish.as_, waiting.wish.percent) == ("open", "canary", 10)
+        assert ledger.end_sessions_of("oidc|7", by=ANN) == 1

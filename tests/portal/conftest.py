@@ -122,7 +122,7 @@ class World:
         request_id: str = response.json()["id"]
         return request_id
 
-    def made(self, name: str = "growth.churn", *, state: str = "registered") -> Variant:
+    def made(self, name: str = "growth.churn", *, state: str = "registered", **changes: Any) -> Variant:
         """Put a version of a variant into the ledger, as a request leaves it."""
         team, _, short = name.partition(".")
         dataset = {"path": "customers.parquet", "target": "churned"}
@@ -139,10 +139,10 @@ class World:
                 score=0.84,
                 score_low=0.82,
                 score_high=0.86,
-                recipe="tabular-auto",
                 recipe_digest="a" * 64,
                 dataset_digest="b" * 64,
                 bundle_digest="c" * 64,
+                **{"recipe": "tabular-auto"} | changes,
             )
         )
 

@@ -27,7 +27,10 @@ NEEDED = {
         "share",
         "unshare",
     ],
-    "deploy": ["promote_variant", "roll_back_variant", "set_deployment"],
+    "deploy": [
+        *("promote_variant", "roll_back_variant", "set_deployment"),
+        *("approve_proposal", "reject_proposal"),
+    ],
     "admin": [
         *("create_team", "change_team", "archive_team", "list_members", "put_member", "remove_member"),
         *("list_tokens", "create_token", "list_audit"),
@@ -36,6 +39,7 @@ NEEDED = {
         *("list_requests", "show_request", "list_trials", "list_attempts", "follow_events", "read_log"),
         *("quote_request", "list_datasets", "show_dataset", "list_recipes", "show_recipe", "list_variants"),
         *("show_variant", "show_version", "show_report", "list_deployments", "show_deployment", "list_teams"),
+        *("list_proposals", "show_proposal"),
         *("show_team", "list_shares", "list_usage", "show_metrics"),
     ],
     "any": ["show_me", "show_token", "rotate_token", "revoke_token"],
@@ -65,7 +69,7 @@ def test_every_route_asks_for_what_is_promised(all_routes: dict[str, tuple[str, 
     assert set(promised) == set(all_routes)
     values = {"request_id": "r-1", "digest": "0" * 64, "name": "growth", "version": "1", "subject": "ann"}
     for name, (method, path) in all_routes.items():
-        url = path.format(**values, token_id="t-1")
+        url = path.format(**values, token_id="t-1", proposal_id="p-1")
         scope = promised[name]
         if scope == "none":
             assert Client(world.app, None)(method, f"http://portal{url}").status_code in (200, 503)

@@ -10,10 +10,10 @@ from pydantic import Field
 from starlette.responses import HTMLResponse, Response
 
 from factory.errors import Detail, NotFound
-from factory.ledger import Ledger, VariantQuery
+from factory.ledger import Ledger, Proposal, VariantQuery
 from factory.ledger.catalog import team_of
 from factory.operate.answers import ListedVariant
-from factory.operate.promotion import promote, roll_back
+from factory.operate.promotion import needs_approval, promote, roll_back
 from factory.spec import ALIAS, Document, Variant
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming
@@ -30,6 +30,12 @@ router = APIRouter(prefix=f"{API}/variants", tags=["variants"], responses=refusa
 Name = Annotated[str, Path(max_length=200, description="team.name, or team.name.segment.")]
 Version = Annotated[int, Path(ge=1, lt=2**31)]
 _CARD = {"description": "The model card.", "content": {"text/html": {"schema": {"type": "string"}}}}
+
+_PROPOSED = {
+    "model": Proposal,
+    "description": "It waits for the approval of another member of the team.",
+    "headers": {"Location": {"description": "The proposal.", "schema": {"type": "string"}, "required": True}},
+}
 
 
 class VariantFilters(Document):
@@ -94,22 +100,35 @@ def show_report(portal: Here, caller: Reader, name: Name, version: Version) -> R
 @router.post(
     "/{name}/promote",
     response_model=ListedVariant,
-    responses=refusals(404, 409, *BODY),
+    responses=refusals(404, 409, *BODY, also={202: _PROPOSED}),
     openapi_extra=takes(Promotion, {"version": 3, "why": "Better in the pilot."}),
 )
 def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) -> Response:
-    """Make a version the champion, and serve it; made again, it changes nothing."""
+    """Make a version the champion, and serve it; made again, it changes nothing.
+
+    Where its recipe asks for a second person, it is proposed instead (202), and waits for an approval.
+    """
     wish = body.read(Promotion, what="promotion")
     require_own_variant(portal.ledger, caller, name)
-    variant = promote(
-        portal.ledger.variant(name, wish.version),
+    version = portal.ledger.variant(name, wish.version)
+    unapproved = needs_approval(version, ledger=portal.ledger, settings=portal.settings)
+    if wish.override and unapproved and not caller.principal.may("admin"):
+        raise Forbidden(
+            f"{name}/{wish.version} has to be approved; to override that needs the scope 'admin'.",
+            hint="Promote it without an override, and let another member of the team approve it.",
+            details=[Detail("scope", "admin")],
+        )
+    promoted = promote(
+        version,
         ledger=portal.ledger,
         settings=portal.settings,
         by=caller.actor,
         why=wish.why,
         override=wish.override,
     )
-    return reply(_viewed(portal.ledger, [variant])[0])
+    if isinstance(promoted, Proposal):
+        return reply(promoted, 202, {"location": f"{API}/proposals/{promoted.id}"})
+    return reply(_viewed(portal.ledger, [promoted])[0])
 
 
 @router.post(
