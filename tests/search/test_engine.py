@@ -128,7 +128,7 @@ def test_time_ends_a_search(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 15, "trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "trials": 3})
     data = make_data(tmp_path, plan=plan)
     ledger: dict[int, Trial] = {}
 
@@ -151,7 +151,7 @@ def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
 
 
 def test_a_search_interrupted_among_its_folds_fits_the_missing_ones_only(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 15, "trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "trials": 3})
     data = make_data(tmp_path, plan=plan)
     ledger: dict[int, Trial] = {}
 

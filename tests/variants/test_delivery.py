@@ -20,7 +20,7 @@ from tests.search.conftest import make_data, make_dataset, make_test_plan
 def delivered(folder: Path, task: Task, validation: dict[str, Any]) -> Appraisal:
     dataset = make_dataset(task, n_rows=500)
     plan = make_test_plan(
-        "constant", "linear", task=task, budget={"time_s": 15, "trials": 2}, validation=validation,
+        "constant", "linear", task=task, budget={"time_s": 60, "trials": 2}, validation=validation,
         dataset={"path": "made.parquet", "target": "flag" if task is Task.BINARY else "amount"},
     )  # fmt: skip
     rows = set_aside(dataset, plan.validation)

@@ -25,7 +25,7 @@ SEEN = 300
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrialData, SearchResult]:
-    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 15, "trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "trials": 3})
     dataset = make_dataset(n_rows=SEEN)
     data = TrialData(
         dataset=dataset,
