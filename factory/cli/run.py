@@ -18,6 +18,7 @@ from factory.pipeline import Outcome, produce, submit
 from factory.remote.credentials import given_token
 from factory.search.plan import read_document
 from factory.settings import Settings
+from factory.variants.mlflow_away import send_once
 
 PLUGIN = typer.Typer()
 
@@ -44,6 +45,7 @@ def run(
 
 def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) -> NoReturn:
     """Produce a request with its progress shown, print what came of it, and leave with its exit code."""
+    send_once()
     if not json:
         out.print(f"Request {request_id}")
     with ProgressLine(quiet=json) as line, only_ours_on_stdout():

@@ -22,6 +22,7 @@ from sqlalchemy import Row, delete, update
 
 from factory.errors import Conflict, Detail, StorageFault
 from factory.ledger import schema
+from factory.ledger.database import repeatable
 from factory.ledger.records import RequestRecord
 from factory.ledger.requests import Requests
 from factory.ledger.schema import now
@@ -133,6 +134,7 @@ class Claims(Requests):
             connection.execute(delete(schema.holds).where(schema.holds.c.request_id == request_id))
         return Claim(self, self.request(request_id), token, lease_s=lease_s)
 
+    @repeatable
     def _change_claim(self, request_id: str, token: str, values: dict[str, Any]) -> bool:
         """Change a claim while it is that token's; return whether it was."""
         at = schema.requests.c

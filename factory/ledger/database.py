@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Self
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, inspect, select, table
 from sqlalchemy import column as sql_column
@@ -37,6 +38,33 @@ _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 """Between two tries to connect to a server that does not answer; each pause is twice the one before."""
 
 _logger = logging.getLogger(__name__)
+
+_D = TypeVar("_D", bound="Database")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def repeatable(call: Callable[Concatenate[_D, _P], _T]) -> Callable[Concatenate[_D, _P], _T]:
+    """Let a call be made again where the server went away in the midst of it, until the ledger's patience is over.
+
+    Whether its transaction was kept is not known then. So this is for calls that may be made twice: that read, that
+    find what they were to write, or that leave one event too many.
+    """
+
+    @wraps(call)
+    def insisting(self: _D, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return call(self, *arguments, **named)
+            except StorageFault as fault:
+                broke_off = isinstance(fault.__cause__, DBAPIError) and fault.__cause__.connection_invalidated
+                if not broke_off or time.monotonic() > until:
+                    raise
+                _logger.warning("%s is made again: %s", call.__name__, fault.message)
+                time.sleep(_SHORTEST_PAUSE_S)
+
+    return insisting
 
 
 class Database:

@@ -11,6 +11,7 @@ from sqlalchemy import Row, Select, desc, select, update
 
 from factory.errors import Conflict, Detail, FactoryError, NotFound, listing
 from factory.ledger import schema
+from factory.ledger.database import repeatable
 from factory.ledger.events import Events, append_event, no_request
 from factory.ledger.records import (
     BROKEN_OFF,
@@ -35,6 +36,7 @@ HELD = (schema.holds.c.rule, schema.holds.c.sentence, schema.holds.c.eta_s, sche
 class Requests(Events):
     """The part of the ledger that knows requests."""
 
+    @repeatable
     def request(self, request_id: str, *, seen_by: str | None = None) -> RequestRecord:
         """Return one request by its id or by the beginning of it.
 
@@ -87,6 +89,7 @@ class Requests(Events):
             _refuse_illegal(row, state)
             return append_event(connection, row, state, kind="state", message=message, payload=payload)
 
+    @repeatable
     def reach(self, request_id: str, state: RequestState, message: str, *, payload: Payload = None) -> Event | None:
         """Move a request forward through to a state; do nothing where it is there or beyond.
 
@@ -128,6 +131,7 @@ class Requests(Events):
             connection.execute(update(schema.requests).where(schema.requests.c.id == request_id).values(kept))
             return append_event(connection, row, RequestState.FAILED, kind="state", message=error.message, payload=kept)
 
+    @repeatable
     def note(self, request_id: str, kind: str, message: str, *, payload: Payload = None) -> Event:
         """Write an event that leaves the request in its state; allowed after its end too.
 

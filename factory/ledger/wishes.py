@@ -13,6 +13,7 @@ from factory.ledger import schema
 from factory.ledger.attempts import Attempts, Wish, has_open_attempt, wish_of
 from factory.ledger.audit import append_audit
 from factory.ledger.claims import is_alive
+from factory.ledger.database import repeatable
 from factory.ledger.events import append_event, no_request
 from factory.ledger.records import UNDER_WAY, RequestRecord
 from factory.ledger.schema import now
@@ -82,6 +83,7 @@ class Wishes(Attempts):
                 )
         return True
 
+    @repeatable
     def wish(self, request_id: str) -> Wish | None:
         """Return what a request is asked to do, if anything.
 

@@ -29,6 +29,7 @@ from factory.errors import Detail, NotFound, ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import CurvePoint, Variant
 from factory.variants.bundle import Bundle
+from factory.variants.mlflow_away import insisting
 from factory.variants.mlflow_model import bundle_of, save_model
 from factory.variants.mlflow_records import BATCH, ONCE, as_metrics, as_parameters, completed, lineage, once
 
@@ -46,10 +47,12 @@ class Registry:
 
     Args:
         settings: Says where MLflow is and where artifacts of the embedded default lie.
+        patience_s: Seconds for which a variant that is made waits for a server that is away.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patience_s: float = 0.0) -> None:
         self.settings = settings
+        self.patience_s = patience_s
         self.uri = settings.tracking_uri
         self._client: MlflowClient | None = None
         _quieten()
@@ -74,6 +77,7 @@ class Registry:
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
+    @insisting
     def register(
         self,
         folder: Path,
@@ -133,6 +137,7 @@ class Registry:
             self.client().set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
         return completed(variant, made)
 
+    @insisting
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
         """Point an alias of a registered model to a version, or clear it with None.
 
@@ -147,6 +152,7 @@ class Registry:
             self._version(name, version)
             self.client().set_registered_model_alias(name, alias, str(version))
 
+    @insisting
     def aliases(self, name: str) -> dict[str, int]:
         """Return MLflow's aliases of a registered model, version by alias; empty where there is no such model."""
         from mlflow.exceptions import MlflowException
@@ -176,6 +182,7 @@ class Registry:
                     found.append(Detail(f"{name}@{alias}", message))
         return found
 
+    @insisting
     def local_bundle(self, name: str, version: int) -> Path:
         """Return the folder of a version's bundle on this machine; artifacts elsewhere are downloaded once.
 
@@ -195,6 +202,7 @@ class Registry:
             folder = _local(location) or self._downloaded(location, f"{name}-{version}")
         return bundle_of(folder)
 
+    @insisting
     def judge(self, variant: Variant) -> Bundle:
         """Return what stands for a registered variant on rows of a gate: models that none of them has taught.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from factory.errors import Conflict, InvalidRequest, StorageFault
 from factory.ledger import Ledger, schema
@@ -129,6 +129,36 @@ def test_transaction_that_the_server_did_not_survive_left_nothing(
         assert "database server stopped" in caught.value.hint
         postgres.start()
         assert ledger.request(request_id).state == "received"
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_call_in_the_midst_of_which_the_server_ends_is_made_again(
+    postgres: PostgresServer, url: str, order: VariantRequest, how: str
+) -> None:
+    with Ledger.open(url) as ledger, Ledger.open(url + GONE) as impatient:
+        request_id = ledger.create_request(order).id
+
+        def broken_off_once(which: Ledger) -> None:
+            ends = iter([getattr(postgres, how)])
+
+            def end(_: object) -> None:
+                for act in ends:
+                    act()
+
+            event.listen(which._engine, "commit", end)
+
+        broken_off_once(ledger)
+        caller = threading.Thread(target=ledger.note, args=(request_id, "note", "It is there once."))
+        caller.start()
+        caller.join(0.5)
+        assert caller.is_alive()
+        postgres.start()
+        caller.join(60)
+        assert [one.kind for one in ledger.events(request_id)] == ["state", "note"]
+        assert ledger.verify_events(request_id) is None
+        broken_off_once(impatient)
+        with pytest.raises(StorageFault):
+            impatient.note(request_id, "note", "It is not there.")
 
 
 def test_lock_that_is_held_is_waited_for_and_then_told(url: str, order: VariantRequest) -> None:
