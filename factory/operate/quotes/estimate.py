@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
@@ -113,8 +114,9 @@ def promise_s(time_s: float) -> float:
     return time_s * (1 + LATE_SHARE) + LATE_S
 
 
+@lru_cache(maxsize=4096)
 def estimate(asked: Asked, size: Size | None, fold: Spread, *, cpus: int, settings: Settings) -> Estimate:
-    """Return what a request takes by the stated priors.
+    """Return what a request takes by the stated priors; kept, since each quote asks for those of past requests again.
 
     Args:
         asked: What it asks for.

@@ -1,8 +1,8 @@
 """What earlier requests of a team took and came to, read at once.
 
-A quote is asked for at every submission, so this is two short statements
-whatever the number of requests; :meth:`Ledger.past_searches` would read
-thousands of trials for the same answer.
+A quote is asked for at every submission, so this is one short statement, and
+two more where a request was made meanwhile; :meth:`Ledger.past_searches` would
+read thousands of trials for the same answer.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Integer, bindparam, desc, func, select
 
 from factory.ledger import Ledger, schema
 from factory.search.splits import AUTO_FOLDS
-from factory.spec import REMADE, Recipe, RequestState, Traits
+from factory.spec import REMADE, Budget, Recipe, RequestState, Traits, Validation
 
 MOST_PAST = 24
 """Earlier requests that are looked at, the newest ones."""
@@ -49,10 +50,10 @@ class Asked:
     workers: int
 
     @classmethod
-    def of(cls, document: Mapping[str, Any], recipe: Recipe) -> Asked:
+    def of(cls, document: Mapping[str, Any], default: Budget, usual: Validation) -> Asked:
         """Return it of a request as it is stored; what it left open is the recipe's of today."""
-        budget = document.get("budget") or recipe.budget.default.model_dump()
-        validation = document.get("validation") or recipe.validation.model_dump()
+        budget = document.get("budget") or default.model_dump()
+        validation = document.get("validation") or usual.model_dump()
         remade, trials = document.get("making") in REMADE, budget.get("trials")
         return cls(
             kind="remade" if remade else "timed" if trials is None else "counted",
@@ -98,16 +99,20 @@ class PastMaking:
 
 
 _of, _at, _made, _events = schema.requests.c, schema.profiles.c, schema.variants.c, schema.events.c
-# Both are made once: to make a statement takes longer than the database does.
+# All are made once: to make a statement takes longer than the database does.
 _NEWEST = (
-    select(
-        _of.id, _of.variant, _of.document.label("request"), _at.document.label("traits"), _made.document.label("made")
-    )
+    select(_of.id)
     .join_from(schema.requests, schema.profiles, _at.request_id == _of.id)
     .join(schema.variants, (_made.request_id == _of.id) & (_made.name == _of.variant))
     .where(_of.team == bindparam("team"), _of.recipe == bindparam("recipe"), _of.attempt == 1, _of.state.in_(_MADE))
     .order_by(desc(_of.created), desc(_of.id))
     .limit(bindparam("most", type_=Integer))
+)
+_MADE_BY = (
+    select(_of.id, _of.variant, _of.document, _at.document.label("traits"), _made.document.label("made"))
+    .join_from(schema.requests, schema.profiles, _at.request_id == _of.id)
+    .join(schema.variants, (_made.request_id == _of.id) & (_made.name == _of.variant))
+    .where(_of.id.in_(bindparam("ids", expanding=True)))
 )
 _STEPS = (
     select(_events.request_id, _events.state, func.min(_events.time).label("time"))
@@ -120,13 +125,21 @@ _STEPS = (
 def past_makings(ledger: Ledger, *, team: str, recipe: Recipe, limit: int = MOST_PAST) -> tuple[PastMaking, ...]:
     """Return a team's requests of a recipe (by its name) that were made in one attempt, the newest first."""
     with ledger._read() as connection:
-        rows = connection.execute(_NEWEST, {"team": team, "recipe": recipe.name, "most": limit}).all()
-        took_s = _making_s(connection, [row.id for row in rows]) if rows else {}
+        ids = connection.scalars(_NEWEST, {"team": team, "recipe": recipe.name, "most": limit}).all()
+    return _makings(ledger, tuple(ids), recipe.budget.default, recipe.validation) if ids else ()
+
+
+@lru_cache(maxsize=128)
+def _makings(ledger: Ledger, ids: tuple[str, ...], budget: Budget, validation: Validation) -> tuple[PastMaking, ...]:
+    """Return what is known of requests that were made, which changes no more: it is read again for other ones only."""
+    with ledger._read() as connection:
+        rows = {row.id: row for row in connection.execute(_MADE_BY, {"ids": ids})}
+        took_s = _making_s(connection, ids)
     return tuple(
         PastMaking(
             request_id=row.id,
             variant=row.variant,
-            asked=Asked.of(row.request, recipe),
+            asked=Asked.of(row.document, budget, validation),
             traits=Traits.model_validate(row.traits),
             making_s=took_s[row.id],
             fits_s=row.made["cost_s"],
@@ -135,7 +148,7 @@ def past_makings(ledger: Ledger, *, team: str, recipe: Recipe, limit: int = MOST
             low=float(row.made["score_low"]),
             high=float(row.made["score_high"]),
         )
-        for row in rows
+        for row in (rows[one] for one in ids)
         if row.id in took_s
     )
 

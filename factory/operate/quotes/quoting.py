@@ -84,7 +84,7 @@ def quote(
     of :func:`quote_document`.
     """
     rates, cpus = rates or Rates.of(settings), cpus or local_cpus(settings)
-    asked = Asked.of(document_json(request), recipe)
+    asked = Asked.of(document_json(request), recipe.budget.default, recipe.validation)
     looked = look(request, recipe, ledger=ledger, settings=settings)
     past = past_makings(ledger, team=request.team, recipe=recipe)
     takes, n_past = _takes(request, asked, looked, past, cpus=cpus, ledger=ledger, settings=settings)
