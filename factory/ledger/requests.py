@@ -5,9 +5,10 @@ States never go backwards.  Each step leaves an event (:mod:`factory.ledger.even
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, Select, desc, select, update
+from sqlalchemy import Row, Select, String, bindparam, desc, select, update
 
 from factory.errors import Conflict, Detail, FactoryError, NotFound, listing
 from factory.ledger import schema
@@ -48,10 +49,11 @@ class Requests(Events):
             NotFound: there is none, or several begin so; the nearest are named.
         """
         ids = schema.requests.c.id
-        seen = records().where(visible("request", ids, schema.requests.c.team, seen_by))
         with self._read() as connection:
-            row = connection.execute(seen.where(ids == request_id)).one_or_none()
+            given = {"request_id": request_id} | ({} if seen_by is None else {"seen_by": seen_by})
+            row = connection.execute(_by_id(seen_by is not None), given).one_or_none()
             if row is None and request_id:
+                seen = records().where(visible("request", ids, schema.requests.c.team, seen_by))
                 begin = ids.startswith(request_id, autoescape=True)
                 candidates = connection.execute(seen.where(begin).order_by(ids).limit(13)).all()
                 if len(candidates) > 1:
@@ -146,6 +148,14 @@ class Requests(Events):
 def records() -> Select[Any]:
     """Return the query of requests with why they wait; :func:`request_record` makes documents of its rows."""
     return select(schema.requests, *HELD).join_from(schema.requests, schema.holds, isouter=True)
+
+
+@cache
+def _by_id(of_team: bool) -> Select[Any]:
+    """Return the query of the request ``request_id``, as far as the team ``seen_by`` sees it where it is of one."""
+    at = schema.requests.c
+    team = bindparam("seen_by", type_=String) if of_team else None
+    return records().where(at.id == bindparam("request_id"), visible("request", at.id, at.team, team))
 
 
 def held_of(state: str, row: Row[Any] | None) -> Held | None:
