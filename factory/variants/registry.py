@@ -190,6 +190,7 @@ class Registry:
 
         Raises:
             NotFound: there is no such version.
+            StorageFault: its files are gone.
             UntrustedBundle: the model is not one of ours, or brings code along.
             ServiceFault: MLflow refused or is not there.
         """
@@ -197,9 +198,13 @@ class Registry:
             found = self._version(name, version)
             location = str(found.source)
             if location.startswith("models:/"):
-            StorageFault: its files are gone.
                 location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
             folder = _local(location) or self._downloaded(location, f"{name}-{version}")
+        if not folder.is_dir():
+            raise StorageFault(
+                f"The files of {name}/{version} are not where MLflow has put them: {str(folder)!r} is not there.",
+                hint="Is the artifact storage mounted? Otherwise restore a backup of it, or make the variant again.",
+            )
         return bundle_of(folder)
 
     @insisting
@@ -208,11 +213,6 @@ class Registry:
 
         Raises:
             NotFound: there is no such version.
-        if not folder.is_dir():
-            raise StorageFault(
-                f"The files of {name}/{version} are not where MLflow has put them: {str(folder)!r} is not there.",
-                hint="Is the artifact storage mounted? Otherwise restore a backup of it, or make the variant again.",
-            )
             UntrustedBundle: the files are not those that the ledger knows.
             ServiceFault: MLflow refused or is not there.
         """
