@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from factory.data.uploads import UploadStore
@@ -80,6 +81,7 @@ class Portal:
 
     @property
     def ledger(self) -> Ledger:
+        self.health_threads = CapacityLimiter(2)
         """The ledger, opened by the first who asks.
 
         Raises:

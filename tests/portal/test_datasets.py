@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from factory.data import uploads
+from factory.errors import StorageFault
 from factory.spec import Actor
 from serve.portal import uploading
 from tests.portal.conftest import MakeWorld, World, customers, error_of, fields_of
@@ -143,7 +148,6 @@ def test_an_upload_that_is_cut_off_leaves_nothing(kind: str, world: World) -> No
 
 def test_a_sender_that_goes_away_leaves_nothing(world: World) -> None:
     import asyncio
-    from typing import Any
 
     async def gone() -> list[dict[str, Any]]:
         told = iter([{"type": "http.request", "body": CSV, "more_body": True}, {"type": "http.disconnect"}])
@@ -183,6 +187,58 @@ def test_a_full_disk_is_told_and_leaves_nothing(world: World, monkeypatch: pytes
     assert "free" in error_of(response, 503)["message"]
     assert response.headers["retry-after"]
     assert left_over(world) == []
+
+
+@pytest.mark.parametrize("kind", ["body", "form"])
+def test_a_disk_that_becomes_full_meanwhile_is_told_and_leaves_nothing(kind: str, world: World) -> None:
+    """A limit on files stands in for the disk: the system refuses to write on."""
+    content = CSV * 100
+    sent: dict[str, Any] = {"content": content} if kind == "body" else {"files": {"file": ("c.csv", content)}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, before[1]))
+    try:
+        response = world().post("/datasets", params={"filename": "c.csv"}, **sent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = error_of(response, 503)
+    assert error["code"] == "storage_fault"
+    assert "nothing of the upload was kept" in error["hint"]
+    assert str(world.settings.root) not in response.text
+    assert left_over(world) == []
+    assert world().post("/datasets", params={"filename": "c.csv"}, **sent).status_code == 201
+
+
+def test_an_upload_that_cannot_be_recorded_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> Any:
+        raise StorageFault("The ledger is away.", hint="Start it.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(world.ledger), "record_upload", gone)
+        error_of(world().post("/datasets", params={"filename": "c.csv"}, content=CSV), 503)
+    assert left_over(world) == []
+    digest = world().post("/datasets", params={"filename": "c.csv"}, content=CSV).json()["dataset"]["digest"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(world.ledger), "record_upload", gone)
+        error_of(world("risk/submit").post("/datasets", params={"filename": "c.csv"}, content=CSV), 503)
+    assert world().get(f"/datasets/{digest}").status_code == 200, "what others have stays"
+
+
+def test_a_disk_that_does_not_answer_is_a_503_and_tells_no_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = world.upload()
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(world.settings.uploads / "secret.csv"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", broken)
+        response = world().get(f"/datasets/{digest}")
+    assert error_of(response, 503)["message"].endswith("Input/output error.")
+    assert "secret" not in response.text
+    assert response.headers["retry-after"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", broken)
+        assert world().delete(f"/datasets/{digest}").status_code == 204
+    error_of(world().get(f"/datasets/{digest}"), 404)
 
 
 @pytest.mark.parametrize(

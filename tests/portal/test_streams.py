@@ -215,6 +215,37 @@ def test_a_hundred_listeners_are_told_by_one_query_of_one_thread(
     print(f"the last of 100 heard of it after {max(heard) - told:.2f} s")
 
 
+def test_a_stream_stays_open_while_the_ledger_is_away(
+    world: World, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(streams, "PAUSE_S", 0.05)
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.2)
+    request_id = world.submitted()
+    path = world.settings.root / "ledger.db"
+    away = path.with_name("away.db")
+
+    async def follow() -> list[str]:
+        heard, signs = [], 0
+        async with connected(address, world) as client, client.stream("GET", f"/requests/{request_id}/events") as got:
+            async for message in messages(got.aiter_lines()):
+                if isinstance(message, str):
+                    signs += "does not answer" in message
+                    if signs == 3 and not path.exists():
+                        away.rename(path)
+                        world.ledger.fail(request_id, InvalidData("No."))
+                    continue
+                heard.append(message.event)
+                if message.id == 2:
+                    path.rename(away)
+                    error_of(await client.get(f"/requests/{request_id}"), 503)
+                    error_of(await client.get(f"/requests/{request_id}/events", headers=SSE), 503)
+        assert signs >= 3
+        return heard
+
+    assert asyncio.run(follow()) == ["state", "state", "state"]
+
+
 def test_listeners_hear_of_what_they_missed(world: World) -> None:
     """The feed tells numbers; whoever was told too little reads the rest itself."""
     request_id = world.submitted()

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from factory.data.loading import uploaded
 from factory.data.uploads import Received
-from factory.errors import Detail, InvalidRequest, NotFound
+from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
 from factory.ledger import EVERYONE, Upload, UploadQuery
 from factory.spec import NAME, Document
 from serve.portal.context import Here, Portal
@@ -108,10 +108,7 @@ def forget_dataset(portal: Here, caller: Submitter, digest: Digest, team: TeamQu
     owner = _owner(caller, team)
     portal.ledger.forget_upload(digest, owner, by=caller.actor)
     if not portal.ledger.upload_teams(digest):
-        try:
-            uploaded(digest, settings=portal.settings).unlink(missing_ok=True)
-        except (NotFound, OSError) as error:  # it is forgotten all the same
-            log.warning("the file of dataset %s was not removed: %s", digest[:12], error)
+        _remove(portal, digest)
     return Response(status_code=204)
 
 
@@ -127,12 +124,25 @@ def _record(portal: Portal, caller: Caller, received: Received, name: str, team:
         created=datetime.now(UTC),
         created_by=caller.principal.name,
     )
-    stored = portal.ledger.record_upload(upload, by=caller.actor)
+    try:
+        stored = portal.ledger.record_upload(upload, by=caller.actor)
+    except FactoryError:
+        if not received.known:
+            _remove(portal, received.digest)  # nothing would name it
+        raise
     # Another team may have forgotten the same bytes at this moment.
     uploaded(received.digest, settings=portal.settings)
     known = stored.created != upload.created
     view = DatasetView(dataset=stored, preview=received.preview, known=known)
     return reply(view, 200 if known else 201, {"location": f"{API}/datasets/{stored.digest}"})
+
+
+def _remove(portal: Portal, digest: str) -> None:
+    """Remove a file that no team has; where that fails it is in the way of nobody."""
+    try:
+        uploaded(digest, settings=portal.settings).unlink(missing_ok=True)
+    except (NotFound, OSError) as error:
+        log.warning("the file of dataset %s was not removed: %s", digest[:12], error)
 
 
 def _owner(caller: Caller, team: str | None) -> str:

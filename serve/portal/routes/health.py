@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import httpx
+from anyio import to_thread
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -31,9 +34,11 @@ async def show_health() -> Response:
 
 
 @router.get("/readyz", response_model=Readiness, responses=refusals(500, also={503: _NOT_READY}))
-def show_readiness(portal: Here) -> Response:
+async def show_readiness(portal: Here) -> Response:
     """Say whether calls can be answered, and what is missing: without anything but the ledger, most still can."""
-    found = portal.readiness(lambda: _readiness(portal))
+    # In threads of its own: all others may be waiting for what is to be told of here.
+    look = partial(portal.readiness, partial(_readiness, portal))
+    found = await to_thread.run_sync(look, limiter=portal.health_threads)
     return reply(found, 200 if found.ready else 503, {} if found.ready else {"retry-after": "1"})
 
 
