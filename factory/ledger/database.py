@@ -36,6 +36,9 @@ from factory.ledger.schema import HEAD, VERSION_TABLE, metadata
 
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 """Between two tries to connect to a server that does not answer; each pause is twice the one before."""
+GIVEN_UP_S = 1.0
+"""After somebody has waited for a server in vain, others look once and do not wait: a service would have all of its
+threads waiting, and answer nobody."""
 
 _logger = logging.getLogger(__name__)
 
@@ -74,6 +77,7 @@ class Database:
         self._engine = engine
         self._patience_s = patience_s
         self._pid = os.getpid()
+        self._given_up = float("-inf")
 
     @classmethod
     def open(cls, url: str, *, create: bool = True, patience_s: float | None = None) -> Self:
@@ -152,14 +156,18 @@ class Database:
             # Connections must not be carried over a fork; the parent still uses them, so they stay open.
             self._engine.dispose(close=False)
             self._pid = os.getpid()
-        until = time.monotonic() + self._patience_s
+        began = time.monotonic()
+        until = began if began < self._given_up + GIVEN_UP_S else began + self._patience_s
         pause_s = _SHORTEST_PAUSE_S
         while True:
             try:
                 return self._engine.connect()
             except DBAPIError as error:
+                if not may_come_back(error, self._engine.url):
+                    raise
                 left_s = until - time.monotonic()
-                if left_s <= 0 or not may_come_back(error, self._engine.url):
+                if left_s <= 0:
+                    self._given_up = time.monotonic()
                     raise
                 if pause_s == _SHORTEST_PAUSE_S:
                     _logger.warning("ledger %s: waiting up to %.0f s for it: %s", self.url, left_s, error.orig)

@@ -112,6 +112,37 @@ def test_call_waits_for_a_server_that_comes_back(postgres: PostgresServer, url: 
         assert [r.id for r in ledger.requests()] == made
 
 
+def test_who_comes_after_one_that_waited_in_vain_does_not_wait_as_well(
+    postgres: PostgresServer, url: str, order: VariantRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    pause = time.sleep
+
+    def counted(seconds: float) -> None:
+        pauses.append(seconds)
+        pause(seconds)
+
+    with Ledger.open(url, patience_s=0.5) as ledger:
+        postgres.stop()
+        monkeypatch.setattr("factory.ledger.database.GIVEN_UP_S", 600.0)
+        monkeypatch.setattr("factory.ledger.database.time.sleep", counted)
+        for waits in (True, False, False):
+            pauses.clear()
+            with pytest.raises(StorageFault, match="refused"):
+                ledger.create_request(order)
+            assert bool(pauses) == waits
+        postgres.start()
+        assert ledger.create_request(order).id
+        monkeypatch.setattr("factory.ledger.database.GIVEN_UP_S", 0.0)
+        postgres.stop()
+        pauses.clear()
+        with pytest.raises(StorageFault, match="refused"):
+            ledger.ping()
+        assert pauses
+        monkeypatch.undo()
+        postgres.start()
+
+
 def test_transaction_that_the_server_did_not_survive_left_nothing(
     postgres: PostgresServer, url: str, order: VariantRequest
 ) -> None:
