@@ -58,7 +58,8 @@ def start(
         print_json({**plain({"url": running.url, "pid": running.pid, "log": running.log})})
         return
     out.print(f"The predictor answers at {running.url} (pid {running.pid}, log {running.log}).")
-    out.print(f"Next: curl -s {running.url}/v2/models/NAME   factory deployments stop")
+    stop_by = "factory down" if running.of_stack else "factory deployments stop"
+    out.print(f"Next: curl -s {running.url}/v2/models/NAME   {stop_by}")
 
 
 @PLUGIN.command()

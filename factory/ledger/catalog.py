@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, get_args
 
-from sqlalchemy import Connection, delete, desc, insert, select
+from sqlalchemy import Connection, delete, desc, func, insert, select
 
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound, listing, suggest
 from factory.ledger import schema
@@ -118,6 +120,18 @@ class Catalog(Requests):
         return None if row is None else row.version
 
     @repeatable
+    def aliases(self, names: Collection[str]) -> dict[str, dict[ALIAS, int]]:
+        """Return the version that each alias points at, by name; a name without an alias has none."""
+        at = schema.aliases.c
+        newest = select(func.max(at.id)).where(at.name.in_(names)).group_by(at.name, at.alias)
+        query = select(at.name, at.alias, at.version).where(at.id.in_(newest), at.version.is_not(None))
+        found: dict[str, dict[ALIAS, int]] = {name: {} for name in names}
+        with self._read() as connection:
+            for name, alias, version in connection.execute(query.order_by(at.alias)):
+                found[name][alias] = version
+        return found
+
+    @repeatable
     def alias_history(self, name: str) -> list[AliasChange]:
         """Return every change of a name's aliases, the oldest first."""
         at = schema.aliases.c
@@ -127,20 +141,32 @@ class Catalog(Requests):
 
     @repeatable
     def set_deployment(
-        self, name: str, wish: DeploymentWish, *, version: int, by: Actor | None = None
+        self,
+        name: str,
+        wish: DeploymentWish,
+        *,
+        version: int,
+        if_digest: str | None = None,
+        by: Actor | None = None,
     ) -> Deployment | None:
         """Store how a version is to be served; the name's other rows (a champion beside a canary) stay.
 
-        With ``by`` the audit log gets a row.
+        Args:
+            name: Of the variant.
+            wish: How it is to be served.
+            version: Which of its versions.
+            if_digest: :func:`served_digest` of the name as the caller knows it; nothing is changed where it is another.
+            by: Who changes it, for the audit log.
 
         Returns:
             The deployment, or None for ``as: none``, which takes this version out of traffic.
 
         Raises:
+            Conflict: the name is not served as the caller knows it.
             NotFound: there is no such version.
         """
         with self._write() as connection:
-            return change_deployment(connection, name, wish, version=version, by=by)
+            return change_deployment(connection, name, wish, version=version, if_digest=if_digest, by=by)
 
     def remove_deployment(self, name: str, *, as_: str | None = None, by: Actor | None = None) -> int:
         """Take a name out of traffic, or only its row of one kind; return how many rows went.
@@ -176,6 +202,12 @@ def team_of(variant: str) -> str:
     'growth'
     """
     return variant.partition(".")[0]
+
+
+def served_digest(served: Iterable[Deployment]) -> str:
+    """Return the digest of how a name is served, by which a change is made to what its caller has seen only."""
+    rows = [row.model_dump(mode="json") for row in served]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def change_alias(
@@ -214,11 +246,23 @@ def change_alias(
 
 
 def change_deployment(
-    connection: Connection, name: str, wish: DeploymentWish, *, version: int, by: Actor | None = None
+    connection: Connection,
+    name: str,
+    wish: DeploymentWish,
+    *,
+    version: int,
+    if_digest: str | None = None,
+    by: Actor | None = None,
 ) -> Deployment | None:
     """Change how a version is served within a transaction; as :meth:`Catalog.set_deployment`."""
     at = schema.deployments.c
     exclusive(connection, f"deployment of {name}")
+    if if_digest is not None and if_digest != served_digest(_deployments(connection, name)):
+        raise Conflict(
+            f"How {name} is served was changed meanwhile.",
+            hint="Read it again, and make the change on what it is now.",
+            details=[Detail("if_digest", "is not the digest of how it is served")],
+        )
     required_variant(connection, name, version)
     deployment = None
     if wish.as_ == "none":

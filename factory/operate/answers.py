@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from factory.ledger import AliasChange, Deployment
+from factory.ledger import AliasChange, Deployment, Ledger
 from factory.spec import ALIAS, Document, Recipe, Variant
+from factory.variants.bundle import Member
+from factory.variants.inputs import BundleColumn
+from factory.variants.manifest import MemberEntry
 
 
 class RecipeDetail(BaseModel):
@@ -30,6 +34,17 @@ class ListedVariant(Variant):
     aliases: tuple[ALIAS, ...] = ()
 
 
+def listed(variants: Iterable[Variant], *, ledger: Ledger) -> tuple[ListedVariant, ...]:
+    """Return versions with the aliases that point at them."""
+    shown = tuple(variants)
+    aliases = ledger.aliases({variant.name for variant in shown})
+
+    def pointing_at(variant: Variant) -> tuple[ALIAS, ...]:
+        return tuple(alias for alias, version in aliases[variant.name].items() if version == variant.version)
+
+    return tuple(ListedVariant(**variant.model_dump(), aliases=pointing_at(variant)) for variant in shown)
+
+
 class InputColumn(Document):
     """A column that a variant needs to predict."""
 
@@ -42,6 +57,18 @@ class MemberShare(Document):
 
     family: str
     weight: float
+
+
+Inside = tuple[tuple[InputColumn, ...], tuple[MemberShare, ...]]
+"""Columns that a variant needs, and the models of its blend."""
+
+
+def inside(columns: Iterable[BundleColumn], members: Iterable[Member | MemberEntry]) -> Inside:
+    """Return what is in a bundle, as its manifest or the bundle itself says."""
+    return (
+        tuple(InputColumn(name=column.name, type=column.type.value) for column in columns),
+        tuple(MemberShare(family=member.family, weight=round(member.weight, 4)) for member in members),
+    )
 
 
 class VariantDetail(Document):

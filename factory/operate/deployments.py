@@ -24,6 +24,7 @@ import httpx
 import psutil
 
 from factory.errors import Conflict, Detail, ServiceFault
+from factory.operate.stack.records import StackFolder
 from factory.settings import Settings
 
 HOST = "127.0.0.1"
@@ -36,6 +37,9 @@ STEADY_ANSWERS = 4
 """Answers in a row, a fifth of a second apart, after which no reload of the proxy is under way any more."""
 STOP_S = 20.0
 """A stop takes 5 s; what is left after this is killed."""
+
+_SERVICE = "predictor"
+_STACK_HINT = "`factory down` stops it with the stack, `factory up --without predictor` leaves it out."
 
 _STARTED: list[subprocess.Popen[bytes]] = []
 """Python warns of a child that is forgotten while it runs; this one is meant to outlive us."""
@@ -51,6 +55,7 @@ class RunningPredictor:
         mark: Value of :data:`MARK` in the environment of all its processes.
         port: Port of its HTTP endpoint.
         log: File with what it printed.
+        of_stack: Whether it is one of a stack's services, which starts and stops it.
     """
 
     pid: int
@@ -58,6 +63,7 @@ class RunningPredictor:
     mark: str
     port: int
     log: str
+    of_stack: bool = False
 
     @property
     def url(self) -> str:
@@ -81,7 +87,7 @@ class RunningPredictor:
 
 
 def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: float = START_S) -> RunningPredictor:
-    """Start the predictor and wait until it answers; one that runs already is returned as it is.
+    """Start the predictor and wait until it answers; one that runs already, also a stack's, is returned as it is.
 
     Args:
         settings: Settings that it gets.
@@ -100,7 +106,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
             return present
         raise Conflict(
             f"The predictor of this FACTORY_HOME runs on port {present.port} already; {wanted} was asked for.",
-            hint="`factory deployments stop` stops it.",
+            hint=_STACK_HINT if present.of_stack else "`factory deployments stop` stops it.",
             details=[Detail("port", f"{wanted} is not {present.port}")],
         )
     root = settings.prepare_home()
@@ -136,18 +142,23 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
 
 
 def running_predictor(settings: Settings) -> RunningPredictor | None:
-    """Return the predictor of this FACTORY_HOME if its process runs."""
+    """Return the predictor of this FACTORY_HOME if its process runs: one that was started here, or its stack's."""
     known = _known(settings)
-    return known if known is not None and known.alive else None
+    return known if known is not None and known.alive else _of_stack(settings)
 
 
 def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
     """Stop the predictor with all its processes; return whether one ran.
 
     It is asked to stop first, which lets it finish what it is answering; what is left after ``timeout_s`` is killed.
+
+    Raises:
+        Conflict: it is a stack's, which would start it again.
     """
     known = _known(settings)
     if known is None:
+        if _of_stack(settings) is not None:
+            raise Conflict("The predictor is a service of the stack, which starts it again.", hint=_STACK_HINT)
         return False
     ran = known.alive
     processes = _processes(known)
@@ -249,6 +260,20 @@ def _state(settings: Settings) -> Path:
 def _known(settings: Settings) -> RunningPredictor | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return RunningPredictor(**json.loads(_state(settings).read_text(encoding="utf-8")))
+    return None
+
+
+def _of_stack(settings: Settings) -> RunningPredictor | None:
+    """Return the predictor that the stack of this FACTORY_HOME runs."""
+    folder = StackFolder(settings.root)
+    found = folder.running(_SERVICE)
+    if found is None:
+        return None
+    service, pid = found
+    with contextlib.suppress(psutil.Error):
+        created = psutil.Process(pid).create_time()
+        log = str(folder.log_file(_SERVICE))
+        return RunningPredictor(pid, created, mark="", port=service.ports[0].number, log=log, of_stack=True)
     return None
 
 

@@ -162,7 +162,8 @@ def _predictor(settings: Settings) -> Iterator[Check]:
     running = running_predictor(settings)
     if running is not None:
         state: State = "ok" if running.ready else "wrong"
-        hint = "" if running.ready else f"Look into {running.log}, or restart it: factory deployments stop, start."
+        again = "factory down, up" if running.of_stack else "factory deployments stop, start"
+        hint = "" if running.ready else f"Look into {running.log}, or restart it: {again}."
         yield Check(name="predictor", state=state, message=f"pid {running.pid} at {running.url}", hint=hint)
         return
     with socket.socket() as probe:

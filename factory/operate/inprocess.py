@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import get_args
 
 from factory.errors import ServiceFault
 from factory.ledger import (
@@ -32,7 +31,7 @@ from factory.ledger import (
 )
 from factory.ledger.records import UNDER_WAY
 from factory.operate.admission import Capacity
-from factory.operate.answers import InputColumn, ListedVariant, MemberShare, RecipeDetail, Serving, VariantDetail
+from factory.operate.answers import ListedVariant, RecipeDetail, Serving, VariantDetail, inside, listed
 from factory.operate.controller import LEAD
 from factory.operate.deployments import running_predictor
 from factory.operate.intake import Intake
@@ -43,7 +42,6 @@ from factory.operate.ray_jobs import RayJobs, ray_token
 from factory.search.plan import family, load_recipe, recipe_files
 from factory.settings import Settings
 from factory.spec import (
-    ALIAS,
     Actor,
     DeploymentWish,
     Member,
@@ -176,12 +174,7 @@ class InProcess:
 
     def variants(self, name: str | None = None, *, request_id: str | None = None) -> Iterator[ListedVariant]:
         """Yield versions of variants by name and number, each with the aliases that point at it."""
-        aliases: dict[str, dict[ALIAS, int | None]] = {}
-        for variant in self.ledger.variants(name, request_id=request_id):
-            if variant.name not in aliases:
-                aliases[variant.name] = {alias: self.ledger.alias(variant.name, alias) for alias in get_args(ALIAS)}
-            mine = tuple(alias for alias, version in aliases[variant.name].items() if version == variant.version)
-            yield ListedVariant.model_validate(variant.model_dump() | {"aliases": mine})
+        yield from listed(self.ledger.variants(name, request_id=request_id), ledger=self.ledger)
 
     def alias_history(self, name: str) -> list[AliasChange]:
         """Return every change of a name's aliases, the oldest first."""
@@ -196,10 +189,11 @@ class InProcess:
         variant = named(reference, ledger=self.ledger)
         folder = Registry(self.settings).local_bundle(variant.name, variant.version)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
+        columns, members = inside(bundle.columns, bundle.members)
         return VariantDetail(
             variant=variant,
-            columns=tuple(InputColumn(name=c.name, type=c.type.value) for c in bundle.columns),
-            members=tuple(MemberShare(family=m.family, weight=round(m.weight, 4)) for m in bundle.members),
+            columns=columns,
+            members=members,
             alias_history=tuple(self.ledger.alias_history(variant.name)),
             cards=tuple(map(str, sorted(self.settings.workspace(variant.request_id).glob("*/card.html")))),
         )

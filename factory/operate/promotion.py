@@ -123,12 +123,22 @@ def roll_back(name: str, *, ledger: Ledger, settings: Settings, by: Actor, why: 
 
 
 def deploy(
-    variant: Variant, wish: DeploymentWish, *, ledger: Ledger, settings: Settings, by: Actor, why: str
+    variant: Variant,
+    wish: DeploymentWish,
+    *,
+    ledger: Ledger,
+    settings: Settings,
+    by: Actor,
+    why: str,
+    if_digest: str | None = None,
 ) -> Deployment | None:
     """Serve a version as wished; one that its gate turned down becomes champion only by :func:`promote`.
 
+    With ``if_digest`` only where its name is served as the caller knows it (:meth:`Ledger.set_deployment`).
+
     Raises:
-        Conflict: a rejected version would become champion, or one that has to be approved would get to callers.
+        Conflict: a rejected version would become champion, one that has to be approved would get to callers, or the
+            name is served otherwise by now.
         ServiceFault: MLflow cannot be reached; the ledger is changed already.
     """
     champion = ledger.alias(variant.name, "champion") == variant.version
@@ -144,16 +154,23 @@ def deploy(
             hint="Propose it: factory variants promote. It may be served as challenger or shadow meanwhile.",
             details=[Detail("as", f"{wish.as_} is not for a version that nobody has approved")],
         )
-    return _serve(variant, wish, ledger=ledger, settings=settings, by=by, why=why)
+    return _serve(variant, wish, ledger=ledger, settings=settings, by=by, why=why, if_digest=if_digest)
 
 
 def _serve(
-    variant: Variant, wish: DeploymentWish, *, ledger: Ledger, settings: Settings, by: Actor, why: str
+    variant: Variant,
+    wish: DeploymentWish,
+    *,
+    ledger: Ledger,
+    settings: Settings,
+    by: Actor,
+    why: str,
+    if_digest: str | None = None,
 ) -> Deployment | None:
-    """Set alias and deployment of a version, without asking what its gate said."""
+    """Set deployment and alias of a version, without asking what its gate said."""
+    deployment = ledger.set_deployment(variant.name, wish, version=variant.version, if_digest=if_digest, by=by)
     if wish.as_ in get_args(ALIAS):
         ledger.set_alias(variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
-    deployment = ledger.set_deployment(variant.name, wish, version=variant.version, by=by)
     _mirror(variant.name, wish, variant.version, settings=settings)
     return deployment
 

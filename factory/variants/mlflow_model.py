@@ -7,6 +7,8 @@ the loader is named, the data are plain files, no code and no pickle is stored.
 
 from __future__ import annotations
 
+import os
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,3 +103,13 @@ def _requirement() -> str:
         return f"{DISTRIBUTION}>={version(DISTRIBUTION)}"
     except PackageNotFoundError:
         return DISTRIBUTION
+
+
+def quieten() -> None:
+    """Set what MLflow reads when it is imported: no pickles, no telemetry, no chatter on the terminal."""
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow warns about its own classes when it is imported.
+    warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType")

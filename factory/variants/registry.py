@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
 import pandas as pd
 from sqlalchemy.exc import SQLAlchemyError
@@ -30,7 +28,8 @@ from factory.settings import Settings
 from factory.spec import CurvePoint, Variant
 from factory.variants.bundle import Bundle
 from factory.variants.mlflow_away import insisting
-from factory.variants.mlflow_model import bundle_of, save_model
+from factory.variants.mlflow_files import on_this_machine
+from factory.variants.mlflow_model import bundle_of, quieten, save_model
 from factory.variants.mlflow_records import BATCH, ONCE, as_metrics, as_parameters, completed, lineage, once
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-JUDGE = "judge"
-"""Folder of a run's artifacts with what the gate judged in place of a variant."""
+JUDGE, CARD = "judge", "card.html"
+"""Of a run's artifacts: the folder with what the gate judged in place of a variant, and its model card."""
 
 
 class Registry:
@@ -55,7 +54,7 @@ class Registry:
         self.patience_s = patience_s
         self.uri = settings.tracking_uri
         self._client: MlflowClient | None = None
-        _quieten()
+        quieten()
 
     def warm_up(self) -> None:
         """Import MLflow and create its database; can run in a thread while something else starts.
@@ -199,7 +198,7 @@ class Registry:
             location = str(found.source)
             if location.startswith("models:/"):
                 location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
-            folder = _local(location) or self._downloaded(location, f"{name}-{version}")
+            folder = self._here(location, f"{name}-{version}")
         if not folder.is_dir():
             raise StorageFault(
                 f"The files of {name}/{version} are not where MLflow has put them: {str(folder)!r} is not there.",
@@ -219,10 +218,28 @@ class Registry:
         if not variant.judge_digest:
             return Bundle.load(self.local_bundle(variant.name, variant.version), digest=variant.bundle_digest)
         with self._asking("find what a variant was judged by"):
-            run = self.client().get_run(self._version(variant.name, variant.version).run_id)
-            location = f"{str(run.info.artifact_uri).rstrip('/')}/{JUDGE}"
-            folder = _local(location) or self._downloaded(location, f"{variant.name}-{variant.version}-{JUDGE}")
+            folder = self._of_run(variant.name, variant.version, JUDGE)
         return Bundle.load(folder, digest=variant.judge_digest)
+
+    @insisting
+    def card(self, name: str, version: int) -> Path:
+        """Return the file of a version's model card on this machine.
+
+        Raises:
+            NotFound: there is no such version, or its card is not kept any more.
+            ServiceFault: MLflow refused or is not there.
+        """
+        with self._asking("find a model card"):
+            path = self._of_run(name, version, CARD)
+        if not path.is_file():
+            raise NotFound(f"The model card of {name}/{version} is not kept any more.", hint="Its scores are.")
+        return path
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there is something to ask: the embedded default makes its database when it is first written to."""
+        path = self.uri.removeprefix("sqlite:///")
+        return path == self.uri or Path(path).exists()
 
     # --- steps of a registration ---------------------------------------------------
 
@@ -343,16 +360,14 @@ class Registry:
                 hint="`factory variants list` shows what there is.",
             ) from error
 
-    def _downloaded(self, location: str, label: str) -> Path:
-        from mlflow.artifacts import download_artifacts
+    def _of_run(self, name: str, version: int, what: str) -> Path:
+        """Return what is kept with the run that made a version, on this machine."""
+        run = self.client().get_run(self._version(name, version).run_id)
+        location = f"{str(run.info.artifact_uri).rstrip('/')}/{what}"
+        return self._here(location, f"{name}-{version}-{what}")
 
-        folder = self.settings.root / "cache" / "models" / label
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-                got = Path(download_artifacts(artifact_uri=location, dst_path=place, tracking_uri=self.uri))
-                got.rename(folder)
-        return folder
+    def _here(self, location: str, label: str) -> Path:
+        return on_this_machine(location, kept=self.settings.root / "cache" / "models" / label, uri=self.uri)
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
@@ -373,16 +388,6 @@ class Registry:
             ) from error
 
 
-def _quieten() -> None:
-    """Set what MLflow reads when it is imported: no pickles, no telemetry, no chatter on the terminal."""
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # MLflow warns about its own classes when it is imported.
-    warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType")
-
-
 def _said(version: int | None) -> str:
     return f"version {version}" if version is not None else "no version"
 
@@ -390,10 +395,3 @@ def _said(version: int | None) -> str:
 def _public(uri: str) -> str:
     """Return a URI without user and password."""
     return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _local(location: str) -> Path | None:
-    parsed = urlparse(location)
-    if parsed.scheme in ("", "file"):
-        return Path(unquote(parsed.path))
-    return None

@@ -1,16 +1,23 @@
-"""Model cards, wherever they lie: with the request's working files on this machine, or in MLflow."""
+"""What is kept of a version beside the ledger: its model card, and its bundle.
+
+They lie with the request's working files on this machine, or in MLflow.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import logging
+from functools import lru_cache
 from pathlib import Path
 
-from factory.errors import Detail, NotFound, ServiceFault
+from factory.errors import Detail, FactoryError, NotFound, StorageFault
+from factory.operate.answers import Inside, inside
 from factory.settings import Settings
 from factory.spec import Variant
-from factory.variants.registry import Registry
+from factory.variants.manifest import MANIFEST, Manifest, read_manifest
+from factory.variants.registry import CARD, Registry
 
-CARD = "card.html"
+log = logging.getLogger(__name__)
+
 MOST_BYTES = 32 * 2**20
 """A card of many segments and columns has one or two MB."""
 POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
@@ -18,50 +25,48 @@ POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:;
 
 
 def card_of(variant: Variant, settings: Settings) -> bytes:
-    """Return a variant's card, one HTML page.
+    """Return a version's card, one HTML page.
 
     Raises:
         NotFound: there is none any more.
         ServiceFault: it is in MLflow, which does not answer.
     """
-    for path in (_working_copy(variant, settings), _kept_copy(variant, settings)):
-        if path.is_file() and path.stat().st_size <= MOST_BYTES:
-            return path.read_bytes()
-    return _from_mlflow(variant, settings)
-
-
-def _working_copy(variant: Variant, settings: Settings) -> Path:
-    """Return where a request leaves the card: each of its variants has a folder."""
-    _, _, segment = variant.name.partition(".")[2].partition(".")
-    folder = f"segment-{segment}" if segment else "pooled"
-    return settings.workspace(variant.request_id) / folder / CARD
-
-
-def _kept_copy(variant: Variant, settings: Settings) -> Path:
-    return settings.root / "cache" / "cards" / f"{variant.name}-{variant.version}.html"
-
-
-def _from_mlflow(variant: Variant, settings: Settings) -> bytes:
-    client = Registry(settings).client()
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    kept = _kept_copy(variant, settings)
+    path = _working_folder(variant, settings) / CARD
     try:
-        run = client.get_model_version(variant.name, str(variant.version)).run_id
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as place:
-            uri = f"runs:/{run}/{CARD}"
-            Path(download_artifacts(artifact_uri=uri, dst_path=place, tracking_uri=settings.tracking_uri)).rename(kept)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise _no_card(variant) from error
-        raise ServiceFault(
-            "The card is kept in MLflow, which does not answer.", hint="Try again when GET /readyz says that it does."
-        ) from error
-    except OSError as error:
+        if not path.is_file():
+            path = Registry(settings).card(variant.name, variant.version)
+        if path.stat().st_size <= MOST_BYTES:
+            return path.read_bytes()
+    except (NotFound, StorageFault, OSError) as error:
         raise _no_card(variant) from error
-    return kept.read_bytes()
+    raise _no_card(variant)
+
+
+def inside_of(variant: Variant, settings: Settings) -> Inside:
+    """Return what is in a version, by what its bundle says of itself; nothing where that cannot be looked at now."""
+    folder = _working_folder(variant, settings) / "bundle"
+    if not (folder / MANIFEST).is_file() and not Registry(settings).is_made:
+        return (), ()
+    try:
+        manifest = _manifest(variant.name, variant.version, folder, settings)
+    except FactoryError as fault:
+        log.warning("%s/%s: its bundle cannot be looked at: %s", variant.name, variant.version, fault.message)
+        return (), ()
+    return inside(manifest.columns, manifest.members)
+
+
+@lru_cache(maxsize=64)
+def _manifest(name: str, version: int, folder: Path, settings: Settings) -> Manifest:
+    """Return what a bundle says of itself, which never changes."""
+    if not (folder / MANIFEST).is_file():
+        folder = Registry(settings).local_bundle(name, version)
+    return read_manifest(folder)
+
+
+def _working_folder(variant: Variant, settings: Settings) -> Path:
+    """Return where a request leaves what it made: each of its variants has a folder."""
+    _, _, segment = variant.name.partition(".")[2].partition(".")
+    return settings.workspace(variant.request_id) / (f"segment-{segment}" if segment else "pooled")
 
 
 def _no_card(variant: Variant) -> NotFound:

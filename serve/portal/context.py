@@ -74,7 +74,6 @@ class Portal:
         self.feed = Feed(lambda: self.ledger)
         self.tails = Tails()
         self.metrics = Metrics(self)
-        self.editing = threading.Lock()
         self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._looking = threading.Lock()
         self._looked: tuple[float, Readiness | None] = (0.0, None)

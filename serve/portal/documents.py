@@ -23,7 +23,7 @@ from factory.ledger import (
     Upload,
     Usage,
 )
-from factory.operate.answers import ListedVariant
+from factory.operate.answers import InputColumn, ListedVariant, MemberShare
 from factory.operate.quotes import Holding, Rates
 from factory.settings import Settings
 from factory.spec import (
@@ -186,6 +186,13 @@ class DatasetView(Document):
 # --- variants ----------------------------------------------------------------
 
 
+class VersionDetail(ListedVariant):
+    """A version with what is in it; empty where its files cannot be looked at now."""
+
+    columns: tuple[InputColumn, ...] = Field((), description="That it needs to predict.")
+    members: tuple[MemberShare, ...] = Field((), description="The models of its blend.")
+
+
 class Variants(_Listing):
     """A page of versions of variants."""
 
@@ -259,6 +266,7 @@ class Deployments(_Listing):
     """What is served, by name."""
 
     items: tuple[NameDeployment, ...]
+    predictor: str | None = Field(None, description="Address of what answers with them; none where none runs here.")
 
 
 # --- requests ----------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import Header, Request
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, StorageFault, SystemFault
+from factory.errors import Conflict, Detail, FactoryError, InvalidRequest, NotFound, StorageFault, SystemFault
 from factory.settings import Settings
 from serve.errors import MethodNotAllowed, Overloaded, PreconditionFailed, UnsupportedMedia, answer
 from serve.portal.openapi import methods_at
@@ -60,24 +61,36 @@ def tag(digest: str) -> str:
     return f'"{digest}"'
 
 
-def require_match(if_match: str | None, digest: str, what: str) -> None:
-    """Refuse a change of what is not as its caller knows it.
+@contextmanager
+def matching(if_match: str | None, digest: str, what: str) -> Iterator[str | None]:
+    """Make a change within, to what the caller has seen only.
 
     Args:
         if_match: Header of the call; without one the change is made to whatever there is.
         digest: Of what is there.
         what: How the message calls it.
 
+    Yields:
+        The digest that the ledger has to find when it makes the change; None where any will do.
+
     Raises:
-        PreconditionFailed: none of the tags is that of what is there.
+        PreconditionFailed: none of the tags is that of what is there, or it was changed at this very moment.
     """
-    if if_match is None or if_match == "*" or tag(digest) in [one.strip() for one in if_match.split(",")]:
+    if if_match is None or if_match == "*":
+        yield None
         return
-    raise PreconditionFailed(
-        f"{what} was changed since it was read.",
-        hint="Read it again, and make the change to what it is now.",
-        details=[Detail("If-Match", "is not the entity tag of what is there")],
-    )
+    if tag(digest) not in [one.strip() for one in if_match.split(",")]:
+        raise PreconditionFailed(
+            f"{what} was changed since it was read.",
+            hint="Read it again, and make the change to what it is now.",
+            details=[Detail("If-Match", "is not the entity tag of what is there")],
+        )
+    try:
+        yield digest
+    except Conflict as conflict:
+        if any(detail.field == "if_digest" for detail in conflict.details):
+            raise PreconditionFailed(conflict.message, hint=conflict.hint) from conflict
+        raise
 
 
 def problem(error: FactoryError) -> Response:

@@ -6,6 +6,7 @@ import pytest
 
 from factory.errors import Conflict, InvalidRequest, NotFound
 from factory.ledger import Ledger
+from factory.ledger.catalog import served_digest
 from factory.spec import DeploymentWish, VariantRequest
 
 from .conftest import make_variant
@@ -77,6 +78,16 @@ def test_alias_set_again_adds_no_row(ledger: Ledger, request_id: str) -> None:
     assert ledger.alias_history(NAME) == [first]
 
 
+def test_aliases_of_many_names_are_read_at_once(ledger: Ledger, request_id: str) -> None:
+    for version in (1, 2):
+        ledger.set_alias(NAME, "champion", version, who="gate", why="better")
+    ledger.set_alias(NAME, "challenger", 1, who="gate", why="better")
+    assert ledger.aliases([NAME, "growth.none"]) == {NAME: {"champion": 2, "challenger": 1}, "growth.none": {}}
+    ledger.set_alias(NAME, "challenger", None, who="ann", why="withdrawn")
+    assert ledger.aliases({NAME}) == {NAME: {"champion": 2}}
+    assert ledger.aliases([]) == {}
+
+
 def test_alias_needs_a_known_name_and_version(ledger: Ledger, request_id: str) -> None:
     with pytest.raises(InvalidRequest, match="Did you mean 'champion'"):
         ledger.set_alias(NAME, "chamption", 1, who="a", why="b")
@@ -95,6 +106,15 @@ def test_champion_and_canary_are_served_side_by_side(ledger: Ledger, request_id:
     assert (canary.percent, canary.version, canary.as_) == (5, 2, "canary")
     ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=2)
     assert {d.as_: d.version for d in ledger.deployment(NAME)} == {"champion": 2, "canary": 2}
+
+
+def test_a_deployment_is_changed_only_as_it_was_seen(ledger: Ledger, request_id: str) -> None:
+    seen = served_digest(ledger.deployment(NAME))
+    ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=1, if_digest=seen)
+    with pytest.raises(Conflict, match="was changed meanwhile") as conflict:
+        ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=2, if_digest=seen)
+    assert [detail.field for detail in conflict.value.details] == ["if_digest"]
+    assert [d.version for d in ledger.deployment(NAME)] == [1]
 
 
 def test_wish_none_takes_the_version_out_of_traffic(ledger: Ledger, request_id: str) -> None:

@@ -21,6 +21,8 @@ from factory.operate.deployments import (
     start_predictor,
     stop_predictor,
 )
+from factory.operate.stack.processes import identity
+from factory.operate.stack.records import Plan, Port, Service, ServiceState, StackFolder, StackState
 from factory.settings import Settings
 
 
@@ -72,6 +74,29 @@ def test_a_state_file_of_a_process_that_is_gone(tmp_path):
     assert not (tmp_path / "predictor.json").exists()
     (tmp_path / "predictor.json").write_text("{")
     assert running_predictor(settings) is None
+
+
+def test_the_predictor_of_a_stack_is_found_and_left_to_it(tmp_path):
+    settings = Settings(home=tmp_path)
+    folder = StackFolder(settings.root)
+    folder.prepare()
+    service = Service(name="predictor", command=("sleep", "60"), ports=(Port(number=8123, setting="X"),))
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        known = {"pid": process.pid, "identity": identity(process.pid) or ""}
+        state = ServiceState(name="predictor", state="healthy", **known)
+        folder.write(Plan(mark="m", services=(service,)))
+        folder.write(StackState(mark="m", phase="running", services=(state,), **known))
+        found = running_predictor(settings)
+        assert found is not None
+        assert (found.url, found.pid, found.of_stack) == ("http://127.0.0.1:8123", process.pid, True)
+        with pytest.raises(Conflict, match="runs on port 8123 already") as other:
+            start_predictor(settings, port=8124)
+        with pytest.raises(Conflict, match="is a service of the stack") as stop:
+            stop_predictor(settings)
+        assert "factory down" in other.value.hint == stop.value.hint
+        process.kill()
+    assert running_predictor(settings) is None
+    assert not stop_predictor(settings)
 
 
 def test_what_ignores_the_stop_and_what_lost_its_parent_is_killed(tmp_path):

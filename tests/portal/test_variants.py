@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from factory.errors import ServiceFault
 from factory.spec import Actor
+from factory.variants.registry import Registry
 from serve.portal import cards
 from tests.portal.conftest import World, error_of, fields_of
 
@@ -123,16 +126,40 @@ def test_a_card_is_shown_in_a_sandbox(name: str, folder: str, world: World) -> N
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_card_that_is_elsewhere_comes_from_mlflow(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_that_is_elsewhere_comes_from_mlflow(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     world.made()
 
-    def gone(*_: object) -> bytes:
+    def kept(_: object, name: str, version: int) -> Path:
+        (tmp_path / "card.html").write_text(f"<p>{name} {version}</p>")
+        return tmp_path / "card.html"
+
+    def gone(*_: object) -> Path:
         raise ServiceFault("MLflow does not answer.", hint="Try again.")
 
-    monkeypatch.setattr(cards, "_from_mlflow", lambda variant, settings: f"<p>{variant.version}</p>".encode())
-    assert world().get("/variants/growth.churn/versions/1/report").text == "<p>1</p>"
-    monkeypatch.setattr(cards, "_from_mlflow", gone)
+    monkeypatch.setattr(Registry, "card", kept)
+    assert world().get("/variants/growth.churn/versions/1/report").text == "<p>growth.churn 1</p>"
+    monkeypatch.setattr(Registry, "card", gone)
     error_of(world().get("/variants/growth.churn/versions/1/report"), 503)
+
+
+def test_a_version_tells_what_is_in_it_where_its_bundle_can_be_looked_at(world: World) -> None:
+    made = world.made()
+    detail = world().get("/variants/growth.churn/versions/1").json()
+    assert (detail["columns"], detail["members"]) == ([], [])
+    assert not (world.settings.root / "mlflow.db").exists(), "to look at a version makes no registry"
+    folder = world.settings.workspace(made.request_id) / "pooled" / "bundle"
+    folder.mkdir(parents=True)
+    entry = {"weight": 0.5, "preparation": 0}
+    members = [entry | {"family": name, "folder": f"members/{n}"} for n, name in enumerate(("linear", "lightgbm"))]
+    columns = [{"name": "age", "type": "numeric"}]
+    manifest = {"format_version": 2, "task": "binary", "classes": ["no", "yes"], "preparations": 1}
+    (folder / "variant.json").write_text(json.dumps(manifest | {"columns": columns, "members": members}))
+    detail = world().get("/variants/growth.churn/versions/1").json()
+    assert detail["columns"] == columns
+    assert detail["members"] == [{"family": "linear", "weight": 0.5}, {"family": "lightgbm", "weight": 0.5}]
+    assert detail["score"] == made.score
 
 
 # --- promotion -------------------------------------------------------------------
@@ -203,8 +230,9 @@ def test_a_deployment_is_changed_as_it_was_seen(world: World) -> None:
     fresh = {"if-match": first.headers["etag"]}
     second = deployer.put("/deployments/growth.churn", json=canary, headers=fresh)
     assert [(row["as_"], row["percent"]) for row in second.json()["served"]] == [("champion", None), ("canary", 10)]
-    (item,) = world("growth/read").get("/deployments").json()["items"]
-    assert item == second.json()
+    listed = world("growth/read").get("/deployments").json()
+    assert listed["items"] == [second.json()]
+    assert listed["predictor"] is None, "none runs here"
     gone = deployer.put("/deployments/growth.churn", json={"version": 2, "as": "none"})
     assert len(gone.json()["served"]) == 1
     assert world("operator").get("/deployments", params={"team": "risk"}).json()["items"] == []

@@ -198,6 +198,16 @@ class StackFolder:
             return StackState.model_validate_json((self.path / "state.json").read_bytes())
         return None
 
+    def running(self, name: str) -> tuple[Service, int] | None:
+        """Return a service that the stack keeps running, with the number of its process; None where it does not."""
+        plan, state = self.plan(), self.state()
+        if plan is None or state is None or not state.supervised:
+            return None
+        pids = {one.name: one.pid for one in state.services if one.runs}
+        return next(
+            ((service, pid) for service in plan.services if service.name == name and (pid := pids.get(name))), None
+        )
+
     def write(self, document: Plan | StackState) -> None:
         """Write what is to run (it may hold secrets), or what runs; readers see the old or the new one.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated
@@ -14,7 +12,8 @@ from starlette.responses import Response
 
 from factory.errors import Detail, InvalidRequest
 from factory.ledger import Deployment
-from factory.ledger.catalog import team_of
+from factory.ledger.catalog import served_digest, team_of
+from factory.operate.deployments import running_predictor
 from factory.operate.promotion import deploy
 from factory.spec import DeploymentWish, Document
 from serve.portal.bodies import Incoming
@@ -22,7 +21,7 @@ from serve.portal.context import Here
 from serve.portal.documents import DeploymentChange, Deployments, NameDeployment
 from serve.portal.identity import Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
-from serve.portal.replies import IfMatch, reply, require_match, tag
+from serve.portal.replies import IfMatch, matching, reply, tag
 from serve.portal.routes import API
 from serve.portal.routes.variants import Name, require_own_variant, seen_versions
 
@@ -40,11 +39,12 @@ class DeploymentFilters(Document):
 
 @router.get("", response_model=Deployments, responses=refusals(404))
 def list_deployments(portal: Here, caller: Reader, filters: Annotated[DeploymentFilters, Query()]) -> Response:
-    """List what is served of a team, by name."""
+    """List what is served of a team, by name, and where."""
     team = caller.own_team(filters.team)
     rows = [row for row in portal.ledger.deployments() if team in (None, team_of(row.name))]
     items = [NameDeployment(name=name, served=tuple(those)) for name, those in groupby(rows, key=lambda row: row.name)]
-    return reply(Deployments(items=tuple(items)))
+    running = running_predictor(portal.settings)
+    return reply(Deployments(items=tuple(items), predictor=None if running is None else running.url))
 
 
 @router.get("/{name}", response_model=NameDeployment, responses=refusals(404, also={200: _TAGGED}))
@@ -65,9 +65,7 @@ def set_deployment(portal: Here, caller: Deployer, name: Name, body: Incoming, i
     change = body.read(DeploymentChange, what="deployment")
     wish = _wish(change)
     require_own_variant(portal.ledger, caller, name)
-    # One change at a time, so that none is made to what its caller has not seen.
-    with portal.editing:
-        require_match(if_match, _digest(portal.ledger.deployment(name)), f"The deployment of {name}")
+    with matching(if_match, served_digest(portal.ledger.deployment(name)), f"The deployment of {name}") as seen:
         deploy(
             portal.ledger.variant(name, change.version),
             wish,
@@ -75,8 +73,9 @@ def set_deployment(portal: Here, caller: Deployer, name: Name, body: Incoming, i
             settings=portal.settings,
             by=caller.actor,
             why=change.why,
+            if_digest=seen,
         )
-        return _shown(name, portal.ledger.deployment(name))
+    return _shown(name, portal.ledger.deployment(name))
 
 
 def _wish(change: DeploymentChange) -> DeploymentWish:
@@ -91,10 +90,5 @@ def _wish(change: DeploymentChange) -> DeploymentWish:
 
 
 def _shown(name: str, served: Sequence[Deployment]) -> Response:
-    headers = {"etag": tag(_digest(served))}
+    headers = {"etag": tag(served_digest(served))}
     return reply(NameDeployment(name=name, served=tuple(served)), headers=headers)
-
-
-def _digest(served: Sequence[Deployment]) -> str:
-    rows = [row.model_dump(mode="json") for row in served]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Path, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from factory.errors import Conflict, Detail
+from factory.errors import Detail
 from factory.spec import NAME, Document, Member, Team
-from serve.errors import Forbidden, PreconditionFailed
+from serve.errors import Forbidden
 from serve.portal.bodies import Incoming, about
 from serve.portal.context import Here
 from serve.portal.documents import Members, Membership, NewTeam, TeamChange, Teams
 from serve.portal.identity import Admin, OperatingAdmin, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
-from serve.portal.replies import IfMatch, reply, require_match, tag
+from serve.portal.replies import IfMatch, matching, reply, tag
 from serve.portal.routes import API
 
 router = APIRouter(prefix=f"{API}/teams", tags=["teams"], responses=refusals(*ALWAYS))
@@ -76,17 +76,10 @@ def change_team(portal: Here, caller: Admin, name: Name, body: Incoming, if_matc
         raise Forbidden(
             "A team's quota is an operator's to give.", hint="Ask an operator.", details=[Detail("/quota", "operators")]
         )
-    require_match(if_match, team.digest, f"Team {name}")
-    seen = None if if_match in (None, "*") else team.digest
-    try:
-        with about(change):
-            changed = portal.ledger.change_team(
-                name, title=change.title, quota=change.quota, if_digest=seen, by=caller.actor
-            )
-    except Conflict as conflict:
-        if any(detail.field == "if_digest" for detail in conflict.details):  # it was changed at this very moment
-            raise PreconditionFailed(conflict.message, hint=conflict.hint) from conflict
-        raise
+    with matching(if_match, team.digest, f"Team {name}") as seen, about(change):
+        changed = portal.ledger.change_team(
+            name, title=change.title, quota=change.quota, if_digest=seen, by=caller.actor
+        )
     return _shown(changed)
 
 

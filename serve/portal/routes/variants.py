@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
@@ -12,14 +11,14 @@ from starlette.responses import HTMLResponse, Response
 from factory.errors import Detail, NotFound
 from factory.ledger import Ledger, Proposal, VariantQuery
 from factory.ledger.catalog import team_of
-from factory.operate.answers import ListedVariant
+from factory.operate.answers import ListedVariant, listed
 from factory.operate.promotion import needs_approval, promote, roll_back
-from factory.spec import ALIAS, Document, Variant
+from factory.spec import Document, Variant
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming
-from serve.portal.cards import POLICY, card_of
+from serve.portal.cards import POLICY, card_of, inside_of
 from serve.portal.context import Here
-from serve.portal.documents import Promotion, Rollback, VariantName, Variants
+from serve.portal.documents import Promotion, Rollback, VariantName, Variants, VersionDetail
 from serve.portal.identity import Caller, Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
@@ -60,7 +59,7 @@ def list_variants(
         **filters.model_dump(exclude={"team", "sort", "cursor", "limit"}), team=caller.own_team(filters.team)
     )
     found = portal.ledger.variant_page(where, sort=filters.sort, cursor=filters.cursor, limit=filters.limit)
-    return page(Variants(items=_viewed(portal.ledger, found.items), next=found.next), request, found.next)
+    return page(Variants(items=listed(found.items, ledger=portal.ledger), next=found.next), request, found.next)
 
 
 @router.get("/{name}", response_model=VariantName, responses=refusals(404))
@@ -71,18 +70,21 @@ def show_variant(portal: Here, caller: Reader, name: Name) -> Response:
         VariantName(
             name=name,
             team=team_of(name),
-            aliases=_aliases(portal.ledger, name),
-            versions=_viewed(portal.ledger, versions),
+            aliases=portal.ledger.aliases([name])[name],
+            versions=listed(versions, ledger=portal.ledger),
             deployments=tuple(portal.ledger.deployment(name)),
             alias_history=tuple(portal.ledger.alias_history(name)),
         )
     )
 
 
-@router.get("/{name}/versions/{version}", response_model=ListedVariant, responses=refusals(404))
+@router.get("/{name}/versions/{version}", response_model=VersionDetail, responses=refusals(404))
 def show_version(portal: Here, caller: Reader, name: Name, version: Version) -> Response:
-    """Show a version: its score with its interval, its lineage, and what it costs to predict with."""
-    return reply(_viewed(portal.ledger, [portal.ledger.variant(name, version, seen_by=caller.team)])[0])
+    """Show a version: its score with its interval, its lineage, what it costs to predict with, and what is in it."""
+    variant = portal.ledger.variant(name, version, seen_by=caller.team)
+    (one,) = listed([variant], ledger=portal.ledger)
+    columns, members = inside_of(variant, portal.settings)
+    return reply(VersionDetail(**one.model_dump(), columns=columns, members=members))
 
 
 @router.get(
@@ -128,7 +130,7 @@ def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) 
     )
     if isinstance(promoted, Proposal):
         return reply(promoted, 202, {"location": f"{API}/proposals/{promoted.id}"})
-    return reply(_viewed(portal.ledger, [promoted])[0])
+    return reply(listed([promoted], ledger=portal.ledger)[0])
 
 
 @router.post(
@@ -142,7 +144,7 @@ def roll_back_variant(portal: Here, caller: Deployer, name: Name, body: Incoming
     wish = body.read(Rollback, what="rollback")
     require_own_variant(portal.ledger, caller, name)
     variant = roll_back(name, ledger=portal.ledger, settings=portal.settings, by=caller.actor, why=wish.why)
-    return reply(_viewed(portal.ledger, [variant])[0])
+    return reply(listed([variant], ledger=portal.ledger)[0])
 
 
 def seen_versions(ledger: Ledger, caller: Caller, name: str) -> list[Variant]:
@@ -176,21 +178,3 @@ def require_own_variant(ledger: Ledger, caller: Caller, name: str) -> None:
             hint="Ask that team.",
             details=[Detail("team", team_of(name))],
         )
-
-
-def _viewed(ledger: Ledger, variants: Iterable[Variant]) -> tuple[ListedVariant, ...]:
-    """Return versions with the aliases that point at them."""
-    shown = tuple(variants)
-    aliases = {name: _aliases(ledger, name) for name in {variant.name for variant in shown}}
-    return tuple(
-        ListedVariant.model_validate(
-            variant.model_dump()
-            | {"aliases": [alias for alias, at in aliases[variant.name].items() if at == variant.version]}
-        )
-        for variant in shown
-    )
-
-
-def _aliases(ledger: Ledger, name: str) -> dict[ALIAS, int]:
-    found = {alias: ledger.alias(name, alias) for alias in get_args(ALIAS)}
-    return {alias: version for alias, version in found.items() if version is not None}
