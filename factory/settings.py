@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from factory.errors import Detail, InvalidRequest, StorageFault
@@ -68,6 +68,35 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies whose X-Forwarded-For is believed, separated by commas; "
         "default: none.",
     )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#\s@]+$",
+        description="Address of the portal as browsers see it, as https://factory.example.com; default: the loopback "
+        "address and the portal's port.",
+    )
+    session_hours: float = Field(
+        12.0, gt=0, le=24 * 30, description="Hours after which whoever signed in has to again."
+    )
+    oidc_issuer: str | None = Field(
+        None,
+        pattern=r"^https?://[^?#\s@]+$",
+        description="OpenID Connect provider that people sign in with, as its discovery document names itself; "
+        "default: none, tokens only.",
+    )
+    oidc_client_id: str | None = Field(None, min_length=1, description="Id of the portal at the provider.")
+    oidc_client_secret: SecretStr | None = Field(
+        None, exclude=True, description="Its secret; default: none, a public client. Only the portal gets it."
+    )
+    oidc_client_secret_file: Path | None = Field(None, description="File with that secret, in place of the variable.")
+    oidc_scopes: str = Field(
+        "openid email profile", pattern=r"^openid( \S+)*$", description="What the provider is asked for."
+    )
+    oidc_groups_claim: str = Field("groups", min_length=1, description="Claim of the ID token with a person's groups.")
+    oidc_teams: str | None = Field(
+        None,
+        description="What groups may do, as data=growth:read+submit,platform=*:admin, where * is all teams; "
+        "default: people are only in the teams that they were added to.",
+    )
     requests_a_minute: int = Field(600, ge=1, description="Calls of the API that a token may make in a minute.")
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
@@ -96,6 +125,11 @@ class Settings(BaseSettings):
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
+    def public(self) -> str:
+        """Address of the portal as browsers see it."""
+        return self.public_url or f"http://127.0.0.1:{self.portal_port}"
+
+    @property
     def artifacts(self) -> Path:
         """Folder of MLflow's artifacts for the embedded default."""
         return self.root / "artifacts"
@@ -114,6 +148,11 @@ class Settings(BaseSettings):
     def recipes_folder(self) -> Path:
         """Folder that recipes are read from."""
         return (self.recipes or shipped("recipes")).resolve()
+
+    @property
+    def published_recipes(self) -> Path:
+        """Folder of recipes that were published through the API; they hide those of the same name."""
+        return self.root / "recipes"
 
     @property
     def feature_repo_folder(self) -> Path:

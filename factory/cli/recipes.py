@@ -1,4 +1,4 @@
-"""List, show and validate recipes."""
+"""List, show, validate and publish recipes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from factory.operate.answers import RecipeDetail
 from factory.search.plan import check_recipe, read_document
 from factory.spec import duration
 
-PLUGIN = typer.Typer(no_args_is_help=True, help="List, show and validate recipes.")
+PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, validate and publish recipes.")
 
 
 @PLUGIN.command("list")
@@ -54,6 +54,31 @@ def validate(file: Annotated[Path, typer.Argument(help="A recipe's YAML file.")]
     """Check a recipe's file and report every problem at once."""
     recipe = check_recipe(read_document(file, what="recipe"))
     out.print(f"{file} is a valid recipe: {recipe.name}, digest {recipe.digest[:12]}.")
+
+
+@PLUGIN.command()
+def publish(
+    file: Annotated[Path, typer.Argument(help="A recipe's YAML file.")], json: Json = False, local: Local = False
+) -> None:
+    """Publish a recipe for all teams; needs the scope publish."""
+    document = read_document(file, what="recipe")
+    with opened(local) as factory:
+        found = factory.publish_recipe(document)
+    if json:
+        print_json(_document(found))
+        return
+    out.print(f"{found.recipe.name} is published, digest {found.digest[:12]}.")
+    out.print(f"Order it with 'recipe: {found.recipe.name}', or pinned: {found.recipe.name}@{found.digest[:12]}.")
+
+
+@PLUGIN.command("withdraw")
+def withdraw_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a published recipe.")], local: Local = False
+) -> None:
+    """Take a published recipe back; what was made by it stays."""
+    with opened(local) as factory:
+        factory.withdraw_recipe(name)
+    out.print(f"{name} is withdrawn.", markup=False)
 
 
 def _document(detail: RecipeDetail) -> dict[str, object]:

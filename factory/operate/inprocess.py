@@ -37,6 +37,7 @@ from factory.operate.deployments import running_predictor
 from factory.operate.intake import Intake
 from factory.operate.outlook import Queue
 from factory.operate.promotion import decide, deploy, named, promote, roll_back
+from factory.operate.publishing import publish, withdraw
 from factory.operate.quotes import Holding, Place, Quote
 from factory.operate.ray_jobs import RayJobs, ray_token
 from factory.search.plan import family, load_recipe, recipe_files
@@ -171,6 +172,15 @@ class InProcess:
     def recipe(self, name: str) -> RecipeDetail:
         """Return a recipe by its name, or name and digest, with the spaces of its families."""
         return _detail(load_recipe(name, settings=self.settings), spaces=True)
+
+    def publish_recipe(self, document: object) -> RecipeDetail:
+        """Publish a recipe for all teams."""
+        recipe = publish(document, team=None, ledger=self.ledger, settings=self.settings, by=self.actor)
+        return _detail(recipe)
+
+    def withdraw_recipe(self, name: str) -> None:
+        """Take a published recipe back."""
+        withdraw(name, team=None, ledger=self.ledger, settings=self.settings, by=self.actor)
 
     def variants(self, name: str | None = None, *, request_id: str | None = None) -> Iterator[ListedVariant]:
         """Yield versions of variants by name and number, each with the aliases that point at it."""

@@ -57,6 +57,36 @@ class CatalogCalls(Calls):
         form = self._read(_Form, self._get(f"recipes/{part(name)}"))
         return self._recipe(form.recipe, form.family_spaces)
 
+    def publish_recipe(self, document: object) -> RecipeDetail:
+        """Publish a recipe for all teams, in place of the one of the same name if that is the team's own.
+
+        Args:
+            document: Of the recipe: plain values, or a ``Recipe``.
+
+        Raises:
+            Conflict: a recipe of that name is another team's.
+            InvalidRequest: it is no valid recipe; all problems are reported.
+        """
+        plain = document.model_dump(mode="json", by_alias=True) if isinstance(document, BaseModel) else document
+        name = plain.get("name") if isinstance(plain, dict) else None
+        if not isinstance(name, str):
+            raise InvalidRequest(
+                "name: the recipe has none.",
+                hint="Give it one of lower-case letters, digits, '_' and '-'.",
+                details=[Detail("name", "This is required.")],
+            )
+        answer = self._call("PUT", f"recipes/{part(name)}", body=plain, repeatable=True)
+        return self._recipe(self._json(answer), {})
+
+    def withdraw_recipe(self, name: str) -> None:
+        """Take a published recipe back; what was made by it stays.
+
+        Raises:
+            Conflict: it is another team's, or was not published.
+            NotFound: there is none of that name.
+        """
+        self._call("DELETE", f"recipes/{part(name)}")
+
     def _recipe(self, document: Any, spaces: dict[str, dict[str, dict[str, Any]]]) -> RecipeDetail:
         recipe = self._read(Recipe, document)
         return self._read(RecipeDetail, {"recipe": recipe, "digest": document.get("digest"), "family_spaces": spaces})

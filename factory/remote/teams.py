@@ -87,6 +87,10 @@ class TeamCalls(Calls):
         """
         self._call("DELETE", f"teams/{part(team)}/members/{part(subject)}")
 
+    def end_sessions(self, subject: str) -> None:
+        """Sign a person out in all browsers; operators may."""
+        self._call("DELETE", f"people/{part(subject)}/sessions", repeatable=True)
+
     def usage(self, month: str | None = None) -> list[Usage]:
         """Return what each team that the token sees used in a month; the present one where not given."""
         return self._items(Usage, "usage", query={"month": month})

@@ -96,8 +96,10 @@ def read_document(path: Path, *, what: str) -> object:
 
 
 def recipe_files(settings: Settings) -> dict[str, Path]:
-    """Return name → file of all recipes."""
-    return {path.stem: path for path in sorted(settings.recipes_folder.glob("*.yaml"))}
+    """Return name → file of all recipes, by name; a published one hides one of the same name."""
+    folders = (settings.recipes_folder, settings.published_recipes)
+    found = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+    return dict(sorted(found.items()))
 
 
 def load_recipe(reference: str, *, settings: Settings) -> Recipe:

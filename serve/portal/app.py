@@ -32,6 +32,7 @@ from serve.portal.routes import (
     recipes,
     requests,
     sharing,
+    sign_in,
     streams,
     teams,
     tokens,
@@ -40,7 +41,20 @@ from serve.portal.routes import (
 
 THREADS = 16
 """Calls that are worked on at a time, the others wait; the ledger has connections for 20."""
-_NOUNS = (requests, streams, quotes, datasets, recipes, variants, proposals, deployments, teams, tokens, sharing)
+_NOUNS = (
+    requests,
+    streams,
+    quotes,
+    datasets,
+    recipes,
+    variants,
+    proposals,
+    deployments,
+    teams,
+    tokens,
+    sharing,
+    sign_in,
+)
 
 
 def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
@@ -71,7 +85,8 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
     app.state.portal = Portal(settings, jobs)
     for noun in _NOUNS:
         app.include_router(noun.router)
-    app.include_router(health.router)
+    for router in (sign_in.people, health.router):
+        app.include_router(router)
     handlers = {FactoryError: on_fault, OSError: on_disk, RequestValidationError: on_invalid, HTTPException: on_http}
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

@@ -25,10 +25,12 @@ from factory.operate.jobs import Jobs
 from factory.operate.outlook import Outlook
 from factory.settings import Settings
 from serve.errors import Overloaded
+from serve.portal.browser import Cookies
 from serve.portal.documents import Readiness
 from serve.portal.feed import Feed
-from serve.portal.limits import Buckets, KnownTokens
+from serve.portal.limits import Buckets, KnownSecrets
 from serve.portal.metrics import Metrics
+from serve.portal.oidc import Provider
 from serve.portal.tails import Tails
 
 PATIENCE_S = 2.0
@@ -69,18 +71,20 @@ class Portal:
         self.uploads = UploadStore(self.settings)
         self.calls = Buckets(self.settings.requests_a_minute)
         self.sign_ins = Buckets(FAILED_SIGN_INS)
-        self.known_tokens = KnownTokens()
+        self.known_secrets = KnownSecrets()
+        self.cookies = Cookies(self.settings)
+        self.provider = Provider.of(self.settings)
         self.outlook = Outlook(lambda: self.ledger, self.jobs)
         self.feed = Feed(lambda: self.ledger)
         self.tails = Tails()
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._looking = threading.Lock()
+        self.health_threads = CapacityLimiter(2)
         self._looked: tuple[float, Readiness | None] = (0.0, None)
 
     @property
     def ledger(self) -> Ledger:
-        self.health_threads = CapacityLimiter(2)
         """The ledger, opened by the first who asks.
 
         Raises:

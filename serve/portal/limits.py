@@ -55,15 +55,15 @@ class Buckets:
         self._full_at = dict(list(kept.items())[-self._most // 2 :]) if len(kept) > self._most // 2 else kept
 
 
-class KnownTokens:
-    """Digests of tokens that were good a moment ago: others' failures at the same address do not shut them out."""
+class KnownSecrets:
+    """Digests of secrets that were good a moment ago: others' failures at the same address do not shut them out."""
 
     def __init__(self) -> None:
         self._digests: OrderedDict[bytes, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def add(self, secret: str) -> None:
-        """Remember a token."""
+        """Remember one."""
         with self._lock:
             self._digests[_digest(secret)] = None
             self._digests.move_to_end(_digest(secret))

@@ -405,8 +405,14 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("operator")
 def test_services_get_their_environment_and_no_more(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path / "home", ledger_url="postgresql://factory:s3cr3t@db/factory", recipes=tmp_path)
+    settings = Settings(
+        home=tmp_path / "home",
+        ledger_url="postgresql://factory:s3cr3t@db/factory",
+        recipes=tmp_path,
+        oidc_client_secret="0idc",
+    )
     services = {each.name: each for each in declared(settings)}
+    assert [each.name for each in services.values() if "0idc" in str(each.env)] == ["portal"]
     token = (settings.root / "ray_token").read_text()
     for each in services.values():
         assert each.env["FACTORY_HOME"] == str(settings.root)

@@ -12,7 +12,7 @@ from factory.spec import SCOPES, Actor
 from factory.testing.jobs import FakeJobs
 from serve.portal.app import create_app
 from serve.portal.context import FAILED_SIGN_INS
-from serve.portal.limits import REMEMBERED, Buckets, KnownTokens
+from serve.portal.limits import REMEMBERED, Buckets, KnownSecrets
 from tests.portal.conftest import Client, MakeWorld, World, error_of, fields_of
 
 ANN = Actor(who="ann")
@@ -31,9 +31,10 @@ NEEDED = {
         *("promote_variant", "roll_back_variant", "set_deployment"),
         *("approve_proposal", "reject_proposal"),
     ],
+    "publish": ["publish_recipe", "withdraw_recipe"],
     "admin": [
         *("create_team", "change_team", "archive_team", "list_members", "put_member", "remove_member"),
-        *("list_tokens", "create_token", "list_audit"),
+        *("list_tokens", "create_token", "list_audit", "end_sessions"),
     ],
     "read": [
         *("list_requests", "show_request", "list_trials", "list_attempts", "follow_events", "read_log"),
@@ -43,7 +44,8 @@ NEEDED = {
         *("show_team", "list_shares", "list_usage", "show_metrics"),
     ],
     "any": ["show_me", "show_token", "rotate_token", "revoke_token"],
-    "none": ["show_health", "show_readiness"],
+    "session": ["show_session", "choose_team", "sign_out"],
+    "none": ["show_health", "show_readiness", "begin_sign_in", "finish_sign_in", "start_session"],
 }
 
 
@@ -72,10 +74,12 @@ def test_every_route_asks_for_what_is_promised(all_routes: dict[str, tuple[str, 
         url = path.format(**values, token_id="t-1", proposal_id="p-1")
         scope = promised[name]
         if scope == "none":
-            assert Client(world.app, None)(method, f"http://portal{url}").status_code in (200, 503)
+            assert Client(world.app, None)(method, f"http://portal{url}").status_code in (200, 400, 404, 503)
             continue
         error_of(Client(world.app, None)(method, f"http://portal{url}"), 401)
-        if scope == "any":
+        if scope == "session":
+            assert "session" in error_of(world("growth/admin")(method, f"http://portal{url}"), 403)["message"]
+        if scope in ("any", "session"):
             continue
         lacking = world("growth/only_submit") if scope != "submit" else world("growth/read")
         error = error_of(lacking(method, f"http://portal{url}"), 403)
@@ -208,7 +212,7 @@ def test_memory_of_callers_is_bounded() -> None:
     buckets = Buckets(1, most=100, clock=lambda: 0.0)
     assert sum(buckets.take(str(n)) for n in range(1000)) == 0
     assert len(buckets._full_at) <= 101
-    known = KnownTokens()
+    known = KnownSecrets()
     for n in range(REMEMBERED + 5):
         known.add(str(n))
     assert "0" not in known
@@ -216,4 +220,4 @@ def test_memory_of_callers_is_bounded() -> None:
 
 
 def test_scopes_are_those_of_the_factory() -> None:
-    assert set(NEEDED) - {"any", "none"} <= set(SCOPES)
+    assert set(NEEDED) - {"any", "session", "none"} <= set(SCOPES)

@@ -18,29 +18,42 @@ from factory.errors import InvalidData
 from factory.ledger import Ledger
 from factory.operate.attending import log_path
 from factory.settings import Settings
-from factory.spec import Trial
+from factory.spec import DeploymentWish, Trial
 from factory.testing.jobs import FakeJobs
 from serve.portal import context
 from serve.portal.app import create_app
 from tests.portal.conftest import SETUP, World
 
-OPERATING = ["create_team", "change_team", "archive_team", "list_teams", "show_metrics", "list_audit", "list_tokens"]
+OPERATING = [
+    "create_team",
+    "change_team",
+    "archive_team",
+    "end_sessions",
+    "list_teams",
+    "show_metrics",
+    "list_audit",
+    "list_tokens",
+]
 BEYOND_A_SCHEMA = {
     # A cursor is one that the list has given, an entity tag one that was read.
-    **{name: ["400"] for name in ("list_requests", "list_trials", "list_datasets", "list_variants", "list_audit")},
+    **{
+        name: ["400"]
+        for name in ("list_requests", "list_trials", "list_datasets", "list_variants", "list_audit", "list_proposals")
+    },
     "change_team": ["412"],
     # What a recipe, the data or another field of the same document allows cannot be said by a JSON schema.
     "submit_request": ["400"],
     "upload_dataset": ["400", "422"],
     "retry_request": ["400"],
     "set_deployment": ["400", "412"],
+    "publish_recipe": ["400", "412"],
 }
 FULL = "FACTORY_TEST_FULL" in os.environ
 """Whether all boundaries of all parameters are tried as well: some 7,000 calls, four minutes."""
 ENDED, TEAM = "r-20261127-100000-0zseed", "growth"
 
 
-def config(digest: str, token: str, *, secret: str, only: Sequence[str]) -> SchemathesisConfig:
+def config(digest: str, token: str, proposal: str, *, secret: str, only: Sequence[str]) -> SchemathesisConfig:
     """Return what lets Schemathesis call few times, and leads it to things that there are most of the time."""
     values: dict[str, list[Any]] = {
         "request": [ENDED],
@@ -51,6 +64,7 @@ def config(digest: str, token: str, *, secret: str, only: Sequence[str]) -> Sche
         "team": [TEAM],
         "subject": ["ann"],
         "token": [token],
+        "proposal": [proposal],
     }
     places = {
         "/requests/": ("request_id", "request"),
@@ -60,6 +74,8 @@ def config(digest: str, token: str, *, secret: str, only: Sequence[str]) -> Sche
         "/recipes/": ("name", "recipe"),
         "/teams/": ("name", "team"),
         "/tokens/": ("token_id", "token"),
+        "/proposals/": ("proposal_id", "proposal"),
+        "/people/": ("subject", "subject"),
     }
     often = {"probability": 0.7}
     operations: list[dict[str, Any]] = [
@@ -145,7 +161,9 @@ def _fill(world: World) -> None:
 def called(seeded: World, who: str, *, only: Sequence[str] = ()) -> tuple[set[str], list[str]]:
     """Let Schemathesis call the API; return the operations that were called, and what it complains of."""
     token = seeded.ledger.issue_token("seed", team=TEAM, scopes=["read"], by=SETUP).record.id
-    chosen = config(seeded.upload(), token, secret=seeded.secrets[who], only=only)
+    version = seeded.ledger.variant("growth.churn", 2)
+    proposal = seeded.ledger.propose(version, DeploymentWish(), why="x", by=SETUP).id
+    chosen = config(seeded.upload(), token, proposal, secret=seeded.secrets[who], only=only)
     schema = schemathesis.openapi.from_asgi("/openapi.json", seeded.app, config=chosen)
     labels: set[str] = set()
     n_cases = 0

@@ -130,10 +130,13 @@ def _controller(environment: dict[str, str]) -> Service:
 def _portal(settings: Settings, environment: dict[str, str]) -> Service:
     host = LOOPBACK if settings.host in ("0.0.0.0", "::", "localhost") else settings.host  # noqa: S104 it is compared
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.portal_port}"
+    secret = settings.oidc_client_secret
+    # No other service gets it, above all no job.
+    mine = {} if secret is None else {"FACTORY_OIDC_CLIENT_SECRET": secret.get_secret_value()}
     return Service(
         name="portal",
         command=_module("serve.portal"),
-        env=environment,
+        env=environment | mine,
         ports=(Port(number=settings.portal_port, setting="FACTORY_PORTAL_PORT"),),
         health=HttpProbe(url=f"{url}/healthz"),
         start_s=120.0,

@@ -8,20 +8,25 @@ from fastapi import APIRouter, Path
 from pydantic import JsonValue, TypeAdapter
 from starlette.responses import Response
 
-from factory.errors import FactoryError
+from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
+from factory.operate.publishing import publish, withdraw
 from factory.search.plan import family, load_recipe, recipe_files
-from factory.spec import Recipe, VariantRequest
-from serve.portal.context import Here
+from factory.spec import NAME, Recipe, VariantRequest
+from serve.portal.bodies import Incoming, pointing, strict_problems
+from serve.portal.context import Here, Portal
 from serve.portal.documents import BrokenRecipe, RecipeForm, Recipes, RecipeView
-from serve.portal.identity import Reader
-from serve.portal.openapi import ALWAYS, refusals
-from serve.portal.replies import reply, tag
+from serve.portal.identity import Publisher, Reader
+from serve.portal.openapi import ALWAYS, BODY, refusals, takes
+from serve.portal.replies import IfMatch, matching, reply, tag
 from serve.portal.routes import API
 
 router = APIRouter(prefix=f"{API}/recipes", tags=["recipes"], responses=refusals(*ALWAYS))
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 Name = Annotated[str, Path(max_length=130, description="Name of a recipe, or name@digest.")]
+NewName = Annotated[str, Path(pattern=NAME, description="Name of the recipe, as it calls itself.")]
+_ETAG = {"ETag": {"description": "For If-Match of a change.", "schema": {"type": "string"}, "required": True}}
+_TAGGED = {"description": "The recipe.", "headers": _ETAG}
 
 
 @router.get("", response_model=Recipes)
@@ -46,6 +51,62 @@ def show_recipe(portal: Here, caller: Reader, name: Name) -> Response:  # noqa: 
     }
     form = RecipeForm(recipe=_view(recipe), request_schema=request_schema(recipe), family_spaces=spaces)
     return reply(form, headers={"etag": tag(recipe.digest)})
+
+
+@router.put(
+    "/{name}",
+    response_model=RecipeView,
+    responses=refusals(404, 409, 412, *BODY, also={200: _TAGGED}),
+    openapi_extra=takes(
+        Recipe, {"name": "churn-linear", "title": "Churn, explained by a line", "families": ["constant", "linear"]}
+    ),
+)
+def publish_recipe(
+    portal: Here, caller: Publisher, name: NewName, body: Incoming, if_match: IfMatch = None
+) -> Response:
+    """Publish a recipe for all teams, in place of the one of the same name if that is the team's own.
+
+    All problems of its document are told at once. It belongs to the team of whoever publishes it.
+    """
+    document = body.document()
+    with pointing(document):
+        if problems := strict_problems(Recipe, document):
+            raise InvalidRequest(
+                "The recipe is not valid: " + " ".join(f"{d.field}: {d.message}" for d in problems),
+                hint="Mend the named fields and try again.",
+                details=problems,
+            )
+        if not isinstance(document, dict) or document.get("name") != name:
+            raise InvalidRequest(
+                f"name: the recipe does not call itself {name!r}.",
+                hint="Let the name in the path and in the document be the same.",
+                details=[Detail("name", f"is not {name!r}")],
+            )
+        with matching(if_match, _digest(name, portal), f"Recipe {name}") as seen:
+            recipe = publish(
+                document,
+                team=caller.team,
+                ledger=portal.ledger,
+                settings=portal.settings,
+                by=caller.actor,
+                if_digest=seen,
+            )
+    return reply(_view(recipe), headers={"etag": tag(recipe.digest)})
+
+
+@router.delete("/{name}", status_code=204, responses=refusals(404, 409))
+def withdraw_recipe(portal: Here, caller: Publisher, name: Name) -> Response:
+    """Take a published recipe back; nobody can order it any more, and what was made by it stays."""
+    withdraw(name, team=caller.team, ledger=portal.ledger, settings=portal.settings, by=caller.actor)
+    return Response(status_code=204)
+
+
+def _digest(name: str, portal: Portal) -> str:
+    """Return the digest of a recipe; empty where there is none or it is broken, which no tag is of."""
+    try:
+        return load_recipe(name, settings=portal.settings).digest
+    except (NotFound, InvalidRequest):
+        return ""
 
 
 def request_schema(recipe: Recipe) -> dict[str, JsonValue]:

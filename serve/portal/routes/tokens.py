@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -9,6 +10,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from factory.errors import Detail, NotFound
+from factory.ledger.schema import now
 from factory.spec import Document, TokenRecord
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming, about
@@ -33,9 +35,12 @@ class TokenFilters(Document):
 
 @router.get("/me", response_model=Me)
 def show_me(portal: Here, caller: Anyone) -> Response:
-    """Tell whose token this is, and what it may do."""
+    """Tell who is calling, and what that may do."""
     token_id = caller.principal.token_id
-    expires = None if token_id is None else portal.ledger.token(token_id).expires
+    if caller.signed_in is not None:
+        expires: datetime | None = caller.signed_in.session.expires
+    else:
+        expires = None if token_id is None else portal.ledger.token(token_id).expires
     return reply(Me.of(caller.principal, expires=expires))
 
 
@@ -93,6 +98,8 @@ def rotate_token(portal: Here, caller: Anyone, token_id: Id, body: Incoming) -> 
     """Replace a token by one that may do the same; the old one is refused at once. A token may rotate itself."""
     wish = body.read(Rotation, what="rotation", optional=True)
     token = _token(portal, caller, token_id)
+    if not caller.principal.may("admin"):
+        _require_no_longer(token, wish.expires)
     with about(wish):
         issued = portal.ledger.rotate_token(token.id, expires=wish.expires, by=caller.actor)
     return reply(NewSecret(secret=issued.secret, token=issued.record))
@@ -103,6 +110,21 @@ def revoke_token(portal: Here, caller: Anyone, token_id: Id) -> Response:
     """Refuse a token from now on. A token may revoke itself."""
     token = _token(portal, caller, token_id)
     return reply(portal.ledger.revoke_token(token.id, by=caller.actor))
+
+
+def _require_no_longer(token: TokenRecord, expires: datetime | None) -> None:
+    """Refuse that a token makes itself last longer than it was made for: whoever stole it could keep it for ever.
+
+    Raises:
+        Forbidden: it would.
+    """
+    if expires is None or token.expires is None or expires <= now() + (token.expires - token.created):
+        return
+    raise Forbidden(
+        "A token does not make itself last longer than it was made for.",
+        hint="Leave expires out, or let a team's admin rotate it.",
+        details=[Detail("/expires", f"at most {token.expires - token.created} from now")],
+    )
 
 
 def _token(portal: Portal, caller: Caller, token_id: str) -> TokenRecord:
