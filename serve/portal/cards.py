@@ -5,6 +5,7 @@ They lie with the request's working files on this machine, or in MLflow.
 
 from __future__ import annotations
 
+import errno
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +31,7 @@ def card_of(variant: Variant, settings: Settings) -> bytes:
     Raises:
         NotFound: there is none any more.
         ServiceFault: it is in MLflow, which does not answer.
+        StorageFault, OSError: the disk refuses; that it is not there is not known then.
     """
     path = _working_folder(variant, settings) / CARD
     try:
@@ -38,6 +40,10 @@ def card_of(variant: Variant, settings: Settings) -> bytes:
         if path.stat().st_size <= MOST_BYTES:
             return path.read_bytes()
     except (NotFound, StorageFault, OSError) as error:
+        cause = error.__cause__ if isinstance(error, StorageFault) else error
+        # MLflow tells what is not there without a number.
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
+            raise
         raise _no_card(variant) from error
     raise _no_card(variant)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from factory.errors import ServiceFault
+from factory.errors import ServiceFault, StorageFault
 from factory.spec import Actor
 from factory.variants.registry import Registry
 from serve.portal import cards
@@ -142,6 +144,22 @@ def test_a_card_that_is_elsewhere_comes_from_mlflow(
     assert world().get("/variants/growth.churn/versions/1/report").text == "<p>growth.churn 1</p>"
     monkeypatch.setattr(Registry, "card", gone)
     error_of(world().get("/variants/growth.churn/versions/1/report"), 503)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.ENOENT, 404), (None, 404), (errno.ENOSPC, 503), (errno.EIO, 503)]
+)
+def test_a_card_is_given_up_only_where_it_is_known_not_to_be_there(
+    number: int | None, status: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.made()
+
+    def refused(*_: object) -> Path:
+        cause = OSError("No such file") if number is None else OSError(number, os.strerror(number))
+        raise StorageFault("The artifacts could not be read.", hint="Look at the disk.") from cause
+
+    monkeypatch.setattr(Registry, "card", refused)
+    error_of(world().get("/variants/growth.churn/versions/1/report"), status)
 
 
 def test_a_version_tells_what_is_in_it_where_its_bundle_can_be_looked_at(world: World) -> None:

@@ -47,7 +47,7 @@ from serve.app import Predictor
 from serve.portal.app import create_app
 from serve.replica import build
 from tests.cli.conftest import factory
-from tests.portal.conftest import SETUP, World, customers
+from tests.portal.conftest import SETUP, World, customers, error_of
 from tests.serve.conftest import Caller, variant_of
 
 SERVICE = "country_v1"
@@ -89,11 +89,11 @@ class Whole:
     # --- doors ---------------------------------------------------------------------
 
     def read(self) -> int:
-        return self.world("growth/read").get("/requests").status_code
+        return self._status(self.world("growth/read").get("/requests"))
 
     def submit(self) -> int:
         order = self.world.order() | {"seed": self._another()}
-        return self.world().post("/requests", json=order).status_code
+        return self._status(self.world().post("/requests", json=order))
 
     def upload(self) -> int:
         content = customers(self._another()).to_csv(index=False).encode()
@@ -101,7 +101,7 @@ class Whole:
         before = set(uploads.iterdir())
         response = self.world().post("/datasets", params={"filename": "c.csv"}, content=content)
         assert (set(uploads.iterdir()) == before) == (response.status_code != 201), "nothing half-stored stays"
-        return response.status_code
+        return self._status(response)
 
     def events(self) -> int:
         """Open a stream of events, and leave it once it has begun."""
@@ -111,7 +111,12 @@ class Whole:
     def promote(self) -> int:
         version = 2 if self._another() % 2 else 1
         body = {"version": version, "why": "To see whether it works."}
-        return self.world("growth/deploy").post(f"/variants/{NAME}/promote", json=body).status_code
+        return self._status(self.world("growth/deploy").post(f"/variants/{NAME}/promote", json=body))
+
+    def log(self) -> int:
+        """Read the log of a job that runs."""
+        request_id = self.driver.open_attempts()[-1].request_id
+        return self._status(self.world("growth/read").get(f"/requests/{request_id}/logs"))
 
     def ready(self) -> tuple[int, set[str]]:
         response = self.world(None).get("http://portal/readyz")
@@ -202,6 +207,16 @@ class Whole:
 
     def _join(self) -> None:
         join(self.entities, timestamp=TIMESTAMP, feature_service=SERVICE, settings=self.world.settings)
+
+    def _status(self, response: httpx.Response) -> int:
+        """Check the shape of what is refused, and return the status."""
+        if not response.is_success:
+            error = error_of(response, response.status_code)
+            assert error["code"] in ("storage_fault", "service_fault")
+            assert response.headers["retry-after"]
+            assert str(self.world.settings.root) not in response.text, "where things are is told in the log only"
+            assert "://" not in response.text
+        return response.status_code
 
     def _another(self) -> int:
         self._seed += 1
