@@ -20,9 +20,11 @@ import pandas as pd
 from factory.data.loading import store_table
 from factory.errors import Conflict, Detail, InvalidRequest
 from factory.ledger import Ledger
-from factory.pipeline import Outcome, Progress, produce, submit
+from factory.operate.inprocess import user
+from factory.operate.intake import Intake
+from factory.pipeline import Outcome, Progress, produce
 from factory.settings import Settings, load_settings
-from factory.spec import Task, Variant
+from factory.spec import Actor, Task, Variant
 from factory.variants.bundle import Bundle
 from factory.variants.explain import EXPLAIN_S, Explanation, explain
 from factory.variants.registry import Registry
@@ -214,7 +216,7 @@ def fit(
         **({"metric": metric} if metric else {}),
     }
     with Ledger.open(settings.ledger) as ledger:
-        record = submit(document, ledger=ledger, settings=settings)
+        record = Intake(ledger, settings).submit(document, door="library", by=Actor(who=user())).record
         outcome = produce(record.id, ledger=ledger, settings=settings, listen=listen)
     variant = outcome.variants[0]
     folder = Registry(settings).local_bundle(variant.name, variant.version)

@@ -36,7 +36,6 @@ from factory.variants.making import Made, Order, finish, order_of
 from factory.variants.material import Material, Unit, divide, gather
 from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
-from factory.variants.reference import resolve
 from factory.variants.registry import Registry
 from factory.variants.release import Release
 from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of, told
@@ -86,21 +85,6 @@ class Outcome:
     verdicts: tuple[Verdict, ...]
     made: tuple[Made, ...]
     pooled_segments: tuple[str, ...] = ()
-
-
-def submit(document: object, *, ledger: Ledger, settings: Settings, retry_of: str | None = None) -> RequestRecord:
-    """Check a request and put it into the queue.
-
-    Raises:
-        InvalidRequest: with one detail for each problem; nothing is stored.
-        NotFound: the recipe or the parent does not exist.
-    """
-    request, _ = check_request(document, settings=settings)
-    if request.parent is not None and request.making != "cold":
-        resolve(request.parent, ledger=ledger)  # refused now rather than when the data are read
-    record = ledger.create_request(request, retry_of=retry_of)
-    ledger.reach(record.id, RequestState.QUEUED, "Waiting for a driver.")
-    return ledger.request(record.id)
 
 
 def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: Listener = lambda _: None) -> Outcome:

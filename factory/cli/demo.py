@@ -17,7 +17,8 @@ from factory.data.tables import write_table
 from factory.errors import Conflict, ServiceFault
 from factory.ledger import Ledger
 from factory.operate.deployments import start_predictor, stop_predictor
-from factory.pipeline import Outcome, produce, submit
+from factory.operate.inprocess import InProcess
+from factory.pipeline import Outcome, produce
 from factory.search.metric import Metric
 from factory.settings import Settings, load_settings
 from factory.spec import RequestState
@@ -121,7 +122,7 @@ def _order(document: dict[str, object], settings: Settings, ledger: Ledger) -> O
     path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     out.print(f"[dim]{path}[/dim]")
     out.print(path.read_text(encoding="utf-8"), markup=False)
-    record = submit(document, ledger=ledger, settings=settings)
+    record = InProcess(ledger, settings).submit(document)
     with ProgressLine() as line:
         result = produce(record.id, ledger=ledger, settings=settings, listen=line)
     first = result.variants[0]

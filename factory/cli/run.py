@@ -14,7 +14,8 @@ import typer
 from factory.cli._console import Json, ProgressLine, came_to, end, err, only_ours_on_stdout, opened_ledger, out
 from factory.ledger import Ledger
 from factory.operate.adoption import Admitted, adopt, is_led, own_job
-from factory.pipeline import Outcome, produce, submit
+from factory.operate.inprocess import InProcess
+from factory.pipeline import Outcome, produce
 from factory.remote.credentials import given_token
 from factory.search.plan import read_document
 from factory.settings import Settings
@@ -39,7 +40,7 @@ def run(
         job = own_job(settings)
         if job is not None and is_led(ledger):
             _as_job(document, job, ledger=ledger, settings=settings, json=json)
-        record = submit(document, ledger=ledger, settings=settings)
+        record = InProcess(ledger, settings).submit(document)
         work_on(record.id, ledger=ledger, settings=settings, json=json)
 
 

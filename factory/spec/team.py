@@ -16,6 +16,9 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 PersonText = Annotated[str, Field(min_length=1, max_length=255)]
 
 
+_IN_PROPORTION = "where empty, as large a part of the cluster's as of what is named."
+
+
 class Quota(Document):
     """What a team may take.
 
@@ -23,9 +26,9 @@ class Quota(Document):
     back. ``requests`` and ``trial_seconds_month`` are hard limits.
     """
 
-    cpus: float | None = Field(None, ge=0, title="CPUs", description="Guaranteed CPUs; none where empty.")
+    cpus: float | None = Field(None, ge=0, title="CPUs", description=f"Guaranteed CPUs; {_IN_PROPORTION}")
     gpus: float | None = Field(None, ge=0, title="GPUs", description="Guaranteed GPUs; none where empty.")
-    memory_gb: float | None = Field(None, ge=0, title="Memory", description="Guaranteed GB; none where empty.")
+    memory_gb: float | None = Field(None, ge=0, title="Memory", description=f"Guaranteed GB; {_IN_PROPORTION}")
     requests: int | None = Field(
         None, ge=0, title="Requests at once", description="Most that run at once; no limit where empty."
     )

@@ -14,7 +14,8 @@ from factory.data.preparation import Preparation
 from factory.errors import TrainingFault
 from factory.families.base import Deadline
 from factory.ledger import Ledger
-from factory.pipeline import produce, submit
+from factory.operate.intake import Intake
+from factory.pipeline import produce
 from factory.search.engine import SearchResult, search
 from factory.search.ensemble import Candidates
 from factory.search.jobs import TrialData
@@ -203,7 +204,7 @@ def test_a_request_makes_all_its_segments_but_one_that_hangs(tmp_path: Path, mon
     monkeypatch.setattr(fanout, "HANG_S", 8.0)
     monkeypatch.setattr(fanout, "share_of", lambda *_: 2.0)
     with Ledger.open(settings.ledger) as ledger:
-        record = submit(document(write_shops(tmp_path)), ledger=ledger, settings=settings)
+        record = Intake(ledger, settings).submit(document(write_shops(tmp_path)), door="library").record
         # A pipe that nobody writes to: its reader waits for ever, as on a file system that went away.
         stuck = settings.workspace(record.id) / "segment-attic-1"
         stuck.mkdir(parents=True)
