@@ -181,13 +181,19 @@ def require_our_origin(request: Request, settings: Settings) -> None:
         Forbidden: its browser says that it is one.
     """
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "same-origin")
-    if (origin is None or origin == settings.public) and site in ("same-origin", "none"):
+    if (origin is None or origin in _ours(settings)) and site in ("same-origin", "none"):
         return
     raise Forbidden(
         f"A page of {(origin or 'another site')[:80]!r} may not do this here.",
         hint="Open the portal itself; FACTORY_PUBLIC_URL has to be the address that browsers show.",
         details=[Detail("Origin", "is another one")],
     )
+
+
+def _ours(settings: Settings) -> tuple[str, ...]:
+    """Return where pages of ours come from: on the machine itself by any of its names, unless an address is set."""
+    names = ("127.0.0.1", "localhost", "[::1]")
+    return (settings.public_url,) if settings.public_url else tuple(f"http://{n}:{settings.portal_port}" for n in names)
 
 
 def require_csrf(request: Request, secret: str, settings: Settings) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,13 +30,18 @@ from requests import RequestException
 from factory.errors import Detail, InvalidRequest, ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import SCOPES, Grant
-from serve.errors import Unauthorized
+from serve.errors import Overloaded, Unauthorized
 
 log = logging.getLogger(__name__)
 
 CALLBACK = "/auth/callback"
 """Path to which the provider sends people back; it has to be registered there below FACTORY_PUBLIC_URL."""
 TIMEOUT_S = 10.0
+AT_ONCE = 4
+"""Sign-ins that may wait for the provider at a time: anybody can begin one, and a provider that hangs would take every
+thread that answers calls."""
+TURN_S = 1.0
+"""For which one waits for its turn."""
 LEEWAY_S = 60
 """By which the provider's clock may differ from ours."""
 KNOWN_S = 3600.0
@@ -94,6 +100,7 @@ class Provider:
     scopes: str
     groups_claim: str
     teams: Mapping[str, tuple[Grant, ...]]
+    _turns: threading.Semaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _metadata: tuple[float, dict[str, Any]] | None = field(default=None, repr=False)
     _keys: tuple[float, KeySet] | None = field(default=None, repr=False)
@@ -130,9 +137,10 @@ class Provider:
         """Return the address at the provider where a person signs in.
 
         Raises:
+            Overloaded: too many wait for the provider.
             ServiceFault: the provider does not answer, or is not what the settings say.
         """
-        with self._session() as session:
+        with self._turn(), self._session() as session:
             where = self._endpoint("authorization_endpoint")
             url, _ = session.create_authorization_url(
                 where, state=secrets.state, nonce=secrets.nonce, code_verifier=secrets.verifier
@@ -147,9 +155,15 @@ class Provider:
             secrets: Of the same sign-in.
 
         Raises:
+            Overloaded: too many wait for the provider.
             ServiceFault: the provider does not answer, or not as it should.
             Unauthorized: it refuses the code, or its ID token is not good.
         """
+        with self._turn():
+            return self._person(self._claims(self._redeemed(code, secrets.verifier), secrets.nonce))
+
+    def _redeemed(self, code: str, verifier: str) -> dict[str, Any]:
+        """Return what the provider gives for a code."""
         with self._session() as session:
             where = self._endpoint("token_endpoint")
             try:
@@ -158,7 +172,7 @@ class Provider:
                         where,
                         grant_type="authorization_code",
                         code=code,
-                        code_verifier=secrets.verifier,
+                        code_verifier=verifier,
                         redirect_uri=self.redirect_uri,
                         allow_redirects=False,
                     )
@@ -166,7 +180,7 @@ class Provider:
             except OAuthError as error:
                 log.warning("sign-in: the provider refused the code: %s", error)
                 raise Unauthorized(f"The provider refused the sign-in: {_shown(error.error)}.", hint=_AGAIN) from error
-        return self._person(self._claims(dict(token), secrets.nonce))
+        return dict(token)
 
     def _claims(self, token: Mapping[str, Any], nonce: str) -> Mapping[str, Any]:
         """Return the claims of an ID token that is good."""
@@ -254,6 +268,15 @@ class Provider:
                 f"The sign-in provider answered no JSON object to {url}.", hint="Check FACTORY_OIDC_ISSUER."
             )
         return found
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._turns.acquire(timeout=TURN_S):
+            raise Overloaded("Too many sign-ins wait for the provider.", hint="Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def _session(self) -> Any:
         session = OAuth2Session(

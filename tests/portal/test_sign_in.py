@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import socket
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import httpx
 import pytest
-from sqlalchemy import select
 
 from factory.errors import InvalidRequest, StorageFault
-from factory.ledger import AuditQuery, Refusal, schema
-from factory.ledger.schema import now
+from factory.ledger import AuditQuery, Refusal
 from factory.settings import Settings
-from serve.portal.browser import CSRF_HEADER
-from serve.portal.oidc import CALLBACK, Provider, teams_of_groups
-from tests.portal.conftest import SETUP, Client, MakeWorld, World, error_of, fields_of
-
-PROGRAM = Path(__file__).with_name("oidc_provider.py")
-HERE, THERE = "http://portal", "https://factory.example.com"
-CLIENT, SECRET = "portal", "secret-of-the-portal"
-COOKIE = "factory_session"
-
-
-@dataclass(frozen=True)
-class Running:
-    """A provider that runs."""
-
-    issuer: str
-
-    def does(self, **control: Any) -> None:
-        """Say who signs in next, and what the provider does wrong."""
-        assert httpx.post(f"{self.issuer}/control", json=control, trust_env=False).status_code == 204
+from serve.portal.oidc import AT_ONCE, CALLBACK, Provider, teams_of_groups
+from tests.portal.browsing import (
+    CLIENT,
+    COOKIE,
+    HERE,
+    SECRET,
+    Browser,
+    Running,
+    configured,
+    providing,
+    sessions,
+    with_ann,
+)
+from tests.portal.conftest import SETUP, MakeWorld, World, error_of, fields_of
 
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[Running]:
-    command = [sys.executable, str(PROGRAM), *(f"{where}{CALLBACK}" for where in (HERE, THERE))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
-        assert running.stdout is not None
-        yield Running(json.loads(running.stdout.readline())["issuer"])
-        running.kill()
+    with providing() as running:
+        yield running
 
 
 @pytest.fixture
@@ -59,61 +45,7 @@ def provider(process: Running) -> Running:
 
 @pytest.fixture
 def world(make_world: MakeWorld, provider: Running) -> World:
-    """A portal whose people sign in at the provider; ann is in both teams."""
-    world = make_world(**configured(provider))
-    world.ledger.add_member("growth", "oidc|7", email="ann@example.com", scopes=["read", "submit"], by=SETUP)
-    world.ledger.add_member("risk", "oidc|7", scopes=["admin"], by=SETUP)
-    return world
-
-
-def configured(provider: Running, **changes: Any) -> dict[str, Any]:
-    base = {"oidc_issuer": provider.issuer, "oidc_client_id": CLIENT, "oidc_client_secret": SECRET, "public_url": HERE}
-    return base | changes
-
-
-@dataclass
-class Browser:
-    """A browser: keeps cookies, and follows the way to the provider and back itself."""
-
-    world: World
-    cookies: dict[str, str] = field(default_factory=dict)
-    address: str = "10.0.0.7"
-
-    def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
-        headers = {"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items() if value)}
-        client = Client(self.world.app, None, address=self.address, headers=headers if headers["cookie"] else {})
-        response = client(method, url if url.startswith("http") else f"{HERE}{url}", **arguments)
-        for one in response.headers.get_list("set-cookie"):
-            name, _, value = one.partition(";")[0].partition("=")
-            self.cookies[name] = value.strip('"')
-        return response
-
-    def begin(self, following: str = "/variants") -> str:
-        """Go to the provider, and return the address that it sends the browser back to."""
-        response = self("GET", "/auth/login", params={"next": following})
-        assert response.status_code == 303, response.text
-        there = httpx.get(response.headers["location"], trust_env=False)
-        assert there.status_code == 302, there.text
-        return there.headers["location"]
-
-    def sign_in(self, following: str = "/variants") -> httpx.Response:
-        return self("GET", self.begin(following))
-
-    @property
-    def session(self) -> dict[str, Any]:
-        response = self("GET", "/auth/session")
-        assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
-
-    def change(self, method: str, url: str, **arguments: Any) -> httpx.Response:
-        """Make a change as a page of the portal does."""
-        return self(method, url, headers={CSRF_HEADER: self.session["csrf_token"]}, **arguments)
-
-
-def sessions(world: World) -> int:
-    with world.ledger._read() as connection:
-        return len(connection.execute(select(schema.sessions)).all())
+    return with_ann(make_world, provider)
 
 
 # --- the good way --------------------------------------------------------------------
@@ -173,60 +105,6 @@ def test_groups_give_teams_until_the_session_ends(make_world: MakeWorld, provide
     operator.sign_in()
     assert operator.session["me"]["team"] is None
     assert operator.change("POST", "/api/v1/teams", json={"name": "sales"}).status_code == 201
-
-
-def test_cookies_are_for_this_host_only_and_out_of_scripts_reach(make_world: MakeWorld, provider: Running) -> None:
-    world = make_world(**configured(provider, public_url=THERE))
-    world.ledger.add_member("growth", "oidc|7", scopes=["read"], by=SETUP)
-    browser = Browser(world)
-    begun = browser("GET", "/auth/login")
-    response = browser("GET", httpx.get(begun.headers["location"], trust_env=False).headers["location"])
-    for one in [*begun.headers.get_list("set-cookie"), *response.headers.get_list("set-cookie")]:
-        name, *attributes = one.lower().split("; ")
-        assert name.startswith("__host-factory_")
-        assert {"httponly", "secure", "samesite=lax", "path=/"} <= set(attributes)
-        assert not [a for a in attributes if a.startswith("domain")]
-    assert browser.cookies["__Host-factory_sign_in"] == ""
-    assert browser("GET", "/api/v1/me").status_code == 200
-
-
-def test_a_sign_in_gives_a_new_secret_and_ends_the_session_before(world: World) -> None:
-    browser = Browser(world)
-    browser.sign_in()
-    first = dict(browser.cookies)
-    browser.sign_in()
-    assert browser.cookies[COOKIE] != first[COOKIE]
-    error_of(Browser(world, first)("GET", "/api/v1/me"), 401)
-    assert sessions(world) == 1
-
-
-def test_signing_out_here_and_everywhere(world: World) -> None:
-    here, there, elsewhere = Browser(world), Browser(world), Browser(world)
-    for browser in (here, there, elsewhere):
-        browser.sign_in()
-    kept = Browser(world, dict(here.cookies))
-    assert here.change("POST", "/auth/logout").status_code == 204
-    assert here.cookies[COOKIE] == ""
-    error_of(kept("GET", "/api/v1/me"), 401)
-    assert there.change("POST", "/auth/logout", json={"everywhere": True}).status_code == 204
-    error_of(elsewhere("GET", "/api/v1/me"), 401)
-    assert sessions(world) == 0
-
-
-def test_an_operator_signs_somebody_out(world: World) -> None:
-    browser = Browser(world)
-    browser.sign_in()
-    error_of(world("growth/admin").delete("/people/oidc|7/sessions"), 403)
-    assert world("operator").delete("/people/oidc|7/sessions").status_code == 204
-    error_of(browser("GET", "/api/v1/me"), 401)
-
-
-def test_a_session_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    browser = Browser(world)
-    browser.sign_in()
-    later = now() + timedelta(hours=12, seconds=1)
-    monkeypatch.setattr("factory.ledger.schema.clock", lambda: later)
-    assert error_of(browser("GET", "/api/v1/me"), 401)["message"] == Refusal.NO_SESSION.value
 
 
 # --- what is not good ------------------------------------------------------------------
@@ -352,6 +230,33 @@ def test_a_provider_that_is_gone_is_503_and_tokens_still_work(make_world: MakeWo
     assert world("growth/read").get("/me").status_code == 200
 
 
+def test_a_provider_that_hangs_holds_up_nobody_else(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.portal.oidc.TURN_S", 0.01)
+    codes: list[str] = []
+
+    def begin() -> None:
+        codes.append(error_of(Browser(world)("GET", "/auth/login"), 503)["code"])
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        issuer = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        world = make_world(oidc_issuer=issuer, oidc_client_id=CLIENT, public_url=HERE)
+        turns = world.app.state.portal.provider._turns
+        waiting = [threading.Thread(target=begin) for _ in range(AT_ONCE)]
+        for thread in waiting:
+            thread.start()
+        hanging, _ = silent.accept()
+        while turns.acquire(blocking=False):  # until all of them wait
+            turns.release()
+            time.sleep(0.01)
+        begin()
+        assert codes == ["overloaded"]
+        assert world("growth/read").get("/me").status_code == 200
+    hanging.close()
+    for thread in waiting:
+        thread.join()
+    assert codes == ["overloaded", *["service_fault"] * AT_ONCE]
+
+
 PLAYED = {
     "keys gone": {"answer": {"/keys": (500, "no")}},
     "no keys": {"answer": {"/keys": (200, "[]")}},
@@ -400,84 +305,6 @@ def test_refused_sign_ins_are_counted_by_address(world: World, monkeypatch: pyte
 def test_a_sign_in_leads_nowhere_else(following: str, world: World) -> None:
     error = error_of(Browser(world)("GET", "/auth/login", params={"next": following}), 400)
     assert fields_of(error) == {"next"}
-
-
-# --- sessions from other pages -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("header", [{}, {CSRF_HEADER: "x"}, {CSRF_HEADER: ""}])
-def test_a_change_with_a_cookie_needs_what_only_our_page_knows(header: dict[str, str], world: World) -> None:
-    browser = Browser(world)
-    browser.sign_in()
-    for method, url in [("POST", "/api/v1/requests"), ("DELETE", "/api/v1/tokens/t-1"), ("POST", "/auth/logout")]:
-        error = error_of(browser(method, url, headers=header, json={}), 403)
-        assert fields_of(error) == {CSRF_HEADER}
-    assert browser("GET", "/api/v1/me").status_code == 200
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"origin": "https://evil.example"},
-        {"origin": "null"},
-        {"sec-fetch-site": "cross-site"},
-        {"sec-fetch-site": "same-site"},
-    ],
-    ids=str,
-)
-def test_another_origin_changes_nothing_whatever_it_knows(headers: dict[str, str], world: World) -> None:
-    browser = Browser(world)
-    browser.sign_in()
-    known = {CSRF_HEADER: browser.session["csrf_token"], **headers}
-    assert fields_of(error_of(browser("POST", "/auth/logout", headers=known), 403)) == {"Origin"}
-    body = {"token": world.secrets["growth/read"]}
-    assert fields_of(error_of(Browser(world)("POST", "/auth/token", headers=headers, json=body), 403)) == {"Origin"}
-    ours = {CSRF_HEADER: known[CSRF_HEADER], "origin": HERE, "sec-fetch-site": "same-origin"}
-    assert browser("POST", "/auth/logout", headers=ours).status_code == 204
-
-
-def test_another_sessions_csrf_token_is_no_use(world: World) -> None:
-    one, other = Browser(world), Browser(world)
-    one.sign_in()
-    other.sign_in()
-    error_of(one("POST", "/auth/logout", headers={CSRF_HEADER: other.session["csrf_token"]}), 403)
-
-
-# --- tokens in browsers ------------------------------------------------------------------
-
-
-def test_a_token_opens_a_session_that_ends_with_it(make_world: MakeWorld) -> None:
-    world = make_world(public_url=HERE)
-    issued = world.ledger.issue_token("page", team="growth", scopes=["read", "deploy"], by=SETUP)
-    browser = Browser(world)
-    view = browser("POST", "/auth/token", json={"token": issued.secret})
-    assert (view.status_code, view.json()["teams"]) == (200, [{"team": "growth", "scopes": ["read", "deploy"]}])
-    assert issued.secret not in str(browser.cookies)
-    assert browser("GET", "/api/v1/me").json()["token_id"] == issued.record.id
-    assert browser.session["csrf_token"] == view.json()["csrf_token"]
-    world.ledger.revoke_token(issued.record.id, by=SETUP)
-    assert "revoked" in error_of(browser("GET", "/api/v1/me"), 401)["message"]
-
-
-def test_a_token_that_is_not_good_opens_no_session(make_world: MakeWorld) -> None:
-    world = make_world(public_url=HERE)
-    browser = Browser(world)
-    error_of(browser("POST", "/auth/token", json={"token": "mvf_guess"}), 401)
-    job = world.ledger.issue_token("job", team="growth", scopes=["read"], request_id=world.submitted(), by=SETUP)
-    error_of(browser("POST", "/auth/token", json={"token": job.secret}), 403)
-    assert (browser.cookies, sessions(world)) == ({}, 0)
-    error_of(browser("GET", "/auth/login"), 404)
-    error_of(browser("GET", CALLBACK), 404)
-    error_of(world("growth/read").get(f"{HERE}/auth/session"), 403)
-
-
-def test_a_session_of_ended_browsers_shuts_nobody_out(world: World) -> None:
-    browser = Browser(world)
-    browser.sign_in()
-    ended = Browser(world, dict(browser.cookies))
-    browser.change("POST", "/auth/logout")
-    assert {ended("GET", "/api/v1/me").status_code for _ in range(40)} == {401}
-    assert Browser(world, {COOKIE: "mvs_guess"})("GET", "/api/v1/me").status_code == 401
 
 
 # --- settings ----------------------------------------------------------------------------
