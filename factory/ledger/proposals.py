@@ -2,14 +2,16 @@
 
 Who proposes and who approves must not be the same, and tokens are no people:
 whoever made a token may hold it.  So everybody who had a hand in a name is
-looked at (:func:`hands`): a token, those that it replaced, and who made them,
-up to the operators, who make tokens for all.
+looked at (:class:`Hands`): a token, those that it replaced, and who made them.
+Operators make tokens for all, so to have one in common says nothing; but they
+do not approve what a token of their making proposed, nor the other way round.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
@@ -102,7 +104,8 @@ class Proposals(Catalog):
         """
         with self._write() as connection:
             proposal = _locked(connection, proposal_id)
-            if approve and (same := hands(connection, proposal.proposed_by) & hands(connection, by.who)):
+            same = Hands.of(connection, proposal.proposed_by).shared_with(Hands.of(connection, by.who))
+            if approve and same:
                 raise Conflict(
                     f"Proposal {proposal.id} was made by {proposal.proposed_by}, and its approval would be of the same "
                     f"hands ({min(same)}).",
@@ -173,33 +176,56 @@ class Proposals(Catalog):
             return connection.scalar(past.limit(1)) is not None
 
 
-def hands(connection: Connection, who: str) -> frozenset[str]:
-    """Return who stands behind a name of the audit log: itself, and who made the token that it is.
+@dataclass(frozen=True)
+class Hands:
+    """Who stands behind a name of the audit log.
 
-    Operators count only where they act themselves, since all tokens come from them in the end.
+    Attributes:
+        acting: The name itself; of a token, also those that it replaced.
+        makers: Who made them, at whatever remove.
+        members: Those of both that are of a team: its tokens and its people, not operators and users of this machine.
     """
-    found: set[str] = set()
-    seen: set[tuple[str, bool]] = set()
-    waiting = [(who, True)]
-    at = schema.tokens.c
-    while waiting:
-        if (one := waiting.pop()) in seen:
-            continue
-        seen.add(one)
-        name, itself = one
-        if not name.startswith("token:"):
-            # A user of this machine is an operator.
-            found |= {name} if itself or name.startswith(PERSON) else set()
-            continue
-        token_id = name.rpartition("/")[2]
-        row = connection.execute(select(at.team, at.created_by).where(at.id == token_id)).one_or_none()
-        if itself or (row is not None and row.team is not None):
-            found.add(f"token {token_id}")
-        if row is not None:
-            replaced = connection.scalars(select(at.id).where(at.rotated_to == token_id)).all()
-            waiting += [(f"token:/{other}", itself) for other in replaced]
-            waiting.append((row.created_by, False))
-    return frozenset(found)
+
+    acting: frozenset[str]
+    makers: frozenset[str]
+    members: frozenset[str]
+
+    @classmethod
+    def of(cls, connection: Connection, who: str) -> Hands:
+        """Return the hands of a name."""
+        acting, makers, members = set[str](), set[str](), set[str]()
+        at = schema.tokens.c
+        waiting = [(who, acting)]
+        while waiting:
+            name, found = waiting.pop()
+            name = f"token:{name.rpartition('/')[2]}" if name.startswith("token:") else name
+            if name in found:
+                continue
+            found.add(name)
+            if name.startswith(PERSON):
+                members.add(name)
+            if not name.startswith("token:"):
+                continue
+            token_id = name.removeprefix("token:")
+            row = connection.execute(select(at.team, at.created_by).where(at.id == token_id)).one_or_none()
+            if row is None:
+                continue
+            if row.team is not None:
+                members.add(name)
+            replaced = connection.scalars(select(at.id).where(at.rotated_to == token_id))
+            waiting += [(f"token:{other}", found) for other in replaced]
+            waiting.append((row.created_by, makers))
+        return cls(frozenset(acting), frozenset(makers), frozenset(members))
+
+    def shared_with(self, other: Hands) -> frozenset[str]:
+        """Return what two names have in common that makes them one: one acts for, or made, the other, or a member both.
+
+        >>> ann, bob = (Hands(frozenset({n}), frozenset({"root"}), frozenset({n})) for n in ("token:1", "token:2"))
+        >>> sorted(ann.shared_with(bob)), sorted(ann.shared_with(ann))
+        ([], ['token:1'])
+        """
+        mine, theirs = self.acting | self.makers, other.acting | other.makers
+        return (self.acting & theirs) | (other.acting & mine) | (self.members & other.members)
 
 
 def read_proposal(row: Row[Any]) -> Proposal:

@@ -61,7 +61,12 @@ def publish(
     if before is not None and before.digest == recipe.digest:
         return before
     # The log comes first: rather a row too many than a recipe without one.
-    detail = {"digest": recipe.digest, "before": None if before is None else before.digest, "owner": recipe.owner}
+    detail = {
+        "digest": recipe.digest,
+        "before": None if before is None else before.digest,
+        "owner": recipe.owner,
+        "approval": recipe.approval,
+    }
     ledger.record_audit("recipe.publish", recipe.name, by=by, team=team, detail=detail)
     _write(recipe, settings.published_recipes)
     return recipe

@@ -74,15 +74,16 @@ def test_nobody_approves_their_own(ledger: Ledger, variant: Variant, token: Call
     root = Actor(who="root")
     operator = token(root, team=None)
     eves, bobs = token(operator), token(operator)
-    lent, by_eve = token(eves), token(EVE)
-    for first, second in [(EVE, EVE), (root, root), (operator, operator), (eves, eves)]:
+    lent, by_eve, by_bob = token(eves), token(EVE), token(BOB)
+    for same in (EVE, root, operator, eves):
         with pytest.raises(Conflict, match="same hands"):
-            approved(ledger, variant, first, second)
-    for first, second in [(eves, lent), (lent, eves), (EVE, by_eve), (by_eve, EVE), (by_eve, token(EVE))]:
+            approved(ledger, variant, same, same)
+    pairs = [(eves, lent), (EVE, by_eve), (by_eve, token(EVE)), (operator, bobs), (operator, lent), (root, eves)]
+    for first, second in [*pairs, *((second, first) for first, second in pairs)]:
         with pytest.raises(Conflict, match="same hands"):
             approved(ledger, variant, first, second)
     assert ledger.alias(variant.name, "champion") is None
-    for first, second in [(eves, bobs), (lent, bobs), (operator, bobs), (EVE, BOB), (by_eve, token(BOB)), (EVE, eves)]:
+    for first, second in [(eves, bobs), (lent, bobs), (EVE, BOB), (by_eve, by_bob), (EVE, eves), (operator, BOB)]:
         assert approved(ledger, variant, first, second).state == "approved"
 
 

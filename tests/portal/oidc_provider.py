@@ -42,6 +42,7 @@ class Control:
         published: Which keys are published.
         answer: Of the endpoint with a name, in place of its own: a status and a text.
         issuer: By which it calls itself.
+        redirect_uris: Further addresses that people may be sent back to.
     """
 
     person: dict[str, Any] = field(default_factory=lambda: {"sub": "oidc|7", "email": "ann@example.com"})
@@ -50,6 +51,7 @@ class Control:
     published: tuple[str, ...] = ("first",)
     answer: dict[str, tuple[int, str]] = field(default_factory=dict)
     issuer: str | None = None
+    redirect_uris: tuple[str, ...] = ()
 
 
 class Client(ClientMixin):  # type: ignore[misc]
@@ -67,7 +69,7 @@ class Client(ClientMixin):  # type: ignore[misc]
         return scope
 
     def check_redirect_uri(self, redirect_uri: str) -> bool:
-        return redirect_uri in self.redirect_uris
+        return redirect_uri in (*self.redirect_uris, *control.redirect_uris)
 
     def check_client_secret(self, client_secret: str) -> bool:
         return client_secret == SECRET

@@ -32,7 +32,7 @@ def test_a_published_recipe_can_be_ordered_by_every_team(world: World) -> None:
     assert world("risk/submit").post("/requests", json=world.order("risk", recipe=pinned)).status_code == 202
     (row,) = world("operator").get("/audit", params={"action": "recipe.publish"}).json()["items"]
     assert (row["subject"], row["team"], row["who"].split("/")[0]) == ("churn-linear", "growth", "token:author")
-    assert row["detail"] == {"digest": published["digest"], "before": None, "owner": "growth"}
+    assert row["detail"] == {"digest": published["digest"], "before": None, "owner": "growth", "approval": False}
 
 
 def test_the_same_again_changes_nothing_and_another_one_replaces_it(world: World) -> None:

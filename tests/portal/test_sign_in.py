@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
 from factory.errors import InvalidRequest, StorageFault
-from factory.ledger import AuditQuery, Refusal
+from factory.ledger import AuditQuery, Ledger, Refusal
 from factory.settings import Settings
 from serve.portal.oidc import AT_ONCE, CALLBACK, Provider, teams_of_groups
 from tests.portal.browsing import (
@@ -29,6 +30,7 @@ from tests.portal.browsing import (
     with_ann,
 )
 from tests.portal.conftest import SETUP, MakeWorld, World, error_of, fields_of
+from tests.serving import portal
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,31 @@ def test_groups_give_teams_until_the_session_ends(make_world: MakeWorld, provide
     operator.sign_in()
     assert operator.session["me"]["team"] is None
     assert operator.change("POST", "/api/v1/teams", json={"name": "sales"}).status_code == 201
+
+
+def test_all_of_it_over_real_connections(provider: Running, tmp_path: Path) -> None:
+    """A browser's own cookie jar and redirects, a listening portal and a listening provider."""
+
+    def settings(url: str) -> Settings:
+        home = tmp_path / "home"
+        home.mkdir()
+        return Settings(_env_file=None, home=home, **configured(provider, public_url=url))
+
+    with portal(settings) as url:
+        provider.does(redirect_uris=[f"{url}{CALLBACK}"], person={"sub": "oidc|7", "email": "ann@example.com"})
+        with Ledger.open(f"sqlite:///{tmp_path / 'home' / 'ledger.db'}") as ledger:
+            ledger.create_team("growth", by=SETUP)
+            ledger.add_member("growth", "oidc|7", scopes=["read", "admin"], by=SETUP)
+        with httpx.Client(base_url=url, follow_redirects=True, trust_env=False) as browser:
+            came = browser.get("/auth/login", params={"next": "/api/v1/me"})
+            assert (came.status_code, came.json()["name"], len(came.history)) == (200, "person:oidc|7", 3)
+            token = browser.get("/auth/session").json()["csrf_token"]
+            ours = {"x-csrf-token": token, "origin": url, "sec-fetch-site": "same-origin"}
+            made = browser.post("/api/v1/tokens", json={"name": "mine", "scopes": ["read"]}, headers=ours)
+            assert made.json()["token"]["created_by"] == "person:oidc|7"
+            assert browser.post("/auth/logout", headers=ours).status_code == 204
+            assert browser.get("/api/v1/me").status_code == 401
+            assert list(browser.cookies) == []
 
 
 # --- what is not good ------------------------------------------------------------------
