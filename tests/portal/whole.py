@@ -24,35 +24,27 @@ import pandas as pd
 import pytest
 
 from factory.cli.run import PATIENCE_S
-from factory.data.dataset import from_frame
 from factory.data.features import join, materialize
 from factory.data.online import OnlineReader
-from factory.data.preparation import Preparation
 from factory.errors import SystemFault
-from factory.families.base import Family, FitContext, Sample, Shape
 from factory.ledger import Ledger
 from factory.ledger import schema as ledger_schema
 from factory.operate.attending import LOST_S
 from factory.operate.controller import Controller
 from factory.operate.stack.services import declared
 from factory.pipeline import REGISTRY_AWAY_S
-from factory.plugins import load as load_plugin
 from factory.settings import Settings
-from factory.spec import FileDataset, Quota, Task, Variant, VariantRequest
+from factory.spec import Quota, Task, Variant, VariantRequest
 from factory.testing.jobs import FakeJobs
-from factory.variants.bundle import Bundle, Member
-from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
 from serve.app import Predictor
 from serve.portal.app import create_app
 from serve.replica import build
 from tests.cli.conftest import factory
 from tests.portal.conftest import SETUP, World, customers, error_of
-from tests.serve.conftest import Caller, variant_of
+from tests.serve.conftest import SERVICE, TIMESTAMP, Caller, life_bundle, variant_of
 
-SERVICE = "country_v1"
 NAME = "growth.life"
-TIMESTAMP = "event_timestamp"
 BRIEF_S = 0.3
 """For which doors wait here for a ledger that does not answer; 2 s to 60 s outside of tests."""
 SOON_S, LATE_S = 5.0, 180.0
@@ -270,8 +262,7 @@ def whole(settings: Settings) -> Iterator[Whole]:
         secrets[f"growth/{scope}"] = ledger.issue_token(scope, team="growth", scopes=scopes, by=SETUP).secret
     OnlineReader(settings, SERVICE)
     materialize(settings)
-    entities = pd.read_parquet(settings.feature_store / "data" / "entities" / "life_expectancy.parquet")
-    bundle = _bundle(entities, settings)
+    bundle, entities = life_bundle(settings)
     made = settings.root / "made"
     digest = bundle.save(made)
     row = dict.fromkeys((column.name for column in bundle.columns), None)
@@ -289,28 +280,6 @@ def whole(settings: Settings) -> Iterator[Whole]:
         it._pool.shutdown()
         for closing in (ledger, driver, controller.ledger, it.predictor._catalogue, world.app.state.portal):
             closing.close()
-
-
-def _bundle(entities: pd.DataFrame, settings: Settings) -> Bundle:
-    target = entities.columns[-1]
-    joined = join(entities, timestamp=TIMESTAMP, feature_service=SERVICE, settings=settings)
-    dataset = from_frame(joined.frame, FileDataset(path="x.parquet", target=target, task=Task.REGRESSION))
-    preparation = Preparation.fit(dataset.frame, dataset.types)
-    family = load_plugin("families", "linear")
-    assert isinstance(family, Family)
-    model = family.fit(
-        Sample(preparation.transform(dataset.frame), dataset.y),
-        validation=None,
-        parameters=family.portfolio(Task.REGRESSION, shape=Shape(len(dataset.y)))[0].parameters,
-        context=FitContext(task=Task.REGRESSION, n_classes=0, seed=0),
-    )
-    return Bundle(
-        task=Task.REGRESSION,
-        classes=(),
-        columns=input_columns(dataset.frame, dataset.types),
-        preparations=(preparation,),
-        members=(Member(family="linear", model=model, preparation=0, weight=1.0),),
-    )
 
 
 def _register(ledger: Ledger, settings: Settings, made: Path, *, digest: str, row: dict[str, Any]) -> Variant:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from factory.data.dataset import from_frame
+from factory.data.dataset import Dataset, from_frame
+from factory.data.features import join
 from factory.data.preparation import Preparation
 from factory.families.base import Family, FitContext, Sample, Shape
 from factory.ledger import Ledger
@@ -27,6 +28,10 @@ from factory.variants.registry import Registry
 from serve.app import Limits, Predictor
 from serve.inputs import EntityRows, NamedColumns
 from serve.loaded import Loaded
+
+SERVICE = "country_v1"
+TIMESTAMP = "event_timestamp"
+"""Of the example's features and entities."""
 
 
 def customers(n_rows: int = 240, *, seed: int = 0) -> pd.DataFrame:
@@ -45,6 +50,19 @@ def customers(n_rows: int = 240, *, seed: int = 0) -> pd.DataFrame:
 def make_bundle(columns: list[str], *, target: str, task: Task, family: str = "linear") -> Bundle:
     """Fit one model of a family on the customers."""
     dataset = from_frame(customers()[[*columns, target]], FileDataset(path="c.parquet", target=target, task=task))
+    return fitted(dataset, task=task, family=family, ignored=(target,))
+
+
+def life_bundle(settings: Settings) -> tuple[Bundle, pd.DataFrame]:
+    """Fit one model on the example's entities joined to their features; return it with the entities."""
+    entities = pd.read_parquet(settings.feature_store / "data" / "entities" / "life_expectancy.parquet")
+    joined = join(entities, timestamp=TIMESTAMP, feature_service=SERVICE, settings=settings)
+    reference = FileDataset(path="x.parquet", target=entities.columns[-1], task=Task.REGRESSION)
+    return fitted(from_frame(joined.frame, reference), task=Task.REGRESSION), entities
+
+
+def fitted(dataset: Dataset, *, task: Task, family: str = "linear", ignored: tuple[str, ...] = ()) -> Bundle:
+    """Fit one model of a family, with the first parameters of its portfolio."""
     preparation = Preparation.fit(dataset.frame, dataset.types)
     plugin = load_plugin("families", family)
     assert isinstance(plugin, Family)
@@ -60,7 +78,7 @@ def make_bundle(columns: list[str], *, target: str, task: Task, family: str = "l
         columns=input_columns(dataset.frame, dataset.types),
         preparations=(preparation,),
         members=(Member(family=family, model=model, preparation=0, weight=1.0),),
-        ignored=(target,),
+        ignored=ignored,
     )
 
 

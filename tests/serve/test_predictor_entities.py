@@ -6,26 +6,20 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from factory.data.dataset import from_frame
-from factory.data.features import join, materialize
+from factory.data.features import materialize
 from factory.data.online import OnlineReader
-from factory.data.preparation import Preparation
 from factory.errors import ServiceFault
-from factory.families.base import Family, FitContext, Sample, Shape
-from factory.plugins import load as load_plugin
 from factory.settings import Settings
-from factory.spec import FileDataset, Task, Variant
-from factory.variants.bundle import Bundle, Member
-from factory.variants.inputs import input_columns
+from factory.spec import Variant
+from factory.variants.bundle import Bundle
 from serve.loaded import Loaded
 from serve.online import FeatureReaders
+from tests.serve.conftest import SERVICE, life_bundle
 
 pytestmark = pytest.mark.slow
 
-SERVICE = "country_v1"
 PATH = "/variants/growth.life/invocations"
 
 
@@ -39,26 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def bundle(settings: Settings) -> Bundle:
-    table = pd.read_parquet(settings.feature_store / "data" / "entities" / "life_expectancy.parquet")
-    target = table.columns[-1]
-    joined = join(table, timestamp="event_timestamp", feature_service=SERVICE, settings=settings)
-    dataset = from_frame(joined.frame, FileDataset(path="x.parquet", target=target, task=Task.REGRESSION))
-    preparation = Preparation.fit(dataset.frame, dataset.types)
-    family = load_plugin("families", "linear")
-    assert isinstance(family, Family)
-    model = family.fit(
-        Sample(preparation.transform(dataset.frame), dataset.y),
-        validation=None,
-        parameters=family.portfolio(Task.REGRESSION, shape=Shape(len(dataset.y)))[0].parameters,
-        context=FitContext(task=Task.REGRESSION, n_classes=0, seed=0),
-    )
-    return Bundle(
-        task=Task.REGRESSION,
-        classes=(),
-        columns=input_columns(dataset.frame, dataset.types),
-        preparations=(preparation,),
-        members=(Member(family="linear", model=model, preparation=0, weight=1.0),),
-    )
+    return life_bundle(settings)[0]
 
 
 @pytest.fixture
