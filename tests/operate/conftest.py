@@ -1,4 +1,4 @@
-"""A simulated factory for tests of the controller: the real ledger on SQLite, made anew for each."""
+"""A ledger of a home, and a simulated factory for tests of the controller: on SQLite, made anew for each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,32 @@ from factory.ledger import Ledger
 from factory.ledger.records import UNDER_WAY
 from factory.operate.controller import Controller, Pass
 from factory.operate.jobs import JobState
+from factory.settings import Settings
 from factory.spec import Actor, RequestState, VariantRequest
 from factory.testing.controlled import Course, SimulatedFactory
+
+from .quoted import frame
 
 ANN = Actor(who="ann@example.com")
 
 LONG = Course(trials=3, trial_s=100.0)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    return Settings(_env_file=None, home=tmp_path / "home")
+
+
+@pytest.fixture
+def ledger(home: Settings) -> Iterator[Ledger]:
+    with Ledger.open(home.ledger) as opened:
+        yield opened
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    frame().to_parquet(tmp_path / "customers.parquet", index=False)
+    return tmp_path / "customers.parquet"
 
 
 class Plant(SimulatedFactory):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +21,6 @@ from factory.spec import Actor, RequestState, VariantRequest
 from factory.testing.jobs import FakeJobs
 
 ANN = Actor(who="ann")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Settings:
-    return Settings(_env_file=None, home=tmp_path / "home")
-
-
-@pytest.fixture
-def ledger(home: Settings) -> Iterator[Ledger]:
-    with Ledger.open(home.ledger) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,128 +1,25 @@
-"""Quotes: what is told before anything is started, by priors, by history, and what would stop a request."""
+"""Quotes: what is told before anything is started, and what would stop a request."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sqlalchemy import event, update
+from sqlalchemy import event
 
-from factory.data.dataset import from_frame
 from factory.data.loading import store_table
-from factory.data.traits import traits_of
-from factory.ledger import Ledger, schema
-from factory.operate.quotes import Holding, Place, Quote, Rates, quote, quote_document
-from factory.operate.quotes.spread import Spread
-from factory.search.plan import check_request
+from factory.ledger import Ledger
+from factory.operate.quotes import Holding, Place, Quote, Rates, quote_document
 from factory.settings import Settings
-from factory.spec import FileDataset, RequestState, Trial, Variant, VariantRequest
+from factory.spec import VariantRequest
 from tests.postgres import MISSING, server
 
+from .quoted import document, frame, made, quoted
+
 ROOT = Path(__file__).resolve().parents[2]
-RATES = Rates(cpu_hour=0.1, gpu_hour=3.0, gb_hour=0.01, currency="EUR")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
-
-
-@pytest.fixture
-def ledger(home: Settings) -> Iterator[Ledger]:
-    with Ledger.open(home.ledger) as opened:
-        yield opened
-
-
-def frame(n_rows: int = 400, *, seed: int = 0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    return pd.DataFrame(
-        {
-            "age": rng.integers(18, 90, n_rows),
-            "income": rng.normal(40, 9, n_rows),
-            "city": rng.choice(["Bern", "Genf"], n_rows),
-            "churned": rng.choice(["no", "yes"], n_rows),
-        }
-    )
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    frame().to_parquet(tmp_path / "customers.parquet", index=False)
-    return tmp_path / "customers.parquet"
-
-
-def document(table: Path | str, **fields: Any) -> dict[str, Any]:
-    base = {"team": "growth", "name": "churn", "recipe": "tabular-auto"}
-    return base | {"dataset": {"path": str(table), "target": "churned"}, "budget": {"time_s": 60}} | fields
-
-
-def made(
-    ledger: Ledger,
-    request: dict[str, Any],
-    *,
-    took_s: float,
-    rows: pd.DataFrame | None = None,
-    score: float = 0.8,
-    fold_s: float = 1.0,
-    version: int = 1,
-    attempts: int = 1,
-) -> str:
-    """Put a request that was made into the ledger, as the pipeline leaves it; return its id."""
-    order = VariantRequest.model_validate(request)
-    rows = frame() if rows is None else rows
-    dataset = from_frame(rows, FileDataset(path="t.parquet", target=order.dataset.target))
-    regression = dataset.task == "regression"
-    metric = "neg_root_mean_squared_error" if regression else "roc_auc"
-    record = ledger.create_request(order)
-    for _ in range(attempts):
-        ledger.claim(record.id).release()
-    ledger.reach(record.id, RequestState.PREPARING, "Reading.")
-    ledger.record_traits(record.id, traits_of(dataset).model_copy(update={"metric": metric, "constant_score": 0.5}))
-    for number in range(4):
-        trial = Trial(number=number, family="lightgbm", parameters={}, state="succeeded", score=score or 0.5)
-        ledger.record_trial(
-            record.id, trial.model_copy(update={"folds": (0,), "fold_scores": (score or 0.5,)} | {"cost_s": fold_s})
-        )
-    half = abs(score) * 0.01
-    ledger.record_variant(
-        Variant(
-            name=order.variant,
-            version=version,
-            request_id=record.id,
-            task=dataset.task,
-            metric=metric,
-            score=score,
-            score_low=score - half,
-            score_high=score + half,
-            recipe="tabular-auto",
-            recipe_digest="a" * 64,
-            dataset_digest="b" * 64,
-            bundle_digest="c" * 64,
-            cost_s=4 * fold_s,
-            blend={0: 0.5, 1: 0.5},
-        )
-    )
-    ledger.reach(record.id, RequestState.REGISTERED, "Registered.")
-    at = schema.events.c
-    began = next(e.time for e in ledger.events(record.id) if e.state is RequestState.PREPARING)
-    with ledger._write() as connection:  # the clock is not waited for
-        ended = (at.request_id == record.id) & (at.state == "registered")
-        connection.execute(update(schema.events).where(ended).values(time=began + timedelta(seconds=took_s)))
-    return record.id
-
-
-def quoted(request: dict[str, Any], ledger: Ledger, home: Settings, **more: Any) -> Quote:
-    order, recipe = check_request(request, settings=home)
-    return quote(order, recipe, ledger=ledger, settings=home, **({"rates": RATES, "cpus": 2} | more))
 
 
 # --- time and money ----------------------------------------------------------------
@@ -390,100 +287,3 @@ def test_uploads_entity_tables_and_far_files(tmp_path: Path, ledger: Ledger, hom
     told = quote_document(document("", dataset=entities), ledger=ledger, settings=home)
     assert set(fields(told)) == {"dataset.timestamp"}
     assert "'customer_v1' was not looked at" in told.notes[0]
-
-
-# --- the score to expect -------------------------------------------------------------
-
-
-def test_nothing_is_known_of_the_first_of_its_kind(table: Path, ledger: Ledger, home: Settings) -> None:
-    told = quoted(document(table), ledger, home)
-    assert told.score is None
-    assert told.score_basis == (
-        "Nothing is known: of 0 earlier requests of the team for recipe 'tabular-auto', none had data like these."
-    )
-    other = pd.DataFrame({"x": np.arange(300.0), "y": np.arange(300.0) % 7, "z": ["a", "b"] * 150})
-    made(ledger, document(table, dataset={"path": "x.csv", "target": "z"}), took_s=50, rows=other)
-    assert quoted(document(table), ledger, home).score is None
-
-
-def test_the_score_is_that_of_variants_of_like_data(table: Path, ledger: Ledger, home: Settings) -> None:
-    for version, score in enumerate([0.80, 0.82, 0.84], start=1):
-        made(ledger, document(table), took_s=50, score=score, version=version)
-    made(ledger, document(table, team="risk"), took_s=50, score=0.6)
-    told = quoted(document(table), ledger, home)
-    assert told.score is not None
-    assert (told.score.metric, told.score.n_requests, told.score.nearest) == ("roc_auc", 3, "growth.churn")
-    assert told.score.distance < 0.01
-    assert told.score.score.expected == pytest.approx(0.82, abs=0.005)
-    assert told.score.score.low < 0.80
-    assert 0.84 < told.score.score.high < 1
-    assert told.score_basis.startswith("By 3 of 3 earlier requests")
-    assert quoted(document(table, metric="neg_log_loss"), ledger, home).score is None
-
-
-def test_the_more_is_known_the_narrower_is_the_score(table: Path, ledger: Ledger, home: Settings) -> None:
-    widths = []
-    for version in range(1, 9):
-        made(ledger, document(table), took_s=50, score=0.82, version=version)
-        told = quoted(document(table), ledger, home).score
-        assert told is not None
-        widths.append(told.score.high - told.score.low)
-    assert widths == sorted(widths, reverse=True)
-    assert widths[-1] < widths[0] / 1.5
-
-
-def test_losses_of_a_regression_are_compared_as_ratios(tmp_path: Path, ledger: Ledger, home: Settings) -> None:
-    rows = frame().assign(spend=np.random.default_rng(1).normal(100, 20, 400)).drop(columns="churned")
-    rows.to_parquet(tmp_path / "spend.parquet", index=False)
-    request = document("", dataset={"path": str(tmp_path / "spend.parquet"), "target": "spend"})
-    for version, score in enumerate([-10.0, -14.4], start=1):
-        made(ledger, request, took_s=50, rows=rows, score=score, version=version)
-    told = quoted(request, ledger, home).score
-    assert told is not None
-    assert told.metric == "neg_root_mean_squared_error"
-    assert told.score.expected == pytest.approx(-12.0, rel=0.01)
-    assert told.score.low < -14.4 < -10.0 < told.score.high < 0
-
-
-def test_of_data_that_are_far_away_the_same_variants_history_is_taken(ledger: Ledger, home: Settings) -> None:
-    request = document("s3://bucket/t.parquet")
-    made(ledger, request, took_s=50, score=0.8)
-    told = quoted(request, ledger, home)
-    assert told.score is not None
-    assert told.score.score.expected == pytest.approx(0.8)
-    assert quoted(request | {"name": "other"}, ledger, home).score is None
-
-
-# --- how history corrects ------------------------------------------------------------
-
-residuals = st.lists(st.floats(-20, 20), max_size=40)
-
-
-@given(seen=residuals)
-@settings(deadline=None, derandomize=True)
-def test_a_corrected_spread_stays_in_order(seen: list[float]) -> None:
-    told = Spread(8, 10, 14).corrected(seen)
-    assert told.low <= told.mid <= told.high
-
-
-@given(seen=residuals, more=st.floats(1, 7))
-@settings(deadline=None, derandomize=True)
-def test_a_case_above_what_is_expected_never_lowers_it(seen: list[float], more: float) -> None:
-    prior = Spread(8, 10, 14)
-    before, after = prior.corrected(seen), prior.corrected([*seen, more])
-    assert after.mid >= before.mid - 1e-9 or prior.residual(before.mid) > more
-
-
-@pytest.mark.parametrize(("n_past", "least"), [(0, 0.75), (5, 0.7), (40, 0.72)])
-@pytest.mark.parametrize("off", [0.0, 0.5, -0.4])
-def test_four_in_five_lie_within_the_interval_once_there_is_history(n_past: int, least: float, off: float) -> None:
-    """Cases that are as spread as the prior says, but for a shift that only history can tell."""
-    rng = np.random.default_rng(0)
-    within = []
-    for _ in range(400):
-        cases = rng.normal(off, 1 / 1.2816, n_past + 1)
-        told = Spread(8, 10, 12).corrected(cases[:-1].tolist())
-        within.append(told.low <= 10 + 2 * cases[-1] <= told.high)
-    shifted_without_history = off and not n_past
-    assert np.mean(within) >= (0.6 if shifted_without_history else least)
-    assert np.mean(within) <= 0.9

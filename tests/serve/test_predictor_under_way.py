@@ -1,0 +1,233 @@
+"""What the predictor's application does under way: promotions, many calls at a time, starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import httpx
+import numpy as np
+
+from factory.errors import ServiceFault
+from factory.spec import DeploymentWish, Variant
+from factory.variants.bundle import Bundle
+from serve.loaded import Loaded
+
+from .calls import CHURN, ROW, error_of, expected, one
+
+
+async def together(caller: Any, calls: list[dict[str, Any]]) -> list[httpx.Response]:
+    """Send several requests at one time."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(caller.app), base_url="http://test") as client:
+        return list(await asyncio.gather(*(client.request("POST", **call) for call in calls)))
+
+
+def test_a_promotion_is_followed_within_a_second(own_shelf, churn, make_caller):
+    caller = make_caller(own_shelf)
+    own_shelf.put("growth.churn", churn)
+    assert caller.post(**one()).headers["x-variant"] == "growth.churn/1"
+    own_shelf.put("growth.churn", churn)
+    time.sleep(1.01)
+    assert caller.post(**one()).headers["x-variant"] == "growth.churn/2"
+    old = caller.post(**one("/variants/growth.churn/versions/1/invocations"))
+    assert old.headers["x-variant"] == "growth.churn/1"
+
+
+def test_a_name_without_a_champion(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn, champion=False)
+    error = error_of(make_caller(own_shelf).post(**one()), 404)
+    assert "has no champion" in error["message"]
+    assert "factory variants promote" in error["hint"]
+
+
+def test_callers_who_wait_share_one_load(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn)
+    loads = []
+
+    def load(variant: Variant) -> Loaded:
+        loads.append(variant.version)
+        time.sleep(0.05)
+        return own_shelf.load(variant)
+
+    caller = make_caller(own_shelf, load=load)
+    answers = asyncio.run(together(caller, [one()] * 8))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert loads == [1]
+
+
+def test_the_least_recently_used_goes_first(own_shelf, churn, spend, make_caller):
+    for name in ("growth.a", "growth.b", "growth.c"):
+        own_shelf.put(name, spend)
+    loads = []
+
+    def load(variant: Variant) -> Loaded:
+        loads.append(variant.name)
+        return own_shelf.load(variant)
+
+    caller = make_caller(own_shelf, load=load, bundles=2)
+    row = {"json": {"dataframe_records": [{"age": 1, "income": 1}]}}
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert caller.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
+    assert loads == ["growth.a", "growth.b", "growth.c", "growth.b"]
+    tight = make_caller(own_shelf, load=load, bundles_mb=1e-9)
+    for name in ("a", "b"):
+        assert tight.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
+    assert loads[-2:] == ["growth.a", "growth.b"]
+
+
+def test_a_changed_bundle_is_not_loaded_and_is_tried_again(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn)
+    manifest = own_shelf.path("growth.churn", 1) / "variant.json"
+    good = manifest.read_bytes()
+    manifest.write_bytes(good + b" ")
+    caller = make_caller(own_shelf)
+    response = caller.post(**one())
+    assert error_of(response, 500)["code"] == "untrusted_bundle"
+    assert response.headers["x-variant"] == "growth.churn/1"
+    manifest.write_bytes(good)
+    assert caller.post(**one()).status_code == 200
+
+
+def test_what_is_loaded_is_served_while_the_ledger_is_gone(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn)
+    caller = make_caller(own_shelf)
+    assert caller.post(**one()).status_code == 200
+    time.sleep(1.01)
+    own_shelf.ledger.close()
+    database = own_shelf.folder.parent / "ledger.db"
+    for path in database.parent.glob("ledger.db*"):
+        path.unlink()
+    database.write_bytes(b"this is not a database, and long enough to be none" * 100)
+    assert caller.post(**one()).headers["x-variant"] == "growth.churn/1"
+    assert error_of(caller.post(**one("/variants/growth.other/invocations")), 503)["code"] == "storage_fault"
+    assert caller.get("/v2/health/ready").json() == {"ready": True}
+    assert caller.get("/v2/health/live").status_code == 200
+    empty = make_caller(own_shelf)
+    assert error_of(empty.get("/v2/health/ready"), 503)["code"] == "storage_fault"
+    assert empty.get("/v2/health/live").status_code == 200
+
+
+def test_more_requests_than_places_are_told_to_come_again(shelf, make_caller):
+    release = threading.Event()
+
+    def load(variant: Variant) -> Loaded:
+        release.wait(5)
+        return shelf.load(variant)
+
+    caller = make_caller(shelf, load=load, ongoing=2)
+
+    async def crowd() -> list[httpx.Response]:
+        waiting = asyncio.create_task(together(caller, [one(), one()]))
+        await asyncio.sleep(0.05)
+        refused = await together(caller, [one()])
+        release.set()
+        return [*refused, *await waiting]
+
+    refused, *served = asyncio.run(crowd())
+    assert error_of(refused, 503)["code"] == "overloaded"
+    assert refused.headers["retry-after"] == "1"
+    assert [answer.status_code for answer in served] == [200, 200]
+
+
+def test_the_deadline(shelf, make_caller):
+    def load(variant: Variant) -> Loaded:
+        time.sleep(0.3)
+        return shelf.load(variant)
+
+    caller = make_caller(shelf, load=load, deadline_s=0.1)
+
+    async def twice() -> list[httpx.Response]:
+        late = await together(caller, [one()])
+        await asyncio.sleep(0.4)
+        return late + await together(caller, [one()])
+
+    late, again = asyncio.run(twice())
+    assert error_of(late, 504)["code"] == "deadline_exceeded"
+    assert again.status_code == 200, "the load went on although nobody waited for it"
+
+
+def test_a_body_that_does_not_arrive(shelf, make_caller):
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(0.5)
+        yield b"}"
+
+    response = make_caller(shelf, deadline_s=0.1).post(CHURN, content=slow())
+    assert error_of(response, 408)["code"] == "slow_request"
+
+
+def test_a_prediction_that_fails_is_ours_and_the_predictor_lives(shelf, make_caller, caplog):
+    class Broken(Bundle):
+        def predict_raw(self, columns: Any) -> np.ndarray:
+            raise MemoryError("no more")
+
+    def load(variant: Variant) -> Loaded:
+        loaded = shelf.load(variant)
+        broken = Broken(**{f: getattr(loaded.bundle, f) for f in Bundle.__dataclass_fields__})
+        return Loaded(variant, broken if variant.name == "growth.churn" else loaded.bundle, 1.0, 0.1)
+
+    caller = make_caller(shelf, load=load)
+    error = error_of(caller.post(**one()), 500)
+    assert "MemoryError" in error["message"]
+    assert "no more" not in error["message"], "details of our process are for the log"
+    assert "no more" in caplog.text
+    row = {"dataframe_records": [{"age": 1, "income": 1}]}
+    assert caller.post("/variants/growth.spend/invocations", json=row).status_code == 200
+
+
+def test_a_large_body_is_predicted_in_a_thread(shelf, make_caller, churn):
+    rows = [ROW | {"age": age % 60} for age in range(400)]
+    answer = make_caller(shelf, rows=400, body_mb=1).post(CHURN, json={"dataframe_records": rows})
+    assert answer.json()["predictions"] == expected(churn, rows)
+
+
+def lifespan(app: Any, *, between: float) -> list[str]:
+    """Start the application and end it as a server does; return what it says."""
+    sent: list[str] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> dict[str, Any]:
+        if sent:
+            await asyncio.sleep(between)
+        return {"type": "lifespan.shutdown" if sent else "lifespan.startup"}
+
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    return sent
+
+
+def test_champions_are_loaded_when_the_server_starts(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn)
+    own_shelf.put("growth.idle", churn)
+    own_shelf.ledger.set_deployment("growth.churn", DeploymentWish(), version=1)
+    loads: list[str] = []
+
+    def load(variant: Variant) -> Loaded:
+        loads.append(variant.name)
+        return own_shelf.load(variant)
+
+    app = make_caller(own_shelf, load=load).app
+    assert lifespan(app, between=0.3) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert loads == ["growth.churn"]
+
+
+def test_a_failing_warm_up_does_not_stop_the_server(shelf, make_caller, caplog):
+    def warm_up() -> None:
+        raise ServiceFault("MLflow could not answer.")
+
+    app = make_caller(shelf, warm_up=warm_up).app
+    assert len(lifespan(app, between=0.1)) == 2
+    assert "MLflow could not answer" in caplog.text
+
+
+def test_websockets_are_refused(caller):
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(dict(message))
+
+    asyncio.run(caller.app({"type": "websocket"}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1003}]
