@@ -16,7 +16,6 @@ from factory.ledger import (
     AuditRecord,
     Deployment,
     Event,
-    Proposal,
     RequestSummary,
     Share,
     ShareKind,
@@ -223,18 +222,6 @@ class Promotion(Document):
         description="Also where its gate turned it down, or (with the scope admin) where nobody has approved it; that "
         "is recorded.",
     )
-
-
-class Decision(Document):
-    """What a second person says to a proposal."""
-
-    why: str = Field(min_length=1, max_length=1000, description="The reason; it is kept with the proposal.")
-
-
-class Proposals(_Listing):
-    """A page of proposals."""
-
-    items: tuple[Proposal, ...]
 
 
 class Rollback(Document):

@@ -47,6 +47,9 @@ BEYOND_A_SCHEMA = {
     "retry_request": ["400"],
     "set_deployment": ["400", "412"],
     "publish_recipe": ["400", "412"],
+    # A moment to come cannot be said either.
+    "create_token": ["400"],
+    "rotate_token": ["400"],
 }
 FULL = "FACTORY_TEST_FULL" in os.environ
 """Whether all boundaries of all parameters are tried as well: some 7,000 calls, four minutes."""

@@ -13,7 +13,6 @@ from factory.operate.promotion import decide
 from factory.spec import Document
 from serve.portal.bodies import Body, Incoming
 from serve.portal.context import Here, Portal
-from serve.portal.documents import Decision, Proposals
 from serve.portal.identity import Caller, Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
@@ -22,6 +21,19 @@ from serve.portal.routes import API
 router = APIRouter(prefix=f"{API}/proposals", tags=["variants"], responses=refusals(*ALWAYS))
 
 Id = Annotated[str, Path(max_length=64, description="Id of a proposal.")]
+
+
+class Decision(Document):
+    """What a second person says to a proposal."""
+
+    why: str = Field(min_length=1, max_length=1000, description="The reason; it is kept with the proposal.")
+
+
+class Proposals(Document):
+    """A page of proposals."""
+
+    items: tuple[Proposal, ...]
+    next: str | None = Field(None, description="Cursor of the page that follows; null at the end.")
 
 
 class ProposalFilters(Document):
