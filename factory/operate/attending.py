@@ -72,7 +72,7 @@ class Attendant:
             Conflict: the request cannot be admitted any more.
         """
         record = self.ledger.request(request_id)
-        waits = record.door == "job" and self._is_alive(self.adopted([request_id]).get(request_id))
+        waits = record.door == "job" and self._is_alive(adopted_jobs([request_id], ledger=self.ledger).get(request_id))
         return self.ledger.admit(request_id, kind="adopted" if waits else "controller")
 
     def submit(self, attempt: Attempt) -> bool:
@@ -148,11 +148,6 @@ class Attendant:
         old = [job for job in over if job.ended_at is not None and now() > job.ended_at + timedelta(seconds=KEPT_S)]
         for job in old[:FORGOTTEN]:
             self.jobs.delete(job.submission_id)
-
-    def adopted(self, request_ids: Iterable[str]) -> dict[str, str]:
-        """Return the job that each request came with, as it told; those that came another way are left out."""
-        told = self.ledger.last_events(request_ids, ADOPTED)
-        return {request_id: str(event.payload["job"]) for request_id, event in told.items()}
 
     def _is_stray(self, submission_id: str) -> bool:
         """Whether the attempt of a job that runs has ended: its job came up late, or a stop was not heard."""
@@ -298,6 +293,19 @@ class Attendant:
     def _is_alive(self, job_id: str | None) -> bool:
         job = self.jobs.info(job_id) if job_id else None
         return job is not None and not job.state.ended
+
+
+def adopted_jobs(request_ids: Iterable[str], *, ledger: Ledger) -> dict[str, str]:
+    """Return the job that each request came with, as it told; those that came another way are left out."""
+    told = ledger.last_events(request_ids, ADOPTED)
+    return {request_id: str(event.payload["job"]) for request_id, event in told.items()}
+
+
+def job_of(attempt: Attempt, *, ledger: Ledger) -> str:
+    """Return the cluster's name of an attempt's job; one that came past the controller has told it."""
+    if attempt.kind == "controller":
+        return attempt.submission_id
+    return adopted_jobs([attempt.request_id], ledger=ledger).get(attempt.request_id, attempt.submission_id)
 
 
 def log_path(settings: Settings, request_id: str, number: int) -> Path:

@@ -30,7 +30,7 @@ from factory.ledger import Ledger, OpenAttempt
 from factory.ledger.schema import now
 from factory.operate import json_logs
 from factory.operate.admission import Decision, decide
-from factory.operate.attending import Attendant
+from factory.operate.attending import ADOPTED, Attendant, adopted_jobs
 from factory.operate.jobs import JobInfo, Jobs
 from factory.operate.outlook import Queue
 from factory.settings import Settings, load_settings
@@ -167,7 +167,8 @@ class Controller:
 
     def _attend(self, attempts: Sequence[OpenAttempt], jobs: Mapping[str, JobInfo]) -> tuple[str, ...]:
         """Look at all open attempts; return the submission ids of those that were ended."""
-        adopted = self._attendant.adopted([one.request_id for one in attempts if one.kind == "adopted"])
+        came_with = [one.request_id for one in attempts if one.kind == ADOPTED]
+        adopted = adopted_jobs(came_with, ledger=self.ledger)
         ended: list[str] = []
         # Those last that have yet to be submitted: where the cluster takes no job, the others have been looked at.
         for attempt in sorted(attempts, key=lambda one: one.submitted_at is None):
@@ -263,7 +264,8 @@ class Controller:
 
 def main() -> int:
     """Run a controller until the process is told to end (SIGTERM or SIGINT); return its exit code."""
-    from factory.operate.ray_jobs import RayJobs, ray_token
+    from factory.operate.ray_jobs import RayJobs
+    from factory.search.cluster import ray_token
 
     json_logs.configure()
     stopping = threading.Event()

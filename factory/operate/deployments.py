@@ -25,6 +25,7 @@ import psutil
 
 from factory.errors import Conflict, Detail, ServiceFault
 from factory.operate.stack.records import StackFolder
+from factory.search.cluster import token_variables
 from factory.settings import Settings
 
 HOST = "127.0.0.1"
@@ -213,7 +214,8 @@ def _environment(settings: Settings, *, mark: str) -> dict[str, str]:
     given = {f"FACTORY_{name.upper()}": str(value) for name, value in settings.model_dump(exclude_none=True).items()}
     project = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
-    return {**os.environ, **given, "FACTORY_HOME": str(settings.root), "PYTHONPATH": path, MARK: mark}
+    places = {"FACTORY_HOME": str(settings.root), "PYTHONPATH": path}
+    return {**os.environ, **given, **places, **token_variables(settings), MARK: mark}
 
 
 def announce_ready(settings: Settings) -> None:

@@ -39,7 +39,8 @@ from factory.operate.outlook import Queue
 from factory.operate.promotion import decide, deploy, named, promote, roll_back
 from factory.operate.publishing import publish, withdraw
 from factory.operate.quotes import Holding, Place, Quote
-from factory.operate.ray_jobs import RayJobs, ray_token
+from factory.operate.ray_jobs import RayJobs
+from factory.search.cluster import ray_token
 from factory.search.plan import family, load_recipe, recipe_files
 from factory.settings import Settings
 from factory.spec import (

@@ -7,8 +7,6 @@ needs all of Ray imported.  Nothing here starts or joins a Ray.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault, StorageFault
+from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault
 from factory.operate.admission import Capacity
 from factory.operate.jobs import LOG_BYTES, JobInfo, JobSpec, JobState
 
@@ -38,28 +36,6 @@ IDLE_S = 10.0
 """How long a followed log may be silent until the caller is let look around."""
 
 _HINT = "`factory status` shows whether Ray runs; `factory up` starts it. Jobs that it ran are made again."
-
-
-def ray_token(root: Path) -> Path:
-    """Return the file with Ray's token in a FACTORY_HOME, made where it is missing, readable by its owner only.
-
-    Raises:
-        StorageFault: it cannot be written.
-    """
-    path = root / "ray_token"
-    try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with suppress(FileExistsError):
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(32))
-        path.chmod(0o600)
-    except OSError as error:
-        raise StorageFault(
-            f"Ray's token {str(path)!r} cannot be written: {error.strerror or error}.",
-            hint="It must belong to the user that runs the factory. Delete it while no stack runs: a new one is made.",
-        ) from error
-    return path
 
 
 class RayJobs:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from factory.errors import ServiceFault
+from factory.errors import ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import Budget
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a Ray that we start ourselves; data beyond it spills to disk."""
+_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 DRIVER_MB = 1_500.0
 """What the driver and an idle Ray take of a request's memory (PSS, measured)."""
 WORKER_MB, LEAST_WORKER_MB = 400.0, 800.0
@@ -85,6 +88,56 @@ def local_cpus(settings: Settings) -> int:
     return min(settings.cpus or allowed, allowed)
 
 
+def ray_token(root: Path) -> Path:
+    """Return the file with Ray's token in a FACTORY_HOME, made where it is missing, readable by its owner only.
+
+    Raises:
+        StorageFault: it cannot be written.
+    """
+    path = root / "ray_token"
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+        path.chmod(0o600)
+    except OSError as error:
+        raise StorageFault(
+            f"Ray's token {str(path)!r} cannot be written: {error.strerror or error}.",
+            hint="It must belong to the user that runs the factory. Delete it while no stack runs: a new one is made.",
+        ) from error
+    return path
+
+
+def token_variables(settings: Settings) -> dict[str, str]:
+    """Return what lets a Ray that is started here take the factory's token; nothing where a token was given, or a Ray.
+
+    Without, Ray leaves a token in the user's home that others can read, and lets in whoever has it.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", _PATH_VARIABLE} or os.environ.get("RAY_ADDRESS"):
+        return {}
+    return {_PATH_VARIABLE: str(ray_token(settings.root))}
+
+
+@contextmanager
+def _own_token(settings: Settings) -> Iterator[None]:
+    """Let the Ray of this process take the factory's token."""
+    from ray._raylet import AuthenticationTokenLoader
+
+    variables = token_variables(settings)
+    # It keeps the token that it has read, and another session may have another home.
+    loader = AuthenticationTokenLoader.instance()
+    os.environ.update(variables)
+    loader.reset_cache()
+    try:
+        yield
+    finally:
+        for name in variables:
+            os.environ.pop(name, None)
+        loader.reset_cache()
+
+
 @contextmanager
 def session(settings: Settings) -> Iterator[Cluster]:
     """Connect to ``RAY_ADDRESS``, or start Ray on this machine and stop it at the end.
@@ -99,6 +152,13 @@ def session(settings: Settings) -> Iterator[Cluster]:
     import ray
 
     joined = ray.is_initialized()
+    with nullcontext() if joined else _own_token(settings):
+        yield from _joined(settings, joined=joined)
+
+
+def _joined(settings: Settings, *, joined: bool) -> Iterator[Cluster]:
+    import ray
+
     try:
         if not joined:
             _connect(settings)
@@ -111,7 +171,7 @@ def session(settings: Settings) -> Iterator[Cluster]:
             f"Ray on {address} cannot be used: {error}.", hint="`factory doctor` checks Ray; see also RAY_ADDRESS."
         ) from error
     try:
-        started_here = not joined and "RAY_ADDRESS" not in os.environ
+        started_here = not joined and not os.environ.get("RAY_ADDRESS")
         yield Cluster(cpus=cpus, node_cpus=min(node_cpus or cpus, cpus), started_here=started_here)
     finally:
         if not joined:

@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from factory.errors import FactoryError
 from factory.operate import json_logs
 from factory.operate.jobs import Jobs
-from factory.operate.ray_jobs import RayJobs, ray_token
+from factory.operate.ray_jobs import RayJobs
+from factory.search.cluster import ray_token
 from factory.settings import Settings, load_settings
 from serve.portal.context import Portal
 from serve.portal.edge import Edge

@@ -25,12 +25,13 @@ from factory.ledger import Ledger
 from factory.operate.controller import LEAD
 from factory.operate.deployments import free_port
 from factory.operate.inprocess import InProcess
-from factory.operate.ray_jobs import RayJobs, ray_token
+from factory.operate.ray_jobs import RayJobs
 from factory.operate.stack import launch
 from factory.operate.stack.processes import MARK, SERVICE, Leader, family, identity
 from factory.operate.stack.records import Service, StackFolder
 from factory.operate.stack.services import declared
 from factory.operate.stack.supervisor import wrong_with
+from factory.search.cluster import ray_token
 from factory.settings import Settings
 from tests.postgres import PostgresServer
 

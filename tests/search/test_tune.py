@@ -39,7 +39,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PYTHONPATH", str(PROBE))
         patch.setenv("PROBE_NOTES", str(folder))
         plugins._registry.cache_clear()
-        with session(Settings(cpus=CPUS)):
+        with session(Settings(home=tmp_path_factory.mktemp("home"), cpus=CPUS)):
             yield folder
     plugins._registry.cache_clear()
 
@@ -84,6 +84,19 @@ def run(plan: Plan, data: TrialData, *, left_s: float) -> SearchResult:
         return search(
             plan, data, ray=ray, settings=settings, history=(), deadline=Deadline.after(left_s), record=lambda _: None
         )
+
+
+def test_ray_takes_the_factorys_own_token() -> None:
+    import ray
+
+    @ray.remote
+    def token() -> str:
+        return Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+
+    own = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert own.name == "ray_token"
+    assert own.stat().st_mode & 0o777 == 0o600
+    assert ray.get(token.remote()) == own.read_text()
 
 
 @contextlib.contextmanager

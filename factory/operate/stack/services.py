@@ -9,9 +9,8 @@ from pathlib import Path
 
 from factory.errors import InvalidRequest, listing, suggest
 from factory.operate.deployments import free_port
-from factory.operate.ray_jobs import ray_token
 from factory.operate.stack.records import HttpProbe, Port, Service, StackFolder
-from factory.search.cluster import OBJECT_STORE_BYTES, local_cpus
+from factory.search.cluster import OBJECT_STORE_BYTES, local_cpus, ray_token
 from factory.settings import Settings
 
 LOOPBACK = "127.0.0.1"

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from factory.errors import Detail, FactoryError, NotFound, StorageFault
 from factory.ledger import Attempt, Event, Ledger, RequestRecord
-from factory.operate.attending import ADOPTED, log_path
+from factory.operate.attending import job_of, log_path
 from factory.settings import Settings
 from factory.spec import Document, RequestState
 from serve.errors import Overloaded
@@ -123,7 +123,7 @@ def read_log(portal: Here, caller: JobReader, request_id: Id, filters: Annotated
     attempt = _attempt(portal.ledger, record, filters.attempt)
     if attempt.ended_at is not None and (kept := _kept_log(portal.settings, attempt)) is not None:
         return PlainTextResponse(kept)
-    job = _job_of(portal.ledger, attempt)
+    job = job_of(attempt, ledger=portal.ledger)
     if not filters.follow or attempt.ended_at is not None:
         return PlainTextResponse(portal.jobs.logs(job))
     if portal.jobs.info(job) is None:
@@ -246,11 +246,3 @@ def _kept_log(settings: Settings, attempt: Attempt) -> str | None:
         return log_path(settings, attempt.request_id, attempt.number).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-
-
-def _job_of(ledger: Ledger, attempt: Attempt) -> str:
-    """Return the cluster's name of an attempt's job; one that came past the controller has told it."""
-    if attempt.kind == "controller":
-        return attempt.submission_id
-    told = [event for event in ledger.events(attempt.request_id) if event.kind == ADOPTED]
-    return str(told[-1].payload["job"]) if told else attempt.submission_id
