@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -98,6 +99,24 @@ def test_a_rotated_token_is_the_same_hand(ledger: Ledger, variant: Variant, toke
             approved(ledger, variant, first, now)
         with pytest.raises(Conflict, match="same hands"):
             approved(ledger, variant, now, first)
+
+
+def test_of_many_at_the_same_moment_one_proposes_and_one_decides(ledger: Ledger, variant: Variant) -> None:
+    def propose(n: int) -> str:
+        return ledger.propose(variant, CHAMPION, why="x", by=Actor(who=f"person:{n}")).id
+
+    def decide(n: int) -> str:
+        try:
+            return ledger.decide(proposal_id, approve=n % 2 == 0, why="x", by=Actor(who=f"person:d{n}")).state
+        except Conflict:
+            return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        (proposal_id,) = set(pool.map(propose, range(8)))
+        (verdict,) = filter(None, pool.map(decide, range(8)))
+    assert ledger.proposal(proposal_id).state == verdict
+    assert ledger.alias(variant.name, "champion") == (1 if verdict == "approved" else None)
+    assert len(ledger.audit_page(AuditQuery(action="promotion.propose")).items) == 1
 
 
 def test_an_emergency_is_recorded_as_one(ledger: Ledger, variant: Variant) -> None:
