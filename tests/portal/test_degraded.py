@@ -199,7 +199,7 @@ def set_the_clock_back(_: Standing) -> Mend:
 
 BREAKS: dict[str, tuple[str, Callable[[Standing], Mend]]] = {
     "Ledger in SQLite: locked by another process": ("embedded", lock_the_ledger),
-    "Ledger in SQLite: not there, or damaged": ("embedded", damage_the_ledger),
+    "Ledger in SQLite: damaged, or another file in its place": ("embedded", damage_the_ledger),
     "Ledger in PostgreSQL: stopped": ("served", stop_postgresql),
     "Disk of FACTORY_HOME: full": ("embedded", fill_the_disk),
     "Ray: head stopped": ("embedded", stop_ray),

@@ -6,10 +6,12 @@ import asyncio
 import json
 import logging
 import sqlite3
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from anyio import to_thread
 from prometheus_client.parser import text_string_to_metric_families
 
 from factory.ledger import UploadQuery
@@ -129,6 +131,25 @@ def test_readiness_names_what_is_missing_and_stays_ready_without_the_cluster(wor
     world.ledger.resign("controller", epoch)
     world.jobs.reachable = False
     assert checks() == (200, {"ledger": True, "controller": False, "ray": False, "mlflow": True, "storage": True})
+
+
+def test_readiness_is_told_while_all_others_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(type(world.ledger), "shares", lambda *_, **__: [] if release.wait(60) else None)
+
+    async def ask() -> tuple[int, list[int]]:
+        to_thread.current_default_thread_limiter().total_tokens = 2
+        waiting = [
+            asyncio.create_task(world("growth/read").send("GET", "/shares?kind=dataset&subject=x")) for _ in range(4)
+        ]
+        while to_thread.current_default_thread_limiter().available_tokens:
+            await asyncio.sleep(0.01)
+        ready = await asyncio.wait_for(world(None).send("GET", f"{ROOT}/readyz"), 30)
+        assert not any(task.done() for task in waiting)
+        release.set()
+        return ready.status_code, [answer.status_code for answer in await asyncio.gather(*waiting)]
+
+    assert asyncio.run(ask()) == (200, [200] * 4)
 
 
 def test_an_mlflow_that_does_not_answer(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
