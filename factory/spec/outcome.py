@@ -102,7 +102,7 @@ class Variant(Document):
     size_mb: float = 0.0
     latency_ms: float = 0.0
     model_uri: str = ""
-    approval: bool = Field(False, description="Whether its recipe asks for a second person before callers get it.")
+    approval: bool = Field(False, description="Whether its recipe asks for a second person to approve it.")
     created: datetime | None = None
 
 

@@ -168,7 +168,7 @@ class Recipe(Document):
     approval: bool = Field(
         False,
         title="Approval",
-        description="Callers get a version only once a second member of the team has approved it.",
+        description="A version becomes champion or canary only once a second member of the team has approved it.",
         # Recipes that do not ask for it keep the digests that requests have pinned.
         exclude_if=lambda asked: not asked,
     )
