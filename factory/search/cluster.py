@@ -123,7 +123,7 @@ def token_variables(settings: Settings) -> dict[str, str]:
 @contextmanager
 def _own_token(settings: Settings) -> Iterator[None]:
     """Let the Ray of this process take the factory's token."""
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
     variables = token_variables(settings)
     # It keeps the token that it has read, and another session may have another home.

@@ -16,6 +16,11 @@ import pandas as pd
 import pytest
 
 from factory.cli import main
+from factory.ledger import Ledger
+from factory.settings import Settings
+from tests.serving import portal
+
+from .remote import OPERATOR, secret
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,47 @@ def customers(n_rows: int = 120) -> pd.DataFrame:
             "left": np.where(signal > 0.3, "yes", "no"),
         }
     )
+
+
+@pytest.fixture(scope="module")
+def settings(home: Path) -> Settings:
+    customers().to_csv("customers.csv", index=False)
+    return Settings(home=home)
+
+
+@pytest.fixture(scope="module")
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    with Ledger.open(settings.ledger) as opened:
+        opened.create_team("growth", by=OPERATOR)
+        opened.create_team("risk", by=OPERATOR)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def url(settings: Settings, ledger: Ledger) -> Iterator[str]:
+    """A portal on the ledger of the home."""
+    with portal(settings) as address:
+        yield address
+
+
+@pytest.fixture
+def anonymous(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nobody is logged in, and nothing names the portal."""
+    monkeypatch.delenv("FACTORY_URL", raising=False)
+    monkeypatch.delenv("FACTORY_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return monkeypatch
+
+
+@pytest.fixture
+def operator(anonymous: pytest.MonkeyPatch, url: str, ledger: Ledger) -> None:
+    """Commands speak to the portal as an operator, who may name files by their paths."""
+    anonymous.setenv("FACTORY_URL", url)
+    anonymous.setenv("FACTORY_TOKEN", secret(ledger, "admin", team=None))
+
+
+@pytest.fixture
+def requester(anonymous: pytest.MonkeyPatch, url: str, ledger: Ledger) -> None:
+    """Commands speak to the portal as a member of a team."""
+    anonymous.setenv("FACTORY_URL", url)
+    anonymous.setenv("FACTORY_TOKEN", secret(ledger, "read", "submit", team="growth"))

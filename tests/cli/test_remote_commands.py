@@ -2,102 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
-import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from factory.errors import InvalidData, TrainingFault
+from factory.errors import InvalidData
 from factory.ledger import Ledger
-from factory.remote import Client, read_login
+from factory.remote import Client
 from factory.settings import Settings
-from factory.spec import Actor, RequestState, Scope, Trial, TrialState, Variant
+from factory.spec import RequestState
 from tests.serving import portal
 
-from .conftest import Answer, customers, factory
-
-OPERATOR = Actor(who="operator")
-ORDER: dict[str, Any] = {
-    "team": "growth",
-    "name": "churn",
-    "recipe": "tabular-fast",
-    "dataset": {"path": "customers.csv", "target": "left"},
-    "families": ["linear"],
-    "budget": {"time_s": 4, "trials": 1},
-}
-
-
-def done(answer: Answer, code: int = 0) -> Answer:
-    assert answer.code == code, answer.err
-    assert "Traceback" not in answer.err
-    return answer
-
-
-def write_order(path: str, **changes: Any) -> Path:
-    Path(path).write_text(yaml.safe_dump(ORDER | changes))
-    return Path(path)
-
-
-@pytest.fixture(scope="module")
-def settings(home: Path) -> Settings:
-    customers().to_csv("customers.csv", index=False)
-    return Settings(home=home)
-
-
-@pytest.fixture(scope="module")
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    with Ledger.open(settings.ledger) as opened:
-        opened.create_team("growth", by=OPERATOR)
-        opened.create_team("risk", by=OPERATOR)
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def url(settings: Settings, ledger: Ledger) -> Iterator[str]:
-    """A portal on the ledger of the home."""
-    with portal(settings) as address:
-        yield address
-
-
-def secret(ledger: Ledger, *scopes: Scope, team: str | None) -> str:
-    return ledger.issue_token("tests", team=team, scopes=scopes, by=OPERATOR).secret
-
-
-@pytest.fixture
-def anonymous(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Nobody is logged in, and nothing names the portal."""
-    monkeypatch.delenv("FACTORY_URL", raising=False)
-    monkeypatch.delenv("FACTORY_TOKEN", raising=False)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return monkeypatch
-
-
-@pytest.fixture
-def operator(anonymous: pytest.MonkeyPatch, url: str, ledger: Ledger) -> None:
-    """Commands speak to the portal as an operator, who may name files by their paths."""
-    anonymous.setenv("FACTORY_URL", url)
-    anonymous.setenv("FACTORY_TOKEN", secret(ledger, "admin", team=None))
-
-
-@pytest.fixture
-def requester(anonymous: pytest.MonkeyPatch, url: str, ledger: Ledger) -> None:
-    """Commands speak to the portal as a member of a team."""
-    anonymous.setenv("FACTORY_URL", url)
-    anonymous.setenv("FACTORY_TOKEN", secret(ledger, "read", "submit", team="growth"))
-
-
-def both(*words: str | Path) -> tuple[Answer, Answer]:
-    """Return what a command says over HTTP, and on the ledger of the home."""
-    return factory(*words), factory(*words, "--local")
-
+from .conftest import customers, factory
+from .orders import ORDER, both, done, write_order
+from .remote import OPERATOR
 
 # --- the same, whichever way ------------------------------------------------------------
 
@@ -279,121 +197,6 @@ def test_what_a_token_may_not_is_said_and_another_teams_does_not_exist(ledger: L
     assert "shown to its admins" in shown
 
 
-# --- following ------------------------------------------------------------------------
-
-
-def drive(ledger: Ledger, team_name: str, end: Callable[[str], None]) -> threading.Thread:
-    """Act on the next request of a name as a job's driver does; only its making is left out, which others test."""
-
-    def act() -> None:
-        while not (found := [r for r in ledger.requests(limit=50) if r.request.variant == team_name and not r.ended]):
-            time.sleep(0.02)
-        request_id = found[0].id
-        ledger.reach(request_id, RequestState.PREPARING, "Reading and screening the data.")
-        ledger.reach(request_id, RequestState.SEARCHING, "Searching [1] family.")
-        trial = Trial(number=0, family="linear", parameters={"penalty": 1.0}, state=TrialState.SUCCEEDED)
-        scored = {"score": 0.9, "folds": (0, 1), "fold_scores": (0.8, 1.0)}
-        ledger.record_trial(request_id, trial.model_copy(update=scored))
-        end(request_id)
-
-    thread = threading.Thread(target=act, daemon=True)
-    thread.start()
-    return thread
-
-
-def variant_of(request_id: str, name: str, state: str) -> Variant:
-    scores = {"metric": "roc_auc", "score": 0.9, "score_low": 0.8, "score_high": 0.95}
-    digests = {f"{what}_digest": "a" * 64 for what in ("recipe", "dataset", "bundle")}
-    return Variant.model_validate(
-        {"name": name, "version": 1, "request_id": request_id, "state": state, "task": "binary"}
-        | {"recipe": "tabular-fast", "blend": {0: 1.0}, **scores, **digests}
-    )
-
-
-@pytest.mark.usefixtures("operator")
-def test_a_request_that_is_waited_for_is_followed_to_its_end(ledger: Ledger) -> None:
-    def made(request_id: str) -> None:
-        ledger.reach(request_id, RequestState.EVALUATING, "Scoring.")
-        ledger.record_variant(variant_of(request_id, "growth.followed", "registered"))
-        ledger.reach(request_id, RequestState.REGISTERED, "Registered growth.followed/1.")
-
-    driver = drive(ledger, "growth.followed", made)
-    answer = done(factory("submit", write_order("followed.yaml", name="followed"), "--wait"))
-    driver.join()
-    lines = [line.split()[0] for line in answer.err.splitlines() if line[:1].isupper()]
-    assert lines == ["RECEIVED", "QUEUED", "PREPARING", "SEARCHING", "EVALUATING", "REGISTERED"]
-    assert "Searching [1] family." in answer.err
-    for part in ("Leaderboard: 1 trial (1 succeeded)", "linear", "100%", "growth.followed/1", "Next: factory variants"):
-        assert part in answer.out
-
-
-@pytest.mark.usefixtures("operator")
-def test_a_gates_no_is_exit_code_3(ledger: Ledger) -> None:
-    def rejected(request_id: str) -> None:
-        ledger.record_variant(variant_of(request_id, "growth.weak", "rejected"))
-        ledger.advance(request_id, RequestState.REJECTED, "No variant passed its gate.")
-
-    driver = drive(ledger, "growth.weak", rejected)
-    answer = done(factory("submit", write_order("weak.yaml", name="weak"), "--wait", "--json"), 3)
-    driver.join()
-    assert answer.json["state"] == "rejected"
-    assert [(v["name"], v["version"], v["state"]) for v in answer.json["variants"]] == [("growth.weak", 1, "rejected")]
-    assert "aliases" not in answer.json["variant"]
-    assert [(row["number"], row["weight"]) for row in answer.json["leaderboard"]] == [(0, 1.0)]
-
-
-ENDS: dict[str, tuple[Callable[[Ledger, str], object], int, str]] = {
-    "user": (lambda ledger, id_: ledger.fail(id_, InvalidData("One class only.", hint="Give two.")), 2, "One class"),
-    "system": (lambda ledger, id_: ledger.fail(id_, TrainingFault("No trial succeeded.")), 1, "No trial succeeded."),
-    "cancelled": (lambda ledger, id_: ledger.request_cancel(id_, by=OPERATOR), 2, "was cancelled by operator"),
-}
-
-
-@pytest.mark.usefixtures("operator")
-@pytest.mark.parametrize("how", ENDS)
-def test_a_request_that_ends_otherwise_ends_the_command_as_in_process(how: str, ledger: Ledger) -> None:
-    end, code, said = ENDS[how]
-    driver = drive(ledger, f"growth.{how}", lambda request_id: end(ledger, request_id))
-    answer = done(factory("submit", write_order(f"{how}.yaml", name=how), "--wait"), code)
-    driver.join()
-    assert said in answer.said
-
-
-@pytest.mark.usefixtures("operator")
-def test_why_a_request_waits_is_told_while_it_does(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    from factory.cli import _following
-
-    class Why:
-        rule, sentence, eta_s = "share", "waiting for 2 CPUs: team growth holds 4 of 4; about 6 minutes", 360.0
-
-    told = threading.Event()
-    monkeypatch.setattr(_following, "LOOK_S", 0.05)
-    show = _following.Watcher._show
-
-    def showing(watcher: Any, message: str, trial: Trial | None = None) -> None:
-        show(watcher, message, trial)
-        if message == Why.sentence:
-            told.set()
-
-    monkeypatch.setattr(_following.Watcher, "_show", showing)
-
-    def held(request_id: str) -> None:
-        ledger.hold({request_id: Why()})
-        assert told.wait(30)
-        ledger.request_cancel(request_id, by=OPERATOR)
-
-    def act() -> None:
-        while not (found := [r for r in ledger.requests(limit=50) if r.request.variant == "growth.held"]):
-            time.sleep(0.02)
-        held(found[0].id)
-
-    driver = threading.Thread(target=act, daemon=True)
-    driver.start()
-    answer = done(factory("submit", write_order("held.yaml", name="held"), "--wait"), 2)
-    driver.join()
-    assert answer.said.count(Why.sentence) == 1
-
-
 # --- variants and deployments ------------------------------------------------------------
 
 
@@ -412,103 +215,6 @@ def test_promote_deploy_and_roll_back(made: dict[str, str], ledger: Ledger) -> N
     assert change.who.startswith("token:tests/")
     there, here = both("variants", "list")
     assert there.out == here.out
-
-
-# --- teams and tokens --------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("operator")
-@pytest.mark.parametrize("local", [[], ["--local"]], ids=["over HTTP", "in-process"])
-def test_a_team_its_people_and_its_tokens(local: list[str], ledger: Ledger) -> None:
-    name = "pricing" if local else "fraud"
-    done(factory("teams", "create", name, "--cpus", "4", "--requests", "2", *local))
-    done(factory("teams", "set", name, "--title", "The team", "--requests", "3", "--clear", "cpus", *local))
-    team = ledger.team(name)
-    assert (team.title, team.quota.cpus, team.quota.requests) == ("The team", None, 3)
-    done(factory("teams", "add", name, "sub-1", "--email", "ann@example.com", "--scope", "read", *local))
-    assert [m.subject for m in ledger.members(name)] == ["sub-1"]
-    assert "ann@example.com" in done(factory("teams", "show", name, *local)).out
-    done(factory("teams", "remove", name, "sub-1", *local))
-    assert ledger.members(name) == []
-
-    words = ["tokens", "create", "ci", "--team", name, "--scope", "read", "--scope", "submit"]
-    issued = done(factory(*words, "--expires", "12h", "--json", *local)).json
-    principal = ledger.authenticate(issued["secret"])
-    assert (principal.team, principal.scopes) == (name, frozenset({"read", "submit"}))  # type: ignore[union-attr]
-    assert issued["token"]["expires"] is not None
-    shown = done(factory("tokens", "list", "--team", name, *local)).out
-    assert issued["token"]["id"] in shown
-    assert issued["secret"] not in shown
-    rotated = done(factory("tokens", "rotate", issued["token"]["id"], *local)).out
-    new_secret = rotated.strip().splitlines()[-1]
-    assert ledger.authenticate(issued["secret"]) == "The token was revoked."
-    (token,) = ledger.tokens(team=name)
-    assert ledger.authenticate(new_secret).token_id == token.id  # type: ignore[union-attr]
-    done(factory("tokens", "revoke", token.id, *local))
-    assert ledger.authenticate(new_secret) == "The token was revoked."
-    done(factory("teams", "archive", name, *local))
-    assert ledger.team(name).archived_at is not None
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["tokens", "create", "x", "--scope", "read"], "--team"),
-        (["tokens", "create", "x", "--scope", "raed", "--team", "growth"], "Did you mean 'read'?"),
-        (["tokens", "create", "x", "--scope", "read", "--team", "growth", "--expires", "soon"], "'soon' is no time"),
-        (["teams", "set", "growth", "--clear", "cpu"], "Did you mean 'cpus'?"),
-        (["teams", "set", "growth", "--cpus", "-1"], "greater than or equal to 0"),
-    ],
-)
-@pytest.mark.usefixtures("operator")
-def test_options_that_mean_nothing(words: list[str], said: str) -> None:
-    answer = done(factory(*words), 2)
-    assert said in answer.said
-
-
-# --- logging in --------------------------------------------------------------------------
-
-
-def test_a_login_is_tried_kept_used_and_forgotten(
-    anonymous: pytest.MonkeyPatch, url: str, ledger: Ledger, settings: Settings
-) -> None:
-    token = secret(ledger, "read", team="growth")
-    anonymous.setattr(sys, "stdin", io.StringIO(f"{token}\n"))
-    answer = done(factory("login", f"{url}/"))
-    assert ": team growth, read." in answer.out
-    assert token not in answer.out + answer.err
-    login = read_login()
-    assert login is not None
-    assert (login.url, login.token) == (url, token)
-    # What a stored login cannot do shows that it is used.
-    assert factory("tokens", "list").code == 2
-    assert done(factory("tokens", "list", "--local")).code == 0
-    with Client() as client:
-        assert client.whoami().team == "growth"
-    assert url in done(factory("logout")).out
-    assert read_login() is None
-    assert "Nobody was logged in" in done(factory("logout")).out
-
-
-def test_a_token_that_opens_nothing_is_not_kept(anonymous: pytest.MonkeyPatch, url: str) -> None:
-    anonymous.setattr(sys, "stdin", io.StringIO("mvf_wrong\n"))
-    answer = done(factory("login", url), 2)
-    assert "The token is not known." in answer.said
-    assert "mvf_wrong" not in answer.err
-    assert read_login() is None
-
-
-def test_a_portal_that_is_not_there_is_our_fault_and_quickly_told(
-    anonymous: pytest.MonkeyPatch, settings: Settings
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    anonymous.setenv("FACTORY_URL", f"http://127.0.0.1:{port}")
-    anonymous.setattr("factory.remote.calls.FIRST_PAUSE_S", 0.001)
-    answer = done(factory("requests", "list", "--json"), 1)
-    assert json.loads(answer.out)["error"]["code"] == "service_fault"
-    assert "cannot be reached" in answer.said
-    done(factory("requests", "list", "--local"))
 
 
 # --- the client itself against the portal --------------------------------------------------
