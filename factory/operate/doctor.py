@@ -56,6 +56,7 @@ def examine(settings: Settings) -> tuple[Check, ...]:
         _families,
         _features,
         _mlflow,
+        _sign_in,
         _ray,
         _predictor,
     )
@@ -103,7 +104,9 @@ def _ledger(settings: Settings) -> Iterator[Check]:
     with Ledger.open(settings.ledger) as ledger:
         requests = ledger.requests(limit=1000)
         waiting = sum(not r.ended and r.state is not RequestState.REGISTERED for r in requests)
-    yield Check(name="ledger", state="ok", message=f"{settings.ledger}: {len(requests)} requests, {waiting} open")
+        # Its own URL shows no password.
+        message = f"{ledger.url}: {len(requests)} requests, {waiting} open"
+    yield Check(name="ledger", state="ok", message=message)
 
 
 def _recipes(settings: Settings) -> Iterator[Check]:
@@ -141,6 +144,26 @@ def _mlflow(settings: Settings) -> Iterator[Check]:
     state: State = "ok" if answered else "wrong"
     hint = "" if answered else "Start the MLflow server, or unset MLFLOW_TRACKING_URI to use the embedded one."
     yield Check(name="mlflow", state=state, message=f"{uri} {'answers' if answered else 'does not answer'}", hint=hint)
+
+
+def _sign_in(settings: Settings) -> Iterator[Check]:
+    issuer = settings.oidc_issuer
+    if issuer is None:
+        yield Check(name="sign-in", state="ok", message="by tokens only (FACTORY_OIDC_ISSUER is not set)")
+        return
+    try:
+        found = httpx.get(f"{issuer.rstrip('/')}/.well-known/openid-configuration", timeout=5).json()
+        named = found.get("issuer") if isinstance(found, dict) else None
+    except (httpx.HTTPError, ValueError):
+        hint = "Start it, or correct FACTORY_OIDC_ISSUER; nobody signs in meanwhile, tokens work."
+        yield Check(name="sign-in", state="wrong", message=f"{issuer} does not answer as a provider", hint=hint)
+        return
+    if named != issuer or settings.oidc_client_id is None:
+        message = f"{issuer} calls itself {named!r}" if named != issuer else "FACTORY_OIDC_CLIENT_ID is not set"
+        hint = "Let FACTORY_OIDC_ISSUER be exactly what it calls itself, and set FACTORY_OIDC_CLIENT_ID."
+        yield Check(name="sign-in", state="wrong", message=message, hint=hint)
+        return
+    yield Check(name="sign-in", state="ok", message=f"{issuer} answers; it has to know {settings.public}/auth/callback")
 
 
 def _ray(_: Settings) -> Iterator[Check]:
