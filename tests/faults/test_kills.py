@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from factory.ledger import Ledger
 from factory.operate.attending import FAULTS
 from factory.spec import RequestState
 from tests.postgres import MISSING, server
@@ -136,14 +135,14 @@ def kill_controller(run: Run) -> str:
     return name
 
 
+def spared(run: Run, name: str) -> bool:
+    """Whether a request has been tried so often that it would fail by one fault more."""
+    return run.works.ledger.faults_in_a_row(name) >= FAULTS - 1
+
+
 def kill_driver(run: Run) -> str:
-    """Kill the driver of a request that has not yet been tried so often that it would fail."""
-
-    def spared(ledger: Ledger, attempt: str) -> bool:
-        return ledger.faults_in_a_row(attempt.rpartition("-")[0]) >= FAULTS - 1
-
     def victims() -> list[str]:
-        return sorted(attempt for attempt in run.works.drivers().values() if not spared(run.works.ledger, attempt))
+        return sorted(one for one in run.works.drivers().values() if not spared(run, one.rpartition("-")[0]))
 
     def there_is_one() -> bool:
         run.feed()
@@ -183,6 +182,23 @@ def kill_node(run: Run) -> str:
     return f"with {n_trials} trials for {outage_s:.0f} s and its start"
 
 
+def kill_head(run: Run) -> str:
+    """Kill the head with all jobs, and the node that cannot be without it: Ray comes back and knows nothing."""
+
+    def all_may_fail() -> bool:
+        run.feed()
+        return not any(spared(run, name) for name in run.watch.under_way())
+
+    assert run.works.wait(all_may_fail, within_s=END_S), "no request could be tried again"
+    for name in ("node", "ray"):
+        run.works.kill(name)
+    outage_s = run.outage()
+    for name in ("ray", "node"):
+        run.works.start(name)
+        run.works.wait_for(name)
+    return f"for {outage_s:.0f} s and its start"
+
+
 def kill_postgresql(run: Run) -> str:
     run.works.server.kill()
     outage_s = run.outage()
@@ -205,8 +221,10 @@ KINDS: dict[str, Callable[[Run], str]] = {
     "node": kill_node,
     "postgresql": kill_postgresql,
     "mlflow": kill_mlflow,
+    "head": kill_head,
 }
-RUNS = [tuple(KINDS), *([(kind,) for kind in KINDS] if FULL else [])]
+CHEAP = tuple(kind for kind in KINDS if kind != "head")
+RUNS = [CHEAP, *([(kind,) for kind in KINDS] if FULL else [])]
 
 
 @pytest.mark.parametrize("kinds", RUNS, ids=lambda kinds: "all" if len(kinds) > 1 else kinds[0])
