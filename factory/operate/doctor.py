@@ -8,15 +8,17 @@ import socket
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 
 from factory import plugins
-from factory.errors import FactoryError
+from factory.errors import FactoryError, counted
 from factory.ledger import Ledger
 from factory.operate.deployments import running_predictor
-from factory.search.cluster import local_cpus
+from factory.operate.ray_jobs import RayJobs
+from factory.search.cluster import local_cpus, ray_token
 from factory.search.plan import load_recipe, recipe_files
 from factory.settings import Settings
 from factory.spec import Document, RequestState
@@ -58,6 +60,7 @@ def examine(settings: Settings) -> tuple[Check, ...]:
         _mlflow,
         _sign_in,
         _ray,
+        _cluster,
         _predictor,
     )
     found: list[Check] = []
@@ -179,6 +182,29 @@ def _ray(_: Settings) -> Iterator[Check]:
         yield Check(name="ray", state="wrong", message=f"RAY_ADDRESS {address}: {error}", hint=hint)
     else:
         yield Check(name="ray", state="ok", message=f"RAY_ADDRESS {address} answers")
+
+
+def _cluster(settings: Settings) -> Iterator[Check]:
+    """Look what a cluster of several nodes needs, where one of ours runs: their drivers work on one ledger."""
+    if not (settings.root / "ray_token").is_file():  # which nothing has been started with, then
+        return
+    try:
+        with RayJobs(settings.dashboard, token_path=ray_token(settings.root)) as jobs:
+            n_nodes = jobs.n_nodes()
+    except FactoryError:
+        return  # it does not run now
+    message = counted(n_nodes, "node")
+    missing = []
+    if n_nodes > 1 and settings.ledger.startswith("sqlite"):
+        missing.append("the ledger is an SQLite file, which is for one node (FACTORY_LEDGER_URL=postgresql://...)")
+    uri = urlsplit(settings.tracking_uri)
+    if n_nodes > 1 and (uri.scheme not in ("http", "https") or uri.hostname in ("localhost", "127.0.0.1", "::1")):
+        missing.append("MLflow and its artifacts are on this node only (MLFLOW_TRACKING_URI=https://...)")
+    if missing:
+        hint = "Set them for the stack, and start it again; requests of other nodes fail until then."
+        yield Check(name="cluster", state="wrong", message=f"{message}, but {', and '.join(missing)}", hint=hint)
+    else:
+        yield Check(name="cluster", state="ok", message=message)
 
 
 def _predictor(settings: Settings) -> Iterator[Check]:

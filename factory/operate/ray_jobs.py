@@ -166,11 +166,18 @@ class RayJobs:
 
     def capacity(self) -> Capacity:
         """Return what the living nodes have together; one call of about 10 ms, without joining Ray."""
-        answer = self._ask("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"})
-        nodes = self._json(answer, "did not list its nodes")["data"]["result"]["result"]
-        living = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+        living = self._living()
         cpus, gpus, memory = (sum(float(node.get(name, 0.0)) for node in living) for name in ("CPU", "GPU", "memory"))
         return Capacity(cpus=cpus, gpus=gpus, memory_gb=memory / 1e9)
+
+    def n_nodes(self) -> int:
+        """Return how many nodes live."""
+        return len(self._living())
+
+    def _living(self) -> list[dict[str, Any]]:
+        answer = self._ask("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"})
+        nodes = self._json(answer, "did not list its nodes")["data"]["result"]["result"]
+        return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
 
     def _known(self, submission_id: str) -> dict[str, Any]:
         details = self._details(submission_id)

@@ -1,4 +1,4 @@
-"""What the doctor says of sign-in and of the ledger; the rest of it is tried on the command line."""
+"""What the doctor says of sign-in, of a cluster and of the ledger; the rest is tried on the command line."""
 
 from __future__ import annotations
 
@@ -87,3 +87,31 @@ def test_the_ledgers_password_is_not_shown(tmp_path: Path, monkeypatch: pytest.M
     (check,) = doctor._ledger(settings)
     assert "s3cr3t" not in check.message
     assert "***" in check.message
+
+
+@pytest.mark.parametrize(
+    ("n_nodes", "ledger", "mlflow", "missing"),
+    [
+        (1, None, "", []),
+        (2, "postgresql://db/factory", "https://mlflow.example.com", []),
+        (2, None, "https://mlflow.example.com", ["SQLite"]),
+        (2, "postgresql://db/factory", "", ["MLflow"]),
+        (3, None, "http://127.0.0.1:5000", ["SQLite", "MLflow"]),
+    ],
+)
+def test_several_nodes_need_what_they_can_share(
+    n_nodes: int, ledger: str | None, mlflow: str, missing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(_env_file=None, home=tmp_path, ledger_url=ledger)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+    assert list(doctor._cluster(settings)) == [], "nothing was started in this home"
+    (tmp_path / "ray_token").write_text("0" * 64)
+    monkeypatch.setattr(doctor.RayJobs, "n_nodes", lambda _self: n_nodes)
+    (check,) = doctor._cluster(settings)
+    assert check.state == ("wrong" if missing else "ok")
+    assert [word for word in ("SQLite", "MLflow") if word in check.message] == missing
+
+
+def test_a_cluster_that_does_not_run_is_no_matter(tmp_path: Path) -> None:
+    (tmp_path / "ray_token").write_text("0" * 64)
+    assert list(doctor._cluster(Settings(_env_file=None, home=tmp_path, dashboard_port=9))) == []

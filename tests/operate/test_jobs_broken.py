@@ -138,6 +138,7 @@ def test_only_living_nodes_count_and_only_submitted_jobs_are_listed() -> None:
 
     with answering(answer) as jobs:
         assert jobs.capacity() == Capacity(cpus=6, gpus=1, memory_gb=8)
+        assert jobs.n_nodes() == 2
         assert list(jobs.list()) == ["a-1"]
 
 
