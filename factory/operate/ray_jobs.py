@@ -8,7 +8,7 @@ needs all of Ray imported.  Nothing here starts or joins a Ray.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,7 +174,7 @@ class RayJobs:
         """Return how many nodes live."""
         return len(self._living())
 
-    def _living(self) -> list[dict[str, Any]]:
+    def _living(self) -> Sequence[dict[str, Any]]:
         answer = self._ask("GET", "/api/v0/nodes", params={"detail": "1", "limit": "10000"})
         nodes = self._json(answer, "did not list its nodes")["data"]["result"]["result"]
         return [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
