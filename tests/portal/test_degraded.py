@@ -98,11 +98,17 @@ def lock_the_ledger(standing: Standing) -> Mend:
     return other.close
 
 
-def damage_the_ledger(standing: Standing) -> Mend:
-    files = [standing.home / f"ledger.db{suffix}" for suffix in ("", "-wal", "-shm")]
-    with sqlite3.connect(files[0]) as connection:
+def empty_the_log(standing: Standing) -> Path:
+    """Empty the ledger's write-ahead log; return its file."""
+    with sqlite3.connect(standing.home / "ledger.db") as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
+    return standing.home / "ledger.db-wal"
+
+
+def damage_the_ledger(standing: Standing) -> Mend:
+    files = [standing.home / f"ledger.db{suffix}" for suffix in ("", "-wal", "-shm")]
+    empty_the_log(standing)
     away = standing.home / "away"
     away.mkdir()
     for path in files:
@@ -125,9 +131,10 @@ def stop_postgresql(standing: Standing) -> Mend:
 
 def fill_the_disk(standing: Standing) -> Mend:
     """Let no file grow beyond what the ledger's log has now, as a quota does, and tell that nothing is free."""
+    log = empty_the_log(standing)
     for _ in range(20):
         standing.it.driver.note(standing.it.request_id, "search", "The log is longer than files of other use.")
-    size = (standing.home / "ledger.db-wal").stat().st_size
+    size = log.stat().st_size
     assert size > 50_000
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
