@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
@@ -32,7 +33,7 @@ from factory.ledger.records import (
     document_json,
     payload_json,
 )
-from factory.ledger.requests import Requests
+from factory.ledger.requests import HELD, Requests, request_record
 from factory.ledger.schema import now
 from factory.spec import Actor, RequestState, VariantRequest
 
@@ -106,19 +107,20 @@ class Intake(Requests):
             "memory_gb": request.budget.memory_gb if memory_gb is None and request.budget else memory_gb,
             "preemptions": 0,
         }
+        made = None
         with self._write() as connection:
-            if idempotency is not None and (made := _reserve(connection, idempotency, row)) is not None:
-                request_id = made
-            else:
+            if idempotency is not None:
+                made = _reserve(connection, idempotency, row)
+            if made is None:
                 if retry_of is not None:
                     _refuse_retry_of_running(self._locked(connection, retry_of))
-                _refuse_taken(connection, request_id)
-                connection.execute(insert(schema.requests), row)
+                if not insert_new(connection, schema.requests, row):
+                    raise _taken(request_id)
                 connection.execute(insert(schema.events), [event.model_dump() for event in events])
                 if by is not None:
                     detail = {"variant": request.variant, "door": door, "retry_of": retry_of}
                     append_audit(connection, "request.submit", request_id, by=by, team=request.team, detail=detail)
-        return self.request(request_id)
+        return _as_stored(row) if made is None else self.request(made)
 
     def replayed(self, idempotency: Idempotency) -> str | None:
         """Return the id of the request that was made under a key, or None where it was not used.
@@ -188,13 +190,18 @@ def _checked_id(request_id: str) -> str:
     )
 
 
-def _refuse_taken(connection: Connection, request_id: str) -> None:
-    if connection.scalar(select(schema.requests.c.id).where(schema.requests.c.id == request_id)):
-        raise Conflict(
-            f"There is a request {request_id!r} already.",
-            hint="Leave the id out, or use `factory run ID` to go on with that request.",
-            details=[Detail("id", f"{request_id!r} is taken")],
-        )
+def _as_stored(row: Mapping[str, Any]) -> RequestRecord:
+    """Return a request as it would be read again; what its row does not name is empty."""
+    empty = dict.fromkeys(column.key for column in (*schema.requests.c, *HELD))
+    return request_record(SimpleNamespace(**(empty | dict(row))))
+
+
+def _taken(request_id: str) -> Conflict:
+    return Conflict(
+        f"There is a request {request_id!r} already.",
+        hint="Leave the id out, or use `factory run ID` to go on with that request.",
+        details=[Detail("id", f"{request_id!r} is taken")],
+    )
 
 
 def _refuse_retry_of_running(row: Row[Any]) -> None:

@@ -6,6 +6,7 @@ States never go backwards.  Each step leaves an event (:mod:`factory.ledger.even
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import Row, Select, String, bindparam, desc, select, update
@@ -158,14 +159,14 @@ def _by_id(of_team: bool) -> Select[Any]:
     return records().where(at.id == bindparam("request_id"), visible("request", at.id, at.team, team))
 
 
-def held_of(state: str, row: Row[Any] | None) -> Held | None:
+def held_of(state: str, row: Row[Any] | SimpleNamespace | None) -> Held | None:
     """Return why a request of a state waits; what has ended waits no more, whatever was noted last."""
     if row is None or row.rule is None or RequestState(state) not in UNDER_WAY:
         return None
     return Held(rule=row.rule, sentence=row.sentence, eta_s=row.eta_s, checked_at=row.checked_at)
 
 
-def request_record(row: Row[Any]) -> RequestRecord:
+def request_record(row: Row[Any] | SimpleNamespace) -> RequestRecord:
     """Return a row of the requests as a document."""
     driver = None
     if row.driver_token is not None:

@@ -24,6 +24,7 @@ def test_request_keeps_who_asked_by_which_door_and_what_it_would_take(ledger: Le
     assert (record.submitted_by, record.door, record.expected_s) == ("ann@example.com", "api", 60)
     assert record.quote == {"time_s": 60.0, "low": "NaN"}
     assert (record.cpus, record.gpus, record.memory_gb) == (2, 0, 3)
+    assert ledger.request(record.id) == record, "what is returned is what is read again"
     [row] = ledger.audit_page().items
     assert (row.who, row.origin, row.action, row.subject, row.team) == (
         "ann@example.com", "10.0.0.7", "request.submit", record.id, "growth",
