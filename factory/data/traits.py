@@ -8,7 +8,8 @@ statistical meta-features (Vanschoren 2018, "Meta-learning: a survey").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from math import log10
 
 import numpy as np
 
@@ -54,14 +55,34 @@ def distance(one: Traits, other: Traits) -> float:
     if one.task is not other.task:
         return 1.0
     kinds = one.type_shares.keys() | other.type_shares.keys()
-    parts = {
-        "columns": _overlap(one.columns, other.columns),
+    values = {
         "types": sum(abs(one.type_shares.get(k, 0.0) - other.type_shares.get(k, 0.0)) for k in kinds) / 2,
         "target": _target_distance(one, other),
-        "rows": _powers_apart(one.n_rows, other.n_rows),
-        "width": _powers_apart(one.n_columns, other.n_columns),
         "missing": abs(one.missing_share - other.missing_share),
     }
+    shape = distance_by_shape(one.columns, n_rows=one.n_rows, n_columns=one.n_columns, other=other)
+    return shape + _weighted(values)
+
+
+def distance_by_shape(columns: tuple[str, ...], *, n_rows: int, n_columns: int, other: Traits) -> float:
+    """Return how far apart a table is of which only names and size are known; its values are taken to be the other's.
+
+    Args:
+        columns: :func:`column_hashes` of its names.
+        n_rows: Of the table.
+        n_columns: Of the table.
+        other: A dataset.
+    """
+    return _weighted(
+        {
+            "columns": _overlap(columns, other.columns),
+            "rows": _powers_apart(n_rows, other.n_rows),
+            "width": _powers_apart(n_columns, other.n_columns),
+        }
+    )
+
+
+def _weighted(parts: Mapping[str, float]) -> float:
     return float(sum(WEIGHTS[name] * min(part, 1.0) for name, part in parts.items()))
 
 
@@ -105,4 +126,4 @@ def _target_distance(one: Traits, other: Traits) -> float:
 
 
 def _powers_apart(one: int, other: int) -> float:
-    return float(abs(np.log10(max(one, 1)) - np.log10(max(other, 1))) / ROWS_APART)
+    return abs(log10(max(one, 1)) - log10(max(other, 1))) / ROWS_APART

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from factory.data.metadata import TableMetadata
-from factory.data.traits import column_hashes, distance
+from factory.data.traits import column_hashes, distance_by_shape
 from factory.operate.quotes.documents import COVERAGE, ExpectedScore, Interval
 from factory.operate.quotes.history import PastMaking
 from factory.search.metric import Metric
@@ -53,8 +53,11 @@ def alike(
     """
     if table is None:
         return tuple(Alike(making, UNKNOWN) for making in past if making.variant in variants)
-    known = {"n_rows": table.n_rows, "n_columns": len(features), "columns": column_hashes(features)}
-    found = [Alike(making, distance(making.traits.model_copy(update=known), making.traits)) for making in past]
+    columns, n_rows, n_columns = column_hashes(features), table.n_rows, len(features)
+    found = [
+        Alike(making, distance_by_shape(columns, n_rows=n_rows, n_columns=n_columns, other=making.traits))
+        for making in past
+    ]
     return tuple(sorted((one for one in found if one.distance <= NEAR), key=lambda one: one.distance))
 
 
