@@ -21,6 +21,7 @@ from factory.settings import Settings
 from factory.spec import SCOPES, Actor, Quota, Variant, VariantRequest
 from factory.testing.jobs import FakeJobs
 from serve.portal.app import create_app
+from tests.portal.providing import Running, providing
 
 SETUP = Actor(who="setup")
 
@@ -205,6 +206,35 @@ def make_world(template: tuple[Path, dict[str, str]], tmp_path: Path) -> Iterato
 @pytest.fixture
 def world(make_world: MakeWorld) -> World:
     return make_world()
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+    """What MLflow is told; it takes seconds to import, and tests that use this are not about it."""
+    told: list[tuple[str, str, int]] = []
+
+    class Mirror:
+        def __init__(self, _settings: object) -> None:
+            pass
+
+        def set_alias(self, name: str, alias: str, version: int) -> None:
+            told.append((name, alias, version))
+
+    monkeypatch.setattr("factory.operate.promotion.Registry", Mirror)
+    return told
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Running]:
+    """A provider that runs; :func:`provider` has it as at its start."""
+    with providing() as running:
+        yield running
+
+
+@pytest.fixture
+def provider(process: Running) -> Running:
+    process.does()
+    return process
 
 
 def yaml_of(document: dict[str, Any]) -> bytes:

@@ -15,20 +15,7 @@ WHY = {"why": "Seen."}
 PROMOTE = {"version": 1, "why": "Better."}
 
 
-@pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
-    """What MLflow is told; it takes seconds to import, and nothing here is about it."""
-    told: list[tuple[str, str, int]] = []
-
-    class Mirror:
-        def __init__(self, _settings: object) -> None:
-            pass
-
-        def set_alias(self, name: str, alias: str, version: int) -> None:
-            told.append((name, alias, version))
-
-    monkeypatch.setattr("factory.operate.promotion.Registry", Mirror)
-    return told
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 @pytest.fixture
@@ -61,15 +48,15 @@ def served(world: World) -> list[tuple[str, int]]:
     return [(row.as_, row.version) for row in world.ledger.deployment("growth.churn")]
 
 
-def test_another_member_approves_and_callers_get_it(world: World, told: list[tuple[str, str, int]]) -> None:
+def test_another_member_approves_and_callers_get_it(world: World, mirror: list[tuple[str, str, int]]) -> None:
     proposal_id = proposed(world)
-    assert (served(world), told) == ([], [])
+    assert (served(world), mirror) == ([], [])
     assert proposed(world) == proposal_id
     (item,) = world("growth/read").get("/proposals", params={"state": "open"}).json()["items"]
     assert (item["id"], item["why"], item["wish"]) == (proposal_id, "Better.", {"as": "champion", "percent": None})
     response = second(world).post(f"/proposals/{proposal_id}/approve", json=WHY)
     assert (response.status_code, response.json()["state"]) == (200, "approved")
-    assert (served(world), told) == ([("champion", 1)], [("growth.churn", "champion", 1)])
+    assert (served(world), mirror) == ([("champion", 1)], [("growth.churn", "champion", 1)])
     assert world("growth/read").get(f"/proposals/{proposal_id}").json() == response.json()
     rows = world.ledger.audit_page(AuditQuery(subject="growth.churn"), sort="id").items
     assert [row.action for row in rows] == [
@@ -109,13 +96,13 @@ def test_there_is_no_way_around(world: World) -> None:
     assert {kind for kind, _ in served(world)} == {"challenger", "shadow"}
 
 
-def test_an_emergency_is_an_admins_and_recorded_as_one(world: World, told: list[tuple[str, str, int]]) -> None:
+def test_an_emergency_is_an_admins_and_recorded_as_one(world: World, mirror: list[tuple[str, str, int]]) -> None:
     proposal_id = proposed(world)
     admin = world("growth/admin")
     error_of(admin.post("/variants/growth.churn/promote", json={"version": 1, "override": True}), 400)
     body = {"version": 1, "why": "The old one answers nonsense.", "override": True}
     assert admin.post("/variants/growth.churn/promote", json=body).json()["aliases"] == ["champion"]
-    assert told == [("growth.churn", "champion", 1)]
+    assert mirror == [("growth.churn", "champion", 1)]
     assert admin.get(f"/proposals/{proposal_id}").json()["state"] == "overridden"
     (row,) = admin.get("/audit", params={"action": "promotion.override"}).json()["items"]
     assert (row["detail"]["why"], row["detail"]["version"]) == ("The old one answers nonsense.", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import httpx
@@ -12,20 +11,9 @@ from factory.ledger import Refusal
 from factory.ledger.schema import now
 from serve.portal.browser import CSRF_HEADER
 from serve.portal.oidc import CALLBACK
-from tests.portal.browsing import COOKIE, HERE, THERE, Browser, Running, configured, providing, sessions, with_ann
+from tests.portal.browsing import Browser, sessions, with_ann
 from tests.portal.conftest import SETUP, MakeWorld, World, error_of, fields_of
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Running]:
-    with providing() as running:
-        yield running
-
-
-@pytest.fixture
-def provider(process: Running) -> Running:
-    process.does()
-    return process
+from tests.portal.providing import COOKIE, HERE, THERE, Running, configured
 
 
 @pytest.fixture

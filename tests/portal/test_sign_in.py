@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,32 +16,10 @@ from factory.errors import InvalidRequest, StorageFault
 from factory.ledger import AuditQuery, Ledger, Refusal
 from factory.settings import Settings
 from serve.portal.oidc import AT_ONCE, CALLBACK, Provider, teams_of_groups
-from tests.portal.browsing import (
-    CLIENT,
-    COOKIE,
-    HERE,
-    SECRET,
-    Browser,
-    Running,
-    configured,
-    providing,
-    sessions,
-    with_ann,
-)
+from tests.portal.browsing import Browser, sessions, with_ann
 from tests.portal.conftest import SETUP, MakeWorld, World, error_of, fields_of
+from tests.portal.providing import CLIENT, COOKIE, HERE, SECRET, Running, configured
 from tests.serving import portal
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Running]:
-    with providing() as running:
-        yield running
-
-
-@pytest.fixture
-def provider(process: Running) -> Running:
-    process.does()
-    return process
 
 
 @pytest.fixture

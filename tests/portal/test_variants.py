@@ -19,25 +19,8 @@ from tests.portal.conftest import World, error_of, fields_of
 ANN = Actor(who="ann")
 
 
-@pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
-    """What MLflow is told; it takes seconds to import, and nothing here is about it."""
-    told: list[tuple[str, str, int]] = []
-
-    class Mirror:
-        def __init__(self, _settings: object) -> None:
-            pass
-
-        def set_alias(self, name: str, alias: str, version: int) -> None:
-            told.append((name, alias, version))
-
-    monkeypatch.setattr("factory.operate.promotion.Registry", Mirror)
-    return told
-
-
-@pytest.fixture(autouse=True)
-def _mirrored(mirror: list[tuple[str, str, int]]) -> None:
-    """No test here reaches MLflow."""
+pytestmark = pytest.mark.usefixtures("mirror")
+"""No test here reaches MLflow."""
 
 
 def test_versions_are_listed_with_their_aliases(world: World) -> None:
