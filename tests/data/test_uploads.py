@@ -53,7 +53,7 @@ def as_bytes(frame: pd.DataFrame, form: str) -> bytes:
         feather.write_feather(frame, body, compression="lz4", chunksize=25)
     else:
         text = frame.to_csv(index=False).encode()
-        return gzip.compress(text, mtime=0) if form == "csv.gz" else text
+        return gzip.compress(text, mtime=0, mtime=0) if form == "csv.gz" else text
     return body.getvalue()
 
 
@@ -293,8 +293,8 @@ NO_TABLES: dict[str, tuple[bytes, str]] = {
     "json": (b'[{"a": 1}]', "is JSON"),
     "html": (b"<html><body>,</body></html>", "HTML"),
     "utf-16": ("a,b\n1,2\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
-    "gzipped zip": (gzip.compress(b"PK\x03\x04" + bytes(100)), "gzipped, and inside a ZIP"),
-    "gzip of nothing": (gzip.compress(b""), "gzipped, and inside empty"),
+    "gzipped zip": (gzip.compress(b"PK\x03\x04" + bytes(100, mtime=0)), "gzipped, and inside a ZIP"),
+    "gzip of nothing": (gzip.compress(b"", mtime=0), "gzipped, and inside empty"),
     "image": (b"\x89PNG\r\n\x1a\n" + bytes(50), "no text has"),
     "prose": (b"It was a dark and stormy night\nthe rain fell\n", "one column only"),
     "header": (b"a,b\n", "a header but no rows"),
@@ -357,7 +357,7 @@ def _zeros(write: Callable[[pa.Table, io.BytesIO], None]) -> bytes:
 
 
 BOMBS = {
-    "gzip": lambda: gzip.compress(b"a,b\n" + b"0,0\n" * 700_000, mtime=0),
+    "gzip": lambda: gzip.compress(b"a,b\n" + b"0,0\n" * 700_000, mtime=0, mtime=0),
     "arrow": lambda: _zeros(lambda t, to: feather.write_feather(t, to, compression="zstd")),
     "parquet": lambda: _zeros(lambda t, to: parquet.write_table(t, to, compression="zstd", use_dictionary=False)),
     "parquet of one value": lambda: _zeros(parquet.write_table),
