@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from factory.data.tables import read_table
+from factory.data.uploads import UploadStore
+from factory.settings import Settings
 
 
 @pytest.fixture
@@ -67,3 +69,13 @@ def real() -> Callable[[str], tuple[pd.DataFrame, dict[str, str]]]:
         return read_table(str(path), max_rows=10**7), next(e for e in entries if e["name"] == name)
 
     return load
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def store(home: Settings) -> UploadStore:
+    return UploadStore(home, limit_mb=10, reserve_mb=0)
