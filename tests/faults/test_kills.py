@@ -7,6 +7,7 @@ FACTORY_TEST_KILLS says how many of each instead.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from factory.operate.attending import FAULTS
@@ -29,10 +31,10 @@ KILLS = int(os.environ.get("FACTORY_TEST_KILLS", 20 if FULL else 1))
 SEED = int(os.environ.get("FACTORY_TEST_SEED", time.time_ns() % 1_000_000))
 LONGEST_OUTAGE_S = 40.0 if FULL else 8.0
 """A database or a server that is started by hand again; a driver waits for a minute."""
-AT_ONCE = 3
-"""Requests under way at a time: two have room, and one waits."""
+AT_ONCE = 3 if FULL else 2
+"""Requests under way at a time: two have room, and the third waits."""
 MOMENTS = (RequestState.QUEUED, RequestState.PREPARING, RequestState.SEARCHING, RequestState.EVALUATING)
-COMES_S, SETTLES_S = 60.0, 3.0
+COMES_S, SETTLES_S = 60.0 if FULL else 20.0, 3.0
 """For how long a request of the chosen state is waited for, and by how much the kill is put off then."""
 END_S = 900.0
 SHORT = {"families": ["constant", "linear", "lightgbm"], "budget": {"time_s": 12, "memory_gb": 3}}
@@ -82,6 +84,7 @@ class Run:
         self.works, self.watch = works, watch
         self.random = random.Random(f"{SEED} {kinds}")
         self._began = time.monotonic()
+        self._struck = ""
         self._long = {"worker", "node"} & set(kinds)
         self._only_long = self._long == set(kinds)
 
@@ -107,9 +110,26 @@ class Run:
         moment = self.random.choice(MOMENTS)
         self.works.wait(lambda: moment in self.watch.under_way().values(), within_s=COMES_S)
         time.sleep(self.random.uniform(0, SETTLES_S))
+        told = KINDS[kind](self)
+        print(f"{self._struck}: {kind} {told}", flush=True)
+
+    def strike(self) -> None:
+        """Keep how everything is just before a kill."""
         self.watch.note_finished()
-        states, at_s = self.watch.under_way().values(), time.monotonic() - self._began
-        print(f"{at_s:6.1f} s: {kind} {KINDS[kind](self)}; while {', '.join(states)}", flush=True)
+        states = ", ".join(self.watch.under_way().values())
+        self._struck = f"{time.monotonic() - self._began:6.1f} s, while {states}"
+
+    def some(self, there_are: Callable[[], list[str]]) -> list[str]:
+        """Wait until there is something to be killed, and order requests for it meanwhile."""
+        found: list[str] = []
+
+        def come() -> bool:
+            self.feed()
+            found[:] = there_are()
+            return bool(found)
+
+        assert self.works.wait(come, within_s=END_S), "nothing to be killed came"
+        return found
 
     def to_the_end(self) -> None:
         """Wait until all requests have ended, and their jobs with them."""
@@ -120,15 +140,19 @@ class Run:
         assert self.works.wait(over, within_s=END_S), "\n".join(map(self.watch.story, self.watch.under_way()))
         assert self.works.wait(lambda: not self.works.workers(), within_s=30.0), "trials go on"
 
-    def outage(self) -> float:
-        """Let a while pass, and return how long."""
+    def outage(self, *names: str) -> float:
+        """Let a while pass, start services again in their order, and return how long it was."""
         outage_s = self.random.uniform(0, LONGEST_OUTAGE_S)
         time.sleep(outage_s)
+        for name in names:
+            self.works.start(name)
+            self.works.wait_for(name)
         return outage_s
 
 
 def kill_controller(run: Run) -> str:
     name = run.works.leading()
+    run.strike()
     run.works.kill(name)
     time.sleep(run.random.uniform(0, 3))
     run.works.start(name)
@@ -141,45 +165,42 @@ def spared(run: Run, name: str) -> bool:
 
 
 def kill_driver(run: Run) -> str:
-    def victims() -> list[str]:
+    def attempts() -> list[str]:
         return sorted(one for one in run.works.drivers().values() if not spared(run, one.rpartition("-")[0]))
 
-    def there_is_one() -> bool:
-        run.feed()
-        return bool(victims())
-
-    assert run.works.wait(there_is_one, within_s=END_S), "no driver came"
-    victim = run.random.choice(victims())
-    for process, attempt in run.works.drivers().items():
-        if attempt == victim:
-            process.kill()
-    return victim
+    while True:
+        victim = run.random.choice(run.some(attempts))
+        run.strike()
+        for process, attempt in run.works.drivers().items():
+            if attempt == victim and killed(process):
+                return victim
 
 
 def kill_worker(run: Run) -> str:
-    def there_is_one() -> bool:
-        run.feed()
-        return bool(run.works.workers())
+    while True:
+        run.some(lambda: [str(process.pid) for process in run.works.workers()])
+        time.sleep(run.random.uniform(0, 1))
+        run.strike()
+        workers = run.works.workers()
+        if workers and killed(victim := run.random.choice(workers)):
+            return f"{victim.pid} of {len(workers)}"
 
-    assert run.works.wait(there_is_one, within_s=END_S), "no worker came"
-    time.sleep(run.random.uniform(0, 1))
-    victims = run.works.workers()
-    if not victims:
-        return kill_worker(run)
-    victim = run.random.choice(victims)
-    victim.kill()
-    return f"{victim.pid} of {len(victims)}"
+
+def killed(process: psutil.Process) -> bool:
+    """Kill a process; return whether it had not ended before."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+        return True
+    return False
 
 
 def kill_node(run: Run) -> str:
     """Kill the second node, where that comes soon while it fits trials."""
     run.works.wait(lambda: bool(run.works.workers(of="node")), within_s=COMES_S)
     n_trials = len(run.works.workers(of="node"))
+    run.strike()
     run.works.kill("node")
-    outage_s = run.outage()
-    run.works.start("node")
-    run.works.wait_for("node")
-    return f"with {n_trials} trials for {outage_s:.0f} s and its start"
+    return f"with {n_trials} trials for {run.outage('node'):.0f} s and its start"
 
 
 def kill_head(run: Run) -> str:
@@ -190,16 +211,14 @@ def kill_head(run: Run) -> str:
         return not any(spared(run, name) for name in run.watch.under_way())
 
     assert run.works.wait(all_may_fail, within_s=END_S), "no request could be tried again"
+    run.strike()
     for name in ("node", "ray"):
         run.works.kill(name)
-    outage_s = run.outage()
-    for name in ("ray", "node"):
-        run.works.start(name)
-        run.works.wait_for(name)
-    return f"for {outage_s:.0f} s and its start"
+    return f"for {run.outage('ray', 'node'):.0f} s and its start"
 
 
 def kill_postgresql(run: Run) -> str:
+    run.strike()
     run.works.server.kill()
     outage_s = run.outage()
     run.works.server.start()
@@ -207,11 +226,9 @@ def kill_postgresql(run: Run) -> str:
 
 
 def kill_mlflow(run: Run) -> str:
+    run.strike()
     run.works.kill("mlflow")
-    outage_s = run.outage()
-    run.works.start("mlflow")
-    run.works.wait_for("mlflow")
-    return f"for {outage_s:.0f} s and its start"
+    return f"for {run.outage('mlflow'):.0f} s and its start"
 
 
 KINDS: dict[str, Callable[[Run], str]] = {
