@@ -175,6 +175,8 @@ def check_recipe(document: object) -> Recipe:
 def check_request(document: object, *, settings: Settings) -> tuple[VariantRequest, Recipe]:
     """Return a request and its recipe, or report all problems at once. Looks at no data.
 
+    What a budget does not name is the recipe's default from here on.
+
     Raises:
         InvalidRequest: with one detail for each problem.
         NotFound: the recipe does not exist.
@@ -187,6 +189,8 @@ def check_request(document: object, *, settings: Settings) -> tuple[VariantReque
         if refused is not None:
             _raise_all([*problems, Detail("recipe", f"{error.message} {error.hint}")], what="request")
         raise
+    if request.budget is not None:
+        request = request.model_copy(update={"budget": recipe.budget.filled(request.budget)})
     found = _request_problems(request, recipe)
     if refused is not None and not found:
         raise refused

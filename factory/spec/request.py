@@ -137,6 +137,10 @@ class BudgetRange(Document):
     default: Budget = Field(default_factory=Budget)
     ceiling: Budget = Field(default_factory=lambda: Budget(time_s=3600, trials=10_000, memory_gb=64))
 
+    def filled(self, asked: Budget) -> Budget:
+        """Return what a request asks for, with the recipe's default for what it does not name."""
+        return self.default.model_copy(update=asked.model_dump(exclude_unset=True))
+
 
 class Metrics(Document):
     """The metric that is optimized by default, for each task; names of scikit-learn scorers."""

@@ -194,6 +194,17 @@ def test_what_a_request_does_not_say_its_recipe_does(settings: Settings) -> None
     assert not plan.repeatable
 
 
+def test_what_a_budget_does_not_name_is_the_recipes(settings: Settings) -> None:
+    assert settings.recipes is not None
+    budget = {"default": {"time_s": 30, "memory_gb": 2}, "ceiling": {"time_s": "1h", "memory_gb": 3}}
+    (settings.recipes / "lean.yaml").write_text(yaml.safe_dump(RECIPE | {"name": "lean", "budget": budget}))
+    request, _ = check_request(REQUEST | {"recipe": "lean", "budget": {"time_s": 10}}, settings=settings)
+    assert request.budget is not None
+    assert (request.budget.time_s, request.budget.memory_gb, request.budget.trials) == (10, 2, None)
+    again, _ = check_request(request.model_dump(mode="json"), settings=settings)
+    assert again == request
+
+
 def test_a_request_that_widens_is_told_everything_at_once(settings: Settings) -> None:
     found = problems_of(
         REQUEST
