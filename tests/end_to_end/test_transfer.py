@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from factory.client import Fitted, fit
-from factory.errors import InvalidRequest, NotFound
+from factory.errors import InvalidRequest
 from factory.ledger import Ledger
 from factory.settings import Settings
 from factory.variants.bundle import Bundle
@@ -128,5 +128,5 @@ def test_what_cannot_be_made_again_is_one_clear_error(first: Fitted, settings: S
     with pytest.raises(InvalidRequest, match=r"dataset\.b.*dataset\.city") as caught:
         make(rows(60, seed=7)[["a", "flag"]], settings, making="incremental", parent="local.first/1")
     assert {d.field for d in caught.value.details} == {"dataset.b", "dataset.city"}
-    with pytest.raises(NotFound, match=r"local\.nobody"):
+    with pytest.raises(InvalidRequest, match=r"parent: There is no variant 'local\.nobody'"):
         make(rows(60, seed=7), settings, making="refit", parent="local.nobody")
