@@ -35,13 +35,6 @@ class Stopped(BaseException):
     """Stands for the signal that kills the waiting process."""
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "ledger.db"
-    Ledger.open(f"sqlite:///{path}").close()
-    return path
-
-
 @pytest.fixture
 def settings(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (tmp_path / "home").mkdir()

@@ -26,20 +26,6 @@ from tests.portal.providing import Running, providing
 SETUP = Actor(who="setup")
 
 
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """Check the one error shape and return what is in it."""
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/json"
-    body = response.json()
-    assert set(body) == {"error"}
-    error: dict[str, Any] = body["error"]
-    assert set(error) == {"code", "message", "hint", "details"}
-    assert error["message"]
-    assert error["hint"]
-    assert all(set(detail) == {"field", "message"} for detail in error["details"])
-    return error
-
-
 def fields_of(error: dict[str, Any]) -> set[str]:
     return {detail["field"] for detail in error["details"]}
 

@@ -9,7 +9,8 @@ import pytest
 
 from factory.ledger import AuditQuery
 from factory.spec import Actor
-from tests.portal.conftest import SETUP, Client, MakeWorld, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import SETUP, Client, MakeWorld, World, fields_of
 
 WHY = {"why": "Seen."}
 PROMOTE = {"version": 1, "why": "Better."}

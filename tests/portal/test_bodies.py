@@ -15,7 +15,8 @@ from factory.errors import InvalidRequest
 from serve.portal import bodies
 from serve.portal.bodies import pointer
 from serve.portal.texts import MOST_DEPTH, MOST_VALUES, YAML_KB, read_json, read_yaml
-from tests.portal.conftest import MakeWorld, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import MakeWorld, World, fields_of
 
 YAML = {"content-type": "application/yaml"}
 JSON = {"content-type": "application/json"}

@@ -18,7 +18,8 @@ from factory.data import uploads
 from factory.errors import StorageFault
 from factory.spec import Actor
 from serve.portal import uploading
-from tests.portal.conftest import MakeWorld, World, customers, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import MakeWorld, World, customers, fields_of
 
 ANN = Actor(who="ann")
 CSV = customers().to_csv(index=False).encode()

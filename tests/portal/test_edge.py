@@ -20,7 +20,8 @@ from factory.operate.json_logs import JsonLines
 from factory.spec import Trial
 from serve.portal import context
 from serve.portal.context import Portal
-from tests.portal.conftest import Client, MakeWorld, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import Client, MakeWorld, World, fields_of
 
 ROOT = "http://portal"
 

@@ -13,7 +13,8 @@ from factory.testing.jobs import FakeJobs
 from serve.portal.app import create_app
 from serve.portal.context import FAILED_SIGN_INS
 from serve.portal.limits import REMEMBERED, Buckets, KnownSecrets
-from tests.portal.conftest import Client, MakeWorld, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import Client, MakeWorld, World, fields_of
 
 ANN = Actor(who="ann")
 

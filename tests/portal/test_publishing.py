@@ -10,7 +10,8 @@ import pytest
 from factory.ledger import AuditQuery
 from factory.search.plan import load_recipe
 from factory.spec import Scope
-from tests.portal.conftest import SETUP, Client, World, error_of, fields_of, yaml_of
+from tests.answers import error_of
+from tests.portal.conftest import SETUP, Client, World, fields_of, yaml_of
 
 RECIPE: dict[str, Any] = {"name": "churn-linear", "title": "Churn by a line", "families": ["constant", "linear"]}
 YAML = {"content-type": "application/yaml"}

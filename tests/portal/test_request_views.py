@@ -10,7 +10,8 @@ from factory.errors import InvalidData
 from factory.ledger import Upload
 from factory.spec import Actor, Trial
 from factory.testing.jobs import FakeJobs
-from tests.portal.conftest import MakeWorld, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import MakeWorld, World, fields_of
 
 ANN = Actor(who="ann")
 

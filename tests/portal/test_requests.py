@@ -13,7 +13,8 @@ import yaml
 
 from factory.spec import Actor, RequestState
 from serve.portal import context
-from tests.portal.conftest import MakeWorld, World, customers, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import MakeWorld, World, customers, fields_of
 
 ANN = Actor(who="ann")
 

@@ -17,7 +17,8 @@ import pytest
 from factory.ledger.schema import now
 from factory.operate.json_logs import JsonLines
 from factory.spec import DeploymentWish, Trial
-from tests.portal.conftest import SETUP, Client, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import SETUP, Client, World, fields_of
 from tests.portal.test_identity import routes
 
 EVERYBODYS = {"list_recipes", "show_recipe", "publish_recipe", "withdraw_recipe", "end_sessions"}

@@ -11,8 +11,9 @@ from factory.ledger import Refusal
 from factory.ledger.schema import now
 from serve.portal.browser import CSRF_HEADER
 from serve.portal.oidc import CALLBACK
+from tests.answers import error_of
 from tests.portal.browsing import Browser, sessions, with_ann
-from tests.portal.conftest import SETUP, MakeWorld, World, error_of, fields_of
+from tests.portal.conftest import SETUP, MakeWorld, World, fields_of
 from tests.portal.providing import COOKIE, HERE, THERE, Running, configured
 
 

@@ -16,8 +16,9 @@ from factory.errors import InvalidRequest, StorageFault
 from factory.ledger import AuditQuery, Ledger, Refusal
 from factory.settings import Settings
 from serve.portal.oidc import AT_ONCE, CALLBACK, Provider, teams_of_groups
+from tests.answers import error_of
 from tests.portal.browsing import Browser, sessions, with_ann
-from tests.portal.conftest import SETUP, MakeWorld, World, error_of, fields_of
+from tests.portal.conftest import SETUP, MakeWorld, World, fields_of
 from tests.portal.providing import CLIENT, COOKIE, HERE, SECRET, Running, configured
 from tests.serving import portal
 

@@ -22,7 +22,8 @@ from factory.spec import Actor, RequestState
 from factory.testing.jobs import FakeJobs, Script
 from serve.portal import tails
 from serve.portal.routes import streams
-from tests.portal.conftest import MakeWorld, World, error_of
+from tests.answers import error_of
+from tests.portal.conftest import MakeWorld, World
 
 ANN = Actor(who="ann")
 JSON = {"accept": "application/json"}

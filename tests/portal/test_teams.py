@@ -9,7 +9,8 @@ import pytest
 
 from factory.ledger.schema import now
 from factory.spec import Actor, Trial
-from tests.portal.conftest import Client, MakeWorld, World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import Client, MakeWorld, World, fields_of
 
 ANN = Actor(who="ann")
 

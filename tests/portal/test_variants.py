@@ -14,7 +14,8 @@ from factory.errors import ServiceFault, StorageFault
 from factory.spec import Actor
 from factory.variants.registry import Registry
 from serve.portal import cards
-from tests.portal.conftest import World, error_of, fields_of
+from tests.answers import error_of
+from tests.portal.conftest import World, fields_of
 
 ANN = Actor(who="ann")
 

@@ -40,8 +40,9 @@ from factory.variants.registry import Registry
 from serve.app import Predictor
 from serve.portal.app import create_app
 from serve.replica import build
+from tests.answers import error_of
 from tests.cli.conftest import factory
-from tests.portal.conftest import SETUP, World, customers, error_of
+from tests.portal.conftest import SETUP, World, customers
 from tests.serve.conftest import SERVICE, TIMESTAMP, Caller, life_bundle, variant_of
 
 NAME = "growth.life"

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .calls import CHURN, INFER, ROW, error_of, expected
+from tests.answers import error_of
+
+from .calls import CHURN, INFER, ROW, expected
 
 
 def tensor(name: str, data: list[Any], datatype: str = "FP64", shape: list[int] | None = None) -> dict[str, Any]:

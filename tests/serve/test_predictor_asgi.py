@@ -10,8 +10,9 @@ import pytest
 from factory.errors import ServiceFault
 from factory.settings import Settings
 from serve.online import FeatureReaders
+from tests.answers import error_of
 
-from .calls import CHURN, INFER, ROW, error_of, expected
+from .calls import CHURN, INFER, ROW, expected
 
 
 def test_every_payload_kind_predicts_the_same(caller, churn):

@@ -14,8 +14,9 @@ from factory.errors import ServiceFault
 from factory.spec import DeploymentWish, Variant
 from factory.variants.bundle import Bundle
 from serve.loaded import Loaded
+from tests.answers import error_of
 
-from .calls import CHURN, ROW, error_of, expected, one
+from .calls import CHURN, ROW, expected, one
 
 
 async def together(caller: Any, calls: list[dict[str, Any]]) -> list[httpx.Response]:
