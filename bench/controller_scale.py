@@ -26,7 +26,7 @@ from sqlalchemy import Table, insert, select
 
 from bench.admission_scale import CAPACITY, N_TEAMS, PRIORITIES
 from bench.claim import QUICK, parser, report
-from factory.ledger import Ledger, RequestQuery, schema
+from factory.ledger import Ledger, RequestQuery, moments, schema
 from factory.operate import controller as controlling
 from factory.operate.controller import AT_ONCE, Controller
 from factory.operate.jobs import JobSpec
@@ -120,7 +120,7 @@ def measured(url: str, n: int, *, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as home, Ledger.open(url) as ledger:
         jobs = FakeJobs(lambda spec: ending(spec, ledger, rng), capacity=CAPACITY)
-        with mock.patch.object(schema, "clock", partial(getattr, jobs, "now")):
+        with mock.patch.object(moments, "clock", partial(getattr, jobs, "now")):
             fill(ledger, n, rng, jobs.now)
             controller = Controller(ledger, jobs, Settings(home=Path(home), ledger_url=url))
             filling = Times()

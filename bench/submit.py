@@ -35,7 +35,7 @@ from bench.controller_scale import BENCH, N_TEAMS, fill, ledger_url, put, rows_o
 from bench.record import ROOT, clean_environment
 from factory.data.dataset import from_frame
 from factory.data.traits import traits_of
-from factory.ledger import Ledger, schema
+from factory.ledger import Ledger, moments, schema
 from factory.ledger.records import document_json
 from factory.operate.deployments import free_port
 from factory.spec import FileDataset, RequestState, Variant
@@ -309,7 +309,7 @@ def customers() -> pd.DataFrame:
 
 def store(ledger: Ledger, n: int) -> None:
     """Put n requests of many teams into a ledger: half of them wait, half were made, with what quotes learn from."""
-    fill(ledger, n // 2, random.Random(0), schema.now())
+    fill(ledger, n // 2, random.Random(0), moments.now())
     of = schema.requests.c
     made = (of.state == RequestState.REGISTERED.value, of.id != "r-first")
     with ledger._write() as connection:

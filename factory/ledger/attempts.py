@@ -14,13 +14,13 @@ from pydantic import Field
 from sqlalchemy import Connection, Row, delete, desc, func, insert, select, union, update
 
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound
-from factory.ledger import schema
+from factory.ledger import moments, schema
 from factory.ledger.bounds import cleaned
 from factory.ledger.claims import is_alive
 from factory.ledger.events import append_event
+from factory.ledger.moments import now
 from factory.ledger.records import UNDER_WAY, Priority
 from factory.ledger.requests import Requests
-from factory.ledger.schema import now
 from factory.ledger.usage import add_usage, held_for, seconds_by_month
 from factory.spec import Document, RequestState
 
@@ -265,7 +265,7 @@ class Attempts(Requests):
         """
         at = schema.attempts.c
         teams = union(select(schema.teams.c.name.label("team")), select(schema.usage.c.team)).subquery()
-        mine = select(func.max(at.ended_at, type_=schema.UtcDateTime())).where(at.team == teams.c.team)
+        mine = select(func.max(at.ended_at, type_=moments.UtcDateTime())).where(at.team == teams.c.team)
         without, with_gpus = mine.where(at.gpus == 0), mine.where(at.gpus > 0)
         query = select(teams.c.team, without.scalar_subquery(), with_gpus.scalar_subquery())
         with self._read() as connection:

@@ -16,8 +16,8 @@ from factory.ledger import schema
 from factory.ledger.bounds import bounded
 from factory.ledger.chain import link
 from factory.ledger.leases import Leases
+from factory.ledger.moments import now
 from factory.ledger.records import Payload, payload_json
-from factory.ledger.schema import now
 from factory.spec import Actor, Document
 
 _CHAIN = "audit"

@@ -15,9 +15,9 @@ from factory.ledger.audit import append_audit
 from factory.ledger.bounds import cleaned
 from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
+from factory.ledger.moments import now
 from factory.ledger.records import AliasChange, Deployment, document_json, payload_json
 from factory.ledger.requests import Requests
-from factory.ledger.schema import now
 from factory.ledger.visibility import visible
 from factory.spec import ALIAS, Actor, DeploymentWish, Variant
 

@@ -23,9 +23,9 @@ from sqlalchemy import Row, delete, update
 from factory.errors import Conflict, Detail, StorageFault
 from factory.ledger import schema
 from factory.ledger.database import repeatable
+from factory.ledger.moments import now
 from factory.ledger.records import RequestRecord
 from factory.ledger.requests import Requests
-from factory.ledger.schema import now
 from factory.spec import NEXT_STATES, RequestState
 
 LEASE_S = 60.0

@@ -17,8 +17,8 @@ from factory.errors import Detail, InvalidRequest, NotFound
 from factory.ledger import schema
 from factory.ledger.audit import Audit, append_audit
 from factory.ledger.engines import insert_new
+from factory.ledger.moments import now
 from factory.ledger.pages import Order, Page
-from factory.ledger.schema import now
 from factory.ledger.teams import required_team
 from factory.ledger.visibility import EVERYONE, ShareKind, visible
 from factory.spec import NAME, Actor, Document

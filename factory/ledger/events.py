@@ -17,8 +17,8 @@ from factory.ledger import schema
 from factory.ledger.audit import Audit
 from factory.ledger.bounds import cleaned
 from factory.ledger.chain import link
+from factory.ledger.moments import now
 from factory.ledger.records import Event, Payload, payload_json
-from factory.ledger.schema import now
 from factory.ledger.visibility import visible
 from factory.spec import RequestState
 

@@ -24,6 +24,7 @@ from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.engines import insert_new
 from factory.ledger.events import next_event
+from factory.ledger.moments import now
 from factory.ledger.records import (
     BROKEN_OFF,
     Door,
@@ -34,7 +35,6 @@ from factory.ledger.records import (
     payload_json,
 )
 from factory.ledger.requests import HELD, Requests, request_record
-from factory.ledger.schema import now
 from factory.spec import Actor, RequestState, VariantRequest
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

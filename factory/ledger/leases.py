@@ -24,7 +24,7 @@ from factory.ledger import schema
 from factory.ledger.bounds import bounded
 from factory.ledger.database import Database
 from factory.ledger.engines import insert_new
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 
 LEAD_S = 15.0
 MOST_LEAD_S = 60.0

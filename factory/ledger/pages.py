@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime
-from sqlalchemy import Column, Connection, Row, Select, literal, select, tuple_, union_all
+from sqlalchemy import Column, Connection, Row, Select, func, literal, select, tuple_, union_all
 
 from factory.errors import Detail, InvalidRequest, listing
 from factory.ledger import schema
@@ -26,7 +26,7 @@ from factory.ledger.proposals import Proposal, ProposalState, read_proposal
 from factory.ledger.records import Door, RequestSummary
 from factory.ledger.requests import held_of
 from factory.ledger.visibility import shared_with
-from factory.spec import Document, RequestState, Variant
+from factory.spec import ALIAS, Document, RequestState, Variant
 
 MOST = 200
 """Most rows of a page."""
@@ -66,6 +66,8 @@ class VariantQuery(Document):
     name: str | None = None
     request_id: str | None = None
     state: Literal["registered", "rejected"] | None = None
+    like: str | None = None
+    alias: ALIAS | None = None
 
 
 class AuditQuery(Document):
@@ -159,6 +161,10 @@ class Pages(Audit):
         query = select(_variants.document, *_VARIANT_SORTS["created"])
         for column in ("name", "request_id", "state"):
             query = _equal(query, _variants[column], getattr(where, column))
+        if where.like is not None:
+            query = query.where(_variants.name.contains(where.like, autoescape=True))
+        if where.alias is not None:
+            query = query.where(tuple_(_variants.name, _variants.version).in_(_pointed_at(where.alias)))
         queries = [_equal(query, _variants.team, where.team)]
         if where.shared and where.team is not None:
             queries.append(query.where(_variants.name.in_(shared_with("variant", where.team))))
@@ -297,6 +303,13 @@ def _summary(row: Row[Any], held: Row[Any] | None) -> RequestSummary:
 
 def _equal(query: Select[Any], column: Column[Any], value: object) -> Select[Any]:
     return query if value is None else query.where(column == value)
+
+
+def _pointed_at(alias: str) -> Select[Any]:
+    """Return the versions that an alias points at now, by name: its last change is the one that holds."""
+    at = schema.aliases.c
+    latest = select(func.max(at.id)).where(at.alias == alias).group_by(at.name)
+    return select(at.name, at.version).where(at.id.in_(latest), at.version.is_not(None))
 
 
 def _invalid(field: str, message: str) -> InvalidRequest:

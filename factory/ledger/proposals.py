@@ -24,8 +24,8 @@ from factory.ledger.audit import append_audit
 from factory.ledger.bounds import cleaned
 from factory.ledger.catalog import Catalog, change_alias, change_deployment, required_variant, team_of
 from factory.ledger.engines import exclusive
+from factory.ledger.moments import now
 from factory.ledger.records import document_json, payload_json
-from factory.ledger.schema import now
 from factory.ledger.sessions import PERSON
 from factory.spec import ALIAS, Actor, DeploymentWish, Document, Variant
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection, Select, func, select
 
-from factory.ledger import schema
+from factory.ledger import moments, schema
 from factory.ledger.attempts import MOST_BACK_OFF_S
 from factory.ledger.bounds import cleaned
 from factory.ledger.claims import is_alive
 from factory.ledger.engines import insert_into
 from factory.ledger.events import no_request
+from factory.ledger.moments import now
 from factory.ledger.records import UNDER_WAY, Priority, StateCount
 from factory.ledger.requests import HELD, Requests
-from factory.ledger.schema import now
 from factory.spec import RequestState
 
 _AT_ONCE = 500
@@ -127,7 +127,7 @@ class Queue(Requests):
         """Return how many requests each team has in each state, and since when the oldest of them exists."""
         at = schema.requests.c
         query = (
-            select(at.team, at.state, func.count(), func.min(at.created, type_=schema.UtcDateTime()))
+            select(at.team, at.state, func.count(), func.min(at.created, type_=moments.UtcDateTime()))
             .group_by(at.team, at.state)
             .order_by(at.team, at.state)
         )
@@ -146,7 +146,7 @@ def _rows(connection: Connection, query: Select[Any]) -> tuple[list[Queued], lis
     found = connection.execute(query)
     rows = [] if found.cursor is None else found.cursor.fetchall()
     found.close()
-    moment: Callable[[Any], Any] | None = schema.UtcDateTime().result_processor(connection.dialect, None)
+    moment: Callable[[Any], Any] | None = moments.UtcDateTime().result_processor(connection.dialect, None)
     assert moment is not None
     queued = [
         Queued(id_, team, cpus, gpus, memory_gb, priority, moment(created), expected_s, preemptions, state)

@@ -18,7 +18,7 @@ from factory.errors import Detail, InvalidRequest, NotFound, listing
 from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.bounds import bounded
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.ledger.teams import checked_scopes
 from factory.ledger.tokens import Refusal, Tokens, digest_of, holder_of, locked_token
 from factory.ledger.visibility import EVERYONE

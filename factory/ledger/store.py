@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, desc, insert, select, update
+from datetime import datetime
+
+from sqlalchemy import Connection, delete, desc, func, insert, select, update
 
 from factory.errors import Conflict, Detail
-from factory.ledger import schema
+from factory.ledger import moments, schema
 from factory.ledger.claims import Claims
 from factory.ledger.database import repeatable
 from factory.ledger.datasets import Datasets
 from factory.ledger.intake import Intake
+from factory.ledger.moments import now
 from factory.ledger.pages import Pages
 from factory.ledger.proposals import Proposals
 from factory.ledger.queue import Queue
 from factory.ledger.records import PastSearch, document_json
-from factory.ledger.schema import now
 from factory.ledger.sessions import Sessions
 from factory.ledger.usage import Usages, add_usage
 from factory.ledger.wishes import Wishes
@@ -96,6 +98,31 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
             if not documents:
                 self._require(connection, request_id)
         return [Trial.model_validate(document) for document in documents]
+
+    @repeatable
+    def trials_since(self, request_id: str, since: datetime | None) -> list[tuple[datetime, Trial]]:
+        """Return trials that were recorded, or changed, after a moment, with when that was, the oldest first.
+
+        Args:
+            request_id: Whose.
+            since: The moment; all if None.
+        """
+        at = schema.trials.c
+        query = select(at.recorded, at.document).where(at.request_id == request_id)
+        if since is not None:
+            query = query.where(at.recorded > since)
+        query = query.order_by(at.recorded, at.segment, at.number)
+        with self._read() as connection:
+            return [(row.recorded, Trial.model_validate(row.document)) for row in connection.execute(query)]
+
+    @repeatable
+    def last_trial_at(self, request_id: str) -> datetime | None:
+        """Return when a trial of a request was last recorded; None where there is none."""
+        at = schema.trials.c
+        query = select(func.max(at.recorded, type_=moments.UtcDateTime())).where(at.request_id == request_id)
+        with self._read() as connection:
+            found: datetime | None = connection.scalar(query)
+        return found
 
     @repeatable
     def record_traits(self, request_id: str, traits: Traits) -> None:

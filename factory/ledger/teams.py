@@ -17,8 +17,8 @@ from factory.ledger import schema
 from factory.ledger.audit import Audit, append_audit
 from factory.ledger.bounds import bounded
 from factory.ledger.engines import insert_new
+from factory.ledger.moments import now
 from factory.ledger.records import document_json
-from factory.ledger.schema import now
 from factory.spec import NAME, SCOPES, Actor, Member, Quota, Scope, Team
 
 

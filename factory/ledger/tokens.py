@@ -25,7 +25,7 @@ from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.bounds import bounded
 from factory.ledger.engines import exclusive
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.ledger.teams import Teams, checked_scopes, required_team
 from factory.spec import Actor, Principal, Scope, TokenRecord
 

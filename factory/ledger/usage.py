@@ -15,7 +15,7 @@ from factory.errors import Detail, InvalidRequest
 from factory.ledger import schema
 from factory.ledger.database import Database
 from factory.ledger.engines import insert_into
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import Document
 
 _SUMS = ("trials", "trial_s", "cpu_s", "gpu_s", "gb_s")

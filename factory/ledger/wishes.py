@@ -15,8 +15,8 @@ from factory.ledger.audit import append_audit
 from factory.ledger.claims import is_alive
 from factory.ledger.database import repeatable
 from factory.ledger.events import append_event, no_request
+from factory.ledger.moments import now
 from factory.ledger.records import UNDER_WAY, RequestRecord
-from factory.ledger.schema import now
 from factory.spec import Actor, RequestState
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from factory.errors import InvalidRequest, NotFound, ServiceFault, SystemFault
 from factory.ledger import Attempt, Ledger, OpenAttempt, Outcome, RequestRecord
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.operate.jobs import JobInfo, Jobs, JobSpec, JobState
 from factory.settings import Settings
 from factory.spec import RequestState

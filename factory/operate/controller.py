@@ -27,7 +27,7 @@ from typing import TypeVar
 
 from factory.errors import Conflict, FactoryError, ServiceFault, StorageFault, SystemFault
 from factory.ledger import Ledger, OpenAttempt
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.operate import json_logs
 from factory.operate.admission import Decision, decide
 from factory.operate.attending import ADOPTED, Attendant, adopted_jobs

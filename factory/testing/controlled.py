@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from factory.errors import Conflict, InvalidData, Preempted, ServiceFault
-from factory.ledger import Claim, Ledger, schema
+from factory.ledger import Claim, Ledger, moments
 from factory.operate.admission import Capacity
 from factory.operate.attending import ADOPTED, FAULT
 from factory.operate.controller import Controller
@@ -227,14 +227,14 @@ class SimulatedFactory:
         self._controllers = 0
 
     def __enter__(self) -> Self:
-        self._clock = schema.clock
-        schema.clock = lambda: self.jobs.now + self.clock_off
+        self._clock = moments.clock
+        moments.clock = lambda: self.jobs.now + self.clock_off
         return self
 
     def __exit__(self, *_: object) -> None:
         self.drivers.close()
         self.ledger.close()
-        schema.clock = self._clock
+        moments.clock = self._clock
 
     def controller(self, meddle: Meddle | None = None) -> Controller:
         """Return a controller like another process's; ``meddle`` is told every call that it makes."""

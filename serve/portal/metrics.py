@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from factory.errors import FactoryError
+from factory.ledger.moments import now
 from factory.ledger.records import UNDER_WAY
-from factory.ledger.schema import now
 from factory.operate.controller import LEAD
 from factory.operate.figures import admissions, ends
 from serve.portal.documents import TeamUsage

@@ -10,7 +10,7 @@ from sqlalchemy import insert, update
 
 from factory.errors import Conflict, InvalidRequest, NotFound
 from factory.ledger import Ledger, Refusal, schema
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import RequestState, VariantRequest
 
 from .conftest import ANN, make_order

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import delete, insert, text, update
 
 from factory.errors import NotFound
-from factory.ledger import Ledger, schema
+from factory.ledger import Ledger, moments, schema
 from factory.ledger.chain import link
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import RequestState, VariantRequest
 
 from .conftest import ANN
@@ -132,7 +132,7 @@ def test_order_of_events_is_that_of_writing_whatever_the_clock_says(
     ledger: Ledger, request_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = now() - timedelta(hours=2)
-    monkeypatch.setattr(schema, "clock", lambda: earlier)
+    monkeypatch.setattr(moments, "clock", lambda: earlier)
     event = ledger.note(request_id, "note", "After the clock was set back.")
     assert event.time == earlier
     assert ledger.events(request_id)[-1] == event

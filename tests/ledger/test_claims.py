@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from factory.errors import Conflict
-from factory.ledger import Ledger, schema
+from factory.ledger import Ledger, moments, schema
 from factory.spec import RequestState, VariantRequest
 
 HOLD = """
@@ -122,7 +122,7 @@ def test_lease_from_before_the_clock_was_set_back_does_not_block(ledger: Ledger,
     lost = ledger.claim(request_id)
     lost._over.set()
     with ledger._write() as connection:
-        later = schema.now() + timedelta(hours=2)
+        later = moments.now() + timedelta(hours=2)
         connection.execute(update(schema.requests).values(driver_host="node-2", driver_lease_until=later))
     with ledger.claim(request_id) as claim:
         assert claim.record.attempt == 2

@@ -6,7 +6,7 @@ import pytest
 
 from factory.errors import InvalidRequest, NotFound
 from factory.ledger import AuditQuery, Ledger, Upload, UploadQuery
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 
 from .conftest import ANN, make_order, make_variant
 

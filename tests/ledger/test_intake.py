@@ -9,7 +9,7 @@ import pytest
 
 from factory.errors import Conflict, InvalidRequest, NotFound
 from factory.ledger import AuditQuery, Idempotency, Ledger
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import RequestState, VariantRequest
 
 from .conftest import ANN, make_order

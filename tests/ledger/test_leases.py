@@ -10,8 +10,8 @@ from datetime import timedelta
 import pytest
 
 from factory.errors import Conflict, InvalidRequest
-from factory.ledger import Ledger, schema
-from factory.ledger.schema import now
+from factory.ledger import Ledger, moments
+from factory.ledger.moments import now
 from factory.spec import VariantRequest
 
 
@@ -21,7 +21,7 @@ class Reason:
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, by_s: float) -> None:
     moment = now() + timedelta(seconds=by_s)
-    monkeypatch.setattr(schema, "clock", lambda: moment)
+    monkeypatch.setattr(moments, "clock", lambda: moment)
 
 
 def test_one_leads_and_renews(ledger: Ledger) -> None:

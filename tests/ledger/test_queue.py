@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from factory.errors import Conflict, NotFound
 from factory.ledger import MOST_BACK_OFF_S, Ledger, schema
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import RequestState, VariantRequest
 
 from .conftest import ANN, make_order

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from factory.errors import InvalidRequest, NotFound
 from factory.ledger import AuditQuery, Ledger, Refusal, SignedIn, schema
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import Actor, Grant
 
 from .conftest import ANN
@@ -84,7 +84,7 @@ def test_sessions_end_by_themselves_and_are_taken_away(ledger: Ledger, monkeypat
     ledger.add_member("growth", "oidc|7", scopes=["read"], by=ANN)
     secret = ledger.start_session("oidc|7", expires=soon(), by=BOB).secret
     later = now() + timedelta(hours=2)
-    monkeypatch.setattr("factory.ledger.schema.clock", lambda: later)
+    monkeypatch.setattr("factory.ledger.moments.clock", lambda: later)
     assert ledger.authenticate_session(secret) is Refusal.NO_SESSION
     ledger.start_session("oidc|7", expires=later + timedelta(hours=1), by=BOB)
     with ledger._read() as connection:

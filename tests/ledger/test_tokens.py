@@ -9,7 +9,7 @@ from sqlalchemy import insert, select, text, update
 
 from factory.errors import Conflict, InvalidRequest, NotFound, StorageFault
 from factory.ledger import AuditQuery, Ledger, Refusal, schema
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import Actor, Principal, Quota
 
 from .conftest import ANN, file_of, make_order

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from factory.data import uploads
-from factory.ledger import schema
+from factory.ledger import moments
 from factory.operate.deployments import free_port
 from factory.settings import Settings
 from serve.portal import context
@@ -199,8 +199,8 @@ def damage_the_online_store(standing: Standing) -> Mend:
 
 def set_the_clock_back(_: Standing) -> Mend:
     patch = pytest.MonkeyPatch()
-    clock = schema.clock
-    patch.setattr(schema, "clock", lambda: clock() - timedelta(hours=1))
+    clock = moments.clock
+    patch.setattr(moments, "clock", lambda: clock() - timedelta(hours=1))
     return patch.undo
 
 

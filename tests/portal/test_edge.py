@@ -15,7 +15,7 @@ from anyio import to_thread
 from prometheus_client.parser import text_string_to_metric_families
 
 from factory.ledger import UploadQuery
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.operate.json_logs import JsonLines
 from factory.spec import Trial
 from serve.portal import context
@@ -206,7 +206,7 @@ def test_a_locked_ledger_is_read_and_writes_are_told_to_come_again(
 def test_a_clock_that_is_set_back_loses_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     first = world.submitted()
     now_before = now() - timedelta(days=1)
-    monkeypatch.setattr("factory.ledger.schema.clock", lambda: now_before)
+    monkeypatch.setattr("factory.ledger.moments.clock", lambda: now_before)
     second = world.submitted(seed=1)
     listed = [item["id"] for item in world().get("/requests").json()["items"]]
     assert sorted(listed) == sorted([first, second])

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.settings import Settings
 from factory.spec import SCOPES, Actor
 from factory.testing.jobs import FakeJobs

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.operate.json_logs import JsonLines
 from factory.spec import DeploymentWish, Trial
 from tests.answers import error_of

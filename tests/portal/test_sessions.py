@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from factory.ledger import Refusal
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from serve.portal.browser import CSRF_HEADER
 from serve.portal.oidc import CALLBACK
 from tests.answers import error_of
@@ -75,7 +75,7 @@ def test_a_session_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch)
     browser = Browser(world)
     browser.sign_in()
     later = now() + timedelta(hours=12, seconds=1)
-    monkeypatch.setattr("factory.ledger.schema.clock", lambda: later)
+    monkeypatch.setattr("factory.ledger.moments.clock", lambda: later)
     assert error_of(browser("GET", "/api/v1/me"), 401)["message"] == Refusal.NO_SESSION.value
 
 

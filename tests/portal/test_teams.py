@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import Actor, Trial
 from tests.answers import error_of
 from tests.portal.conftest import Client, MakeWorld, World, fields_of

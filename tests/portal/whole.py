@@ -27,8 +27,7 @@ from factory.cli.run import PATIENCE_S
 from factory.data.features import join, materialize
 from factory.data.online import OnlineReader
 from factory.errors import SystemFault
-from factory.ledger import Ledger
-from factory.ledger import schema as ledger_schema
+from factory.ledger import Ledger, moments
 from factory.operate.attending import LOST_S
 from factory.operate.controller import Controller
 from factory.operate.stack.services import declared
@@ -184,8 +183,8 @@ class Whole:
         lost = self.driver.open_attempts()[-1]
         self.world.jobs.restart()
         with pytest.MonkeyPatch.context() as patch:
-            later = ledger_schema.clock() + timedelta(seconds=LOST_S + 1)
-            patch.setattr(ledger_schema, "clock", lambda: later)
+            later = moments.clock() + timedelta(seconds=LOST_S + 1)
+            patch.setattr(moments, "clock", lambda: later)
             self.controller.reconcile()
         assert self.driver.attempt(lost.submission_id).outcome == "lost"
         assert self.driver.request(lost.request_id).not_before is not None

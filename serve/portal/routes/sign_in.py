@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from factory.errors import Detail, NotFound
 from factory.ledger import PERSON, SignedIn, StartedSession
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import NAME, Actor, Document, Scope
 from serve.errors import Forbidden, Unauthorized
 from serve.portal.bodies import Incoming

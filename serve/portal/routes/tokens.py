@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from factory.errors import Detail, NotFound
-from factory.ledger.schema import now
+from factory.ledger.moments import now
 from factory.spec import Document, TokenRecord
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming, about
