@@ -6,19 +6,15 @@ blend was chosen on them.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from factory.data.dataset import Dataset, FeatureLineage
+from factory.data.dataset import Dataset
 from factory.data.findings import Finding
-from factory.data.profile import DatasetProfile
-from factory.data.tables import read_table
 from factory.families.base import Deadline
 from factory.search.blueprint import Blueprint, MemberPlan
 from factory.search.engine import SearchResult
@@ -27,7 +23,7 @@ from factory.search.metric import Metric
 from factory.search.plan import Plan
 from factory.search.samples import representation
 from factory.search.transfer import fitted_parameters
-from factory.spec import ColumnType, TimeSplit, Trial, Validation, Variant
+from factory.spec import TimeSplit, Trial, Validation, Variant
 from factory.variants.assembly import assemble
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle, folder_size_mb
@@ -41,7 +37,6 @@ from factory.variants.evaluation import (
 from factory.variants.frontier import Frontier, choose
 from factory.variants.gates import Evidence, Verdict
 from factory.variants.gates import judge as verdict_of
-from factory.variants.report import Card, example_row, leaderboard, learning_curves, render
 from factory.variants.resampling import Comparison, paired_bootstrap
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves
@@ -352,69 +347,3 @@ def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:
             "latency_ms": round(appraisal.latency_ms, 3),
         }
     )
-
-
-def model_card(
-    variant: Variant,
-    appraisal: Appraisal,
-    result: SearchResult,
-    *,
-    plan: Plan,
-    baseline: Baseline,
-    findings: tuple[Finding, ...],
-    profile: DatasetProfile,
-    features: FeatureLineage | None,
-    example: pd.DataFrame,
-    tested: Mapping[int, float],
-) -> Card:
-    """Return everything that the variant's model card shows; ``tested`` are scores of single trials on unseen rows."""
-    return Card(
-        variant=variant,
-        baseline=baseline.name,
-        verdict=appraisal.verdict,
-        comparison=appraisal.comparison,
-        evaluation=appraisal.evaluation,
-        importance=appraisal.importance,
-        leaderboard=leaderboard(result.trials, weights=appraisal.weights, tested=tested),
-        curves=learning_curves(result.trials, weights=appraisal.weights),
-        frontier=appraisal.frontier,
-        calibration=appraisal.bundle.calibration,
-        findings=findings,
-        slices=appraisal.slices,
-        watch=appraisal.watch,
-        profile=profile,
-        features=features,
-        example=example_row(example),
-        budget_s=plan.budget.time_s,
-    )
-
-
-def evidence_files(card: Card, trials: Sequence[Trial]) -> dict[str, str]:
-    """Return the texts that are kept with a version: its card, the study, the frontier, the verdict, the data's."""
-    tested = {row.number: row.test_score for row in card.leaderboard}
-    study = [
-        {**trial.model_dump(mode="json", exclude={"curve"}), "test_score": tested.get(trial.number)} for trial in trials
-    ]
-    return {
-        "card.html": render(card),
-        "trials.json": json.dumps(study),
-        "frontier.json": card.frontier.model_dump_json(indent=2) if card.frontier else "{}",
-        "verdict.json": card.verdict.model_dump_json(indent=2),
-        "screening.json": json.dumps([finding.model_dump(mode="json") for finding in card.findings]),
-        "profile.json": card.profile.model_dump_json(),
-    }
-
-
-def predict_table(bundle: Bundle, path: str, *, max_rows: int) -> pd.DataFrame:
-    """Read rows from a file and return their predictions in the form that files of predictions have.
-
-    Classification: one probability column per class, named by the class; regression: a column ``prediction``; rows in
-    the order of the file.
-
-    Raises:
-        InvalidData: the file cannot be read, or columns are missing or of the wrong type; all of them are named.
-    """
-    labels = [c.name for c in bundle.columns if c.type in (ColumnType.CATEGORICAL, ColumnType.TEXT)]
-    frame = read_table(path, max_rows=max_rows, text_columns=labels)
-    raw = bundle.predict_raw(bundle.require(frame, rows=f"The rows of {path!r}"))
-    return pd.DataFrame(raw, columns=list(bundle.classes)) if bundle.classes else pd.DataFrame({"prediction": raw})

@@ -24,15 +24,8 @@ from factory.search.metric import Metric
 from factory.search.plan import Plan
 from factory.search.transfer import trials_to_parity
 from factory.spec import CurvePoint, Gates, Trial, Variant
-from factory.variants.delivery import (
-    Baseline,
-    Memory,
-    appraise,
-    appraised,
-    constant_baseline,
-    evidence_files,
-    model_card,
-)
+from factory.variants.appraisal import Baseline, Memory, appraise, appraised, constant_baseline
+from factory.variants.delivery import evidence_files, model_card
 from factory.variants.gates import Verdict, improvement
 from factory.variants.material import Material, Unit
 from factory.variants.origin import Origin

@@ -9,7 +9,7 @@ from typing import Any
 from factory.ledger import Ledger
 from factory.search.plan import Plan
 from factory.spec import FOR_CALLERS, Actor, Variant, VariantRequest
-from factory.variants.delivery import Baseline
+from factory.variants.appraisal import Baseline
 from factory.variants.making import Made, Registration
 from factory.variants.material import Note, Unit
 from factory.variants.registry import Registry

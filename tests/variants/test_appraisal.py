@@ -13,7 +13,7 @@ from factory.search.engine import search
 from factory.search.splits import set_aside
 from factory.settings import Settings
 from factory.spec import Task
-from factory.variants.delivery import Appraisal, appraise, constant_baseline
+from factory.variants.appraisal import Appraisal, appraise, constant_baseline
 from tests.search.conftest import make_data, make_dataset, make_test_plan
 
 

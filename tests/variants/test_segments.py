@@ -24,8 +24,8 @@ from factory.search.plan import check_request, family, make_plan
 from factory.settings import Settings
 from factory.spec import RequestState, Task, Trial
 from factory.variants import fanout
+from factory.variants.appraisal import blueprint
 from factory.variants.bundle import Bundle
-from factory.variants.delivery import blueprint
 from factory.variants.material import Material, Unit, divide, gather, slugs_of
 from factory.variants.registry import Registry
 from factory.variants.segments import LEAST_SHARED_ROWS, LENT_FROM, _read, _with_lent, cross_fitted, lend, seeds_of
