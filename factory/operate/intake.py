@@ -202,7 +202,7 @@ class Intake:
 
     def _asked(self, request: VariantRequest, recipe: Recipe) -> int:
         """Return the CPUs that a request asks for: as many as its memory has workers for, and the cluster has."""
-        budget = request.budget or recipe.budget.default
+        budget = request.terms(recipe).budget
         most = local_cpus(self.settings) if self.cpus is None else int(self.cpus)
         crew = Crew.of(cpus=max(most, 1), memory_mb=memory_budget_mb(budget, self.settings))
         return max(crew.workers, request.resources.workers, 1)

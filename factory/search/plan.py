@@ -175,7 +175,7 @@ def check_recipe(document: object) -> Recipe:
 def check_request(document: object, *, settings: Settings) -> tuple[VariantRequest, Recipe]:
     """Return a request and its recipe, or report all problems at once. Looks at no data.
 
-    What a budget does not name is the recipe's default from here on.
+    What its budget, gates and ceilings leave open is filled from the recipe.
 
     Raises:
         InvalidRequest: with one detail for each problem.
@@ -189,8 +189,7 @@ def check_request(document: object, *, settings: Settings) -> tuple[VariantReque
         if refused is not None:
             _raise_all([*problems, Detail("recipe", f"{error.message} {error.hint}")], what="request")
         raise
-    if request.budget is not None:
-        request = request.model_copy(update={"budget": recipe.budget.filled(request.budget)})
+    request = request.filled(recipe)
     found = _request_problems(request, recipe)
     if refused is not None and not found:
         raise refused
@@ -261,10 +260,7 @@ def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
         metric=metric,
         families=chosen,
         spaces=spaces,
-        validation=request.validation or recipe.validation,
-        budget=request.budget or recipe.budget.default,
-        gates=request.gates or recipe.gates,
-        ceilings=_merged(request.ceilings, recipe.ceilings),
+        **request.terms(recipe)._asdict(),
     )
 
 
@@ -350,12 +346,6 @@ def _unweighable(request: VariantRequest, metric: Metric, families: Iterable[str
         message = f"{metric.name!r} cannot be taken over weighted rows; name another metric, or leave the weights out."
         found.append(Detail("metric", message))
     return found
-
-
-def _merged(asked: Ceilings | None, recipe: Ceilings) -> Ceilings:
-    if asked is None:
-        return recipe
-    return Ceilings(latency_ms=asked.latency_ms or recipe.latency_ms, size_mb=asked.size_mb or recipe.size_mb)
 
 
 def _raise_all(problems: list[Detail], *, what: str) -> None:

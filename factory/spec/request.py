@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from factory.space import Narrowing
 from factory.spec.dataset import DatasetRef
 from factory.spec.document import NAME, Document, Seconds, Task
 
+D = TypeVar("D", bound=Document)
 Making = Literal["auto", "cold", "warm_start", "refit", "incremental"]
 REMADE = frozenset({"refit", "incremental"})
 """Kinds of making without a search: the parent's configurations are taken as they are."""
@@ -137,10 +138,6 @@ class BudgetRange(Document):
     default: Budget = Field(default_factory=Budget)
     ceiling: Budget = Field(default_factory=lambda: Budget(time_s=3600, trials=10_000, memory_gb=64))
 
-    def filled(self, asked: Budget) -> Budget:
-        """Return what a request asks for, with the recipe's default for what it does not name."""
-        return self.default.model_copy(update=asked.model_dump(exclude_unset=True))
-
 
 class Metrics(Document):
     """The metric that is optimized by default, for each task; names of scikit-learn scorers."""
@@ -176,6 +173,15 @@ class Recipe(Document):
         # Recipes that do not ask for it keep the digests that requests have pinned.
         exclude_if=lambda asked: not asked,
     )
+
+
+class Terms(NamedTuple):
+    """What holds for a request: what it asks for, else what its recipe says."""
+
+    validation: Validation
+    budget: Budget
+    gates: Gates
+    ceilings: Ceilings
 
 
 class VariantRequest(Document):
@@ -240,3 +246,28 @@ class VariantRequest(Document):
     def variant(self) -> str:
         """Name of the registered model, ``team.name``."""
         return f"{self.team}.{self.name}"
+
+    def filled(self, recipe: Recipe) -> VariantRequest:
+        """Return it with the recipe's values for what its budget, gates and ceilings leave open."""
+        given = {
+            "budget": _filled(self.budget, recipe.budget.default),
+            "gates": _filled(self.gates, recipe.gates),
+            "ceilings": _filled(self.ceilings, recipe.ceilings),
+        }
+        return self.model_copy(update={name: part for name, part in given.items() if part is not None})
+
+    def terms(self, recipe: Recipe) -> Terms:
+        """Return what holds for it, once it is filled."""
+        return Terms(
+            validation=self.validation or recipe.validation,
+            budget=self.budget or recipe.budget.default,
+            gates=self.gates or recipe.gates,
+            ceilings=self.ceilings or recipe.ceilings,
+        )
+
+
+def _filled(asked: D | None, default: D) -> D | None:
+    if asked is None:
+        return None
+    named = {name: value for name in asked.model_fields_set if (value := getattr(asked, name)) is not None}
+    return default.model_copy(update=named)

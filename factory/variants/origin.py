@@ -27,8 +27,8 @@ from factory.search.splits import folds, set_aside
 from factory.search.transfer import Transfer, described, siblings, transfer
 from factory.settings import Settings
 from factory.spec import ColumnType, Trial, Variant
+from factory.variants.appraisal import Memory
 from factory.variants.bundle import Bundle
-from factory.variants.delivery import Memory
 from factory.variants.material import Unit
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
@@ -282,7 +282,7 @@ def _rows_of(
         if dataset.digest != parent.dataset_digest or dataset.classes != bundle.classes:
             return None, None
         recipe = load_recipe(request.recipe, settings=settings)
-        split = set_aside(dataset, request.validation or recipe.validation)
+        split = set_aside(dataset, request.terms(recipe).validation)
         parts = [dataset.take(split.train), dataset.take(split.validation)]
         if parent.segment and request.segments is not None:
             by = request.segments.by

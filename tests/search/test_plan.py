@@ -15,7 +15,7 @@ from factory.search import plan
 from factory.search.plan import check_recipe, check_request, family, load_recipe, make_plan, read_document, recipe_files
 from factory.settings import Settings
 from factory.space import FloatDimension, IntDimension
-from factory.spec import Task
+from factory.spec import Gates, Task
 
 from .conftest import make_test_plan
 
@@ -203,6 +203,18 @@ def test_what_a_budget_does_not_name_is_the_recipes(settings: Settings) -> None:
     assert (request.budget.time_s, request.budget.memory_gb, request.budget.trials) == (10, 2, None)
     again, _ = check_request(request.model_dump(mode="json"), settings=settings)
     assert again == request
+
+
+def test_what_gates_and_ceilings_do_not_name_is_the_recipes(settings: Settings) -> None:
+    assert settings.recipes is not None
+    gates = {"min_improvement": 0.01, "confidence": 0.99, "slice_max_loss": 0.1}
+    (settings.recipes / "strict.yaml").write_text(yaml.safe_dump(RECIPE | {"name": "strict", "gates": gates}))
+    asked = {"recipe": "strict", "gates": {"min_improvement": 0.02}, "ceilings": {"size_mb": 30}}
+    plan = make_plan(*check_request(REQUEST | asked, settings=settings), Task.BINARY)
+    assert plan.gates == Gates(min_improvement=0.02, confidence=0.99, slice_max_loss=0.1)
+    assert (plan.ceilings.latency_ms, plan.ceilings.size_mb) == (20, 30)
+    nothing = check_request(REQUEST | {"recipe": "strict", "gates": {"slice_max_loss": None}}, settings=settings)
+    assert make_plan(*nothing, Task.BINARY).gates == Gates(**gates), "null is no way around a gate"
 
 
 def test_a_request_that_widens_is_told_everything_at_once(settings: Settings) -> None:

@@ -133,12 +133,12 @@ def _unknown_columns(request: VariantRequest, recipe: Recipe, table: TableMetada
 
 def _dividing(request: VariantRequest, recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield the columns by which rows are divided, whatever else they are."""
-    validation, gates = request.validation or recipe.validation, request.gates or recipe.gates
-    if isinstance(validation, TimeSplit | GroupSplit):
-        yield "validation.column", validation.column
+    terms = request.terms(recipe)
+    if isinstance(terms.validation, TimeSplit | GroupSplit):
+        yield "validation.column", terms.validation.column
     if request.segments is not None:
         yield "segments.by", request.segments.by
-    yield from (("gates.slices", name) for name in gates.slices)
+    yield from (("gates.slices", name) for name in terms.gates.slices)
 
 
 def _columns(names: Iterable[str]) -> str:
