@@ -34,6 +34,7 @@ from factory.families.base import Deadline
 from factory.search.cluster import RaySession
 from factory.search.engine import search
 from factory.search.jobs import TrialData
+from factory.search.near import NearWorkers
 from factory.search.plan import check_request, make_plan
 from factory.search.splits import folds
 from factory.settings import Settings, load_settings
@@ -146,7 +147,11 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         parallel = self.n_jobs not in (None, 1)
         if parallel and self.n_jobs is not None and self.n_jobs > 0:
             settings = settings.model_copy(update={"cpus": self.n_jobs})
-        with tempfile.TemporaryDirectory(prefix="factory-") as folder, _session(settings, parallel) as ray:
+        with (
+            tempfile.TemporaryDirectory(prefix="factory-") as folder,
+            _session(settings, parallel) as ray,
+            NearWorkers() as near,
+        ):
             data = TrialData(
                 dataset=dataset,
                 splits=folds(dataset, plan.validation, seed=request.seed),
@@ -162,6 +167,7 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
                 history=(),
                 deadline=Deadline(until),
                 record=lambda _: None,
+                near=near,
             )
             weights = result.blend.weights
             learned = learned_calibration(weights, result.parts, result.candidates)

@@ -22,13 +22,14 @@ from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
 from factory.ledger.wishes import cancelled
 from factory.search.cluster import RaySession, local_cpus
-from factory.search.engine import SearchResult, search
+from factory.search.engine import INLINE_S, NEAR_S, SearchResult, search
+from factory.search.near import NearWorkers
 from factory.search.plan import Plan, check_request, make_plan
 from factory.search.samples import clear_drafts
 from factory.search.transfer import Transfer
 from factory.search.yielding import Room
 from factory.settings import Settings
-from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
+from factory.spec import REMADE, Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.fanout import Failed, fan_out
 from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
@@ -113,8 +114,9 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
         ledger.claim(request_id) as claim,
         _ending_as_failed(claim.record.id, ledger, settings),
         RaySession(settings) as ray,
+        NearWorkers() as near,
     ):
-        return _Making(claim.record, ledger, settings, ray, listen).run()
+        return _Making(claim.record, ledger, settings, ray, near, listen).run()
 
 
 @contextmanager
@@ -155,16 +157,23 @@ class _Making:
     """The stages of one request, in order."""
 
     def __init__(
-        self, record: RequestRecord, ledger: Ledger, settings: Settings, ray: RaySession, listen: Listener
+        self,
+        record: RequestRecord,
+        ledger: Ledger,
+        settings: Settings,
+        ray: RaySession,
+        near: NearWorkers,
+        listen: Listener,
     ) -> None:
-        self.id, self.ledger, self.settings, self.ray, self.listen = record.id, ledger, settings, ray, listen
+        self.id, self.ledger, self.settings, self.listen = record.id, ledger, settings, listen
+        self.ray, self.near = ray, near
         self.request: VariantRequest
         self.recipe: Recipe
         self.request, self.recipe = check_request(record.request, settings=settings)
         self.registry = Registry(settings, patience_s=REGISTRY_AWAY_S)
         self.release = Release(self.id, self.request, ledger=ledger, registry=self.registry, note=self.note)
         self.workspace = settings.workspace(record.id)
-        budget = self.request.budget or self.recipe.budget.default
+        budget = self.request.terms(self.recipe).budget
         # What was spent on files that are gone was not spent on what this attempt has.
         spent_s = sum(t.cost_s for t in ledger.trials(record.id)) / local_cpus(settings)
         spent_s *= self.workspace.is_dir()
@@ -184,8 +193,9 @@ class _Making:
             # The pooled variant is recorded last: an earlier attempt was killed between that and the request's end.
             return self.conclude([])
         clear_drafts(self.workspace)
+        self.start_workers()
         self.reach(RequestState.PREPARING, "Reading and screening the data.")
-        validation = self.request.validation or self.recipe.validation
+        validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
         plan = make_plan(self.request, self.recipe, material.dataset.task)
         pooled, units, thin = divide(material, plan, workspace=self.workspace, note=self.note)
@@ -259,12 +269,20 @@ class _Making:
             seeds=origin.transfer.seeds,
             prior=origin.transfer.prior,
             room=self.room,
+            near=self.near,
         )
         for family, reason in result.skipped.items():
             self.note("search", f"{family} was left out: {reason}.")
         for sentence in result.notes:
             self.note("search", sentence)
         return result
+
+    def start_workers(self) -> None:
+        """Let the workers of a short search import their frameworks while the data are read."""
+        asked = self.request
+        searched = asked.making not in REMADE and asked.segments is None and asked.resources.workers == 1
+        if searched and INLINE_S < self.deadline.left_s - self.finish_s < NEAR_S and not self.ray.given:
+            self.near.start()
 
     def history(self, unit: Unit) -> list[Trial]:
         """Return the trials that an earlier attempt has left to go on from, and tell of those that are lost."""

@@ -42,6 +42,8 @@ ONE_HOT: Parameters = {**DEFAULTS, "one_hot_max_size": 64}
 DEEP: Parameters = {**DEFAULTS, "depth": 8, "l2_leaf_reg": 5.0, "max_ctr_complexity": 2}
 """Deeper trees, with target statistics of at most two columns together."""
 ENCODED: Parameters = {**ONE_HOT, "categoricals": "target"}
+ALL_ROWS: Parameters = {**ONE_HOT, "subsample": 1.0}
+"""For many rows of two classes, each tree sees them all (docs/decisions/portfolio.md)."""
 
 _FEATURES: WeakKeyDictionary[Table, Any] = WeakKeyDictionary()
 """CatBoost's view of tables that are in use: the members of a blend all ask for that of the same rows."""
@@ -93,7 +95,7 @@ class CatBoost(BoostingFamily):
             # Without categories the default is the same as one-hot.
             default = [Bet(DEFAULTS, 90)] if shape.n_categorical else []
             return [Bet(ONE_HOT, 10), *default, Bet(DEEP, 130)]
-        return [Bet(ONE_HOT, 10), *([Bet(ENCODED, 70)] if many_levels else []), Bet(DEEP, 140)]
+        return [Bet(ALL_ROWS, 10), *([Bet(ENCODED, 70)] if many_levels else []), Bet(DEEP, 140)]
 
     def load(self, folder: Path) -> Model:
         import catboost

@@ -41,13 +41,16 @@ DEFAULTS: Parameters = {
 """What a portfolio entry leaves out; XGBoost's own values but for the learning rate."""
 PYTABKIT: Parameters = {**DEFAULTS, "subsample": 0.65, "colsample_bylevel": 0.9}
 """Tuned defaults for classification (Holzmüller et al. 2024, pytabkit)."""
-# The two below won in our own portfolio study over twelve tables (60 s, two cores).
+# DEPTH_8 and SHALLOW won in our own portfolio study over twelve tables (60 s, two cores).
 DEPTH_8: Parameters = {
     **DEFAULTS, "learning_rate": 0.07, "max_depth": 8, "subsample": 0.8, "colsample_bynode": 0.5,
     "min_child_weight": 3.0,
 }  # fmt: skip
+MANY_ROWS = 8_000
+"""From so many on every tree sees all rows: what a part of them brings where rows are few and noisy, it costs here."""
+ALL_ROWS: Parameters = {**DEFAULTS, "colsample_bynode": 0.5}
+DEEP_ALL_ROWS: Parameters = {**DEPTH_8, "subsample": 1.0}
 SHALLOW: Parameters = {**PYTABKIT, "max_depth": 3, "colsample_bynode": 0.5}
-ENCODED: Parameters = {**DEPTH_8, "categoricals": "target"}
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,14 @@ class XGBoost(BoostingFamily):
 
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         regression = task is Task.REGRESSION
-        first, second = (DEPTH_8, PYTABKIT) if regression else (PYTABKIT, DEPTH_8)
+        deep, usual = (DEPTH_8, PYTABKIT) if shape.n_rows <= MANY_ROWS else (DEEP_ALL_ROWS, ALL_ROWS)
+        first, second = (deep, usual) if regression else (usual, deep)
         early = 30 if task is Task.BINARY else 40
-        encoded = [Bet(ENCODED, 90 if regression else 97)] if shape.most_levels > FEW_LEVELS else []
+        encoded = (
+            [Bet({**deep, "categoricals": "target"}, 90 if regression else 97)]
+            if shape.most_levels > FEW_LEVELS
+            else []
+        )
         shallow = [Bet(SHALLOW, 115)] if shape.n_rows <= 8_000 else []
         return [Bet(first, early), *encoded, *shallow, Bet(second, 120)]
 

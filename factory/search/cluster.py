@@ -202,6 +202,11 @@ class RaySession:
         self._stack = ExitStack()
         self._cluster: Cluster | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether there is a Ray to connect to; else one would be started here."""
+        return self.connected or bool(os.environ.get("RAY_ADDRESS"))
+
     def __enter__(self) -> RaySession:
         return self
 

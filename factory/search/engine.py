@@ -7,7 +7,7 @@ their trials from the same proposer (:mod:`factory.search.executor`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from factory.search.ensemble import MOST_CANDIDATES, Blend, Candidates, greedy
 from factory.search.executor import Executor
 from factory.search.history import Proposer
 from factory.search.jobs import TrialData
+from factory.search.near import POOL, NearWorkers
 from factory.search.plan import Plan, family
 from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
@@ -32,6 +33,8 @@ from factory.spec import Trial
 
 INLINE_S = 20.0
 """Below this budget Ray's start would take most of it: the search runs inline."""
+NEAR_S = 120.0
+"""Below this budget Ray's start, and that of its workers, is worth avoiding where there is none yet."""
 REFIT_SHARE = 0.25
 """Part of the search's time kept for refits on all rows, where there is one fold only."""
 
@@ -96,6 +99,7 @@ def search(
     seeds: Sequence[Configuration] = (),
     prior: Prior | None = None,
     room: Room | None = None,
+    near: NearWorkers | None = None,
 ) -> SearchResult:
     """Search until the deadline or the trials are used up, and return the best blend.
 
@@ -111,6 +115,7 @@ def search(
         seeds: Configurations to try first.
         prior: What other searches found, for the proposals after the first bets.
         room: Whether the request is asked to make room for another.
+        near: Workers of this machine, for a search that is too short for Ray's start.
 
     Raises:
         Preempted: room was asked for; every trial that has ended is recorded.
@@ -127,7 +132,9 @@ def search(
     if "portfolio" in without:
         prior = Prior(prior.trials if prior else (), shortens=True)
     trials: dict[int, Trial] = {}
-    executor = Executor(plan, data, ray=ray, settings=settings, usable=lambda: any(t.folds for t in [*trials.values()]))
+    executor = Executor(
+        plan, data, ray=ray, settings=settings, usable=lambda: any(t.folds for t in [*trials.values()]), near=near
+    )
     small = ray is None or _is_small(plan, left_s)
     proposer = Proposer(
         plan=plan,
@@ -143,7 +150,15 @@ def search(
         trials=trials,
     )
     room = room or Room()
-    executor.run(Yielding(proposer, room), name=f"search-{segment or 'pooled'}", small=small)
+    suffices = near_suffices(plan, proposer.families, left_s=left_s, ray=ray)
+    if near is not None and not suffices:
+        near.close()
+    executor.run(
+        Yielding(proposer, room),
+        small=small,
+        near=near is not None and suffices,
+        name=f"search-{segment or 'pooled'}",
+    )
     room.make()
     candidates, common = _candidates(data, _in_order(trials))
     if "ensemble" in without:
@@ -163,6 +178,16 @@ def search(
         notes=(executor.crew.reason,) if executor.crew.reason and not small else (),
         judges={n: first_part(data, trials[n]) for n in candidates.predictions} if data.n_gate else {},
     )
+
+
+def near_suffices(plan: Plan, families: Collection[str], *, left_s: float, ray: RaySession | None) -> bool:
+    """Whether a search needs no Ray: it is short, nothing was started yet, and one kind of worker fits all of it."""
+    pools = {family(name).pool for name in families}
+    return ray is not None and not ray.given and left_s < NEAR_S and pools == {POOL} and not _distributes(plan)
+
+
+def _distributes(plan: Plan) -> bool:
+    return plan.request.resources.workers > 1 and any(family(name).distributed for name in plan.families)
 
 
 def _check_metric(data: TrialData) -> None:
@@ -209,9 +234,8 @@ def _score(trial: Trial) -> float:
 
 
 def _is_small(plan: Plan, left_s: float) -> bool:
-    distributed = plan.request.resources.workers > 1 and any(family(name).distributed for name in plan.families)
     few = plan.budget.trials is not None and plan.budget.trials <= 3
-    return not distributed and (left_s < INLINE_S or few)
+    return not _distributes(plan) and (left_s < INLINE_S or few)
 
 
 def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, tuple[int, ...]]:

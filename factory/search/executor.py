@@ -24,6 +24,7 @@ import numpy as np
 from factory.families.base import Shape
 from factory.search.cluster import Crew, RaySession, local_cpus, memory_budget_mb
 from factory.search.jobs import Jobs, TrialData
+from factory.search.near import NearWorkers
 from factory.search.plan import Plan, family
 from factory.search.trial import TrialRunner
 from factory.search.tune import run_tune
@@ -45,6 +46,7 @@ class Executor:
         ray: Connected to when it is needed; None keeps every job in this process, one thread each.
         settings: Of this process.
         usable: Whether there is a model already, so that a fit that does not end need not be waited for.
+        near: Workers that serve where Ray is not worth its start; None where it always is.
     """
 
     def __init__(
@@ -55,22 +57,27 @@ class Executor:
         ray: RaySession | None,
         settings: Settings,
         usable: Callable[[], bool],
+        near: NearWorkers | None = None,
     ) -> None:
         self._plan, self._data, self._ray, self._settings, self._usable = plan, data, ray, settings, usable
+        self._near = near
         self._memory_mb = memory_budget_mb(plan.budget, settings)
         self._fit_mb = usual_fit_mb(plan, data)
         self.crew = self._crew_of(1 if ray is None else local_cpus(settings))
 
-    def run(self, jobs: Jobs, *, small: bool, name: str = "search") -> None:
+    def run(self, jobs: Jobs, *, small: bool, near: bool = False, name: str = "search") -> None:
         """Work through the jobs of a search, each on one CPU.
 
         Args:
             jobs: Where they come from; told how many may run at once.
-            small: Whether Ray is not worth its start.
+            small: Whether no other process is worth its start.
+            near: Whether workers of this machine do, without Ray.
             name: Of Tune's folder.
         """
         if small or self._ray is None or not (self.crew.workers or self._distributes):
             self._run_inline(jobs, lambda: True)
+            return
+        if near and self.crew.workers > 1 and self._run_near(jobs):
             return
         tune_is_up = threading.Event()
         helper: AbstractContextManager[object] = contextlib.nullcontext()
@@ -83,6 +90,15 @@ class Executor:
                 self._run_tune(jobs, threads=1, name=name, on_first_end=tune_is_up.set)
             finally:
                 tune_is_up.set()
+
+    def _run_near(self, jobs: Jobs) -> bool:
+        """Work through the jobs with workers that need no Ray; return False where none can be had."""
+        assert self._near is not None
+        self._near.start()
+        # Once, by this process, while the workers import their frameworks: all of them need it first.
+        TrialRunner(self._data).prepare(0)
+        jobs.parallel = self.crew.workers
+        return self._near.run(jobs, self._data, memory_limit_mb=self.crew.worker_mb)
 
     def run_few(self, jobs: Jobs, *, count: int, expected_s: float, name: str) -> None:
         """Work through jobs whose number is known: they share the CPUs of the search.

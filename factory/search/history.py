@@ -1,11 +1,11 @@
 """What is fitted next: bets on the first fold, then further folds of those that earn it, then the search.
 
 A race over folds.  The portfolio's configurations are fitted on the first fold
-until it is through or a part of the time is used.  A greedy choice says which
-of them get the further folds, one fold of all after the other, so that their
-rows line up at any moment.  With what time is left the next best get theirs,
-then Optuna proposes more.  Pruning is part of it: a configuration that does
-not earn its second fold has cost one of eight.
+until it is through or a part of the time is used.  A greedy choice says what
+each would weigh in a blend; the next fold is always the one that takes most
+off the blend's loss for its time.  With what time is left the next best get
+theirs, then Optuna proposes more.  Pruning is part of it: a configuration that
+does not earn its second fold has cost one of eight.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from factory.families.base import Deadline, Shape
 from factory.search.jobs import FitJob, FitResult, TrialData, first_fold_score, merged
 from factory.search.plan import Plan, family
+from factory.search.race import gain
 from factory.search.samples import representation
 from factory.search.standing import Standing, fold_s
 from factory.search.study import Configuration, Prior, Study
@@ -91,7 +92,7 @@ class Proposer:
         self._began = time.time()
         self._shortest_s = min(SHORTEST_TRIAL_S, SHORTEST_SHARE * max(self.deadline.left_s, 0.0))
         self.skipped: dict[str, str] = {}
-        self._families = self._affordable_families()
+        self.families = self._affordable_families()
         self._running: set[tuple[int, int]] = set()
         self._closed: set[int] = set()
         self._turn = 0
@@ -107,7 +108,7 @@ class Proposer:
         """Configurations to try; made by the first who asks, since the portfolios want to know the probe's answer."""
         study = Study(
             self.plan,
-            families=self._families,
+            families=self.families,
             shape=shape_of(self.data),
             seeds=self.seeds,
             history=self.history,
@@ -307,20 +308,36 @@ class Proposer:
     # --- further folds ---------------------------------------------------------
 
     def _further_folds_job(self) -> FitJob | None:
-        """Return the next folds of a chosen trial that fit the time; folds go in turn, so that the rows line up."""
+        """Return the next folds that fit the time of the trial that gains most by them for its time."""
         if "bagging" in self.without or (self.plan.repeatable and self._batch_running):
             return None
-        for fold in range(1, len(self.data.splits)):
-            lacking = [n for n in self._choose() if n not in self._closed and not self._has(n, fold)]
-            # A worker that holds a framework goes on with it: another one would have to be started.
-            for number in sorted(lacking, key=lambda n: family(self.trials[n].family).pool != self._pool):
-                if (job := self._fold_job(number, fold)) is not None:
-                    return job
+        for number in self._by_gain():
+            fold = next(k for k in range(1, len(self.data.splits)) if not self._has(number, k))
+            if (job := self._fold_job(number, fold)) is not None:
+                return job
         for number in self._next_best():
             further = [k for k in range(1, len(self.data.splits)) if not self._has(number, k)]
             if self._folds_fit(number, len(further)) and (job := self._fold_job(number, further[0])) is not None:
                 return job
         return None
+
+    def _by_gain(self) -> list[int]:
+        """Return the chosen trials that lack folds, those first whose next one brings most for its time."""
+        weights = self._standing.chosen(self.trials)
+        n_folds = {n: sum(self._has(n, k) for k in range(len(self.data.splits))) for n in weights}
+
+        def pace(number: int) -> float:
+            brings = gain(weights[number], n_folds[number])
+            if self.plan.repeatable:
+                return brings
+            trial = self.trials[number]
+            # A worker that holds a framework had better go on with it: another one has to be started.
+            pool = family(trial.family).pool
+            start_s = POOL_START_S.get(pool, 0.0) if pool != self._pool else 0.0
+            return brings / (fold_s(trial) + LATER_FOLD_S + start_s)
+
+        lacking = [n for n in weights if n not in self._closed and n_folds[n] < len(self.data.splits)]
+        return sorted(lacking, key=lambda n: (-pace(n), n))
 
     def _fold_job(self, number: int, fold: int) -> FitJob | None:
         """Return a trial's next folds from this one on, as many as make a job; None where not even one fits."""
@@ -344,7 +361,7 @@ class Proposer:
         complete = [v for n, v in values.items() if len(self.trials[n].folds) == len(self.data.splits)]
         bar = float(np.median(complete)) if complete else -np.inf
         more = not self.plan.repeatable and bool(self._affordable())
-        chosen, contenders = self._choose(), self._standing.contenders(self.trials)
+        chosen, contenders = self._standing.chosen(self.trials), self._standing.contenders(self.trials)
         good = []
         for number, value in values.items():
             raced = self.trials[number].origin == "search" and more
@@ -364,13 +381,6 @@ class Proposer:
 
     def _has(self, number: int, fold: int) -> bool:
         return fold in self.trials[number].folds or (number, fold) in self._running
-
-    def _choose(self) -> tuple[int, ...]:
-        """Return the trials that are worth further folds."""
-        return self._standing.chosen(
-            self.trials,
-            core_s=float("inf") if self.plan.repeatable else max(self.deadline.left_s, 0) * self.parallel,
-        )
 
     def _job(self, trial: Trial, folds: tuple[int, ...], *, limit_s: float, deadline_at: float) -> FitJob:
         resources = self.plan.request.resources

@@ -1,9 +1,10 @@
 """Which configurations earn more folds, and which folds a blend may be chosen on.
 
-Every configuration is fitted on the first fold.  More folds of a member make
-the blend better (a bag of models), and so do more members; both cost time.
-The choice weighs them by what was measured: a bag of f models has about
-:data:`BAGGING_GAIN` * (1 - 1/f) less loss than one (docs/decisions/engine.md).
+Every configuration is fitted on the first fold.  Each further fold of a member
+makes its part of the blend better (a bag of models); a member without further
+folds stays in the blend with the one model that it has.  What a fold brings is
+weighed by what was measured: a bag of f models has about :data:`BAG_GAIN` *
+(1 - 1/f) less loss than one (docs/decisions/engine.md and frontier.md).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from factory.search.ensemble import Arena, bagged, greedy, resampled
+from factory.search.ensemble import Arena, bagged, resampled
 from factory.search.metric import Metric
+from factory.spec import Task
 
-BAGGING_GAIN = 0.03
-"""Loss that a large bag saves against a single model: 2.5 to 4.4 % on six of seven sets with five folds."""
+BAG_GAIN = {Task.BINARY: 0.006, Task.MULTICLASS: 0.04, Task.REGRESSION: 0.03}
+"""Part of the loss that a large bag saves against a single model (measured; docs/decisions/frontier.md)."""
 LEAST_WEIGHT = 0.05
 """A member with less weight in the blend of the first fold does not earn further folds."""
 NEAR, CHANCE = 1.25, 0.2
@@ -24,45 +26,36 @@ NEAR, CHANCE = 1.25, 0.2
 rows in which it has to be so near: of few rows the losses differ by chance."""
 DRAWS, CONTEST_ROWS, CONTEST_STEPS = 20, 2_000, 15
 """Resamples, rows looked at in each, and additions to a blend of them."""
-COST_GROWTH = 1.1
-"""A further fold costs what the first one did, give or take; some more, so that rounds are not left unfinished."""
 
 
 def choose(
-    metric: Metric,
-    y: np.ndarray,
-    predictions: Mapping[int, np.ndarray],
-    *,
-    weight: np.ndarray | None = None,
-    fold_costs: Mapping[int, float],
-    core_s: float,
-    more_folds: int,
-) -> tuple[int, ...]:
-    """Return the candidates that are worth further folds, the heaviest first.
+    metric: Metric, y: np.ndarray, predictions: Mapping[int, np.ndarray], *, weight: np.ndarray | None = None
+) -> dict[int, float]:
+    """Return the candidates that are worth further folds with their weights in the blend, the heaviest first.
 
     Args:
         metric: Greater is better.
         y: Validation rows of the first fold, (n_rows,).
         predictions: Candidate → its predictions of these rows, (n_rows[, n_classes]).
         weight: How much each row counts, (n_rows,); all the same if None.
-        fold_costs: Candidate → seconds that one fold takes.
-        core_s: Core seconds that are left for folds; infinite where time does not count.
-        more_folds: Folds beyond the first.
     """
-    metric, weights = metric.chooser, None if weight is None else [weight]
-    shares = bagged(metric, y, predictions, weight=weight)
+    shares = bagged(metric.chooser, y, predictions, weight=weight)
     order = sorted(shares, key=lambda n: (-shares[n], n))
-    order = [n for n in order if shares[n] >= LEAST_WEIGHT] or order[:1]
-    best, chosen = float("inf"), order
-    for size in range(1, len(order) + 1):
-        members = order[:size]
-        score = greedy(metric, [y], {n: [predictions[n]] for n in members}, weights=weights).score
-        round_s = COST_GROWTH * sum(fold_costs[n] for n in members)
-        rounds = more_folds if more_folds * round_s <= core_s else int(core_s / round_s)
-        loss = relative_loss(metric, score) * (1 - BAGGING_GAIN * (1 - 1 / (1 + rounds)))
-        if loss < best:
-            best, chosen = loss, members
-    return tuple(chosen)
+    earners = [n for n in order if shares[n] >= LEAST_WEIGHT] or order[:1]
+    return {n: shares[n] for n in earners}
+
+
+def gain(weight: float, n_folds: int) -> float:
+    """Return what one more fold of a member takes off the blend's loss, as a share of what a large bag would.
+
+    Args:
+        weight: Of the member in the blend.
+        n_folds: That it has, 1 or more.
+
+    >>> round(sum(gain(1.0, n) for n in range(1, 8)), 3)  # of eight folds in all
+    0.875
+    """
+    return weight / (n_folds * (n_folds + 1))
 
 
 def contenders(
@@ -105,7 +98,7 @@ def common_folds(
 
     A blend is chosen on folds that all its members have, so few members have many of them and many have few. Of the
     possible depths the one counts whose blend promises the least loss: what it has on rows of the first fold that its
-    weights were not chosen by, less what a bag of so many models gains.
+    weights were not chosen by, less what its members gain by being bags of as many models as they have folds.
 
     Args:
         metric: Greater is better.
@@ -117,31 +110,36 @@ def common_folds(
     least, found = np.inf, tuple(sorted(folds))
     for depth in sorted({len(done) for done in folds.values()}, reverse=True):
         members = tuple(n for n in sorted(folds) if len(folds[n]) >= depth)
-        loss = _promised_loss(metric.chooser, y, {n: first[n] for n in members}, weight)
-        loss *= 1 - BAGGING_GAIN * (1 - 1 / depth)
+        loss, blend = _promise(metric.chooser, y, {n: first[n] for n in members}, weight)
+        loss *= 1 - BAG_GAIN[metric.task] * sum(w * (1 - 1 / len(folds[n])) for n, w in blend.items())
         if loss < least:
             least, found = loss, members
     return found, tuple(sorted(set.intersection(*(set(folds[n]) for n in found))))
 
 
-def _promised_loss(
+def _promise(
     metric: Metric, y: np.ndarray, predictions: Mapping[int, np.ndarray], weight: np.ndarray | None
-) -> float:
+) -> tuple[float, dict[int, float]]:
     """Return the loss of a blend on the half of the rows that it was not chosen by, as the mean over both halves.
 
-    Of the best candidate alone, on all rows, where the metric is slow or a half does not define it.
+    The weights are the mean over both as well. Where the metric is slow, or a half does not define it, the best
+    candidate alone is the blend, and its loss that of all rows.
     """
     whole = _arena(metric, y, predictions, weight, np.arange(len(y)))
-    alone = [relative_loss(metric, whole.score({n: 1.0})) for n in predictions]
-    best = min((loss for loss in alone if np.isfinite(loss)), default=np.inf)
+    alone = {n: relative_loss(metric, whole.score({n: 1.0})) for n in predictions}
+    best = min(alone, key=lambda n: (np.nan_to_num(alone[n], nan=np.inf), n))
+    alternative = (float(np.nan_to_num(alone[best], nan=np.inf)), {best: 1.0})
     if not metric.quick:
-        return best
+        return alternative
     halves = [_arena(metric, y, predictions, weight, np.arange(start, len(y), 2)) for start in (0, 1)]
     blends = [half.greedy(steps=CONTEST_STEPS).weights for half in halves]
     if not all(blends):
-        return best
+        return alternative
     losses = [relative_loss(metric, half.score(blend)) for half, blend in zip(halves, blends[::-1], strict=True)]
-    return float(np.mean(losses)) if np.isfinite(losses).all() else best
+    if not np.isfinite(losses).all():
+        return alternative
+    mean = {n: sum(blend.get(n, 0.0) for blend in blends) / len(blends) for n in predictions}
+    return float(np.mean(losses)), {n: w for n, w in mean.items() if w}
 
 
 def _arena(

@@ -20,7 +20,7 @@ class Standing:
         rows = data.splits[0].validation
         self._y, self._weight = data.dataset.y[rows], data.dataset.weight(rows)
         self._shown: dict[int, np.ndarray] = {}
-        self._chosen: tuple[frozenset[int], tuple[int, ...]] = (frozenset(), ())
+        self._chosen: tuple[frozenset[int], dict[int, float]] = (frozenset(), {})
         self._near: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
 
     def ready(self, trials: Mapping[int, Trial]) -> frozenset[int]:
@@ -38,25 +38,11 @@ class Standing:
         self._shown = dict(sorted(kept.items()))
         return frozenset(kept)
 
-    def chosen(self, trials: Mapping[int, Trial], *, core_s: float) -> tuple[int, ...]:
-        """Return the trials that are worth further folds, the heaviest first.
-
-        Args:
-            trials: All of the search.
-            core_s: Core seconds that are left for folds; infinite where time does not count.
-        """
+    def chosen(self, trials: Mapping[int, Trial]) -> dict[int, float]:
+        """Return the trials that are worth further folds with their weights in the blend, the heaviest first."""
         ready = self.ready(trials)
         if ready and self._chosen[0] != ready:
-            members = choose(
-                self._data.metric,
-                self._y,
-                self._shown,
-                weight=self._weight,
-                fold_costs={n: fold_s(trials[n]) for n in ready},
-                core_s=core_s,
-                more_folds=len(self._data.splits) - 1,
-            )
-            self._chosen = (ready, members)
+            self._chosen = (ready, choose(self._data.metric, self._y, self._shown, weight=self._weight))
         return self._chosen[1]
 
     def contenders(self, trials: Mapping[int, Trial]) -> frozenset[int]:

@@ -82,6 +82,10 @@ class TrialRunner:
         """Read once: it is decided before the first fit and never changes."""
         return representation(self.data).target_scale
 
+    def prepare(self, fold: int) -> None:
+        """Prepare a fold's rows, so that other processes find them there."""
+        self._samples.of(fold)
+
     def run(self, job: FitJob) -> FitResult:
         """Run one job to its end; what it fitted before it ended early counts."""
         started = time.monotonic()

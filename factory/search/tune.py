@@ -8,11 +8,8 @@ that grew is recycled the same way, by a shape that is one megabyte larger.
 
 from __future__ import annotations
 
-import faulthandler
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -21,21 +18,14 @@ import psutil
 from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
 from factory.search.plan import family
 from factory.search.trial import TrialRunner
+from factory.search.watchdog import ending_this_process_after
 
 POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 """Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
 RECYCLE_SHARE = 0.8
 """A worker that holds this part of its limit after a trial is replaced: resident memory does not fall again."""
-OVERRUN_S = 2.0
-"""A worker whose job is still running so long after its deadline ends itself: a framework may hang within one round,
-and Tune takes ten seconds more to stop an actor that does not answer. Then it goes on with a new one."""
-HANGING = 4.0
-"""The same after so many times the job's limit; a busy machine may well need twice of it."""
 GRACE_S = 5.0
 """Tune stops whatever is still running so long after the search's deadline: trials on several workers, mostly."""
-
-_STDERR = 2
-"""By its number: Ray puts an object in the place of the stream."""
 
 
 def run_tune(
@@ -94,24 +84,6 @@ def _configuration(job: FitJob, *, threads: int, generation: int) -> dict[str, A
     return {"job": job.model_dump_json(), "resources": {**cpus, "memory": memory_mb * 1_000_000}}
 
 
-@contextmanager
-def _ending_this_process_after(job: FitJob) -> Iterator[None]:
-    """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself.
-
-    Python's own watchdog does it: its thread needs no interpreter, so that code which never lets go of the lock is
-    ended as well, and where it stood is told on stderr.
-    """
-    left_s = min(job.deadline_at - time.time(), HANGING * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
-    if job.workers > 1 or left_s == float("inf"):
-        yield
-        return
-    faulthandler.dump_traceback_later(max(left_s, OVERRUN_S), exit=True, file=_STDERR)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
 @cache
 def _worker_class() -> type:
     from ray import tune
@@ -125,7 +97,7 @@ def _worker_class() -> type:
         def step(self) -> dict[str, Any]:
             """Run the whole trial and report once: many reports are what is slow in Tune."""
             job = FitJob.model_validate_json(self.config["job"])
-            with _ending_this_process_after(job):
+            with ending_this_process_after(job):
                 result = self._runner.run(job)
             resident_mb = psutil.Process().memory_info().rss / 1e6
             score = result.folds[-1].score if result.folds else float("nan")

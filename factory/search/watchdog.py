@@ -1,4 +1,4 @@
-"""Work in this process that nobody waits for beyond its time.
+"""Work that does not come back in time: in the driver nobody waits for it, a worker ends its own process.
 
 A thread cannot be ended from outside: work that does not come back is left to
 itself, and goes on taking a core and its memory until it does, or until this
@@ -9,16 +9,26 @@ help; compiled code that loops so was not met in any family.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+from factory.search.jobs import FitJob
 
 LEFT_BEHIND_S = 8.0
 """So long after its deadline a fit in this process is no longer waited for; a late round or import takes less."""
 OWED_S = 60.0
 """The same as long as there is no model at all: a late variant is better than none."""
+OVERRUN_S = 2.0
+"""A worker whose job is still running so long after its deadline ends itself: a framework may hang within one round,
+and Tune takes ten seconds more to stop an actor that does not answer. Then it goes on with a new one."""
+HANGING = 4.0
+"""The same after so many times the job's limit; a busy machine may well need twice of it."""
+_STDERR = 2
+"""By its number: Ray puts an object in the place of the stream."""
 LEFT_BEHIND = "It did not end in time, and was left behind."
 
 T = TypeVar("T")
@@ -55,3 +65,21 @@ def awaited(work: Callable[[], T], *, name: str, until: float, usable: Callable[
             if isinstance(answer, BaseException):
                 raise answer
             return answer
+
+
+@contextlib.contextmanager
+def ending_this_process_after(job: FitJob) -> Iterator[None]:
+    """End this process if the block goes far beyond the job's time; a distributed one waits for others by itself.
+
+    Python's own watchdog does it: its thread needs no interpreter, so that code which never lets go of the lock is
+    ended as well, and where it stood is told on stderr.
+    """
+    left_s = min(job.deadline_at - time.time(), HANGING * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
+    if job.workers > 1 or left_s == float("inf"):
+        yield
+        return
+    faulthandler.dump_traceback_later(max(left_s, OVERRUN_S), exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -22,8 +22,8 @@ from factory.search.engine import SearchResult
 from factory.search.ensemble import Arena
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
-from factory.search.race import relative_loss
-from factory.spec import Ceilings, Document, Task
+from factory.search.race import BAG_GAIN, relative_loss
+from factory.spec import Ceilings, Document
 from factory.variants.assembly import assemble
 from factory.variants.bundle import Bundle
 from factory.variants.costs import Offer, Shop
@@ -32,8 +32,6 @@ DEFAULT_MS = 4.0
 """Bound where nobody set one, so that a row takes 5 ms at most (docs/decisions/frontier.md)."""
 MARGIN = 0.8
 """Part of a ceiling that is aimed at: the gate measures again, on a machine that others use too."""
-BAG_GAIN = {Task.BINARY: 0.006, Task.MULTICLASS: 0.04, Task.REGRESSION: 0.03}
-"""Part of its loss that one model has above a large bag of its kind; a bag of b models has a b-th of it."""
 NOISE = 0.001
 """Part of the loss that repeats of one search differ by anyway: 0.0001 to 0.003 (docs/decisions/frontier.md)."""
 NEGLIGIBLE = 0.04

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from factory.families.base import Deadline
@@ -24,6 +25,7 @@ from factory.search.history import (
 )
 from factory.search.jobs import FitJob, FitResult, TrialData
 from factory.search.plan import family
+from factory.search.race import choose, gain
 from factory.search.study import Configuration, portfolio
 from factory.spec import Task, Trial, TrialState
 
@@ -103,16 +105,36 @@ def test_only_trials_that_earn_them_get_further_folds(data: TrialData) -> None:
     assert [t.folds for t in trials_of(proposer)][:4] == [(0,), (0,), tuple(range(8)), (0,)]
 
 
-def test_folds_go_in_turn_so_that_rows_line_up_at_any_moment(data: TrialData) -> None:
+def test_the_next_fold_is_that_which_brings_most_for_its_time(data: TrialData) -> None:
     proposer = propose(make_test_plan("constant", "linear", "lightgbm", "xgboost"), data)
     jobs = work(proposer, by_configuration(data, fold_s=lambda: 10.0), jobs=28)
     n_bets = len(portfolio(proposer.plan, proposer.plan.families, shape=shape_of(data)))
     assert [job.folds for job in jobs[:n_bets]] == [(0,)] * n_bets
-    folds = [fold for _, fold in further(jobs[n_bets:])]
-    assert folds == sorted(folds)
-    by_fold = {k: {n for n, fold in further(jobs) if fold == k} for k in folds}
-    assert len(by_fold[1]) > 1
-    assert all(members == by_fold[1] for k, members in by_fold.items() if k < folds[-1])
+    first = {n: np.load(data.out_of_fold(n, 0)) for n in range(n_bets)}
+    weights = choose(data.metric, data.dataset.y[data.splits[0].validation], first)
+    assert len(weights) > 1
+    n_folds = dict.fromkeys(weights, 1)
+    for number, fold in further(jobs[n_bets:]):
+        lacking = [n for n in weights if n_folds[n] < len(data.splits)]
+        if not lacking:
+            break
+        assert number == min(lacking, key=lambda n: (-gain(weights[n], n_folds[n]), n))
+        assert fold == n_folds[number], "one after the other, so that the rows of members line up"
+        n_folds[number] += 1
+    assert max(n_folds.values()) > 2
+
+
+def test_of_equal_members_the_cheaper_one_gets_its_folds_first(data: TrialData) -> None:
+    """Two whose errors differ, so that both are in the blend."""
+    proposer = propose(make_test_plan("linear", "constant", spaces=FIXED_LINEAR), data)
+    costs = {0: 30.0, 1: 3.0}
+
+    def answer(job: FitJob) -> FitResult:
+        return outcome(data, job, 0.9, noise=job.trial.number, fold_s=costs[job.trial.number])
+
+    order = further(work(proposer, answer))
+    assert order[:2] == [(1, 1), (1, 2)]
+    assert order.index((0, 1)) < order.index((1, 7)), "but what a further fold brings gets less and less"
 
 
 def test_cheap_folds_are_handed_out_several_at_once(data: TrialData) -> None:

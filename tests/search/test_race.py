@@ -9,22 +9,25 @@ from hypothesis import strategies as st
 
 from factory.search.ensemble import bagged, greedy, resampled
 from factory.search.metric import Metric
-from factory.search.race import LEAST_WEIGHT, choose, common_folds, contenders, relative_loss
+from factory.search.race import LEAST_WEIGHT, choose, common_folds, contenders, gain, relative_loss
 from factory.spec import Task
 
 RMSE = Metric("neg_root_mean_squared_error", Task.REGRESSION)
 AUC = Metric("roc_auc", Task.BINARY)
-Y = np.zeros(2)
+Y = np.zeros(400)
 """With this target a prediction is its own error, and two of them can be at right angles."""
-BEST, OTHER = np.array([1.0, 0.0]), np.array([0.9, 1.0])
+
+
+def error(first: float, second: float) -> np.ndarray:
+    return np.tile([first, second], len(Y) // 2)
+
+
+BEST, OTHER = error(1.0, 0.0), error(0.9, 1.0)
 """A tenth of the other takes half a percent off the best one's error."""
 
 
-def chosen(
-    predictions: dict[int, np.ndarray], *, fold_costs: dict[int, float] | None = None, core_s: float = float("inf")
-) -> tuple[int, ...]:
-    costs = dict.fromkeys(predictions, 1.0) if fold_costs is None else fold_costs
-    return choose(RMSE, Y, predictions, fold_costs=costs, core_s=core_s, more_folds=7)
+def chosen(predictions: dict[int, np.ndarray]) -> tuple[int, ...]:
+    return tuple(choose(RMSE, Y, predictions))
 
 
 # --- choose ---------------------------------------------------------------------
@@ -40,24 +43,15 @@ def test_the_heaviest_member_stands_first() -> None:
     assert chosen({0: BEST, 1: OTHER}) == (0, 1)
 
 
-def test_a_member_must_be_worth_what_its_folds_cost() -> None:
-    """Half a percent by one more member against 2.6 % by seven more folds of the best one."""
-    predictions, dear = {0: BEST, 1: OTHER}, {0: 1.0, 1: 50.0}
-    assert chosen(predictions, fold_costs=dear, core_s=60) == (0,)
-    assert chosen(predictions, fold_costs=dear, core_s=600) == (0, 1)
-    assert chosen(predictions, fold_costs={0: 1.0, 1: 1.0}, core_s=60) == (0, 1)
-
-
-def test_where_no_fold_can_be_paid_the_blend_itself_decides() -> None:
-    assert chosen({0: BEST, 1: OTHER}, core_s=0.5) == (0, 1)
-
-
-def test_folds_that_cost_nothing_are_all_taken() -> None:
-    assert chosen({0: BEST, 1: OTHER}, fold_costs={0: 0.0, 1: 0.0}, core_s=0) == (0, 1)
+def test_further_folds_bring_less_and_less_and_the_more_the_member_weighs() -> None:
+    gains = [gain(0.5, n) for n in range(1, 8)]
+    assert gains == sorted(gains, reverse=True)
+    assert sum(gains) == pytest.approx(0.5 * (1 - 1 / 8))
+    assert gain(0.3, 1) > gain(0.5, 2) > gain(0.3, 2)
 
 
 def test_a_member_of_little_weight_gets_no_further_folds() -> None:
-    predictions = {0: np.array([1.0, -0.16]), 1: np.array([1.0, 4.0])}
+    predictions = {0: error(1.0, -0.16), 1: error(1.0, 4.0)}
     blend = greedy(RMSE, [Y], {n: [p] for n, p in predictions.items()})
     assert 0 < blend.weights[1] < LEAST_WEIGHT
     assert chosen(predictions) == (0,)
@@ -68,11 +62,9 @@ def test_the_choice_follows_from_what_was_measured_alone() -> None:
     y = generator.integers(0, 2, 60)
     guesses = generator.uniform(size=(12, 60)) / 2 + y / 3
     predictions = {n: np.stack([1 - p, p], axis=1) for n, p in enumerate(guesses)}
-    costs = {n: 1.0 + n % 4 for n in predictions}
 
-    def choice(order: list[int]) -> tuple[int, ...]:
-        shown = {n: predictions[n] for n in order}
-        return choose(AUC, y, shown, fold_costs=costs, core_s=40, more_folds=7)
+    def choice(order: list[int]) -> dict[int, float]:
+        return choose(AUC, y, {n: predictions[n] for n in order})
 
     first = choice(list(predictions))
     assert len(first) > 1

@@ -20,7 +20,8 @@ from factory.search.engine import SearchResult, search
 from factory.search.history import Proposer
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.tune import OVERRUN_S, RECYCLE_SHARE, run_tune
+from factory.search.tune import RECYCLE_SHARE, run_tune
+from factory.search.watchdog import OVERRUN_S
 from factory.settings import Settings
 from factory.spec import Trial, TrialState
 
