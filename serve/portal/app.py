@@ -23,6 +23,7 @@ from factory.settings import Settings, load_settings
 from serve.portal.context import Portal
 from serve.portal.edge import Edge
 from serve.portal.openapi import described
+from serve.portal.pages.site import add_pages, shown
 from serve.portal.replies import on_disk, on_fault, on_http, on_invalid
 from serve.portal.routes import (
     datasets,
@@ -90,7 +91,8 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
         app.include_router(router)
     handlers = {FactoryError: on_fault, OSError: on_disk, RequestValidationError: on_invalid, HTTPException: on_http}
     for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+        app.add_exception_handler(kind, shown(handler))
+    add_pages(app)
     app.add_middleware(Edge)
     app.openapi = partial(described, app)  # type: ignore[method-assign]
     return app

@@ -38,6 +38,15 @@ _LOCAL = re.compile(r"/(?![/\\])[!-\[\]-~]{0,500}")
 """A path of this host: no second slash or backslash, which browsers take for another host; nothing unprintable."""
 
 
+def local_path(path: str) -> str:
+    """Return a path of this host; the first page where it is none.
+
+    >>> local_path("/variants"), local_path("//elsewhere.example"), local_path("https://elsewhere.example/")
+    ('/variants', '/', '/')
+    """
+    return path if _LOCAL.fullmatch(path) else "/"
+
+
 @dataclass(frozen=True)
 class Cookies:
     """The cookies of a portal.

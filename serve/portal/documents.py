@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from math import isfinite
 from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, BeforeValidator, Field, JsonValue
@@ -38,6 +39,7 @@ from factory.spec import (
     Team,
     TokenRecord,
     Trial,
+    TrialState,
 )
 
 DIGEST = r"^[0-9a-f]{64}$"
@@ -94,6 +96,32 @@ class Trials(_Listing):
     """Trials of a request, by segment and number."""
 
     items: tuple[Trial, ...]
+
+
+class LiveTrial(Document):
+    """What a stream tells of a trial that was recorded, or has gained folds."""
+
+    segment: str
+    number: int
+    family: str
+    state: TrialState
+    score: float | None
+    train_score: float | None
+    n_folds: int
+    cost_s: float
+    origin: str
+    reason: str
+    recorded: datetime
+
+    @classmethod
+    def of(cls, trial: Trial, recorded: datetime) -> Self:
+        """Return it of a trial; numbers that JSON does not have are left out."""
+        told = trial.model_dump(include={"segment", "number", "family", "state", "cost_s", "origin", "reason"})
+        scores = {
+            name: value if (value := getattr(trial, name)) is not None and isfinite(value) else None
+            for name in ("score", "train_score")
+        }
+        return cls(**told, **scores, n_folds=len(trial.folds), recorded=recorded)
 
 
 class Attempts(_Listing):

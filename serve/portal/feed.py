@@ -1,7 +1,8 @@
 """News of requests for many listeners: one thread looks into the ledger for all of them.
 
 It asks for the number of events of everything that is listened to, by one
-query, and reads the new events of a request once however many listen to it.
+query, and reads the new events of a request once however many listen to it;
+its new trials likewise, where somebody wants to hear of them.
 A listener that was told too little, or too late, reads what it missed itself:
 what it has seen is a number, and the ledger's events are counted without a gap.
 """
@@ -12,9 +13,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from factory.errors import FactoryError
 from factory.ledger import Event, Ledger
+from serve.portal.documents import LiveTrial
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,15 @@ MOST_KEPT = 500
 class Listener:
     """Listens to one request; made by :meth:`Feed.listen`, within the event loop that takes the news."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, *, trials: bool = False) -> None:
         self.request_id = request_id
+        self.wants_trials = trials
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._count = 0
         self._events: list[Event] = []
+        self._trials: list[LiveTrial] = []
+        self._missed_trials = True
 
     async def wait(self, timeout_s: float) -> tuple[int, list[Event]]:
         """Return the number of the request's last event, and new events as far as they were told.
@@ -49,6 +55,31 @@ class Listener:
         count, events = self._count, self._events
         self._events = []
         return count, events
+
+    @property
+    def told_trials(self) -> bool:
+        """Whether there is something to take by :meth:`trials`."""
+        return self.wants_trials and (bool(self._trials) or self._missed_trials)
+
+    def trials(self) -> tuple[list[LiveTrial], bool]:
+        """Return the trials that were told since this was asked last, and whether there may be others before them."""
+        told, missed = self._trials, self._missed_trials
+        self._trials, self._missed_trials = [], False
+        return told, missed
+
+    def tell_trials(self, trials: Sequence[LiveTrial] | None) -> None:
+        """Take trials from another thread; None where nobody knows which there are."""
+        try:
+            self._loop.call_soon_threadsafe(self._take_trials, trials)
+        except RuntimeError:
+            log.debug("request %s: its listener's loop is closed", self.request_id)
+
+    def _take_trials(self, trials: Sequence[LiveTrial] | None) -> None:
+        if trials is None or len(self._trials) + len(trials) > MOST_KEPT:
+            self._trials, self._missed_trials = [], True
+        else:
+            self._trials += trials
+        self._news.set()
 
     def tell(self, count: int, events: Sequence[Event]) -> None:
         """Take news from another thread."""
@@ -75,6 +106,7 @@ class Feed:
         self._lock = threading.Lock()
         self._listeners: dict[str, set[Listener]] = {}
         self._seen: dict[str, int] = {}
+        self._seen_trials: dict[str, datetime | None] = {}
         self._thread: threading.Thread | None = None
         self._woken = threading.Event()
         self._sees = True
@@ -90,9 +122,9 @@ class Feed:
         """Whether the last look saw the ledger: one thread finds out for all streams that it is away, or back."""
         return self._sees
 
-    def listen(self, request_id: str) -> Listener:
-        """Begin to listen to a request."""
-        listener = Listener(request_id)
+    def listen(self, request_id: str, *, trials: bool = False) -> Listener:
+        """Begin to listen to a request, on wish also to its trials."""
+        listener = Listener(request_id, trials=trials)
         with self._lock:
             self._listeners.setdefault(request_id, set()).add(listener)
             if self._thread is None:
@@ -108,12 +140,15 @@ class Feed:
             if not those:
                 self._listeners.pop(listener.request_id, None)
                 self._seen.pop(listener.request_id, None)
+            if not any(one.wants_trials for one in those):
+                self._seen_trials.pop(listener.request_id, None)
 
     def close(self) -> None:
         """Forget all listeners, which ends the thread."""
         with self._lock:
             self._listeners.clear()
             self._seen.clear()
+            self._seen_trials.clear()
         self._woken.set()
 
     def _run(self) -> None:
@@ -125,6 +160,7 @@ class Feed:
                 ids = tuple(self._listeners)
             try:
                 self._look(ids)
+                self._look_at_trials()
                 self._sees = True
             except FactoryError as error:
                 if self._sees:
@@ -151,3 +187,23 @@ class Feed:
                     self._seen[request_id] = count
             for listener in those:
                 listener.tell(count, events)
+
+    def _look_at_trials(self) -> None:
+        """Tell of trials that are new since the last look, to those who want to hear of them."""
+        with self._lock:
+            wanted = {id_: [one for one in those if one.wants_trials] for id_, those in self._listeners.items()}
+        ledger = self._ledger()
+        for request_id, those in wanted.items():
+            if not those:
+                continue
+            if request_id not in self._seen_trials:
+                self._seen_trials[request_id] = ledger.last_trial_at(request_id)
+                fresh = None
+            else:
+                found = ledger.trials_since(request_id, self._seen_trials[request_id])
+                if not found:
+                    continue
+                self._seen_trials[request_id] = found[-1][0]
+                fresh = [LiveTrial.of(trial, recorded) for recorded, trial in found]
+            for listener in those:
+                listener.tell_trials(fresh)

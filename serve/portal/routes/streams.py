@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -20,8 +21,8 @@ from factory.settings import Settings
 from factory.spec import Document, RequestState
 from serve.errors import Overloaded
 from serve.portal.context import Here, Portal
-from serve.portal.documents import Events
-from serve.portal.feed import MOST_LISTENERS
+from serve.portal.documents import Events, LiveTrial, Moment
+from serve.portal.feed import MOST_LISTENERS, Listener
 from serve.portal.identity import Caller, JobReader, is_still_good
 from serve.portal.openapi import ALWAYS, refusals
 from serve.portal.replies import page
@@ -67,6 +68,8 @@ class EventFilters(Document):
     after: int = Field(0, ge=0, lt=2**31, description="Those with a higher sequence number.")
     limit: int = Field(200, ge=1, le=200, description="Of a list.")
     cursor: int | None = Field(None, ge=0, lt=2**31, description="`next` of the page before.")
+    trials: bool = Field(False, description="Of a stream: also tell of trials (`event: trial`, without an id).")
+    trials_since: Moment | None = Field(None, description="Those that were recorded, or changed, after this moment.")
 
 
 class LogFilters(Document):
@@ -111,7 +114,7 @@ def follow_events(
         raise Overloaded(
             f"{MOST_LISTENERS:,} listeners are being told already.", hint="Try again, or read the events as JSON."
         )
-    stream = _events(portal, request, caller, record.id, after)
+    stream = _events(portal, request, caller, record.id, after, filters)
     # Proxies that buffer answers are told not to (nginx).
     return StreamingResponse(stream, media_type=SSE, headers={"x-accel-buffering": "no"})
 
@@ -135,13 +138,16 @@ def read_log(portal: Here, caller: JobReader, request_id: Id, filters: Annotated
 # --- events ------------------------------------------------------------------
 
 
-async def _events(portal: Portal, request: Request, caller: Caller, request_id: str, after: int) -> AsyncIterator[str]:
+async def _events(
+    portal: Portal, request: Request, caller: Caller, request_id: str, after: int, filters: EventFilters
+) -> AsyncIterator[str]:
     """Yield a request's events as server-sent ones, with comments in between, until it has ended.
 
     While the ledger is away the stream stays open: there is nothing to tell that anybody might not hear, and whoever
     listens need not find his way back.
     """
-    listener = portal.feed.listen(request_id)
+    listener = portal.feed.listen(request_id, trials=filters.trials)
+    trials = _Trials(portal, listener, filters.trials_since)
     token = _Token(portal, request, caller)
     news: list[Event] = []
     missed = True
@@ -151,23 +157,23 @@ async def _events(portal: Portal, request: Request, caller: Caller, request_id: 
             try:
                 if not await token.is_still_good():
                     return
-                if missed:
-                    news = await _read(portal, request_id, after)
+                news = await _read(portal, request_id, after) if missed else news
+                fresh = await trials.fresh()
             except StorageFault as fault:
                 log.warning("events of %s have to wait: %s", request_id, fault.message)
                 async for sign in _until_it_is_back(portal):
                     yield sign
                 continue
-            for event in news:
-                yield _sent(event)
-                after = event.sequence
+            for text in (*map(_told, fresh), *map(_sent, news)):
+                yield text
+            after = news[-1].sequence if news else after
             if news and _is_over(news[-1].state):
                 return
             count, news = await listener.wait(HEARTBEAT_S)
             news = [event for event in news if event.sequence > after]
             # Of something it was not told.
             missed = count > after and (not news or (news[0].sequence, news[-1].sequence) != (after + 1, count))
-            if not news and not missed:
+            if not news and not missed and not listener.told_trials:
                 yield ": nothing new\n\n"
     except FactoryError as fault:
         # The answer has begun, so it can only end; whoever listens comes again after the last event.
@@ -175,6 +181,32 @@ async def _events(portal: Portal, request: Request, caller: Caller, request_id: 
         yield ": broken off\n\n"
     finally:
         portal.feed.leave(listener)
+
+
+class _Trials:
+    """The trials of a stream: those that its listener was told of, and what it has missed."""
+
+    def __init__(self, portal: Portal, listener: Listener, since: datetime | None) -> None:
+        self._portal, self._listener, self._since = portal, listener, since
+
+    async def fresh(self) -> list[LiveTrial]:
+        """Return what was not sent yet, the oldest first; a trial may come again.
+
+        Raises:
+            StorageFault: the ledger is away.
+        """
+        if not self._listener.wants_trials:
+            return []
+        found, missed = self._listener.trials()
+        if missed:
+            found = await to_thread.run_sync(self._read)
+        if found:
+            self._since = found[-1].recorded
+        return found
+
+    def _read(self) -> list[LiveTrial]:
+        found = self._portal.ledger.trials_since(self._listener.request_id, self._since)
+        return [LiveTrial.of(trial, recorded) for recorded, trial in found]
 
 
 class _Token:
@@ -211,6 +243,10 @@ async def _until_it_is_back(portal: Portal) -> AsyncIterator[str]:
 
 async def _read(portal: Portal, request_id: str, after: int) -> list[Event]:
     return await to_thread.run_sync(lambda: portal.ledger.events(request_id, after=after))
+
+
+def _told(trial: LiveTrial) -> str:
+    return f"event: trial\ndata: {trial.model_dump_json()}\n\n"
 
 
 def _sent(event: Event) -> str:

@@ -13,7 +13,7 @@ from factory.ledger import Ledger, Proposal, VariantQuery
 from factory.ledger.catalog import team_of
 from factory.operate.answers import ListedVariant, listed
 from factory.operate.promotion import needs_approval, promote, roll_back
-from factory.spec import Document, Variant
+from factory.spec import ALIAS, Document, Variant
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming
 from serve.portal.cards import POLICY, card_of, inside_of
@@ -45,6 +45,8 @@ class VariantFilters(Document):
     name: str | None = Field(None, max_length=200, description="Versions of one variant.")
     request_id: str | None = Field(None, max_length=64, description="That one request has made.")
     state: Literal["registered", "rejected"] | None = Field(None, description="What their gate said.")
+    like: str | None = Field(None, max_length=100, description="With this in their name.")
+    alias: ALIAS | None = Field(None, description="That this alias points at now.")
     sort: Literal["created", "-created", "name", "-name"] = "-created"
     cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
     limit: int = Field(50, ge=1, le=200)

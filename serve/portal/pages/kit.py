@@ -1,0 +1,265 @@
+"""What every page is made with: who looks at it, its language, its template, and how it tells what went wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from importlib.metadata import version
+from typing import Annotated, Any
+from urllib.parse import quote, unquote, urlencode
+
+from fastapi import Depends, Request
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from serve.portal.documents import ErrorContent
+from serve.portal.pages.inner import Api, Refused, api_of
+from serve.portal.pages.names import MENU, NAMES
+from serve.portal.pages.words import UNKNOWN, Words
+from serve.portal.routes.sign_in import SessionView
+
+_NOTHING = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+"""Digest of nothing: Plotly makes an empty style sheet, and puts its rules in by script."""
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        f"style-src 'self' '{_NOTHING}'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "frame-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Content-Security-Policy of pages: nothing from another host, no script and no style that stands in the page."""
+PLOTLY = f"/static/plotly.min.js?v={version('plotly')}"
+"""Of the installed package; loaded where a chart is."""
+HEADERS = {"content-security-policy": POLICY, "vary": "Accept-Language, Cookie, HX-Request"}
+SAID = "factory_said"
+"""Cookie with a sentence that the next page shows."""
+HTMX = "hx-request"
+"""Header by which htmx asks for a part of a page."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Whoever looks at a page.
+
+    Attributes:
+        request: The browser's call.
+        api: The API, as the visitor may use it.
+        words: In its language.
+        session: Who it is; None of somebody who has not signed in.
+    """
+
+    request: Request
+    api: Api
+    words: Words
+    session: SessionView | None = None
+
+    def may(self, scope: str) -> bool:
+        """Whether it has a scope."""
+        if self.session is None:
+            return False
+        scopes = {str(one) for one in self.session.me.scopes}
+        return scope in scopes or "admin" in scopes
+
+    @property
+    def team(self) -> str | None:
+        """The team that it acts for; None sees all."""
+        return self.session.me.team if self.session else None
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether it sees all teams and may do everything."""
+        return self.session is not None and self.team is None and self.may("admin")
+
+    @property
+    def csrf(self) -> str:
+        """Token that its forms send along; before a session there is nothing that it would protect."""
+        return self.session.csrf_token if self.session else ""
+
+    @property
+    def menu(self) -> list[tuple[str, str]]:
+        """Return the pages that it may look at: address, and name."""
+        return [(address, self.words(name)) for address, name in MENU]
+
+    @property
+    def said(self) -> str:
+        """What the page before wants to be said here, once."""
+        return unquote(self.request.cookies.get(SAID, ""))[:500]
+
+    @property
+    def wants_part(self) -> bool:
+        """Whether htmx asks, which puts a part of a page into the one that is there."""
+        return self.request.headers.get(HTMX) == "true" and "hx-boosted" not in self.request.headers
+
+    def page(self, template: str, /, status: int = 200, **values: Any) -> HTMLResponse:
+        """Return a page, or a part of one, made from a template."""
+        text = (
+            environment(self.words.language)
+            .get_template(template)
+            .render(visitor=self, path=self.request.url.path, now=datetime.now(UTC), **values)
+        )
+        response = HTMLResponse(text, status_code=status, headers=HEADERS)
+        if SAID in self.request.cookies and not self.wants_part:
+            response.delete_cookie(SAID, path="/", httponly=True, samesite="lax")
+        return response
+
+    def go(self, path: str, said: str = "") -> Response:
+        """Send the browser to another page, which says once what was done."""
+        if self.request.headers.get(HTMX) == "true":
+            response = Response(status_code=204, headers={"hx-redirect": path})
+        else:
+            response = RedirectResponse(path, status_code=303)
+        if said:
+            response.set_cookie(SAID, quote(said, safe=""), max_age=60, path="/", httponly=True, samesite="lax")
+        return response
+
+
+async def anybody(request: Request) -> AsyncIterator[Visitor]:
+    """Yield whoever looks at a page that is for everybody."""
+    async with api_of(request) as api:
+        words = Words.of(request.headers.get("accept-language", ""))
+        try:
+            session = await api.get("/auth/session", SessionView)
+        except Refused as refused:
+            if refused.status not in (401, 403):
+                raise
+            session = None
+        yield Visitor(request, api, words, session)
+
+
+async def signed_in(visitor: Annotated[Visitor, Depends(anybody)]) -> Visitor:
+    """Return whoever looks at a page that is for those who have signed in."""
+    if visitor.session is None:
+        raise NotSignedIn
+    return visitor
+
+
+Anybody = Annotated[Visitor, Depends(anybody)]
+SignedIn = Annotated[Visitor, Depends(signed_in)]
+
+
+class NotSignedIn(Exception):
+    """A page is for those who have signed in: the browser is sent to the sign-in, and comes back."""
+
+
+def is_page(request: Request) -> bool:
+    """Whether a call is of a browser that wants to show the answer, and not of the API."""
+    api = request.url.path.startswith(("/api/", "/auth/", "/static/")) or request.url.path in _FOR_PROGRAMS
+    return not api and "text/html" in request.headers.get("accept", "")
+
+
+_FOR_PROGRAMS = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
+
+
+async def on_refused(request: Request, error: Exception) -> Response:
+    """Show what the API has refused of a page, and a way on."""
+    assert isinstance(error, Refused)
+    if error.status == 401:
+        return await on_not_signed_in(request, error)
+    return _failed(request, error.status, error.error, retry_after=error.retry_after)
+
+
+async def on_not_signed_in(request: Request, _: Exception) -> Response:
+    """Send a browser to the sign-in; what it wanted to see comes afterwards."""
+    back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if request.method != "GET":
+        # What was typed is still in the form that htmx, or the back button, leaves there.
+        back = request.headers.get("hx-current-url") or request.headers.get("referer") or "/"
+        back = "/" + back.split("://", 1)[-1].partition("/")[2]
+    where = f"/sign-in?{urlencode({'next': back})}"
+    if request.headers.get(HTMX) == "true":
+        return Response(status_code=401, headers={"hx-redirect": where, **HEADERS})
+    return RedirectResponse(where, status_code=303)
+
+
+def failed(request: Request, status: int, error: ErrorContent) -> Response:
+    """Return the page of an error."""
+    return _failed(request, status, error)
+
+
+def _failed(request: Request, status: int, error: ErrorContent, *, retry_after: str = "") -> HTMLResponse:
+    words = Words.of(request.headers.get("accept-language", ""))
+    part = request.headers.get(HTMX) == "true"
+    template = environment(words.language).get_template("error_part.html" if part else "error.html")
+    text = template.render(visitor=None, path=request.url.path, status=status, error=error, now=datetime.now(UTC))
+    headers = {**HEADERS, **({"retry-after": retry_after} if retry_after else {})}
+    if part:
+        headers |= {"hx-retarget": "#notices", "hx-reswap": "beforeend"}
+    return HTMLResponse(text, status_code=status, headers=headers)
+
+
+# --- templates ---------------------------------------------------------------
+
+
+@cache
+def environment(language: str) -> Environment:
+    """Return the templates in a language; everything that is put in is escaped."""
+    words = Words.of(language)
+    made = Environment(
+        loader=PackageLoader("serve.portal", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n", "jinja2.ext.loopcontrols"],
+    )
+    made.install_gettext_translations(words.catalogue, newstyle=False)  # type: ignore[attr-defined]
+    made.globals |= {
+        "words": words,
+        "static": static,
+        "plotly_address": PLOTLY,
+        "named": lambda kind, name: named(words, kind, name),
+        "named_choice": lambda path, name: named(words, path if path in NAMES else path.rpartition(".")[2], name),
+    }
+    made.filters |= {
+        "number": words.number,
+        "score": words.score,
+        "percent": words.percent,
+        "seconds": words.seconds,
+        "bytes": words.size,
+        "moment": lambda moment: time_element(words, moment),
+        "figure": figure_json,
+        "segment": lambda text: quote(str(text), safe=""),
+        "query": lambda values: urlencode({k: v for k, v in values.items() if v not in (None, "")}, doseq=True),
+    }
+    return made
+
+
+def named(words: Words, kind: str, name: object) -> str:
+    """Return what people call a state, a family, a kind … that programs call ``name``."""
+    text = str(name)
+    return words(NAMES.get(kind, {}).get(text, text)) if text else ""
+
+
+def time_element(words: Words, moment: datetime | None) -> Markup:
+    """Return a moment that the page's script puts into the reader's zone; the exact one shows on hovering."""
+    if moment is None:
+        return escape(UNKNOWN)
+    exact = moment.astimezone(UTC).isoformat(timespec="seconds")
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, words.moment(moment))
+
+
+def figure_json(figure: Any) -> Markup:
+    """Return a figure as JSON that may stand in a page: no text in it can end the element that it stands in."""
+    text = json.dumps(figure, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&'":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704 - JSON without the signs that mean something in HTML
+
+
+@cache
+def static(name: str) -> str:
+    """Return the address of a file, which changes with its content, so that browsers may keep it for a year."""
+    content = (resources.files("serve.portal") / "static" / name).read_bytes()
+    return f"/static/{name}?v={hashlib.sha256(content).hexdigest()[:12]}"

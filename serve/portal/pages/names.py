@@ -1,0 +1,113 @@
+"""What people call the things that programs know by a word; in English, which the catalogues translate."""
+
+from __future__ import annotations
+
+
+def _(message: str) -> str:
+    """Mark a message for the catalogues."""
+    return message
+
+
+NAMES: dict[str, dict[str, str]] = {
+    "state": {
+        "received": _("Received"),
+        "queued": _("Waiting"),
+        "preparing": _("Preparing"),
+        "searching": _("Searching"),
+        "evaluating": _("Evaluating"),
+        "registered": _("Registered"),
+        "serving": _("Serving"),
+        "rejected": _("Rejected"),
+        "failed": _("Failed"),
+        "cancelled": _("Cancelled"),
+    },
+    "trial": {
+        "created": _("Created"),
+        "running": _("Running"),
+        "succeeded": _("Succeeded"),
+        "pruned": _("Pruned"),
+        "failed": _("Failed"),
+        "killed": _("Killed"),
+        "out_of_memory": _("Out of memory"),
+    },
+    "gate": {"registered": _("Passed its gate"), "rejected": _("Turned down by its gate")},
+    "kind": {
+        "cold": _("Searched from nothing"),
+        "warm_start": _("Search begun with what others found"),
+        "refit": _("The parent's configurations on new rows"),
+        "incremental": _("The parent's models trained on"),
+    },
+    "family": {
+        "constant": _("Constant"),
+        "linear": _("Linear"),
+        "random_forest": _("Random forest"),
+        "extra_trees": _("Extra trees"),
+        "neighbours": _("Nearest neighbours"),
+        "kernel": _("Kernel machine"),
+        "lightgbm": "LightGBM",
+        "xgboost": "XGBoost",
+        "catboost": "CatBoost",
+        "tabm": "TabM",
+        "torch_network": _("Network (PyTorch)"),
+        "keras_network": _("Network (Keras)"),
+    },
+    "task": {
+        "binary": _("Two classes"),
+        "multiclass": _("Several classes"),
+        "regression": _("A number"),
+    },
+    "type": {
+        "numeric": _("Number"),
+        "categorical": _("Category"),
+        "datetime": _("Date and time"),
+        "text": _("Text"),
+        "boolean": _("Yes or no"),
+        "identifier": _("Identifier"),
+    },
+    "as": {
+        "champion": _("Champion"),
+        "challenger": _("Challenger"),
+        "canary": _("Canary"),
+        "shadow": _("Shadow"),
+        "none": _("Not served"),
+    },
+    "scope": {
+        "read": _("look"),
+        "submit": _("order"),
+        "deploy": _("promote and route"),
+        "publish": _("publish recipes"),
+        "admin": _("administer"),
+    },
+    "validation.kind": {
+        "auto": _("Automatic"),
+        "cross_validation": _("Cross-validation"),
+        "holdout": _("Holdout"),
+        "time": _("By time"),
+        "group": _("By groups"),
+    },
+    "making": {
+        "auto": _("Automatic"),
+        "cold": _("Search from nothing"),
+        "warm_start": _("Begin with what others found"),
+        "refit": _("Train again"),
+        "incremental": _("Train on"),
+    },
+    "gates.baseline": {"auto": _("Automatic"), "constant": _("Constant"), "champion": _("Champion")},
+    "dataset.drift": {"warn": _("Only tell"), "drop": _("Leave out")},
+    "priority": {"low": _("Low"), "normal": _("Normal"), "high": _("High")},
+    "door": {
+        "api": _("page or API"),
+        "cli": _("command line"),
+        "job": _("Ray job"),
+        "library": _("library"),
+        "trigger": _("trigger"),
+    },
+}
+"""Kind → word of programs → words for people."""
+
+MENU = (
+    ("/", _("Home")),
+    ("/requests", _("Requests")),
+    ("/variants", _("Variants")),
+)
+"""Pages of the menu: address and name."""

@@ -1,0 +1,168 @@
+"""Requests: the list, one of them while it is worked on, and what can be done about it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from factory.ledger import Event, RequestRecord
+from factory.ledger.records import BROKEN_OFF, UNDER_WAY
+from factory.spec import NEXT_STATES, RequestState, Trial, TrialState
+from serve.portal.documents import Attempts, Events, Requests, Trials, Variants
+from serve.portal.pages.charts import colour_of, learning_curves, score_over_trials
+from serve.portal.pages.forms import as_yaml, one, read_form
+from serve.portal.pages.inner import Query, Refused
+from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.routes import API
+
+router = APIRouter(include_in_schema=False)
+
+RAIL = ("received", "queued", "preparing", "searching", "evaluating", "registered", "serving")
+LEADERS = 12
+"""Lines of the leaderboard."""
+MOST_PAGES = 60
+"""Of trials that are read, 200 each; the chart tells if there are more."""
+LAST_EVENTS = 60
+
+
+@router.get("/requests")
+async def show_requests(
+    visitor: SignedIn, state: str = "", variant: str = "", cursor: str = "", team: str = "", sort: str = "-created"
+) -> Response:
+    """Show the list of requests."""
+    states = [str(s) for s in UNDER_WAY] if state == "under_way" else [state] if state else []
+    query: Query = {
+        "state": states,
+        "variant": variant.strip(),
+        "cursor": cursor,
+        "team": team,
+        "sort": sort,
+        "limit": 50,
+    }
+    found = await visitor.api.get(f"{API}/requests", Requests, query)
+    filters = {"state": state, "variant": variant, "team": team, "sort": sort}
+    states_of = [str(s) for s in RequestState]
+    return visitor.page("requests.html", items=found.items, next=found.next, filters=filters, states=states_of)
+
+
+@router.get("/requests/{request_id}")
+async def show_request(visitor: SignedIn, request_id: str) -> Response:
+    """Show a request: where it stands, its trials, its resources and its events, live while it is worked on."""
+    return visitor.page("request.html", **await _told(visitor, request_id))
+
+
+@router.get("/requests/{request_id}/log")
+async def show_log(visitor: SignedIn, request_id: str, attempt: int | None = None) -> Response:
+    """Show what the job of a request has printed, as a part of its page."""
+    try:
+        query = {"attempt": attempt}
+        text = (await visitor.api.text(f"{API}/requests/{request_id}/logs", query))[-400_000:]
+        problem = None
+    except Refused as refused:
+        text, problem = "", refused.error
+    return visitor.page("log.html", text=text, problem=problem)
+
+
+@router.post("/requests/{request_id}/cancel")
+async def cancel(visitor: SignedIn, request: Request, request_id: str) -> Response:
+    """Ask a request to end."""
+    form = await read_form(request)
+    document = {"why": one(form, "why")}
+    await visitor.api.send("POST", f"{API}/requests/{request_id}/cancel", document, csrf=one(form, "csrf"))
+    return visitor.go(f"/requests/{request_id}", visitor.words("The request is asked to end."))
+
+
+@router.post("/requests/{request_id}/retry")
+async def retry(visitor: SignedIn, request: Request, request_id: str) -> Response:
+    """Order again what a request asked for."""
+    form = await read_form(request)
+    headers = {"idempotency-key": one(form, "key")} if one(form, "key") else None
+    answer = await visitor.api.send(
+        "POST", f"{API}/requests/{request_id}/retry", csrf=one(form, "csrf"), headers=headers
+    )
+    return visitor.go(f"/requests/{answer.read(RequestRecord).id}", visitor.words("It is ordered again."))
+
+
+async def _told(visitor: Visitor, request_id: str) -> dict[str, Any]:
+    place = f"{API}/requests/{request_id}"
+    record = await visitor.api.get(place, RequestRecord)
+    before = datetime.now(UTC)
+    trials, attempts, events, made = await asyncio.gather(
+        _trials(visitor, record.id),
+        visitor.api.get(f"{API}/requests/{record.id}/attempts", Attempts),
+        _events(visitor, record),
+        visitor.api.get(f"{API}/variants", Variants, {"request_id": record.id, "limit": 200}),
+    )
+    pooled = [trial for trial in trials if not trial.segment]
+    metric = made.items[0].metric if made.items else record.request.metric or visitor.words("Score")
+    return {
+        "record": record,
+        "trials": pooled,
+        "n_trials": _counts(pooled),
+        "segments": sorted({trial.segment for trial in trials if trial.segment}),
+        "leaders": leaders(pooled),
+        "colour_of": colour_of,
+        "scores": score_over_trials(pooled, metric=metric, words=visitor.words) if pooled else None,
+        "curves": learning_curves(pooled, words=visitor.words),
+        "metric": metric,
+        "attempts": attempts.items,
+        "events": events,
+        "made": made.items,
+        "rail": rail(record, events),
+        "document": as_yaml(record.request.model_dump(mode="json", by_alias=True, exclude_defaults=True)),
+        "open": not (record.ended or record.state is RequestState.REGISTERED),
+        "broken": record.state in BROKEN_OFF,
+        "since": before.isoformat(),
+        "spent_s": sum(trial.cost_s for trial in trials),
+        "may_change": visitor.may("submit") and visitor.team in (None, record.request.team),
+        "can_cancel": RequestState.CANCELLED in NEXT_STATES[record.state] and record.cancel_requested_at is None,
+    }
+
+
+async def _trials(visitor: Visitor, request_id: str) -> list[Trial]:
+    found: list[Trial] = []
+    cursor: str | None = None
+    for _ in range(MOST_PAGES):
+        some = await visitor.api.get(f"{API}/requests/{request_id}/trials", Trials, {"cursor": cursor, "limit": 200})
+        found += some.items
+        cursor = some.next
+        if cursor is None:
+            break
+    return found
+
+
+async def _events(visitor: Visitor, record: RequestRecord) -> list[Event]:
+    """Return the events of a request, of a long list the latest."""
+    after = max(record.n_events - 190, 0)
+    some = await visitor.api.get(f"{API}/requests/{record.id}/events", Events, {"after": after, "limit": 200})
+    return list(some.items)
+
+
+def _counts(trials: list[Trial]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for trial in trials:
+        counts[str(trial.state)] = counts.get(str(trial.state), 0) + 1
+    return counts
+
+
+def leaders(trials: list[Trial]) -> list[Trial]:
+    """Return the trials with the best scores: those on more folds first where they are about as good, as given."""
+    scored = [trial for trial in trials if trial.score is not None and trial.state is TrialState.SUCCEEDED]
+    return sorted(scored, key=lambda trial: (-(trial.score or 0.0), trial.number))[:LEADERS]
+
+
+def rail(record: RequestRecord, events: list[Event]) -> list[tuple[str, str]]:
+    """Return the states of the line with what each is: ``done``, ``now``, ``broken`` or empty."""
+    reached = [str(event.state) for event in events if str(event.state) in RAIL]
+    state = str(record.state)
+    last = state if state in RAIL else reached[-1] if reached else RAIL[0]
+    steps = [(name, "done" if RAIL.index(name) < RAIL.index(last) else "") for name in RAIL]
+    if state in RAIL:
+        now = "done" if state in ("registered", "serving") else "now"
+        return [(name, now if name == last else how) for name, how in steps]
+    kept = [(name, "done") for name in RAIL[: RAIL.index(last) + 1]]
+    return [*kept, (state, "broken")]

@@ -1,0 +1,177 @@
+"""Words and numbers in the reader's language: gettext's catalogues, and Babel's formats.
+
+Catalogues are read from their ``.po`` files when a language is first used, so
+there is nothing to build.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+
+from babel import Locale
+from babel.dates import format_datetime
+from babel.lists import format_list
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from babel.numbers import UnknownCurrencyError, format_currency, format_decimal, format_percent, validate_currency
+from babel.support import NullTranslations, Translations
+from babel.units import format_unit
+
+LANGUAGES = ("en", "de")
+"""The first one is that of the messages themselves."""
+UNKNOWN = "\N{EN DASH}"
+"""Stands where there is no number."""
+SIGNIFICANT = 4
+"""Digits of a score: its interval is seldom narrower."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """A language: its words, and how it writes numbers and times.
+
+    Args:
+        language: One of :data:`LANGUAGES`.
+        catalogue: Its translations.
+    """
+
+    language: str
+    catalogue: NullTranslations = field(repr=False)
+    locale: Locale = field(repr=False)
+
+    @classmethod
+    def of(cls, accepted: str) -> Words:
+        """Return those of the best language of an ``Accept-Language`` header.
+
+        >>> Words.of("fr-CH, de-AT;q=0.9, en;q=0.8").language
+        'de'
+        >>> Words.of("").language
+        'en'
+        """
+        return _words(best_language(accepted))
+
+    def __call__(self, message: str, /, **values: object) -> str:
+        """Return a message with its values put in, as ``Wait for {n}``."""
+        translated = self.catalogue.gettext(message)
+        return translated.format(**values) if values else translated
+
+    def many(self, one: str, several: str, n: float, /) -> str:
+        """Return the message for a number of things; ``{n}`` in it is the number."""
+        return self.catalogue.ngettext(one, several, 1 if n == 1 else 2).format(n=self.number(n))
+
+    def number(self, value: float, digits: int | None = None) -> str:
+        """Return a number with the language's separators, with as many digits after the point at most.
+
+        >>> Words.of("de").number(1234567.891, 2)
+        '1.234.567,89'
+        """
+        if not math.isfinite(value):
+            return UNKNOWN
+        pattern = "#,##0" if digits == 0 else "#,##0." + "#" * (3 if digits is None else digits)
+        return str(format_decimal(value, format=pattern, locale=self.locale))
+
+    def score(self, value: float | None) -> str:
+        """Return a score with the digits that mean something.
+
+        >>> Words.of("en").score(-0.034567), Words.of("en").score(-43123.456)
+        ('-0.03457', '-43,123')
+        """
+        if value is None or not math.isfinite(value):
+            return UNKNOWN
+        whole = len(str(int(abs(value)))) if abs(value) >= 1 else -_zeros(value)
+        digits = max(SIGNIFICANT - whole, 0)
+        shown = round(value, digits) + 0.0
+        pattern = "#,##0" + ("." + "0" * digits if digits else "")
+        return str(format_decimal(shown, format=pattern, locale=self.locale))
+
+    def percent(self, share: float, digits: int = 0) -> str:
+        """Return a share in percent."""
+        unit = "\N{NO-BREAK SPACE}%" if self.language == "de" else "%"
+        pattern = "#,##0" + ("." + "#" * digits if digits else "") + unit
+        return str(format_percent(share, format=pattern, locale=self.locale))
+
+    def money(self, amount: float, currency: str) -> str:
+        """Return an amount of money; small ones with more digits than coins have."""
+        if amount and abs(amount) < 1:
+            return f"{self.number(amount, 4)} {currency}"
+        try:
+            validate_currency(currency)
+            return str(format_currency(amount, currency, locale=self.locale))
+        except UnknownCurrencyError:
+            return f"{self.number(amount, 2)} {currency}"
+
+    def seconds(self, seconds: float | None) -> str:
+        """Return a duration in the one or two largest units that it has.
+
+        >>> [Words.of("en").seconds(s) for s in (0.26, 42, 75, 3600, 90061)]
+        ['0.3 sec', '42 sec', '1 min, 15 sec', '1 hr', '1 day, 1 hr']
+        """
+        if seconds is None or not math.isfinite(seconds):
+            return UNKNOWN
+        if seconds < 10:
+            return str(format_unit(round(seconds, 1), "duration-second", length="short", locale=self.locale))
+        left = round(seconds)
+        parts: list[tuple[str, int]] = []
+        for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+            n, left = divmod(left, size)
+            if n or parts:
+                parts.append((unit, n))
+        shown = [format_unit(n, f"duration-{unit}", length="short", locale=self.locale) for unit, n in parts[:2] if n]
+        return str(format_list(shown, style="unit", locale=self.locale))
+
+    def size(self, n_bytes: float) -> str:
+        """Return a size in bytes, kB, MB or GB.
+
+        >>> Words.of("en").size(1_234_567)
+        '1.2 MB'
+        """
+        for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if n_bytes >= size:
+                return f"{self.number(n_bytes / size, 1)} {unit}"
+        return f"{self.number(n_bytes)} B"
+
+    def moment(self, moment: datetime) -> str:
+        """Return a moment in UTC; the page puts it into the reader's zone where it may run its script."""
+        return f"{format_datetime(moment.astimezone(UTC), 'd MMM y, HH:mm', locale=self.locale)} UTC"
+
+
+def _zeros(value: float) -> int:
+    """Return how many zeros follow the point before the first other digit, so that these do not count."""
+    return 0 if value == 0 else min(max(-math.floor(math.log10(abs(value))) - 1, 0), 8)
+
+
+def best_language(accepted: str) -> str:
+    """Return the one of :data:`LANGUAGES` that an ``Accept-Language`` header likes best (RFC 9110, 12.5.4)."""
+    liked = []
+    for place, part in enumerate(accepted[:500].split(",")):
+        tag, _, parameter = part.strip().lower().partition(";")
+        try:
+            weight = float(parameter.strip().removeprefix("q=")) if parameter else 1.0
+        except ValueError:
+            continue
+        liked.append((-weight, place, tag.strip().partition("-")[0]))
+    for weight, _, language in sorted(liked):
+        if language in LANGUAGES and weight < 0:
+            return language
+    return LANGUAGES[0]
+
+
+@cache
+def _words(language: str) -> Words:
+    return Words(language, _catalogue(language), Locale.parse(language))
+
+
+def _catalogue(language: str) -> NullTranslations:
+    file = resources.files("serve.portal") / "locale" / language / "LC_MESSAGES" / "portal.po"
+    if not file.is_file():
+        return NullTranslations()
+    with file.open("rb") as source:
+        catalogue = read_po(source, locale=language)
+    compiled = io.BytesIO()
+    write_mo(compiled, catalogue)
+    compiled.seek(0)
+    return Translations(compiled)

@@ -1,0 +1,109 @@
+// Ordering: an upload with its progress, drafts that survive a reload, problems beside their fields.
+"use strict";
+
+import { notice } from "./portal.js";
+
+const upload = document.getElementById("upload");
+if (upload) begin(upload);
+
+function size(bytes) {
+  const unit = bytes >= 1e9 ? [1e9, "GB"] : bytes >= 1e6 ? [1e6, "MB"] : [1e3, "kB"];
+  return `${(bytes / unit[0]).toLocaleString(document.documentElement.lang, { maximumFractionDigits: 1 })} ${unit[1]}`;
+}
+
+function filled(text, values) {
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+function begin(form) {
+  const drop = document.getElementById("drop"), input = document.getElementById("file");
+  input.addEventListener("change", () => input.files.length && send(form, input.files[0]));
+  for (const name of ["dragenter", "dragover"]) {
+    drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
+  }
+  for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    if (event.dataTransfer.files.length) send(form, event.dataTransfer.files[0]);
+  });
+}
+
+function send(form, file) {
+  const { csrf, team, limit } = form.dataset;
+  if (file.size === 0) { notice(form.dataset.empty); return; }
+  if (file.size > Number(limit)) {
+    notice(filled(form.dataset.tooLarge, { size: size(file.size), limit: size(Number(limit)) }));
+    return;
+  }
+  const box = document.getElementById("progress"), bar = box.querySelector("progress");
+  const text = document.getElementById("progress-text");
+  const query = new URLSearchParams({ filename: file.name, team });
+  const call = new XMLHttpRequest();
+  box.hidden = false;
+  call.open("POST", `/api/v1/datasets?${query}`);
+  call.setRequestHeader("X-CSRF-Token", csrf);
+  call.setRequestHeader("Content-Type", "application/octet-stream");
+  call.upload.onprogress = (event) => {
+    bar.value = event.loaded / file.size;
+    text.textContent = filled(form.dataset.going, { done: size(event.loaded), all: size(file.size) });
+  };
+  call.upload.onload = () => { bar.removeAttribute("value"); text.textContent = form.dataset.checking; };
+  const stop = (message) => { box.hidden = true; form.reset(); notice(message); };
+  call.onerror = () => stop(form.dataset.stopped);
+  call.onload = () => {
+    let answer = {};
+    try { answer = JSON.parse(call.responseText); } catch { /* told below */ }
+    if (call.status === 401) location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`);
+    else if (call.status >= 400) stop([answer.error?.message, answer.error?.hint].filter(Boolean).join(" ") || form.dataset.stopped);
+    else location.assign(`/new/form?${new URLSearchParams({ dataset: answer.dataset.digest, team })}`);
+  };
+  call.send(file);
+}
+
+// --- the form -----------------------------------------------------------------------
+
+const order = document.getElementById("order");
+const never = new Set(["csrf", "key", "team", "dataset.upload", "recipe"]);
+
+function draftName() { return `draft:${order.dataset.draft}:${new FormData(order).get("recipe")}`; }
+
+function keepDraft() {
+  const kept = [...new FormData(order)].filter(([name]) => !never.has(name));
+  sessionStorage.setItem(draftName(), JSON.stringify(kept));
+}
+
+function takeDraft() {
+  let kept;
+  try { kept = JSON.parse(sessionStorage.getItem(draftName()) ?? "null"); } catch { return; }
+  if (!Array.isArray(kept) || document.querySelector("#notices .bad")) return;
+  const values = new Map();
+  for (const [name, value] of kept) values.set(name, [...(values.get(name) ?? []), value]);
+  for (const element of order.elements) {
+    if (!element.name || never.has(element.name)) continue;
+    if (element.type === "checkbox") element.checked = (values.get(element.name) ?? []).includes(element.value);
+    else if (values.has(element.name)) element.value = values.get(element.name)[0];
+  }
+}
+
+function showProblems() {
+  for (const element of order.querySelectorAll("[data-wrong]")) {
+    const said = [...document.querySelectorAll("#quote [data-problem]")].find(
+      (one) => one.dataset.problem === element.dataset.wrong);
+    const input = order.elements[element.dataset.wrong];
+    element.hidden = !said;
+    element.textContent = said ? said.textContent.replace(/^[^:]*:\s*/, "") : "";
+    if (input?.setAttribute) input.toggleAttribute("aria-invalid", Boolean(said));
+    if (said && input?.setAttribute) input.setAttribute("aria-invalid", "true");
+  }
+}
+
+if (order) {
+  if (!new URLSearchParams(location.search).has("like")) takeDraft();
+  order.addEventListener("input", keepDraft);
+  order.addEventListener("change", (event) => {
+    const reloads = event.target.dataset?.reloads;
+    if (reloads) { order.action = reloads; order.submit(); }
+  });
+  order.addEventListener("submit", () => sessionStorage.removeItem(draftName()));
+  document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.target.id === "quote") showProblems(); });
+}

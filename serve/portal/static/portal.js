@@ -1,0 +1,177 @@
+// What every page does beyond HTML: times in the reader's zone, charts, copying, menus, questions before what cannot
+// be undone. Without it all pages still work.
+"use strict";
+
+const language = document.documentElement.lang;
+const exact = new Intl.DateTimeFormat(language, { dateStyle: "full", timeStyle: "long" });
+const short = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });
+const hour = new Intl.DateTimeFormat(language, { timeStyle: "short" });
+const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
+
+function toldTime(moment, now) {
+  const past = (now - moment) / 1000;
+  const size = Math.abs(past);
+  if (size < 50) return relative.format(-Math.round(past), "second");
+  if (size < 3000) return relative.format(-Math.round(past / 60), "minute");
+  if (size < 86400 && moment.toDateString() === now.toDateString()) return hour.format(moment);
+  return short.format(moment);
+}
+
+export function showTimes(root = document) {
+  const now = new Date();
+  for (const element of root.querySelectorAll("time[datetime]")) {
+    const moment = new Date(element.dateTime);
+    if (Number.isNaN(moment.valueOf())) continue;
+    element.title = exact.format(moment);
+    element.textContent = toldTime(moment, now);
+  }
+}
+
+// --- charts ---------------------------------------------------------------------
+
+let plotly;
+
+export function loadPlotly() {
+  plotly ??= new Promise((done, failed) => {
+    const script = document.createElement("script");
+    script.src = document.querySelector("meta[name=plotly]").content;
+    script.onload = () => done(window.Plotly);
+    script.onerror = failed;
+    document.head.append(script);
+  });
+  return plotly;
+}
+
+const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+export function themed(layout) {
+  const line = colourOf("--line"), text = colourOf("--text"), muted = colourOf("--muted");
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: muted }, automargin: true };
+  const result = {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", separators: language === "de" ? ",." : ".,",
+    font: { family: colourOf("--font"), size: 13, color: text }, margin: { l: 50, r: 12, t: 12, b: 44 },
+    hoverlabel: { bgcolor: colourOf("--surface"), bordercolor: line, font: { color: text } },
+    legend: { orientation: "h", y: -0.2, font: { color: text } }, ...layout,
+  };
+  for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).concat("xaxis", "yaxis")) {
+    result[name] = { ...axis, ...layout[name] };
+  }
+  return result;
+}
+
+const chartOptions = { displaylogo: false, responsive: true, displayModeBar: false };
+
+export async function drawChart(element) {
+  const source = document.getElementById(element.dataset.figure);
+  if (!source) return;
+  const figure = JSON.parse(source.textContent);
+  const Plotly = await loadPlotly();
+  await Plotly.react(element, figure.data, themed(figure.layout ?? {}), chartOptions);
+  element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
+}
+
+function drawCharts(root = document) {
+  const charts = [...root.querySelectorAll(".chart[data-figure]")];
+  if (!charts.length) return;
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries.filter((one) => one.isIntersecting)) {
+      seen.unobserve(entry.target);
+      drawChart(entry.target);
+    }
+  }, { rootMargin: "200px" });
+  charts.forEach((chart) => seen.observe(chart));
+}
+
+// --- messages --------------------------------------------------------------------
+
+export function notice(text, kind = "bad") {
+  const box = document.getElementById("notices");
+  const element = document.createElement("div");
+  element.className = `notice ${kind}`;
+  element.role = kind === "bad" ? "alert" : "status";
+  element.textContent = text;
+  box.replaceChildren(element);
+  return element;
+}
+
+// --- questions ---------------------------------------------------------------------
+
+function ask(form) {
+  const dialog = document.getElementById("question");
+  dialog.querySelector("p").textContent = form.dataset.question;
+  dialog.querySelector("button[value=yes]").textContent = form.dataset.yes;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((done) => {
+    dialog.addEventListener("close", () => done(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (form.dataset.question && !form.dataset.answered) {
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (await ask(form)) {
+      form.dataset.answered = "yes";
+      form.requestSubmit(event.submitter ?? undefined);
+    }
+    return;
+  }
+  // A second click must not send it twice; the page that answers has new buttons.
+  if (form.method === "post") {
+    if (form.dataset.sent) { event.preventDefault(); event.stopImmediatePropagation(); return; }
+    form.dataset.sent = "yes";
+    setTimeout(() => form.querySelectorAll("button").forEach((button) => button.setAttribute("aria-busy", "true")));
+  }
+}, true);
+
+function fresh(root) {
+  for (const form of root.querySelectorAll("form[data-sent]")) {
+    delete form.dataset.sent;
+    delete form.dataset.answered;
+    form.querySelectorAll("button").forEach((button) => button.removeAttribute("aria-busy"));
+  }
+}
+
+// --- small things ---------------------------------------------------------------------
+
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.matches("[data-copies]")) {
+    const said = button.textContent;
+    await navigator.clipboard.writeText(document.getElementById(button.dataset.copies).textContent);
+    button.textContent = button.dataset.copied;
+    setTimeout(() => { button.textContent = said; }, 1500);
+  } else if (button.matches(".menu-open")) {
+    button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
+  }
+});
+
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
+});
+
+function begin(root = document) {
+  showTimes(root);
+  drawCharts(root);
+}
+
+document.documentElement.classList.remove("no-script");
+begin();
+setInterval(showTimes, 20000);
+window.addEventListener("pageshow", () => fresh(document));
+document.addEventListener("htmx:afterSettle", (event) => begin(event.detail.elt));
+document.addEventListener("htmx:afterRequest", (event) => fresh(event.detail.elt.ownerDocument));
+document.addEventListener("htmx:sendError", () => notice(document.body.dataset.unreachable));
+document.addEventListener("htmx:beforeSwap", (event) => {
+  // A part that says what is wrong is put into the page like any other.
+  if ([400, 403, 404, 409, 412, 422, 429, 500, 503].includes(event.detail.xhr.status)) {
+    event.detail.shouldSwap = true;
+    event.detail.isError = false;
+  }
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  document.querySelectorAll(".chart.js-plotly-plot").forEach(drawChart);
+});
