@@ -12,6 +12,7 @@ from factory import client
 from factory.cli._console import Json, ProgressLine, end, only_ours_on_stdout
 from factory.data.tables import check_target, read_table, write_table
 from factory.errors import Detail, InvalidRequest
+from factory.search.cluster import local_cpus
 from factory.settings import load_settings
 from factory.spec import NAME
 from factory.variants.delivery import predict_table
@@ -74,7 +75,9 @@ def fit(
         )
     notes = []
     if test is not None and out_file is not None:
-        write_table(predict_table(fitted.bundle, test, max_rows=settings.max_rows), Path(out_file))
+        write_table(
+            predict_table(fitted.bundle, test, max_rows=settings.max_rows, threads=local_cpus(settings)), Path(out_file)
+        )
         notes = [f"Predictions of {test} are in {out_file}"]
     made = fitted.variant.name
     end(fitted.outcome, json=json, notes=notes, following=[f"variants show {made}", f"predict {made} --data FILE"])

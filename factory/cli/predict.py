@@ -9,6 +9,7 @@ import typer
 
 from factory.cli._console import Json, opened_ledger, out, print_json, table
 from factory.data.tables import write_table
+from factory.search.cluster import local_cpus
 from factory.variants.bundle import Bundle
 from factory.variants.delivery import predict_table
 from factory.variants.reference import resolve
@@ -29,7 +30,7 @@ def predict(
         variant = resolve(name, ledger=ledger)
         folder = Registry(settings).local_bundle(variant.name, variant.version)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
-        predictions = predict_table(bundle, data, max_rows=settings.max_rows)
+        predictions = predict_table(bundle, data, max_rows=settings.max_rows, threads=local_cpus(settings))
     if out_file is not None:
         write_table(predictions, Path(out_file))
         out.print(f"{len(predictions):,} predictions of {variant.name}/{variant.version} are in {out_file}")

@@ -252,13 +252,14 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
             f"None of {counted(len(trials), 'trial')} gave a usable model. " + " | ".join(reasons[:6]),
             hint="Give more time or memory, or look at `factory requests logs ID` for each trial's reason.",
         )
-    by_number, rows = {t.number: t for t in trials}, data.splits[0].validation
+    by_number, used = {t.number: t for t in trials}, sorted({k for done in folds.values() for k in done})
+    weights = data.weights_of(used)
     members, common = common_folds(
         data.metric,
-        data.dataset.y[rows],
-        {n: _mapped(data.out_of_fold(n, 0)) for n in folds},
+        {k: data.dataset.y[data.splits[k].validation] for k in used},
+        lambda n, k: _mapped(data.out_of_fold(n, k)),
         folds,
-        weight=data.dataset.weight(rows),
+        weights=None if weights is None else dict(zip(used, weights, strict=True)),
     )
     members = _worth_blending([by_number[n] for n in members], common)
     candidates = Candidates(

@@ -9,7 +9,8 @@ weighed by what was measured: a bag of f models has about :data:`BAG_GAIN` *
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,8 +73,9 @@ def contenders(
     metric = metric.chooser
     draws = resampled(metric, y, most=DRAWS)
     near = dict.fromkeys(predictions, 0)
+    first = _Rows([y], {n: [p] for n, p in predictions.items()}, None if weight is None else [weight])
     for rows in draws:
-        arena = _arena(metric, y, predictions, weight, rows)
+        arena = first.arena(metric, rows)
         losses = {n: relative_loss(metric, arena.score({n: 1.0})) for n in predictions}
         least = min((loss for loss in losses.values() if np.isfinite(loss)), default=np.inf)
         for n, loss in losses.items():
@@ -88,71 +90,93 @@ def relative_loss(metric: Metric, score: float) -> float:
 
 def common_folds(
     metric: Metric,
-    y: np.ndarray,
-    first: Mapping[int, np.ndarray],
+    targets: Mapping[int, np.ndarray],
+    predictions: Callable[[int, int], np.ndarray],
     folds: Mapping[int, tuple[int, ...]],
     *,
-    weight: np.ndarray | None = None,
+    weights: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the candidates whose out-of-fold rows line up, and the folds that they all have.
 
-    A blend is chosen on folds that all its members have, so few members have many of them and many have few. Of the
-    possible depths the one counts whose blend promises the least loss: what it has on rows of the first fold that its
-    weights were not chosen by, less what its members gain by being bags of as many models as they have folds.
+    A blend is chosen on folds that all its members have, so few members have many of them and many have few. From the
+    deepest on, more members with fewer folds take the place of fewer with more where they promise less loss on the
+    rows that both have: on the half of them that the weights were not chosen by, less what each member gains by being
+    a bag of as many models as it has folds.
 
     Args:
         metric: Greater is better.
-        y: Validation rows of the first fold, (n_rows,).
-        first: Candidate → its predictions of these rows, (n_rows[, n_classes]).
+        targets: Fold → its validation rows' targets, (n_rows_of_fold,).
+        predictions: Returns a candidate's predictions of a fold's rows, (n_rows_of_fold[, n_classes]).
         folds: Candidate → folds that it was fitted on; the first fold is among them.
-        weight: How much each row counts, (n_rows,); all the same if None.
+        weights: Fold → how much each row counts, (n_rows_of_fold,); all the same if None.
     """
-    least, found = np.inf, tuple(sorted(folds))
+    found: tuple[int, ...] = ()
     for depth in sorted({len(done) for done in folds.values()}, reverse=True):
         members = tuple(n for n in sorted(folds) if len(folds[n]) >= depth)
-        loss, blend = _promise(metric.chooser, y, {n: first[n] for n in members}, weight)
-        loss *= 1 - BAG_GAIN[metric.task] * sum(w * (1 - 1 / len(folds[n])) for n, w in blend.items())
-        if loss < least:
-            least, found = loss, members
-    return found, tuple(sorted(set.intersection(*(set(folds[n]) for n in found))))
+        common = _shared(members, folds)
+        if found:
+            rows = _Rows(
+                [targets[k] for k in common],
+                {n: [predictions(n, k) for k in common] for n in members},
+                None if weights is None else [weights[k] for k in common],
+            )
+            fewer, more = (_promise(metric, rows.of(those), folds) for those in (found, members))
+            if more >= fewer:
+                continue
+        found = members
+    return found, _shared(found, folds)
 
 
-def _promise(
-    metric: Metric, y: np.ndarray, predictions: Mapping[int, np.ndarray], weight: np.ndarray | None
-) -> tuple[float, dict[int, float]]:
+def _shared(members: Sequence[int], folds: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted(set.intersection(*(set(folds[n]) for n in members))))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Validation rows of some folds, as an :class:`~factory.search.ensemble.Arena` takes them."""
+
+    targets: Sequence[np.ndarray]
+    predictions: Mapping[int, Sequence[np.ndarray]]
+    weights: Sequence[np.ndarray] | None
+
+    def of(self, members: Sequence[int]) -> _Rows:
+        return replace(self, predictions={n: self.predictions[n] for n in members})
+
+    def arena(self, metric: Metric, rows: slice | np.ndarray = slice(None)) -> Arena:
+        """Return the arena of some rows of each fold."""
+        return Arena(
+            metric,
+            [y[rows] for y in self.targets],
+            {n: [p[rows] for p in those] for n, those in self.predictions.items()},
+            weights=None if self.weights is None else [w[rows] for w in self.weights],
+            most_rows=CONTEST_ROWS,
+        )
+
+
+def _promise(metric: Metric, rows: _Rows, folds: Mapping[int, tuple[int, ...]]) -> float:
+    """Return the loss that the blend of some candidates promises, as bags of the models that they have."""
+    loss, blend = _held_out(metric.chooser, rows)
+    return loss * (1 - BAG_GAIN[metric.task] * sum(w * (1 - 1 / len(folds[n])) for n, w in blend.items()))
+
+
+def _held_out(metric: Metric, rows: _Rows) -> tuple[float, dict[int, float]]:
     """Return the loss of a blend on the half of the rows that it was not chosen by, as the mean over both halves.
 
     The weights are the mean over both as well. Where the metric is slow, or a half does not define it, the best
     candidate alone is the blend, and its loss that of all rows.
     """
-    whole = _arena(metric, y, predictions, weight, np.arange(len(y)))
-    alone = {n: relative_loss(metric, whole.score({n: 1.0})) for n in predictions}
+    whole = rows.arena(metric)
+    alone = {n: relative_loss(metric, whole.score({n: 1.0})) for n in rows.predictions}
     best = min(alone, key=lambda n: (np.nan_to_num(alone[n], nan=np.inf), n))
     alternative = (float(np.nan_to_num(alone[best], nan=np.inf)), {best: 1.0})
     if not metric.quick:
         return alternative
-    halves = [_arena(metric, y, predictions, weight, np.arange(start, len(y), 2)) for start in (0, 1)]
+    halves = [rows.arena(metric, slice(start, None, 2)) for start in (0, 1)]
     blends = [half.greedy(steps=CONTEST_STEPS).weights for half in halves]
     if not all(blends):
         return alternative
     losses = [relative_loss(metric, half.score(blend)) for half, blend in zip(halves, blends[::-1], strict=True)]
     if not np.isfinite(losses).all():
         return alternative
-    mean = {n: sum(blend.get(n, 0.0) for blend in blends) / len(blends) for n in predictions}
+    mean = {n: sum(blend.get(n, 0.0) for blend in blends) / len(blends) for n in rows.predictions}
     return float(np.mean(losses)), {n: w for n, w in mean.items() if w}
-
-
-def _arena(
-    metric: Metric,
-    y: np.ndarray,
-    predictions: Mapping[int, np.ndarray],
-    weight: np.ndarray | None,
-    rows: np.ndarray,
-) -> Arena:
-    return Arena(
-        metric,
-        [y[rows]],
-        {n: [p[rows]] for n, p in predictions.items()},
-        weights=None if weight is None else [weight[rows]],
-        most_rows=CONTEST_ROWS,
-    )

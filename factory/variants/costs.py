@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from factory.data.preparation import Preparation, Table
-from factory.families.base import Model
+from factory.families.base import Deadline, Model
 from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult
 from factory.search.jobs import TrialData
@@ -63,8 +63,11 @@ class Shop:
         merges: Whether the models of a bag are merged where their family can.
     """
 
-    def __init__(self, result: SearchResult, data: TrialData, rows: pd.DataFrame) -> None:
+    def __init__(
+        self, result: SearchResult, data: TrialData, rows: pd.DataFrame, deadline: Deadline | None = None
+    ) -> None:
         self.merges = False
+        self._deadline = deadline or Deadline()
         self._result, self._data = result, data
         self._loaded: dict[Path, Model] = {}
         self._costs: dict[int, _Cost] = {}
@@ -126,7 +129,8 @@ class Shop:
             pairs = [self.parts(n, 2) for n, parts in self._result.parts.items() if parts[0].trial.family == name]
             pairs = [pair for pair in pairs if len({self.preparation(p).digest for p in pair}) < len(pair)]
             self._further[name] = 1.0
-            if pairs:
+            # A merge takes up to seconds; without time for it, merging is taken to gain nothing.
+            if pairs and not self._deadline.passed:
                 pair = min(pairs, key=lambda pair: folder_size_mb(pair[0].folder))
                 both = self._merge(name, [self._model(part) for part in pair])
                 if both is not None:

@@ -138,7 +138,7 @@ def choose(
     if result.calibration is not None:
         return _as_made(result, data, result.calibration)
     deadline = deadline or Deadline()
-    shop = Shop(result, data, rows)
+    shop = Shop(result, data, rows, deadline)
     limit_mb = MARGIN * ceilings.size_mb if ceilings.size_mb is not None else np.inf
     metric = result.candidates.metric.chooser
     bound_ms = MARGIN * ceilings.latency_ms if ceilings.latency_ms is not None else DEFAULT_MS

@@ -81,7 +81,8 @@ def counted(n: int, *, does: str = "fit", families: tuple[str, ...] = ("probe",)
     )
 
 
-def test_a_search_needs_no_ray(near: NearWorkers, notes: Path, tmp_path: Path) -> None:
+def test_a_search_needs_no_ray(near: NearWorkers, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.search.engine.INLINE_S", 2.0)
     plan = make_test_plan("constant", "linear", "lightgbm", "probe", budget={"time_s": 60})
     settings = Settings(home=tmp_path, cpus=CPUS)
     data = make_data(tmp_path / "work", plan=plan)
@@ -92,7 +93,7 @@ def test_a_search_needs_no_ray(near: NearWorkers, notes: Path, tmp_path: Path) -
             ray=ray,
             settings=settings,
             history=(),
-            deadline=Deadline.after(25),
+            deadline=Deadline.after(10),
             record=lambda _: None,
             near=near,
         )
