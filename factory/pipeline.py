@@ -22,14 +22,14 @@ from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
 from factory.ledger.wishes import cancelled
 from factory.search.cluster import RaySession, local_cpus
-from factory.search.engine import INLINE_S, NEAR_S, SearchResult, search
+from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
 from factory.search.plan import Plan, check_request, make_plan
 from factory.search.samples import clear_drafts
 from factory.search.transfer import Transfer
 from factory.search.yielding import Room
 from factory.settings import Settings
-from factory.spec import REMADE, Recipe, RequestState, Trial, Variant, VariantRequest
+from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.fanout import Failed, fan_out
 from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
@@ -193,7 +193,8 @@ class _Making:
             # The pooled variant is recorded last: an earlier attempt was killed between that and the request's end.
             return self.conclude([])
         clear_drafts(self.workspace)
-        self.start_workers()
+        if near_may_serve(self.request, left_s=self.deadline.left_s - self.finish_s, ray=self.ray):
+            self.near.start()  # which imports while the data are read
         self.reach(RequestState.PREPARING, "Reading and screening the data.")
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
@@ -276,13 +277,6 @@ class _Making:
         for sentence in result.notes:
             self.note("search", sentence)
         return result
-
-    def start_workers(self) -> None:
-        """Let the workers of a short search import their frameworks while the data are read."""
-        asked = self.request
-        searched = asked.making not in REMADE and asked.segments is None and asked.resources.workers == 1
-        if searched and INLINE_S < self.deadline.left_s - self.finish_s < NEAR_S and not self.ray.given:
-            self.near.start()
 
     def history(self, unit: Unit) -> list[Trial]:
         """Return the trials that an earlier attempt has left to go on from, and tell of those that are lost."""

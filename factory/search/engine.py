@@ -29,7 +29,7 @@ from factory.search.samples import preparation_folder
 from factory.search.study import Configuration, Prior
 from factory.search.yielding import Room, Yielding
 from factory.settings import Settings
-from factory.spec import Trial
+from factory.spec import REMADE, Trial, VariantRequest
 
 INLINE_S = 20.0
 """Below this budget Ray's start would take most of it: the search runs inline."""
@@ -178,6 +178,12 @@ def search(
         notes=(executor.crew.reason,) if executor.crew.reason and not small else (),
         judges={n: first_part(data, trials[n]) for n in candidates.predictions} if data.n_gate else {},
     )
+
+
+def near_may_serve(request: VariantRequest, *, left_s: float, ray: RaySession) -> bool:
+    """Whether a request's search may do without Ray, as far as that is known before its data are read."""
+    searched = request.making not in REMADE and request.segments is None and request.resources.workers == 1
+    return searched and INLINE_S < left_s < NEAR_S and not ray.given
 
 
 def near_suffices(plan: Plan, families: Collection[str], *, left_s: float, ray: RaySession | None) -> bool:

@@ -92,11 +92,14 @@ class Executor:
                 tune_is_up.set()
 
     def _run_near(self, jobs: Jobs) -> bool:
-        """Work through the jobs with workers that need no Ray; return False where none can be had."""
+        """Work through the jobs with workers that need no Ray; return False where Ray's have to go on."""
         assert self._near is not None
         self._near.start()
-        # Once, by this process, while the workers import their frameworks: all of them need it first.
-        TrialRunner(self._data).prepare(0)
+        try:
+            # Once, by this process, while the workers import their frameworks: all of them need it first.
+            TrialRunner(self._data).prepare(0)
+        except Exception:
+            log.warning("the first fold could not be prepared", exc_info=True)
         jobs.parallel = self.crew.workers
         return self._near.run(jobs, self._data, memory_limit_mb=self.crew.worker_mb)
 

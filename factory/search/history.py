@@ -19,15 +19,14 @@ from functools import cached_property
 
 import numpy as np
 
-from factory.families.base import Deadline, Shape
+from factory.families.base import Deadline
 from factory.search.jobs import FitJob, FitResult, TrialData, first_fold_score, merged
 from factory.search.plan import Plan, family
 from factory.search.race import gain
-from factory.search.samples import representation
 from factory.search.standing import Standing, fold_s
-from factory.search.study import Configuration, Prior, Study
+from factory.search.study import Configuration, Prior, Study, shape_of
 from factory.space import Parameters
-from factory.spec import ColumnType, Trial, TrialState
+from factory.spec import Trial, TrialState
 
 BATCH = 4
 """Trials asked for at once in a repeatable search; fixed, so that it does not depend on the machine's CPUs."""
@@ -392,17 +391,3 @@ class Proposer:
             workers=resources.workers,
             gpus_per_worker=resources.gpus_per_worker,
         )
-
-
-def shape_of(data: TrialData) -> Shape:
-    """Return what the portfolios may know of the data."""
-    categorical = [name for name, kind in data.dataset.types.items() if kind is ColumnType.CATEGORICAL]
-    frame = data.dataset.frame
-    return Shape(
-        n_rows=len(data.splits[0].train),
-        n_columns=frame.shape[1],
-        n_categorical=len(categorical),
-        most_levels=max((int(frame[name].nunique()) for name in categorical), default=0),
-        n_classes=data.n_classes,
-        n_crosses=len(representation(data).crosses),
-    )

@@ -43,7 +43,9 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEX
 _WAIT_S = 0.02
 """Between two looks of an idle worker at whether there is a job."""
 _END_S = 3.0
-"""For which the nursery may take to end once it is let go."""
+"""For which the nursery may take to end once it is let go, and a worker beyond its search's time to be there."""
+_LONGEST_S = 120.0
+"""For which a worker is waited for at most, however long its search: its nursery has to import the frameworks."""
 
 
 class NearWorkers:
@@ -74,7 +76,7 @@ class NearWorkers:
         self._control = ours
 
     def run(self, jobs: Jobs, data: TrialData, *, memory_limit_mb: float) -> bool:
-        """Work through jobs, ``jobs.parallel`` at a time; return whether any worker could be had at all.
+        """Work through jobs, ``jobs.parallel`` at a time; return False where workers ran out before jobs did.
 
         Args:
             jobs: Where they come from.
@@ -91,7 +93,7 @@ class NearWorkers:
         for one in crew:
             if one.error is not None:
                 raise one.error
-        return any(one.n_done for one in crew) or jobs.exhausted
+        return jobs.exhausted
 
     def worker(self) -> Connection:
         """Return a connection to a new worker.
@@ -131,7 +133,6 @@ class _Attendant:
 
     def __init__(self, near: NearWorkers, jobs: Jobs, data: TrialData, memory_limit_mb: float) -> None:
         self._near, self._jobs, self._data, self._limit_mb = near, jobs, data, memory_limit_mb
-        self.n_done = 0
         self.error: BaseException | None = None
 
     def attend(self) -> None:
@@ -153,6 +154,8 @@ class _Attendant:
         Raises:
             OSError, EOFError: it never came up.
         """
+        if not worker.poll(min(max(self._jobs.deadline.left_s, 0.0) + _END_S, _LONGEST_S)):
+            raise EOFError  # its nursery hangs
         worker.recv_bytes()  # it is there
         while not self._jobs.exhausted:
             job = self._jobs.next()
@@ -165,10 +168,8 @@ class _Attendant:
                 grown = worker.recv_bytes() == GROWN
             except (OSError, EOFError):
                 self._jobs.lost(job, "Its worker process died, or ended itself since the trial did not end in time.")
-                self.n_done += 1
                 return True
             self._jobs.done(job, result)
-            self.n_done += 1
             if grown:
                 return True
         return False

@@ -16,9 +16,11 @@ import numpy as np
 import optuna
 
 from factory.families.base import Shape
+from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
+from factory.search.samples import representation
 from factory.space import ChoiceDimension, Dimension, FloatDimension, Parameters, Value, clip
-from factory.spec import Trial, TrialState
+from factory.spec import ColumnType, Trial, TrialState
 
 STARTUP_TRIALS = 8
 """Random proposals before Optuna's sampler models anything; portfolio entries count."""
@@ -170,6 +172,20 @@ class Study:
                 },
             )
         )
+
+
+def shape_of(data: TrialData) -> Shape:
+    """Return what the portfolios may know of the data."""
+    categorical = [name for name, kind in data.dataset.types.items() if kind is ColumnType.CATEGORICAL]
+    frame = data.dataset.frame
+    return Shape(
+        n_rows=len(data.splits[0].train),
+        n_columns=frame.shape[1],
+        n_categorical=len(categorical),
+        most_levels=max((int(frame[name].nunique()) for name in categorical), default=0),
+        n_classes=data.n_classes,
+        n_crosses=len(representation(data).crosses),
+    )
 
 
 def portfolio(plan: Plan, families: Sequence[str], *, shape: Shape) -> list[Configuration]:

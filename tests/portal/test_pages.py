@@ -108,6 +108,13 @@ def filled(world: World) -> dict[str, str]:
         "new": "/new",
         "form": f"/new/form?dataset={world.upload()}",
         "account": "/account",
+        "recipes": "/recipes",
+        "recipe": "/recipes/tabular-fast",
+        "datasets": "/datasets",
+        "dataset": f"/datasets/{world.upload()}",
+        "deployments": "/deployments",
+        "deployment": "/deployments/growth.churn",
+        "team": "/team",
     }
 
 
@@ -147,7 +154,7 @@ def test_signing_out_ends_the_session(visitor: Visitor) -> None:
 
 def test_another_teams_things_do_not_exist(world: World, filled: dict[str, str]) -> None:
     other = Visitor(world).signed_in("risk/admin")
-    for name in ("request", "variant", "version", "compare", "form"):
+    for name in ("request", "variant", "version", "compare", "form", "dataset", "deployment"):
         page = other.get(filled[name])
         assert page.response.status_code == 404, name
         assert "churned" not in page.text
@@ -199,11 +206,12 @@ def test_every_page_is_whole_and_safe(world: World, filled: dict[str, str], lang
 
 def test_no_page_leads_nowhere(world: World, filled: dict[str, str]) -> None:
     visitor = Visitor(world).signed_in("growth/admin")
-    for name, path in filled.items():
-        for tag, attributes in Markup(visitor.get(path).text).elements:
-            target = attributes.get("href") or ""
-            if tag == "a" and target.startswith("/") and not target.startswith(("/auth/", "/api/")):
-                assert visitor.get(target).response.status_code == 200, (name, target)
+    elements = [one for path in filled.values() for one in Markup(visitor.get(path).text).elements]
+    targets = {attributes.get("href") or "" for tag, attributes in elements if tag == "a"}
+    ours = {one for one in targets if one.startswith("/") and not one.startswith(("/auth/", "/api/"))}
+    assert len(ours) > len(filled)
+    for target in sorted(ours):
+        assert visitor.get(target).response.status_code == 200, target
 
 
 def test_strangers_text_is_shown_as_text_everywhere(world: World) -> None:
@@ -374,3 +382,69 @@ def test_lists_are_filtered(world: World, filled: dict[str, str]) -> None:
     assert "growth.churn/2" not in champions
     assert "growth.churn" not in visitor.get("/requests?state=serving").text
     assert "growth.churn" in visitor.get("/requests?state=under_way").text
+
+
+# --- data, deployments, teams -----------------------------------------------------------------
+
+
+def test_a_table_is_shared_and_forgotten(visitor: Visitor, world: World) -> None:
+    place = f"/datasets/{world.upload()}"
+    page = visitor.get(place)
+    shared = {"csrf": page.csrf, "team": "growth", "with_team": "risk"}
+    assert visitor.post(f"{place}/share", **shared).response.status_code == 303
+    assert ">risk<" in visitor.get(place).text
+    assert Visitor(world).signed_in("risk/read").get(place).response.status_code == 200
+    assert visitor.post(f"{place}/share", **shared, end="true").response.status_code == 303
+    assert Visitor(world).signed_in("risk/read").get(place).response.status_code == 404
+    assert visitor.post(f"{place}/forget", csrf=page.csrf, team="growth").response.headers["location"] == "/datasets"
+    assert visitor.get(place).response.status_code == 404
+
+
+def test_of_two_who_change_a_deployment_the_second_one_is_told(
+    world: World, filled: dict[str, str], mirror: list[Any]
+) -> None:
+    first, second = Visitor(world).signed_in("growth/deploy"), Visitor(world).signed_in("growth/deploy")
+    place = "/deployments/growth.churn"
+    pages = [first.get(place), second.get(place)]
+    tags = [re.search(r'name="tag" value="([^"]*)"', page.text) for page in pages]
+    assert all(tags)
+    wish = {"version": "2", "as": "canary", "percent": "12,5", "why": "A first look."}
+    tag = tags[0].group(1).replace("&#34;", '"')  # type: ignore[union-attr]
+    done = first.post(place, csrf=pages[0].csrf, tag=tag, **wish)
+    assert done.response.status_code == 303, done.text
+    assert [(one.as_, one.percent) for one in world.ledger.deployment("growth.churn")] == [("canary", 12.5)]
+    late = second.post(place, csrf=pages[1].csrf, tag=tag, **wish)
+    assert late.response.status_code == 412
+    assert "was changed since it was read" in late.text
+
+
+def test_a_token_is_made_shown_once_and_revoked(world: World) -> None:
+    admin = Visitor(world).signed_in("growth/admin")
+    page = admin.get("/team")
+    made = admin.post("/team/growth/tokens", csrf=page.csrf, name="nightly", scopes=["read", "submit"], days="30")
+    secret = re.search(r'<code id="secret">(mvf_[\w-]+)</code>', made.text)
+    assert secret is not None
+    assert world().get("/me", headers={"authorization": f"Bearer {secret.group(1)}"}).status_code == 200
+    assert secret.group(1) not in admin.get("/team").text
+    (token,) = [one for one in world.ledger.tokens(team="growth") if one.name == "nightly"]
+    assert token.expires is not None
+    revoked = admin.post(f"/team/growth/tokens/{token.id}/revoke", csrf=page.csrf)
+    assert revoked.response.status_code == 303
+    assert world.ledger.token(token.id).revoked_at is not None
+    assert "nightly" not in Visitor(world).signed_in("growth/read").get("/team").text
+
+
+def test_a_person_is_put_into_the_team_and_leaves_it(world: World) -> None:
+    admin = Visitor(world).signed_in("growth/admin")
+    csrf = admin.get("/team").csrf
+    person = {"subject": "oidc|7", "email": "ann@example.com"}
+    assert admin.post("/team/growth/members", csrf=csrf, scopes=["read"], **person).response.status_code == 303
+    assert [one.subject for one in world.ledger.members("growth")] == ["oidc|7"]
+    assert admin.post("/team/growth/members", csrf=csrf, leaves="true", **person).response.status_code == 303
+    assert world.ledger.members("growth") == []
+
+
+def test_operators_see_all_teams_and_each_of_them(world: World) -> None:
+    operator = Visitor(world).signed_in("operator")
+    assert 'href="/team?name=risk"' in operator.get("/team").text
+    assert "<h1>Risk</h1>" in operator.get("/team?name=risk").text

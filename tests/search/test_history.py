@@ -21,12 +21,11 @@ from factory.search.history import (
     SHORTEST_SHARE,
     SHORTEST_TRIAL_S,
     Proposer,
-    shape_of,
 )
 from factory.search.jobs import FitJob, FitResult, TrialData
 from factory.search.plan import family
 from factory.search.race import choose, gain
-from factory.search.study import Configuration, portfolio
+from factory.search.study import Configuration, portfolio, shape_of
 from factory.spec import Task, Trial, TrialState
 
 from .conftest import Clock, make_data, make_dataset, make_request, make_test_plan, outcome

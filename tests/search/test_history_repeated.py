@@ -11,11 +11,10 @@ import pytest
 from factory.search.history import (
     BATCH,
     RANK_CYCLE,
-    shape_of,
 )
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.study import portfolio
+from factory.search.study import portfolio, shape_of
 from factory.space import clip
 from factory.spec import Trial, TrialState
 

@@ -94,6 +94,14 @@ class Api:
         answer = await self._call("GET", path, params=_given(query))
         return answer.content.decode("utf-8", "replace")
 
+    async def head(self, path: str) -> Answer:
+        """Return the answer to a call of a path, for its headers.
+
+        Raises:
+            Refused: the API does not give it.
+        """
+        return await self._call("GET", path, headers=_JSON)
+
     async def send(
         self,
         method: str,

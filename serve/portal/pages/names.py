@@ -109,5 +109,9 @@ MENU = (
     ("/", _("Home")),
     ("/requests", _("Requests")),
     ("/variants", _("Variants")),
+    ("/deployments", _("Deployments")),
+    ("/recipes", _("Recipes")),
+    ("/datasets", _("Data")),
+    ("/team", _("Team")),
 )
 """Pages of the menu: address and name."""

@@ -8,19 +8,19 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve.portal.documents import ErrorBody
-from serve.portal.pages import entry, files, home, orders, requests, variants
+from serve.portal.pages import assets, deployments, entry, files, home, orders, requests, teams, variants
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import NotSignedIn, failed, is_page, on_not_signed_in, on_refused
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
-_ROUTERS = (files.router, entry.router, home.router, orders.router, requests.router, variants.router)
+_PAGES = (files, entry, home, orders, requests, variants, deployments, assets, teams)
 
 
 def add_pages(app: FastAPI) -> None:
     """Add the pages to the application that has the API."""
-    for router in _ROUTERS:
-        app.include_router(router)
+    for page in _PAGES:
+        app.include_router(page.router)
     app.add_exception_handler(Refused, on_refused)
     app.add_exception_handler(NotSignedIn, on_not_signed_in)
 

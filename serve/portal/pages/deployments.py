@@ -1,0 +1,56 @@
+"""What is served, and with which part of the traffic."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from serve.portal.documents import Deployments, VariantName
+from serve.portal.pages.forms import one, read_form
+from serve.portal.pages.kit import SignedIn
+from serve.portal.routes import API
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/deployments")
+async def show_deployments(visitor: SignedIn) -> Response:
+    """Show what is served, by name."""
+    found = await visitor.api.get(f"{API}/deployments", Deployments)
+    return visitor.page("deployments.html", items=found.items, predictor=found.predictor)
+
+
+@router.get("/deployments/{name}")
+async def show_deployment(visitor: SignedIn, name: str) -> Response:
+    """Show how a variant is served, and a form to change it."""
+    found, answer = await asyncio.gather(
+        visitor.api.get(f"{API}/variants/{name}", VariantName), visitor.api.head(f"{API}/deployments/{name}")
+    )
+    return visitor.page(
+        "deployment.html",
+        variant=found,
+        versions=sorted(found.versions, key=lambda version: -version.version),
+        tag=answer.headers.get("etag", ""),
+        may_deploy=visitor.may("deploy") and visitor.team in (None, found.team),
+    )
+
+
+@router.post("/deployments/{name}")
+async def change(visitor: SignedIn, request: Request, name: str) -> Response:
+    """Serve a version in another way; nothing is changed that somebody else has changed meanwhile."""
+    form = await read_form(request)
+    document: dict[str, object] = {
+        "version": int(one(form, "version") or 0),
+        "as": one(form, "as"),
+        "why": one(form, "why"),
+    }
+    if one(form, "as") == "canary":
+        try:
+            document["percent"] = float(one(form, "percent").replace(",", "."))
+        except ValueError:
+            document["percent"] = one(form, "percent")
+    headers = {"if-match": one(form, "tag")} if one(form, "tag") else None
+    await visitor.api.send("PUT", f"{API}/deployments/{name}", document, csrf=one(form, "csrf"), headers=headers)
+    return visitor.go(f"/deployments/{name}", visitor.words("It is served so from now on."))
