@@ -185,6 +185,7 @@ def test_every_page_is_whole_and_safe(world: World, filled: dict[str, str], lang
         assert page.response.status_code == 200, (name, page.text[-800:])
         assert page.response.headers["content-security-policy"] == POLICY
         assert page.response.headers["cache-control"] == "no-store"
+        assert page.response.headers["referrer-policy"] == "same-origin", "else its forms come from no origin"
         found = Markup(page.text).elements
         assert ("html", {"lang": language, "class": "no-script"}) in found
         assert sum(tag == "h1" for tag, _ in found) == 1, name

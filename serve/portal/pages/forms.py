@@ -17,6 +17,7 @@ import yaml
 from fastapi import Request
 
 from factory.errors import Detail, InvalidRequest
+from factory.spec import VariantRequest
 from serve.portal.bodies import BODY_S, check_length, chunks
 
 MOST_BYTES = 1_000_000
@@ -291,6 +292,19 @@ def _flatten(form: dict[str, list[str]], value: Any, path: str) -> None:
         form[path] = [
             str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
         ]
+
+
+def asked_yaml(request: VariantRequest) -> str:
+    """Return what a request asks for as YAML, without what is usual."""
+    return as_yaml(_pruned(request.model_dump(mode="json", by_alias=True, exclude_defaults=True)))
+
+
+def _pruned(value: Any) -> Any:
+    """Return a document without parts that say nothing."""
+    if not isinstance(value, dict):
+        return value
+    kept = {name: _pruned(inner) for name, inner in value.items()}
+    return {name: inner for name, inner in kept.items() if inner not in ({}, [], None)}
 
 
 def as_yaml(document: object) -> str:

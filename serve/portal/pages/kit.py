@@ -42,7 +42,12 @@ POLICY = "; ".join(
 """Content-Security-Policy of pages: nothing from another host, no script and no style that stands in the page."""
 PLOTLY = f"/static/plotly.min.js?v={version('plotly')}"
 """Of the installed package; loaded where a chart is."""
-HEADERS = {"content-security-policy": POLICY, "vary": "Accept-Language, Cookie, HX-Request"}
+HEADERS = {
+    "content-security-policy": POLICY,
+    "vary": "Accept-Language, Cookie, HX-Request",
+    # With none at all a browser tells no origin of the forms that a page sends, and they would be refused.
+    "referrer-policy": "same-origin",
+}
 SAID = "factory_said"
 """Cookie with a sentence that the next page shows."""
 HTMX = "hx-request"

@@ -30,7 +30,7 @@ NAMES: dict[str, dict[str, str]] = {
         "killed": _("Killed"),
         "out_of_memory": _("Out of memory"),
     },
-    "gate": {"registered": _("Passed its gate"), "rejected": _("Turned down by its gate")},
+    "gate": {"registered": _("Passed"), "rejected": _("Turned down")},
     "kind": {
         "cold": _("Searched from nothing"),
         "warm_start": _("Search begun with what others found"),

@@ -14,7 +14,7 @@ from factory.ledger.records import BROKEN_OFF, UNDER_WAY
 from factory.spec import NEXT_STATES, RequestState, Trial, TrialState
 from serve.portal.documents import Attempts, Events, Requests, Trials, Variants
 from serve.portal.pages.charts import colour_of, learning_curves, score_over_trials
-from serve.portal.pages.forms import as_yaml, one, read_form
+from serve.portal.pages.forms import asked_yaml, one, read_form
 from serve.portal.pages.inner import Query, Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
@@ -113,7 +113,7 @@ async def _told(visitor: Visitor, request_id: str) -> dict[str, Any]:
         "events": events,
         "made": made.items,
         "rail": rail(record, events),
-        "document": as_yaml(record.request.model_dump(mode="json", by_alias=True, exclude_defaults=True)),
+        "document": asked_yaml(record.request),
         "open": not (record.ended or record.state is RequestState.REGISTERED),
         "broken": record.state in BROKEN_OFF,
         "since": before.isoformat(),

@@ -16,7 +16,7 @@ from factory.errors import NotFound
 from factory.ledger import AliasChange, RequestRecord
 from factory.operate.answers import ListedVariant
 from serve.portal.documents import Deployments, VariantName, Variants, VersionDetail
-from serve.portal.pages.forms import as_yaml, one, read_form
+from serve.portal.pages.forms import asked_yaml, one, read_form
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
@@ -150,7 +150,7 @@ async def _request(visitor: Visitor, request_id: str) -> RequestRecord | None:
 
 
 def _asked(record: RequestRecord | None) -> str:
-    return as_yaml(record.request.model_dump(mode="json", by_alias=True, exclude_defaults=True)) if record else ""
+    return asked_yaml(record.request) if record else ""
 
 
 def _may_deploy(visitor: Visitor, team: str) -> bool:

@@ -51,7 +51,7 @@ export function themed(layout) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", separators: language === "de" ? ",." : ".,",
     font: { family: colourOf("--font"), size: 13, color: text }, margin: { l: 50, r: 12, t: 12, b: 44 },
     hoverlabel: { bgcolor: colourOf("--surface"), bordercolor: line, font: { color: text } },
-    legend: { orientation: "h", y: -0.2, font: { color: text } }, ...layout,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: text } }, ...layout,
   };
   for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).concat("xaxis", "yaxis")) {
     result[name] = { ...axis, ...layout[name] };
