@@ -124,7 +124,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
             "recipe": "tabular-auto",
             "dataset": {"path": "tumour.csv", "target": "diagnosis"},
             "families": ["constant", "lightgbm", "linear", "extra_trees"],
-            "budget": {"time_s": 120, "trials": N_TRIALS},
+            "budget": {"time_s": 180, "trials": N_TRIALS},  # long enough for Ray
         },
         "above": {
             "recipe": "tabular-fast",

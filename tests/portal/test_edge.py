@@ -29,7 +29,7 @@ ROOT = "http://portal"
 # --- answers -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/api", "/api/v1", "/api/v1/requests/", "/api/v2/requests", "/docs"])
+@pytest.mark.parametrize("path", ["/nothing", "/api", "/api/v1", "/api/v1/requests/", "/api/v2/requests", "/docs"])
 def test_a_route_that_does_not_exist(path: str, world: World) -> None:
     error = error_of(world().get(f"{ROOT}{path}"), 404)
     assert error["code"] == "not_found"
