@@ -264,7 +264,7 @@ def test_files_are_packed_and_kept_and_nothing_else_is_given(visitor: Visitor) -
         n_bytes += answer.num_bytes_downloaded
     assert 0 < n_bytes < 60_000
     for name in ("../app.py", "%2e%2e/app.py", "vendor", "portal.css/x", "templates/base.html"):
-        assert visitor.get(f"/static/{name}").response.status_code == 404
+        assert visitor.get(f"/static/0/{name}").response.status_code == 404
 
 
 # --- ordering --------------------------------------------------------------------------

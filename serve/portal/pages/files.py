@@ -16,11 +16,11 @@ router = APIRouter(include_in_schema=False)
 
 _KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _FOREVER = "public, max-age=31536000, immutable"
-"""Addresses change with the content (``?v=``)."""
+"""Addresses change with the content."""
 
 
-@router.get("/static/{name:path}")
-def show_file(request: Request, name: str) -> Response:
+@router.get("/static/{version}/{name:path}")
+def show_file(request: Request, version: str, name: str) -> Response:  # noqa: ARG001 - it is for the browser's memory
     """Send a file, packed where the browser takes it so."""
     kind = _KINDS.get(name.rpartition(".")[2], "")
     place = _place(name)

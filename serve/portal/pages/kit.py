@@ -40,8 +40,6 @@ POLICY = "; ".join(
     )
 )
 """Content-Security-Policy of pages: nothing from another host, no script and no style that stands in the page."""
-PLOTLY = f"/static/plotly.min.js?v={version('plotly')}"
-"""Of the installed package; loaded where a chart is."""
 HEADERS = {
     "content-security-policy": POLICY,
     "vary": "Accept-Language, Cookie, HX-Request",
@@ -223,7 +221,7 @@ def environment(language: str) -> Environment:
     made.globals |= {
         "words": words,
         "static": static,
-        "plotly_address": PLOTLY,
+        "plotly_address": static("plotly.min.js"),
         "named": lambda kind, name: named(words, kind, name),
         "named_choice": lambda path, name: named(words, path if path in NAMES else path.rpartition(".")[2], name),
     }
@@ -265,6 +263,18 @@ def figure_json(figure: Any) -> Markup:
 
 @cache
 def static(name: str) -> str:
-    """Return the address of a file, which changes with its content, so that browsers may keep it for a year."""
-    content = (resources.files("serve.portal") / "static" / name).read_bytes()
-    return f"/static/{name}?v={hashlib.sha256(content).hexdigest()[:12]}"
+    """Return the address of a file, which changes whenever one of them does, so that browsers may keep it for a year.
+
+    The files' part of it is one for all: a script that imports another one by its name gets the one that the page has.
+    """
+    return f"/static/{_version()}/{name}"
+
+
+@cache
+def _version() -> str:
+    digest = hashlib.sha256(version("plotly").encode())
+    for folder in ("", "vendor"):
+        for file in sorted((resources.files("serve.portal") / "static" / folder).iterdir(), key=lambda one: one.name):
+            if file.is_file():
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,7 +1,7 @@
 // A request while it is worked on: its events and trials come as a stream, and change the page where it stands.
 "use strict";
 
-import { drawChart, loadPlotly, showTimes } from "./portal.js";
+import { chartOptions, drawChart, loadPlotly, showTimes } from "./portal.js";
 
 const language = document.documentElement.lang;
 let source;
@@ -40,8 +40,7 @@ async function show() {
   if (!figure.data) await drawChart(figure);
   for (const trial of scored) point(figure, trial);
   lead(figure);
-  figure.layout.datarevision = Date.now();
-  await Plotly.redraw(figure);
+  await Plotly.react(figure, figure.data, { ...figure.layout, datarevision: Date.now() }, chartOptions);
 }
 
 function point(figure, trial) {

@@ -59,7 +59,7 @@ export function themed(layout) {
   return result;
 }
 
-const chartOptions = { displaylogo: false, responsive: true, displayModeBar: false };
+export const chartOptions = { displaylogo: false, responsive: true, displayModeBar: false };
 
 export async function drawChart(element) {
   const source = document.getElementById(element.dataset.figure);
