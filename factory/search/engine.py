@@ -187,9 +187,13 @@ def near_may_serve(request: VariantRequest, *, left_s: float, ray: RaySession) -
 
 
 def near_suffices(plan: Plan, families: Collection[str], *, left_s: float, ray: RaySession | None) -> bool:
-    """Whether a search needs no Ray: it is short, nothing was started yet, and one kind of worker fits all of it."""
+    """Whether a search needs no Ray: it is short, no Ray is there, and one kind of worker fits all of it.
+
+    Segments are made on Ray, which had better start while their pooled variant is searched.
+    """
     pools = {family(name).pool for name in families}
-    return ray is not None and not ray.given and left_s < NEAR_S and pools == {POOL} and not _distributes(plan)
+    alone = plan.request.segments is None and not _distributes(plan)
+    return ray is not None and not ray.given and left_s < NEAR_S and pools == {POOL} and alone
 
 
 def _distributes(plan: Plan) -> bool:

@@ -166,6 +166,8 @@ def test_ray_is_used_where_it_is_there_or_worth_its_start(tmp_path: Path, monkey
         assert not near_suffices(plan, trees, left_s=50, ray=None)
         several = make_test_plan("torch_network", resources={"workers": 2}, recipe={"max_workers": 2})
         assert not near_suffices(several, ("torch_network",), left_s=50, ray=ray)
+        divided = make_test_plan("linear", "lightgbm", segments={"by": "city"})
+        assert not near_suffices(divided, trees, left_s=50, ray=ray)
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
         assert not near_suffices(plan, trees, left_s=50, ray=ray)
 
