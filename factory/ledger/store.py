@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, desc, func, insert, select, update
+from sqlalchemy import Connection, delete, desc, func, insert, literal, select, tuple_, update
 
 from factory.errors import Conflict, Detail
 from factory.ledger import moments, schema
@@ -83,8 +83,21 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
                 )
 
     @repeatable
-    def trials(self, request_id: str, *, segment: str | None = None) -> list[Trial]:
+    def trials(
+        self,
+        request_id: str,
+        *,
+        segment: str | None = None,
+        after: tuple[str, int] | None = None,
+        limit: int | None = None,
+    ) -> list[Trial]:
         """Return the trials of a request ordered by segment and number, of one segment where given.
+
+        Args:
+            request_id: Whose.
+            segment: Of which segment; empty is the pooled variant's, None all of them.
+            after: Segment and number of the trial before the first one.
+            limit: Most of them; all if None.
 
         Raises:
             NotFound: there is no such request.
@@ -93,6 +106,9 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
         query = select(at.document).where(at.request_id == request_id).order_by(at.segment, at.number)
         if segment is not None:
             query = query.where(at.segment == segment)
+        if after is not None:
+            query = query.where(tuple_(at.segment, at.number) > tuple_(*map(literal, after)))
+        query = query.limit(limit)
         with self._read() as connection:
             documents = connection.scalars(query).all()
             if not documents:

@@ -55,11 +55,6 @@ class NearWorkers:
         self._nursery: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    @property
-    def started(self) -> bool:
-        """Whether the nursery was started."""
-        return self._nursery is not None
-
     def start(self) -> None:
         """Start the nursery, which takes its time beside whatever is done meanwhile."""
         if self._nursery is not None:
@@ -186,8 +181,8 @@ def main(arguments: Sequence[str]) -> None:
         for module in frameworks():
             importlib.import_module(module)
         while True:
-            _, (descriptor, *_), _, _ = _received(control)
-            if descriptor < 0:
+            descriptor = _received(control)
+            if descriptor is None:
                 os._exit(0)  # at once: what an interpreter does at its end takes a second after so many imports
             if os.fork() == 0:
                 control.close()
@@ -206,13 +201,13 @@ def frameworks() -> list[str]:
     return list(found)
 
 
-def _received(control: socket.socket) -> tuple[bytes, list[int], int, object]:
-    """Return the next message with its descriptor; -1 stands for the end."""
+def _received(control: socket.socket) -> int | None:
+    """Return the next worker's end of its connection; None when the driver has let go."""
     try:
-        message, descriptors, flags, address = socket.recv_fds(control, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
     except OSError:
-        message, descriptors, flags, address = b"", [], 0, None
-    return message, descriptors if message and descriptors else [-1], flags, address
+        return None
+    return descriptors[0] if descriptors else None
 
 
 def _work(descriptor: int) -> None:

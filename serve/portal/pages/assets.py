@@ -41,7 +41,7 @@ async def show_datasets(visitor: SignedIn, cursor: str = "", sort: str = "-creat
 async def show_dataset(visitor: SignedIn, digest: str) -> Response:
     """Show a table: its columns, its first rows, and who may see it."""
     found = await visitor.api.get(f"{API}/datasets/{digest}", DatasetView)
-    mine = visitor.may("submit") and visitor.team in (None, found.dataset.team)
+    mine = visitor.may_change("submit", found.dataset.team)
     query = {"kind": "dataset", "subject": digest, "team": found.dataset.team}
     shares = (await visitor.api.get(f"{API}/shares", Shares, query)).items if mine else ()
     return visitor.page("dataset.html", data=found, shares=shares, mine=mine)

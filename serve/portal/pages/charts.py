@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from factory.spec import Trial, TrialState
+from serve.portal.pages.names import NAMES
 from serve.portal.pages.words import Words
 
 Figure = dict[str, Any]
@@ -100,8 +101,6 @@ _SYMBOLS = {
 
 
 def _name(family: str) -> str:
-    from serve.portal.pages.names import NAMES
-
     return NAMES["family"].get(family, family)
 
 

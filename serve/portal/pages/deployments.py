@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from serve.portal.documents import Deployments, VariantName
-from serve.portal.pages.forms import one, read_form
+from serve.portal.pages.forms import number, one, read_form
 from serve.portal.pages.kit import SignedIn
 from serve.portal.routes import API
 
@@ -26,14 +26,14 @@ async def show_deployments(visitor: SignedIn) -> Response:
 async def show_deployment(visitor: SignedIn, name: str) -> Response:
     """Show how a variant is served, and a form to change it."""
     found, answer = await asyncio.gather(
-        visitor.api.get(f"{API}/variants/{name}", VariantName), visitor.api.head(f"{API}/deployments/{name}")
+        visitor.api.get(f"{API}/variants/{name}", VariantName), visitor.api.answer(f"{API}/deployments/{name}")
     )
     return visitor.page(
         "deployment.html",
         variant=found,
         versions=sorted(found.versions, key=lambda version: -version.version),
         tag=answer.headers.get("etag", ""),
-        may_deploy=visitor.may("deploy") and visitor.team in (None, found.team),
+        may_deploy=visitor.may_change("deploy", found.team),
     )
 
 
@@ -42,15 +42,12 @@ async def change(visitor: SignedIn, request: Request, name: str) -> Response:
     """Serve a version in another way; nothing is changed that somebody else has changed meanwhile."""
     form = await read_form(request)
     document: dict[str, object] = {
-        "version": int(one(form, "version") or 0),
+        "version": number(one(form, "version")),
         "as": one(form, "as"),
         "why": one(form, "why"),
     }
     if one(form, "as") == "canary":
-        try:
-            document["percent"] = float(one(form, "percent").replace(",", "."))
-        except ValueError:
-            document["percent"] = one(form, "percent")
+        document["percent"] = number(one(form, "percent"))
     headers = {"if-match": one(form, "tag")} if one(form, "tag") else None
     await visitor.api.send("PUT", f"{API}/deployments/{name}", document, csrf=one(form, "csrf"), headers=headers)
     return visitor.go(f"/deployments/{name}", visitor.words("It is served so from now on."))

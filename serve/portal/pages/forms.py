@@ -19,6 +19,7 @@ from fastapi import Request
 from factory.errors import Detail, InvalidRequest
 from factory.spec import VariantRequest
 from serve.portal.bodies import BODY_S, check_length, chunks
+from serve.portal.texts import read_yaml
 
 MOST_BYTES = 1_000_000
 MOST_FIELDS = 5_000
@@ -124,7 +125,7 @@ def _add(found: dict[str, Field], schema: Mapping[str, Any], path: str, part: An
     if path == "validation":
         _add_validation(found, schema, core, default)
     elif "properties" in core:
-        _add_parts(found, schema, path, core, default=default, title=part.get("title", ""))
+        _add_parts(found, schema, path, core, default=default)
     elif (field := _field(schema, path, part, core, default, required=required)) is not None:
         found[path] = field
 
@@ -136,7 +137,6 @@ def _add_parts(
     core: Mapping[str, Any],
     *,
     default: Any = None,
-    title: str = "",  # noqa: ARG001 - sections have titles of their own
 ) -> None:
     for name, part in core["properties"].items():
         given = default.get(name) if isinstance(default, Mapping) else None
@@ -233,17 +233,22 @@ def document_of(form: Form, fields: Mapping[str, Field]) -> dict[str, Any]:
 def _value(text: str, field: Field) -> Any:
     if field.kind == "yaml":
         return _yaml(text)
-    if field.kind in ("number", "integer"):
-        try:
-            return int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else float(text.replace(",", "."))
-        except ValueError:
-            return text
-    return text
+    return number(text) if field.kind in ("number", "integer") else text
+
+
+def number(text: str) -> int | float | str:
+    """Return the number that was typed, with a point or a comma; the text where it is none, for the API to refuse.
+
+    >>> number("12"), number("12,5"), number("soon")
+    (12, 12.5, 'soon')
+    """
+    try:
+        return int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else float(text.replace(",", "."))
+    except ValueError:
+        return text
 
 
 def _yaml(text: str) -> Any:
-    from serve.portal.texts import read_yaml
-
     try:
         return read_yaml(text.encode())
     except InvalidRequest as error:

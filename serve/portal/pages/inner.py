@@ -83,7 +83,7 @@ class Api:
         Raises:
             Refused: the API does not give it.
         """
-        return (await self._call("GET", path, params=_given(query), headers=_JSON)).read(model)
+        return (await self.answer(path, query)).read(model)
 
     async def text(self, path: str, query: Query | None = None) -> str:
         """Return the text that there is at a path.
@@ -94,13 +94,13 @@ class Api:
         answer = await self._call("GET", path, params=_given(query))
         return answer.content.decode("utf-8", "replace")
 
-    async def head(self, path: str) -> Answer:
-        """Return the answer to a call of a path, for its headers.
+    async def answer(self, path: str, query: Query | None = None) -> Answer:
+        """Return what there is at a path, with its headers.
 
         Raises:
             Refused: the API does not give it.
         """
-        return await self._call("GET", path, headers=_JSON)
+        return await self._call("GET", path, params=_given(query), headers=_JSON)
 
     async def send(
         self,

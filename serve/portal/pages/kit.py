@@ -75,15 +75,14 @@ class Visitor:
         scopes = {str(one) for one in self.session.me.scopes}
         return scope in scopes or "admin" in scopes
 
+    def may_change(self, scope: str, team: str) -> bool:
+        """Whether it has a scope, and acts for a team or for all."""
+        return self.may(scope) and self.team in (None, team)
+
     @property
     def team(self) -> str | None:
         """The team that it acts for; None sees all."""
         return self.session.me.team if self.session else None
-
-    @property
-    def is_operator(self) -> bool:
-        """Whether it sees all teams and may do everything."""
-        return self.session is not None and self.team is None and self.may("admin")
 
     @property
     def csrf(self) -> str:
@@ -170,7 +169,7 @@ async def on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     if error.status == 401:
         return await on_not_signed_in(request, error)
-    return _failed(request, error.status, error.error, retry_after=error.retry_after)
+    return failed(request, error.status, error.error, retry_after=error.retry_after)
 
 
 async def on_not_signed_in(request: Request, _: Exception) -> Response:
@@ -186,12 +185,8 @@ async def on_not_signed_in(request: Request, _: Exception) -> Response:
     return RedirectResponse(where, status_code=303)
 
 
-def failed(request: Request, status: int, error: ErrorContent) -> Response:
-    """Return the page of an error."""
-    return _failed(request, status, error)
-
-
-def _failed(request: Request, status: int, error: ErrorContent, *, retry_after: str = "") -> HTMLResponse:
+def failed(request: Request, status: int, error: ErrorContent, *, retry_after: str = "") -> HTMLResponse:
+    """Return the page of an error, or the part that tells it in the page that is there."""
     words = Words.of(request.headers.get("accept-language", ""))
     part = request.headers.get(HTMX) == "true"
     template = environment(words.language).get_template("error_part.html" if part else "error.html")

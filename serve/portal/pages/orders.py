@@ -34,8 +34,6 @@ from serve.portal.routes import API
 router = APIRouter(include_in_schema=False)
 
 DEFAULT_RECIPE = "tabular-auto"
-MAIN = ("dataset.target", "name", "budget.time_s", "deployment.as")
-"""Fields that everybody sees; the others are folded."""
 SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data", ("dataset.task", "dataset.drop", "dataset.keep", "dataset.weights", "dataset.drift")),
     ("search", ("metric", "families", "budget.trials", "budget.memory_gb", "making", "parent", "spaces", "seed")),

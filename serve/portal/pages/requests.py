@@ -26,7 +26,6 @@ LEADERS = 12
 """Lines of the leaderboard."""
 MOST_PAGES = 60
 """Of trials that are read, 200 each; the chart tells if there are more."""
-LAST_EVENTS = 60
 
 
 @router.get("/requests")
@@ -118,7 +117,7 @@ async def _told(visitor: Visitor, request_id: str) -> dict[str, Any]:
         "broken": record.state in BROKEN_OFF,
         "since": before.isoformat(),
         "spent_s": sum(trial.cost_s for trial in trials),
-        "may_change": visitor.may("submit") and visitor.team in (None, record.request.team),
+        "may_change": visitor.may_change("submit", record.request.team),
         "can_cancel": RequestState.CANCELLED in NEXT_STATES[record.state] and record.cancel_requested_at is None,
     }
 
@@ -150,7 +149,7 @@ def _counts(trials: list[Trial]) -> dict[str, int]:
 
 
 def leaders(trials: list[Trial]) -> list[Trial]:
-    """Return the trials with the best scores: those on more folds first where they are about as good, as given."""
+    """Return the trials with the best scores, the best first."""
     scored = [trial for trial in trials if trial.score is not None and trial.state is TrialState.SUCCEEDED]
     return sorted(scored, key=lambda trial: (-(trial.score or 0.0), trial.number))[:LEADERS]
 

@@ -16,7 +16,7 @@ from factory.errors import NotFound
 from factory.ledger import AliasChange, RequestRecord
 from factory.operate.answers import ListedVariant
 from serve.portal.documents import Deployments, VariantName, Variants, VersionDetail
-from serve.portal.pages.forms import asked_yaml, one, read_form
+from serve.portal.pages.forms import asked_yaml, number, one, read_form
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
@@ -62,7 +62,7 @@ async def show_variant(visitor: SignedIn, name: str) -> Response:
         line=alias_line(found.alias_history),
         proposals=proposals.items,
         predictor=deployments.predictor,
-        may_deploy=_may_deploy(visitor, found.team),
+        may_deploy=visitor.may_change("deploy", found.team),
     )
 
 
@@ -83,7 +83,7 @@ async def show_version(visitor: SignedIn, name: str, version: int) -> Response:
         proposal=waiting,
         predictor=deployments.predictor,
         calls=calls(detail, deployments.predictor or "http://127.0.0.1:8000"),
-        may_deploy=_may_deploy(visitor, name.partition(".")[0]),
+        may_deploy=visitor.may_change("deploy", name.partition(".")[0]),
     )
 
 
@@ -112,7 +112,7 @@ async def compare(visitor: SignedIn, name: str, a: int, b: int) -> Response:
 async def promote(visitor: SignedIn, request: Request, name: str) -> Response:
     """Make a version the champion, or propose it where a second person has to agree."""
     form = await read_form(request)
-    version = int(one(form, "version") or 0)
+    version = number(one(form, "version"))
     document = {"version": version, "why": one(form, "why"), "override": one(form, "override") == "true"}
     answer = await visitor.api.send("POST", f"{API}/variants/{name}/promote", document, csrf=one(form, "csrf"))
     said = visitor.words("It waits for a second person.") if answer.status == 202 else visitor.words("It is champion.")
@@ -151,10 +151,6 @@ async def _request(visitor: Visitor, request_id: str) -> RequestRecord | None:
 
 def _asked(record: RequestRecord | None) -> str:
     return asked_yaml(record.request) if record else ""
-
-
-def _may_deploy(visitor: Visitor, team: str) -> bool:
-    return visitor.may("deploy") and visitor.team in (None, team)
 
 
 def difference(before: str, after: str) -> list[tuple[str, str]]:

@@ -127,8 +127,9 @@ def list_trials(
 ) -> Response:
     """List what was fitted for a request so far, by segment and number."""
     record = portal.ledger.request(request_id, seen_by=caller.team)
-    begin = _place(filters.cursor)
-    left = [t for t in portal.ledger.trials(record.id, segment=filters.segment) if (t.segment, t.number) > begin]
+    left = portal.ledger.trials(
+        record.id, segment=filters.segment, after=_place(filters.cursor), limit=filters.limit + 1
+    )
     shown = tuple(_shown(trial) for trial in left[: filters.limit])
     more = len(left) > len(shown)
     following = json.dumps([shown[-1].segment, shown[-1].number]) if more else None

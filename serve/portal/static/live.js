@@ -33,7 +33,7 @@ function take(trial) {
 async function show() {
   const figure = document.getElementById("scores");
   if (!figure) { await reload(); return; }
-  document.getElementById("n-trials").textContent = Math.max(...trials.keys(), Number(live().dataset.most ?? 0)) + 1;
+  document.getElementById("n-trials").textContent = Math.max(...trials.keys()) + 1;
   const scored = [...trials.values()].filter((one) => one.score !== null && one.state === "succeeded");
   rank(scored);
   const Plotly = await loadPlotly();
@@ -90,7 +90,7 @@ async function reload() {
   const opened = [...live().querySelectorAll("details[open]")].map((one) => one.querySelector("summary").textContent);
   live().replaceWith(fresh);
   for (const one of fresh.querySelectorAll("details")) one.open = opened.includes(one.querySelector("summary").textContent);
-  for (const buttons of ["main .head"]) document.querySelector(buttons).replaceWith(page.querySelector(buttons));
+  document.querySelector("main .head").replaceWith(page.querySelector("main .head"));
   trials = new Map();
   showTimes(fresh);
   for (const chart of fresh.querySelectorAll(".chart[data-figure]")) drawChart(chart);
