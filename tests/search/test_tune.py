@@ -228,10 +228,10 @@ def test_a_worker_that_hangs_ends_itself_with_the_search(notes: Path, tmp_path: 
 
 
 def test_the_inline_trial_is_not_given_up_when_tune_ends_first(notes: Path, tmp_path: Path) -> None:
-    """The second job is slow: Tune, which is up by then, does all others and ends before it."""
+    """The first job is slow: Tune, which is up before it is through, does all others and ends before it."""
     slow, portfolio = {"probe": {"does": "hang", "skill": 0.2}}, {"time_s": 40, "trials": 6}
     folds = {"kind": "cross_validation", "folds": 2}
-    plan = make_test_plan("probe", "constant", "linear", "lightgbm", spaces=slow, budget=portfolio, validation=folds)
+    plan = make_test_plan("probe", "linear", "lightgbm", spaces=slow, budget=portfolio, validation=folds)
     result = run(plan, make_data(tmp_path, plan=plan), left_s=35)
     assert set(processes(notes)) == {os.getpid()}
     assert [t.state for t in result.trials] == [TrialState.SUCCEEDED] * 6
