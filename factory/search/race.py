@@ -10,7 +10,7 @@ weighed by what was measured: a bag of f models has about :data:`BAG_GAIN` *
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def contenders(
     near = dict.fromkeys(predictions, 0)
     first = _Rows([y], {n: [p] for n, p in predictions.items()}, None if weight is None else [weight])
     for rows in draws:
-        arena = first.arena(metric, rows)
+        arena = first.arena(metric, [rows])
         losses = {n: relative_loss(metric, arena.score({n: 1.0})) for n in predictions}
         least = min((loss for loss in losses.values() if np.isfinite(loss)), default=np.inf)
         for n, loss in losses.items():
@@ -99,9 +99,10 @@ def common_folds(
     """Return the candidates whose out-of-fold rows line up, and the folds that they all have.
 
     A blend is chosen on folds that all its members have, so few members have many of them and many have few. From the
-    deepest on, more members with fewer folds take the place of fewer with more where they promise less loss on the
-    rows that both have: on the half of them that the weights were not chosen by, less what each member gains by being
-    a bag of as many models as it has folds.
+    deepest on, more members with fewer folds take the place of fewer with more where they promise less loss on each
+    half of the rows that both have. Weights are chosen without the half that they are judged by: of the fewer members
+    by all other rows of all their folds, which is what speaks for them. What each member gains by being a bag of as
+    many models as it has folds is taken off.
 
     Args:
         metric: Greater is better.
@@ -115,13 +116,8 @@ def common_folds(
         members = tuple(n for n in sorted(folds) if len(folds[n]) >= depth)
         common = _shared(members, folds)
         if found:
-            rows = _Rows(
-                [targets[k] for k in common],
-                {n: [predictions(n, k) for k in common] for n in members},
-                None if weights is None else [weights[k] for k in common],
-            )
-            fewer, more = (_promise(metric, rows.of(those), folds) for those in (found, members))
-            if more >= fewer:
+            contest = _Contest(metric, targets, predictions, folds, weights, judged=common)
+            if not contest.won_by(members, over=found):
                 continue
         found = members
     return found, _shared(found, folds)
@@ -139,44 +135,73 @@ class _Rows:
     predictions: Mapping[int, Sequence[np.ndarray]]
     weights: Sequence[np.ndarray] | None
 
-    def of(self, members: Sequence[int]) -> _Rows:
-        return replace(self, predictions={n: self.predictions[n] for n in members})
-
-    def arena(self, metric: Metric, rows: slice | np.ndarray = slice(None)) -> Arena:
+    def arena(self, metric: Metric, rows: Sequence[slice | np.ndarray]) -> Arena:
         """Return the arena of some rows of each fold."""
         return Arena(
             metric,
-            [y[rows] for y in self.targets],
-            {n: [p[rows] for p in those] for n, those in self.predictions.items()},
-            weights=None if self.weights is None else [w[rows] for w in self.weights],
+            [y[r] for y, r in zip(self.targets, rows, strict=True)],
+            {n: [p[r] for p, r in zip(those, rows, strict=True)] for n, those in self.predictions.items()},
+            weights=None if self.weights is None else [w[r] for w, r in zip(self.weights, rows, strict=True)],
             most_rows=CONTEST_ROWS,
         )
 
 
-def _promise(metric: Metric, rows: _Rows, folds: Mapping[int, tuple[int, ...]]) -> float:
-    """Return the loss that the blend of some candidates promises, as bags of the models that they have."""
-    loss, blend = _held_out(metric.chooser, rows)
-    return loss * (1 - BAG_GAIN[metric.task] * sum(w * (1 - 1 / len(folds[n])) for n, w in blend.items()))
+@dataclass(frozen=True)
+class _Contest:
+    """Two sets of candidates on the rows that both have; the fields are those of :func:`common_folds`.
 
-
-def _held_out(metric: Metric, rows: _Rows) -> tuple[float, dict[int, float]]:
-    """Return the loss of a blend on the half of the rows that it was not chosen by, as the mean over both halves.
-
-    The weights are the mean over both as well. Where the metric is slow, or a half does not define it, the best
-    candidate alone is the blend, and its loss that of all rows.
+    Attributes:
+        judged: Folds that both have.
     """
-    whole = rows.arena(metric)
-    alone = {n: relative_loss(metric, whole.score({n: 1.0})) for n in rows.predictions}
-    best = min(alone, key=lambda n: (np.nan_to_num(alone[n], nan=np.inf), n))
-    alternative = (float(np.nan_to_num(alone[best], nan=np.inf)), {best: 1.0})
-    if not metric.quick:
-        return alternative
-    halves = [rows.arena(metric, slice(start, None, 2)) for start in (0, 1)]
-    blends = [half.greedy(steps=CONTEST_STEPS).weights for half in halves]
-    if not all(blends):
-        return alternative
-    losses = [relative_loss(metric, half.score(blend)) for half, blend in zip(halves, blends[::-1], strict=True)]
-    if not np.isfinite(losses).all():
-        return alternative
-    mean = {n: sum(blend.get(n, 0.0) for blend in blends) / len(blends) for n in rows.predictions}
-    return float(np.mean(losses)), {n: w for n, w in mean.items() if w}
+
+    metric: Metric
+    targets: Mapping[int, np.ndarray]
+    predictions: Callable[[int, int], np.ndarray]
+    folds: Mapping[int, tuple[int, ...]]
+    weights: Mapping[int, np.ndarray] | None
+    judged: tuple[int, ...]
+
+    def won_by(self, members: Sequence[int], *, over: Sequence[int]) -> bool:
+        """Return whether the blend of some candidates promises less loss than that of others, by each half."""
+        ours, theirs = (self._promises(those) for those in (members, over))
+        if ours is None or theirs is None:
+            return self._alone(members) < self._alone(over)
+        return all(a < b for a, b in zip(ours, theirs, strict=True))
+
+    def _promises(self, members: Sequence[int]) -> list[float] | None:
+        """Return the loss by each half of the judged rows of a blend that was chosen without that half.
+
+        None where the metric is slow, or a half does not define it.
+        """
+        metric = self.metric.chooser
+        if not metric.quick:
+            return None
+        known, judges = self._rows(members, _shared(members, self.folds)), self._rows(members, self.judged)
+        found = []
+        for half in (0, 1):
+            seen = [slice(1 - half, None, 2) if k in self.judged else slice(None) for k in _shared(members, self.folds)]
+            blend = known.arena(metric, seen).greedy(steps=CONTEST_STEPS).weights
+            if not blend:
+                return None
+            score = judges.arena(metric, [slice(half, None, 2)] * len(self.judged)).score(blend)
+            found.append(relative_loss(metric, score) * (1 - self._saved(blend)))
+        return found if np.isfinite(found).all() else None
+
+    def _alone(self, members: Sequence[int]) -> float:
+        """Return the loss of the best candidate alone on all judged rows."""
+        metric = self.metric.chooser
+        arena = self._rows(members, self.judged).arena(metric, [slice(None)] * len(self.judged))
+        losses = {n: np.nan_to_num(relative_loss(metric, arena.score({n: 1.0})), nan=np.inf) for n in members}
+        best = min(losses, key=lambda n: (losses[n], n))
+        return float(losses[best]) * (1 - self._saved({best: 1.0}))
+
+    def _saved(self, blend: Mapping[int, float]) -> float:
+        """Return the part of the loss that a blend's members save by being bags of the models that they have."""
+        return BAG_GAIN[self.metric.task] * sum(w * (1 - 1 / len(self.folds[n])) for n, w in blend.items())
+
+    def _rows(self, members: Sequence[int], folds: Sequence[int]) -> _Rows:
+        return _Rows(
+            [self.targets[k] for k in folds],
+            {n: [self.predictions(n, k) for k in folds] for n in members},
+            None if self.weights is None else [self.weights[k] for k in folds],
+        )
