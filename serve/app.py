@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol, TypeVar
@@ -23,9 +22,9 @@ import numpy as np
 from pydantic_core import to_json
 
 from factory.errors import Detail, FactoryError, NotFound, StorageFault, SystemFault
-from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.bundle import Bundle
+from factory.variants.explain import explain
 from serve import invocations, open_inference
 from serve.call import Call, Message, Receive, Send
 from serve.errors import (
@@ -36,7 +35,9 @@ from serve.errors import (
     UnsupportedMedia,
     answer,
 )
-from serve.inputs import EntityRows, NamedColumns, NamelessColumns, arrays, check_rows
+from serve.explanations import LIMIT_S, format_explanation
+from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
+from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 
@@ -63,38 +64,6 @@ class Columns(Protocol):
 
     def warm_up(self, service: str) -> None:
         """Make ready for a feature service."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one replica takes on.
-
-    Attributes:
-        rows: Rows of one request at most.
-        body_mb: Body of one request at most, in MB.
-        ongoing: Requests that are answered at one time; the next is told to come again.
-        deadline_s: Seconds until a request is answered, with an error if need be.
-        bundles: Bundles in memory at most; small ones take more memory than their files, so MB alone are no bound.
-        bundles_mb: MB of bundles in memory at most.
-    """
-
-    rows: int
-    body_mb: float
-    ongoing: int = 64
-    deadline_s: float = 30.0
-    bundles: int = 64
-    bundles_mb: float = 2048.0
-
-    @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        """Return the limits that the settings name."""
-        return cls(
-            rows=settings.max_request_rows,
-            body_mb=settings.max_request_mb,
-            ongoing=settings.serve_max_ongoing,
-            deadline_s=settings.serve_deadline_s,
-            bundles_mb=settings.serve_cache_mb,
-        )
 
 
 Handler = Callable[["Predictor", Call, dict[str, str]], Awaitable[bytes]]
@@ -128,7 +97,7 @@ class Predictor:
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {
             name: ThreadPoolExecutor(threads, thread_name_prefix=name)
-            for name, threads in (("ledger", 2), ("load", 2), ("features", 4), ("predict", 2))
+            for name, threads in (("ledger", 2), ("load", 2), ("features", 4), ("predict", 2), ("explain", 1))
         }
         self._table = VariantTable(catalogue, self._pools["ledger"])
         self._cache = BundleCache(load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb)
@@ -237,19 +206,24 @@ class Predictor:
     async def invoke(self, call: Call, values: dict[str, str]) -> bytes:
         """``POST /variants/{name}[/versions/{n}]/invocations``."""
         async with self._bounded(call):
-            variant = await self._resolve(call, values)
-            body = await call.read_body(limit_mb=self._limits.body_mb)
-            small = len(body) <= INLINE_BYTES
-            payload = await self._run(small, lambda: invocations.parse(body, call.header("content-type")))
-            check_rows(payload, max_rows=self._limits.rows)
-            loaded = await self._cache.get(variant)
+            payload, loaded, small = await self._read(call, values)
             inline = small and loaded.row_ms < INLINE_MS
-            if isinstance(payload, EntityRows):
-                payload = await self._read_features(call, payload, loaded)
-            columns = payload
+            columns = await self._columns(call, payload, loaded)
             raw, ms = await self._run(inline, lambda: _predict(columns, loaded.bundle))
             call.add_timing("predict", ms)
             return await self._run(inline, lambda: invocations.format_predictions(raw, loaded.bundle))
+
+    async def explain(self, call: Call, values: dict[str, str]) -> bytes:
+        """``POST /variants/{name}[/versions/{n}]/explain``: takes what ``/invocations`` takes."""
+        async with self._bounded(call):
+            payload, loaded, _ = await self._read(call, values)
+            columns = await self._columns(call, payload, loaded)
+            started = time.perf_counter()
+            explanation = await self._in(
+                "explain", lambda: explain(loaded.bundle, arrays(columns, loaded.bundle), limit_s=LIMIT_S)
+            )
+            call.add_timing("explain", (time.perf_counter() - started) * 1e3)
+            return await self._in("explain", lambda: format_explanation(explanation))
 
     async def infer(self, call: Call, values: dict[str, str]) -> bytes:
         """``POST /v2/models/{name}[/versions/{n}]/infer``."""
@@ -321,10 +295,22 @@ class Predictor:
         call.answer_headers["x-variant"] = f"{variant.name}/{variant.version}"
         return variant
 
-    async def _read_features(self, call: Call, entities: EntityRows, loaded: Loaded) -> NamedColumns:
+    async def _read(self, call: Call, values: dict[str, str]) -> tuple[Payload, Loaded, bool]:
+        """Read a body of ``/invocations``; return it, who is to answer it, and whether it is small."""
+        variant = await self._resolve(call, values)
+        body = await call.read_body(limit_mb=self._limits.body_mb)
+        small = len(body) <= INLINE_BYTES
+        payload = await self._run(small, lambda: invocations.parse(body, call.header("content-type")))
+        check_rows(payload, max_rows=self._limits.rows)
+        return payload, await self._cache.get(variant), small
+
+    async def _columns(self, call: Call, payload: Payload, loaded: Loaded) -> NamedColumns | NamelessColumns:
+        """Return a payload's columns; those of entities are read from the online store."""
+        if not isinstance(payload, EntityRows):
+            return payload
         started = time.perf_counter()
         columns = await self._in(
-            "features", lambda: self._features.columns(entities, variant=loaded.variant, bundle=loaded.bundle)
+            "features", lambda: self._features.columns(payload, variant=loaded.variant, bundle=loaded.bundle)
         )
         call.add_timing("features", (time.perf_counter() - started) * 1e3)
         return columns
@@ -340,6 +326,8 @@ class Predictor:
 ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
     ("POST", ("variants", "{name}", "invocations"), Predictor.invoke),
     ("POST", ("variants", "{name}", "versions", "{version}", "invocations"), Predictor.invoke),
+    ("POST", ("variants", "{name}", "explain"), Predictor.explain),
+    ("POST", ("variants", "{name}", "versions", "{version}", "explain"), Predictor.explain),
     ("POST", ("v2", "models", "{name}", "infer"), Predictor.infer),
     ("POST", ("v2", "models", "{name}", "versions", "{version}", "infer"), Predictor.infer),
     ("GET", ("v2", "models", "{name}"), Predictor.model),

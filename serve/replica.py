@@ -8,7 +8,8 @@ from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.registry import Registry
-from serve.app import Limits, Predictor
+from serve.app import Predictor
+from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.online import FeatureReaders
 

@@ -1,4 +1,4 @@
-"""What running requests are asked to do: end, or make room for another one.
+"""What is wished of requests: that they end, make room for another one, or come sooner or later to their turn.
 
 A wish is a mark on the request.  Whoever works on it looks now and then, and
 stops where nothing is lost; a request that nobody works on ends at once.
@@ -16,7 +16,7 @@ from factory.ledger.claims import is_alive
 from factory.ledger.database import repeatable
 from factory.ledger.events import append_event, no_request
 from factory.ledger.moments import now
-from factory.ledger.records import UNDER_WAY, RequestRecord
+from factory.ledger.records import UNDER_WAY, Priority, RequestRecord
 from factory.spec import Actor, RequestState
 
 
@@ -58,6 +58,36 @@ class Wishes(Attempts):
                     message=f"{'Cancelled' if idle else 'To be cancelled'} by {by.who}. {message}".strip(),
                 )
                 append_audit(connection, "request.cancel", request_id, by=by, team=row.team)
+        return self.request(request_id)
+
+    def set_priority(self, request_id: str, priority: Priority, *, by: Actor, message: str = "") -> RequestRecord:
+        """Put a waiting request before, or behind, others that wait; one that has this priority stays as it is.
+
+        Args:
+            request_id: The request.
+            priority: The new one.
+            by: Who decides; the audit log gets a row.
+            message: Why, in a sentence.
+
+        Raises:
+            Conflict: it does not wait any more.
+            NotFound: there is no such request.
+        """
+        with self._write() as connection:
+            row = self._locked(connection, request_id)
+            state = RequestState(row.state)
+            if state not in (RequestState.RECEIVED, RequestState.QUEUED):
+                raise Conflict(
+                    f"Request {request_id} is {state}: only one that waits has a place that could be changed.",
+                    hint=f"`factory requests show {request_id}` shows where it stands.",
+                    details=[Detail("state", state.value)],
+                )
+            if row.priority != priority:
+                changed = {"priority": priority}
+                connection.execute(update(schema.requests).where(schema.requests.c.id == request_id).values(changed))
+                told = f"Its priority is {priority} instead of {row.priority}, set by {by.who}. {message}".strip()
+                append_event(connection, row, state, kind="priority", message=told)
+                append_audit(connection, "request.priority", request_id, by=by, team=row.team)
         return self.request(request_id)
 
     def request_preemption(self, request_id: str, *, for_id: str) -> bool:

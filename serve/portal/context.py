@@ -41,6 +41,8 @@ AT_ONCE = 2
 """Requests that are checked and quoted at a time. That takes 10 to 15 ms of one CPU: with more at once, whoever holds
 the ledger's lock waits for the interpreter's, and all others for him (16 threads on a busy machine: p99 of 1.9 s and
 calls that find the ledger locked; 2: 0.3 s and none)."""
+TRIED_AT_ONCE = 4
+"""Callers whose rows are tried at a time: each of them holds a thread until the predictor has answered."""
 TURN_S = 5.0
 """For which one waits for its turn; then it is told to come again, rather than keep all others waiting."""
 LOOK_AGAIN_S = 1.0
@@ -79,6 +81,7 @@ class Portal:
         self.tails = Tails()
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._tries = threading.BoundedSemaphore(TRIED_AT_ONCE)
         self._looking = threading.Lock()
         self.health_threads = CapacityLimiter(2)
         self._looked: tuple[float, Readiness | None] = (0.0, None)
@@ -117,6 +120,20 @@ class Portal:
             yield
         finally:
             self._turns.release()
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Ask the predictor for one of a few callers at a time.
+
+        Raises:
+            Overloaded: so many ask already.
+        """
+        if not self._tries.acquire(blocking=False):
+            raise Overloaded("Too many people try variants at this moment.", hint="Try again in a moment.")
+        try:
+            yield
+        finally:
+            self._tries.release()
 
     def readiness(self, look: Callable[[], Readiness]) -> Readiness:
         """Return what a look found a moment ago, or look: anybody may ask, and each look calls other services."""

@@ -15,7 +15,7 @@ from factory.ledger.moments import now
 from factory.ledger.records import UNDER_WAY
 from factory.operate.controller import LEAD
 from factory.operate.figures import admissions, ends
-from serve.portal.documents import TeamUsage
+from serve.portal.team_documents import TeamUsage
 
 if TYPE_CHECKING:
     from serve.portal.context import Portal

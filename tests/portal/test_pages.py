@@ -114,6 +114,8 @@ def filled(world: World) -> dict[str, str]:
         "dataset": f"/datasets/{world.upload()}",
         "deployments": "/deployments",
         "deployment": "/deployments/growth.churn",
+        "try": "/variants/growth.churn/versions/2/try",
+        "queue": "/queue",
         "team": "/team",
     }
 

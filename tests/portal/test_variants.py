@@ -69,6 +69,7 @@ def test_a_variant_of_another_team_does_not_exist(world: World) -> None:
         ("GET", "/variants/NAME", {}),
         ("GET", "/variants/NAME/versions/1", {}),
         ("GET", "/variants/NAME/versions/1/report", {}),
+        ("POST", "/variants/NAME/versions/1/predictions", {"json": {"rows": [{"age": 3}]}}),
         ("POST", "/variants/NAME/promote", {"json": body}),
         ("POST", "/variants/NAME/rollback", {"json": {"why": "x"}}),
         ("GET", "/deployments/NAME", {}),

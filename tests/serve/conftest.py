@@ -25,8 +25,9 @@ from factory.spec import DeploymentWish, FileDataset, Task, Variant, VariantRequ
 from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
-from serve.app import Limits, Predictor
+from serve.app import Predictor
 from serve.inputs import EntityRows, NamedColumns
+from serve.limits import Limits
 from serve.loaded import Loaded
 
 SERVICE = "country_v1"

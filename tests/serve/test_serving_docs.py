@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from factory.errors import Conflict, FactoryError, Preempted, TrainingFault, UserFault
+from factory.errors import FactoryError, Preempted, TrainingFault, UserFault
 from serve.app import ROUTES
 from serve.errors import STATUS, Forbidden, PreconditionFailed, TooManyRequests, Unauthorized
 
@@ -17,7 +17,7 @@ def test_every_route_is_documented():
 
 
 def test_every_code_is_documented_with_its_status():
-    not_answered = {FactoryError, UserFault, Conflict, TrainingFault, Preempted}
+    not_answered = {FactoryError, UserFault, TrainingFault, Preempted}
     portals = {Unauthorized, Forbidden, PreconditionFailed, TooManyRequests}
     rows = [line for line in PAGE.splitlines() if line.startswith("| ") and line[2:5].isdigit()]
     for kind, status in STATUS.items():

@@ -7,6 +7,7 @@ says what is wrong with it, and the page shows that beside the field.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -239,13 +240,14 @@ def _value(text: str, field: Field) -> Any:
 def number(text: str) -> int | float | str:
     """Return the number that was typed, with a point or a comma; the text where it is none, for the API to refuse.
 
-    >>> number("12"), number("12,5"), number("soon")
-    (12, 12.5, 'soon')
+    >>> number("12"), number("12,5"), number("soon"), number("nan")
+    (12, 12.5, 'soon', 'nan')
     """
     try:
-        return int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else float(text.replace(",", "."))
+        found = int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else float(text.replace(",", "."))
     except ValueError:
         return text
+    return found if math.isfinite(found) else text  # JSON has no NaN
 
 
 def _yaml(text: str) -> Any:

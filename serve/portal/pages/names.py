@@ -108,6 +108,7 @@ NAMES: dict[str, dict[str, str]] = {
 MENU = (
     ("/", _("Home")),
     ("/requests", _("Requests")),
+    ("/queue", _("Queue")),
     ("/variants", _("Variants")),
     ("/deployments", _("Deployments")),
     ("/recipes", _("Recipes")),

@@ -10,10 +10,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from factory.spec import SCOPES, Team
-from serve.portal.documents import AuditLog, Members, NewSecret, Teams, Tokens, UsageList
+from serve.portal.documents import AuditLog, Members, Teams, Tokens
 from serve.portal.pages.forms import one, read_form
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
+from serve.portal.team_documents import NewSecret, UsageList
 
 router = APIRouter(include_in_schema=False)
 

@@ -6,8 +6,9 @@ import asyncio
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import ndiff
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -19,6 +20,7 @@ from serve.portal.documents import Deployments, VariantName, Variants, VersionDe
 from serve.portal.pages.forms import asked_yaml, number, one, read_form
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.pages.lineage import graph
 from serve.portal.routes import API
 from serve.portal.routes.proposals import Proposals
 
@@ -53,12 +55,14 @@ async def show_variant(visitor: SignedIn, name: str) -> Response:
         f"{API}/variants", Variants, {"like": f"{name}.", "alias": "champion", "limit": 200}
     )
     segments = [one for one in siblings.items if one.segment]
+    champion = next((v for v in found.versions if "champion" in v.aliases), None)
     return visitor.page(
         "variant.html",
         variant=found,
         versions=sorted(found.versions, key=lambda version: -version.version),
-        segments=sorted(segments, key=lambda version: version.score),
-        pooled=next((v for v in found.versions if "champion" in v.aliases), None),
+        segments=beside(segments, champion),
+        pooled=champion,
+        scale=None if champion is None or not segments else Scale.of([*segments, champion]),
         line=alias_line(found.alias_history),
         proposals=proposals.items,
         predictor=deployments.predictor,
@@ -70,17 +74,22 @@ async def show_variant(visitor: SignedIn, name: str) -> Response:
 async def show_version(visitor: SignedIn, name: str, version: int) -> Response:
     """Show a version: its score, its lineage, what is in it, its card, and how to call it."""
     detail = await visitor.api.get(f"{API}/variants/{name}/versions/{version}", VersionDetail)
-    request, deployments, proposals = await asyncio.gather(
+    request, deployments, proposals, family, together = await asyncio.gather(
         _request(visitor, detail.request_id),
         visitor.api.get(f"{API}/deployments", Deployments),
         visitor.api.get(f"{API}/proposals", Proposals, {"name": name, "state": "open"}),
+        visitor.api.get(f"{API}/variants/{name}", VariantName),
+        visitor.api.get(f"{API}/variants", Variants, {"request_id": detail.request_id, "sort": "name", "limit": 200}),
     )
+    heirs = [one for one in family.versions if one.parent == f"{name}/{version}"]
+    segments = [one for one in together.items if one.segment and not detail.segment]
     waiting = next((one for one in proposals.items if one.version == version), None)
     return visitor.page(
         "version.html",
         version=detail,
         request=request,
         proposal=waiting,
+        lineage=graph(detail, request=request, heirs=heirs, segments=segments, words=visitor.words),
         predictor=deployments.predictor,
         calls=calls(detail, deployments.predictor or "http://127.0.0.1:8000"),
         may_deploy=visitor.may_change("deploy", name.partition(".")[0]),
@@ -161,6 +170,36 @@ def difference(before: str, after: str) -> list[tuple[str, str]]:
     """
     lines = ndiff(before.splitlines(), after.splitlines())
     return [(line[0], line[2:]) for line in lines if line[0] != "?"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A range of scores, drawn from 0 to 100."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, versions: Sequence[ListedVariant]) -> Scale:
+        """Return the range that holds the intervals of some versions."""
+        return cls(min(one.score_low for one in versions), max(one.score_high for one in versions))
+
+    def __call__(self, score: float) -> float:
+        """Return where a score is drawn."""
+        return round(100 * (score - self.low) / (self.high - self.low or 1.0), 2)
+
+
+def beside(
+    segments: Sequence[ListedVariant], pooled: ListedVariant | None
+) -> list[tuple[ListedVariant, Literal["weak", "strong", ""]]]:
+    """Return segments from the weakest on, each with whether its interval lies below, or above, that of the pooled."""
+
+    def against(one: ListedVariant) -> Literal["weak", "strong", ""]:
+        if pooled is None or one.metric != pooled.metric:
+            return ""
+        return "weak" if one.score_high < pooled.score_low else "strong" if one.score_low > pooled.score_high else ""
+
+    return [(one, against(one)) for one in sorted(segments, key=lambda version: version.score)]
 
 
 def alias_line(history: Sequence[AliasChange]) -> list[dict[str, Any]]:

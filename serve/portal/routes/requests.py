@@ -18,8 +18,8 @@ from factory.operate.intake import Intake, Taken
 from factory.spec import Document, RequestState, Trial, VariantRequest
 from serve.portal.bodies import Incoming, pointing, strict_problems
 from serve.portal.context import Here, Portal
-from serve.portal.documents import Attempts, Cancellation, Moment, Requests, Trials
-from serve.portal.identity import Caller, JobReader, Reader, Submitter
+from serve.portal.documents import Attempts, Cancellation, Moment, PriorityChange, Requests, Trials
+from serve.portal.identity import Admin, Caller, JobReader, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IdempotencyKey, page, reply
 from serve.portal.routes import API
@@ -154,6 +154,19 @@ def cancel_request(portal: Here, caller: Submitter, request_id: Id, body: Incomi
     wish = body.read(Cancellation, what="cancellation", optional=True)
     record = caller.require_owner(portal.ledger.request(request_id, seen_by=caller.team))
     return reply(portal.ledger.request_cancel(record.id, by=caller.actor, message=wish.why))
+
+
+@router.put(
+    "/{request_id}/priority",
+    response_model=RequestRecord,
+    responses=refusals(404, 409, *BODY),
+    openapi_extra=takes(PriorityChange, {"priority": "high", "why": "The board meets tomorrow."}),
+)
+def set_priority(portal: Here, caller: Admin, request_id: Id, body: Incoming) -> Response:
+    """Put a waiting request before, or behind, others that wait: a level weighs as much as a day of waiting."""
+    wish = body.read(PriorityChange, what="priority")
+    record = caller.require_owner(portal.ledger.request(request_id, seen_by=caller.team))
+    return reply(portal.ledger.set_priority(record.id, wish.priority, by=caller.actor, message=wish.why))
 
 
 @router.post(

@@ -13,11 +13,12 @@ from factory.ledger import AuditQuery, Share, ShareKind
 from factory.spec import NAME, Document
 from serve.portal.bodies import Incoming, about
 from serve.portal.context import Here, Portal
-from serve.portal.documents import AuditLog, NewShare, Shares, TeamUsage, UsageList
+from serve.portal.documents import AuditLog, Shares
 from serve.portal.identity import Admin, Caller, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
 from serve.portal.routes import API
+from serve.portal.team_documents import NewShare, TeamUsage, UsageList
 
 router = APIRouter(prefix=API, tags=["teams"], responses=refusals(*ALWAYS))
 

@@ -18,12 +18,12 @@ from serve.errors import Forbidden, Unauthorized
 from serve.portal.bodies import Incoming
 from serve.portal.browser import SignIn, csrf_token, require_our_origin
 from serve.portal.context import Here, Portal
-from serve.portal.documents import Me
 from serve.portal.identity import Caller, InSession, OperatingAdmin, address_of, holder_of, require_tries
 from serve.portal.oidc import CALLBACK, Person, Provider
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import reply
 from serve.portal.routes import API
+from serve.portal.team_documents import Me
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ from factory.spec import NAME, Document, Member, Team
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming, about
 from serve.portal.context import Here
-from serve.portal.documents import Members, Membership, NewTeam, TeamChange, Teams
+from serve.portal.documents import Members, Teams
 from serve.portal.identity import Admin, OperatingAdmin, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IfMatch, matching, reply, tag
 from serve.portal.routes import API
+from serve.portal.team_documents import Membership, NewTeam, TeamChange
 
 router = APIRouter(prefix=f"{API}/teams", tags=["teams"], responses=refusals(*ALWAYS))
 

@@ -15,11 +15,12 @@ from factory.spec import Document, TokenRecord
 from serve.errors import Forbidden
 from serve.portal.bodies import Incoming, about
 from serve.portal.context import Here, Portal
-from serve.portal.documents import Me, NewSecret, NewToken, Rotation, Tokens
+from serve.portal.documents import Tokens
 from serve.portal.identity import Admin, Anyone, Caller
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import reply
 from serve.portal.routes import API
+from serve.portal.team_documents import Me, NewSecret, NewToken, Rotation
 
 router = APIRouter(prefix=API, tags=["identity"], responses=refusals(*ALWAYS))
 

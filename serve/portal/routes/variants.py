@@ -23,6 +23,7 @@ from serve.portal.identity import Caller, Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
 from serve.portal.routes import API
+from serve.portal.trying import Predictions, Rows, tried
 
 router = APIRouter(prefix=f"{API}/variants", tags=["variants"], responses=refusals(*ALWAYS))
 
@@ -99,6 +100,20 @@ def show_report(portal: Here, caller: Reader, name: Name, version: Version) -> R
     variant = portal.ledger.variant(name, version, seen_by=caller.team)
     headers = {"content-security-policy": POLICY, "x-frame-options": "SAMEORIGIN"}
     return HTMLResponse(card_of(variant, portal.settings), headers=headers)
+
+
+@router.post(
+    "/{name}/versions/{version}/predictions",
+    response_model=Predictions,
+    responses=refusals(404, 409, 422, *BODY),
+    openapi_extra=takes(Rows, {"rows": [{"age": 41, "city": "Bern"}], "explain": True}),
+)
+def try_version(portal: Here, caller: Reader, name: Name, version: Version, body: Incoming) -> Response:
+    """Predict a few rows with a version, and explain the predictions: to try it; programs call the predictor."""
+    wish = body.read(Rows, what="rows")
+    variant = portal.ledger.variant(name, version, seen_by=caller.team)
+    with portal.trying():
+        return reply(tried(variant, wish, settings=portal.settings))
 
 
 @router.post(

@@ -1,0 +1,212 @@
+"""Trying a version: a form drawn from its signature, the prediction, and why it is what it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from factory.data.inspection import Preview
+from factory.ledger import RequestRecord
+from factory.operate.answers import InputColumn
+from factory.spec import ColumnType, Task
+from serve.portal.documents import DatasetView, Deployments, VersionDetail
+from serve.portal.pages.forms import Form, number, one, read_form
+from serve.portal.pages.inner import Refused
+from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.routes import API
+from serve.portal.trying import Contributions, Explanation, Predictions
+
+router = APIRouter(include_in_schema=False)
+
+PREFIX = "value."
+"""Of the fields that hold a column's value."""
+SHOWN = 12
+"""Contributions that are drawn; the others are added up."""
+SUGGESTED = 12
+"""Values of a column that the form suggests."""
+PROBABILITY = "probability_"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A column's field: its example, and values that the data have."""
+
+    column: InputColumn
+    value: str
+    suggested: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a column added to the prediction, drawn from the middle of -100 to 100."""
+
+    column: str
+    value: str
+    added: float
+    at: float
+    width: float
+
+
+@router.get("/variants/{name}/versions/{version}/try")
+async def show_try(visitor: SignedIn, name: str, version: int) -> Response:
+    """Show the form, filled with the first row of the data where they can be seen."""
+    detail = await visitor.api.get(f"{API}/variants/{name}/versions/{version}", VersionDetail)
+    return await _page(visitor, detail, None)
+
+
+@router.post("/variants/{name}/versions/{version}/try")
+async def try_it(visitor: SignedIn, request: Request, name: str, version: int) -> Response:
+    """Predict the row that was typed, and explain the prediction."""
+    form = await read_form(request)
+    place = f"{API}/variants/{name}/versions/{version}"
+    detail = await visitor.api.get(place, VersionDetail)
+    types = {column.name: column.type for column in detail.columns}
+    row = {column: read_value(one(form, f"{PREFIX}{column}"), types[column]) for column in types}
+    try:
+        answer = await visitor.api.send(
+            "POST", f"{place}/predictions", {"rows": [row], "explain": True}, csrf=one(form, "csrf")
+        )
+        found = answer.read(Predictions)
+    except Refused as refused:
+        if refused.status not in (400, 409, 422, 503):
+            raise
+        if refused.status == 409:  # it predicts, and keeps nothing to explain by
+            answer = await visitor.api.send("POST", f"{place}/predictions", {"rows": [row]}, csrf=one(form, "csrf"))
+            return await _page(visitor, detail, form, answer.read(Predictions))
+        return await _page(visitor, detail, form, refused=refused)
+    return await _page(visitor, detail, form, found)
+
+
+async def _page(
+    visitor: Visitor,
+    detail: VersionDetail,
+    form: Form | None,
+    found: Predictions | None = None,
+    refused: Refused | None = None,
+) -> Response:
+    values = None if form is None else {c.name: one(form, f"{PREFIX}{c.name}") for c in detail.columns}
+    told = None if found is None else outcome(found, values or {}, task=detail.task)
+    status = refused.status if refused else 200
+    if visitor.wants_part:
+        return visitor.page("try_answer.html", status, told=told, refused=refused)
+    deployments, preview = await asyncio.gather(
+        visitor.api.get(f"{API}/deployments", Deployments), _preview(visitor, detail)
+    )
+    return visitor.page(
+        "try.html",
+        status,
+        version=detail,
+        inputs=fields_of(detail, preview, values),
+        told=told,
+        refused=refused,
+        wrong={detail.field: detail.message for detail in refused.error.details} if refused else {},
+        predictor=deployments.predictor,
+    )
+
+
+async def _preview(visitor: Visitor, detail: VersionDetail) -> Preview | None:
+    """Return the first rows of the data that a version was made from, where the visitor may see them."""
+    try:
+        record = await visitor.api.get(f"{API}/requests/{detail.request_id}", RequestRecord)
+        digest = getattr(record.request.dataset, "upload", None)
+        if digest is None:
+            return None
+        return (await visitor.api.get(f"{API}/datasets/{digest}", DatasetView)).preview
+    except Refused as refused:
+        if refused.status not in (404, 503):
+            raise
+        return None
+
+
+def fields_of(detail: VersionDetail, preview: Preview | None, values: Mapping[str, str] | None) -> list[Inputs]:
+    """Return the fields of a version's columns, with what was typed, or with the data's first row."""
+    shown = {} if preview is None else {column.name: k for k, column in enumerate(preview.columns)}
+    found = []
+    for column in detail.columns:
+        place = shown.get(column.name)
+        rows = preview.rows if preview is not None and place is not None else ()
+        cells = ["" if row[place] is None else str(row[place]) for row in rows] if place is not None else []
+        value = (cells[0] if cells else "") if values is None else values[column.name]
+        suggests = column.type == ColumnType.CATEGORICAL
+        suggested = tuple(dict.fromkeys(cell for cell in cells if cell))[:SUGGESTED] if suggests else ()
+        found.append(Inputs(column, value, suggested))
+    return found
+
+
+def read_value(text: str, kind: str) -> object:
+    """Return a typed value as the predictor takes it; what is no number goes along as it was typed, and is refused.
+
+    >>> read_value("1,5", "numeric"), read_value("", "text"), read_value("old", "numeric")
+    (1.5, None, 'old')
+    """
+    if not text:
+        return None
+    if kind == ColumnType.BOOLEAN:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return number(text) if kind == ColumnType.NUMERIC else text
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A prediction as the page shows it.
+
+    Attributes:
+        prediction: Class label, or number.
+        probabilities: Label and probability, the likeliest first; empty for a number.
+        output: That the bars explain.
+        base: Mean prediction that they begin at; None without an explanation.
+        bars: The largest contributions first.
+        others: What the columns that are not drawn added together.
+        n_others: How many these are.
+    """
+
+    prediction: object
+    probabilities: tuple[tuple[str, float], ...] = ()
+    output: str = ""
+    base: float | None = None
+    bars: tuple[Bar, ...] = ()
+    others: float = 0.0
+    n_others: int = 0
+
+
+def outcome(found: Predictions, values: Mapping[str, str], *, task: Task) -> Outcome:
+    """Return the first prediction, and what each column added to it: of classes, to that of the likeliest."""
+    row = found.predictions[0]
+    label = row["prediction"]
+    if task == Task.REGRESSION:
+        return _explained(Outcome(label), "prediction", found.explanation, values)
+    named = {
+        name.removeprefix(PROBABILITY): float(value)
+        for name, value in row.items()
+        if name.startswith(PROBABILITY) and isinstance(value, int | float)
+    }
+    likeliest = sorted(named.items(), key=lambda pair: -pair[1])
+    return _explained(Outcome(label, tuple(likeliest)), str(label), found.explanation, values)
+
+
+def _explained(plain: Outcome, output: str, explanation: Explanation | None, values: Mapping[str, str]) -> Outcome:
+    if explanation is None or output not in explanation.base:
+        return plain
+    row: Contributions = explanation.explanations[0]
+    added = {column: by_output[output] for column, by_output in row.contributions.items()}
+    order = sorted(added, key=lambda column: -abs(added[column]))
+    largest = max((abs(value) for value in added.values()), default=0.0) or 1.0
+    bars = []
+    for column in order[:SHOWN]:
+        width = 100 * abs(added[column]) / largest
+        at = 0.0 if added[column] >= 0 else -width
+        bars.append(Bar(column, values.get(column, ""), added[column], round(at, 2), round(width, 2)))
+    rest = order[SHOWN:]
+    return Outcome(
+        plain.prediction,
+        plain.probabilities,
+        output,
+        explanation.base[output],
+        tuple(bars),
+        sum(added[column] for column in rest),
+        len(rest),
+    )

@@ -1,0 +1,170 @@
+"""A portal that has something of everything, without Ray: for looking at its pages."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from sklearn.datasets import load_wine
+
+from factory.errors import InvalidData
+from factory.ledger import Ledger
+from factory.settings import Settings
+from factory.spec import Actor, CurvePoint, Quota, RequestState, Trial, Variant
+from tests.serving import portal
+
+SETUP = Actor(who="token:setup")
+FAMILIES = ("constant", "catboost", "lightgbm", "xgboost", "linear", "extra_trees", "tabm")
+MADE = (RequestState.PREPARING, RequestState.SEARCHING, RequestState.EVALUATING, RequestState.REGISTERED)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A portal that runs.
+
+    Attributes:
+        token: Of the team's admin.
+        operator: Token that sees all teams.
+        pages: Name → path of every page.
+    """
+
+    address: str
+    token: str
+    operator: str
+    pages: dict[str, str]
+
+
+@contextmanager
+def filled_portal(home: Path) -> Iterator[Filled]:
+    """Run a portal over a new ledger in a folder, with requests in every state, variants, and what belongs to them."""
+    settings = Settings(_env_file=None, home=home, requests_a_minute=100_000)
+
+    def known_by(address: str) -> Settings:
+        return settings.model_copy(update={"public_url": address})
+
+    with Ledger.open(settings.ledger) as ledger, portal(known_by) as address:
+        bootstrap = ledger.bootstrap_token(by=SETUP)
+        assert bootstrap is not None
+        ledger.create_team("growth", title="Growth", quota=Quota(cpus=4, memory_gb=16), by=SETUP)
+        ledger.create_team("risk", title="Risk", quota=Quota(), by=SETUP)
+        ledger.add_member("growth", "oidc|7", email="ann@example.com", scopes=["read", "submit", "deploy"], by=SETUP)
+        token = ledger.issue_token("ann's laptop", team="growth", scopes=["admin"], by=SETUP).secret
+        client = httpx.Client(base_url=f"{address}/api/v1", headers={"authorization": f"Bearer {token}"}, timeout=30)
+        with client:
+            pages = _Filling(ledger, settings, client).pages()
+        yield Filled(address, token, bootstrap.secret, pages)
+
+
+@dataclass(frozen=True)
+class _Filling:
+    ledger: Ledger
+    settings: Settings
+    client: httpx.Client
+
+    def pages(self) -> dict[str, str]:
+        """Fill the portal, and return where its pages are."""
+        digest = self.uploaded()
+        first = self.ordered(digest, "churn", seed=1)
+        self.made(first, digest)
+        second = self.ordered(digest, "churn", seed=2)
+        self.version(second, digest, 2, 0.849, kind="warm_start", parent="growth.churn/1")
+        self.ledger.set_alias("growth.churn", "champion", 2, who="person:ann", why="Better in the pilot", by=SETUP)
+        self.version(second, digest, 3, 0.8, state="rejected")
+        for k, region in enumerate(("north", "south", "west")):
+            self.version(first, digest, 1, 0.8 + k / 50, name=f"growth.churn.{region}", segment=region)
+        running = self.ordered(digest, "upsell", seed=3)
+        self.trials(running, 9)
+        self.ledger.admit(running)
+        self.advanced(running, MADE[:2])
+        broken = self.ordered(digest, "broken", seed=4)
+        fault = InvalidData("There is no column 'churned'. Did you mean 'target'?", hint="Name one of its columns.")
+        self.ledger.fail(broken, fault)
+        waiting = self.ordered(digest, "waiting", seed=5)
+        return {
+            "home": "/",
+            "requests": "/requests",
+            "request": f"/requests/{first}",
+            "request-running": f"/requests/{running}",
+            "request-failed": f"/requests/{broken}",
+            "request-waiting": f"/requests/{waiting}",
+            "variants": "/variants",
+            "variant": "/variants/growth.churn",
+            "version": "/variants/growth.churn/versions/1",
+            "compare": "/variants/growth.churn/compare?a=1&b=2",
+            "try": "/variants/growth.churn/versions/1/try",
+            "new": "/new",
+            "form": f"/new/form?dataset={digest}",
+            "recipes": "/recipes",
+            "recipe": "/recipes/tabular-auto",
+            "datasets": "/datasets",
+            "dataset": f"/datasets/{digest}",
+            "deployments": "/deployments",
+            "deployment": "/deployments/growth.churn",
+            "team": "/team",
+            "account": "/account",
+        }
+
+    def uploaded(self) -> str:
+        frame = load_wine(as_frame=True).frame
+        frame["target"] = frame["target"].map({0: "red", 1: "white", 2: "rose"})
+        content = frame.to_csv(index=False).encode()
+        answer = self.client.post("/datasets", params={"filename": "wine.csv"}, content=content)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["dataset"]["digest"])
+
+    def ordered(self, digest: str, name: str, *, seed: int) -> str:
+        dataset = {"upload": digest, "target": "target"}
+        order = {"team": "growth", "name": name, "recipe": "tabular-auto", "dataset": dataset, "seed": seed}
+        answer = self.client.post("/requests", json={**order, "budget": {"time_s": 60}})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def made(self, request_id: str, digest: str) -> None:
+        """End a request: trials, a version, its card, and the version as champion."""
+        self.trials(request_id, 24)
+        self.ledger.admit(request_id)
+        self.advanced(request_id, MADE)
+        self.ledger.end_attempt(f"{request_id}-1", "done")
+        self.version(request_id, digest, 1, 0.842)
+        card = self.settings.workspace(request_id) / "pooled" / "card.html"
+        card.parent.mkdir(parents=True)
+        card.write_text("<!doctype html><title>Model card</title><h1>Model card</h1><p>growth.churn/1</p>")
+        self.ledger.set_alias("growth.churn", "champion", 1, who="token:setup", why="The first one", by=SETUP)
+
+    def advanced(self, request_id: str, states: tuple[RequestState, ...]) -> None:
+        for state in states:
+            self.ledger.advance(request_id, state, f"{state.value.title()}.")
+
+    def version(self, request_id: str, digest: str, number: int, score: float, **more: object) -> None:
+        base = {"name": "growth.churn", "state": "registered", "recipe": "tabular-auto", "recipe_digest": "a1b2" * 16}
+        scores = {"metric": "roc_auc", "score": score, "score_low": score - 0.015, "score_high": score + 0.014}
+        costs = {"size_mb": 12.4, "latency_ms": 2.31, "cost_s": 71, "bundle_digest": "c" * 64}
+        document = base | scores | costs | {"version": number, "request_id": request_id, "dataset_digest": digest}
+        self.ledger.record_variant(Variant.model_validate({**document, "task": "binary", **more}))
+
+    def trials(self, request_id: str, n: int) -> None:
+        chance = random.Random(0)
+        for number in range(n):
+            family = FAMILIES[number] if number < len(FAMILIES) else chance.choice(FAMILIES[1:])
+            score = 0.5 if family == "constant" else 0.80 + 0.045 * chance.random() ** 0.5
+            folds = tuple(range(8 if number in (2, 4) else 1))
+            curve = tuple(CurvePoint(step=k * 10, train=3 / (5 + k), validation=3.7 / (6 + k)) for k in range(1, 20))
+            self.ledger.record_trial(
+                request_id,
+                Trial(
+                    number=number,
+                    family=family,
+                    parameters={"a": number},
+                    state="succeeded",
+                    score=score,
+                    train_score=score + 0.03,
+                    folds=folds,
+                    fold_scores=(score,) * len(folds),
+                    cost_s=6 * chance.random(),
+                    curve=curve if family != "constant" else (),
+                ),
+            )

@@ -1,0 +1,156 @@
+"""Every page in a real browser: axe-core finds nothing, the console says nothing, nothing is wider than a phone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from .conftest import SIZES, MakeTab
+from .filled import Filled, filled_portal
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[Filled]:
+    with tempfile.TemporaryDirectory() as folder, filled_portal(Path(folder) / "home") as portal:
+        yield portal
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_pages_are_accessible_and_complain_of_nothing(
+    size: str, scheme: str, filled: Filled, make_tab: MakeTab
+) -> None:
+    # axe's own script would be refused by the pages' policy.
+    tab = make_tab(filled.address, size=size, scheme=scheme, bypass_csp=True)
+    tab.sign_in(filled.token)
+    found = {}
+    for name, path in filled.pages.items():
+        tab.go(path)
+        tab.page.wait_for_timeout(200)
+        violations = Axe().run(tab.page, options={"iframes": False}).response["violations"]
+        found |= {f"{name}: {one['id']}": [node["html"][:120] for node in one["nodes"]] for one in violations}
+        if tab.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            found[f"{name}: is too wide"] = []
+    assert found == {}
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_pages_keep_their_own_policy(locale: str, filled: Filled, make_tab: MakeTab) -> None:
+    """With the policy in force: no script, style or image is refused, and the language is the browser's."""
+    tab = make_tab(filled.address, locale=locale)
+    tab.sign_in(filled.token)
+    for path in filled.pages.values():
+        tab.go(path)
+        tab.page.wait_for_timeout(200)
+        assert tab.page.locator("html").get_attribute("lang") == locale[:2]
+    assert tab.complaints == []
+
+
+def test_everything_is_reached_by_keyboard(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.page.keyboard.press("Tab")
+    assert tab.page.evaluate("document.activeElement.className") == "skip"
+    tab.page.keyboard.press("Enter")
+    tab.page.keyboard.press("Tab")
+    inside = tab.page.evaluate("document.getElementById('content').contains(document.activeElement)")
+    assert inside, "the skip link leads past the menu"
+
+
+def test_trials_come_in_while_one_looks(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go(filled.pages["request-running"])
+    tab.page.locator("#scores .main-svg").first.wait_for()
+    assert tab.page.locator("#n-trials").inner_text() == "9"
+
+
+# --- bad input --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("nothing.csv", b"", "empty"),
+        ("page.csv", b"<!doctype html><html><body>Sign in</body></html>", ""),
+        ("cut.parquet", b"PAR1" + bytes(50), ""),
+        ("picture.csv", bytes(range(256)) * 40, ""),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_in_a_sentence(
+    name: str, content: bytes, says: str, filled: Filled, make_tab: MakeTab
+) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go("/new")
+    tab.page.locator("#file").set_input_files({"name": name, "mimeType": "text/csv", "buffer": content})
+    message = tab.page.locator("#notices [role=alert]")
+    message.wait_for()
+    assert says in message.inner_text()
+    assert tab.page.url.endswith("/new")
+    tab.page.locator("#file").set_input_files({"name": "good.csv", "mimeType": "text/csv", "buffer": GOOD})
+    tab.page.wait_for_url("**/new/form**")
+
+
+GOOD = b"age,churned\n" + b"".join(b"%d,%s\n" % (20 + k, b"yes" if k % 3 else b"no") for k in range(60))
+
+
+def test_markup_in_names_stays_text(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go("/new")
+    script = "<img src=x onerror=document.title='taken'>"
+    content = GOOD.replace(b"churned", script.encode())
+    tab.page.locator("#file").set_input_files({"name": f"{script[:20]}.csv", "mimeType": "text/csv", "buffer": content})
+    tab.page.wait_for_url("**/new/form**")
+    tab.page.get_by_text("First rows").click()
+    assert script in tab.page.locator(".preview").inner_text()
+    assert tab.page.title() != "taken"
+    assert tab.complaints == []
+
+
+def test_a_session_that_ended_comes_back_to_where_it_was(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go(filled.pages["form"])
+    tab.page.locator("#f-name").fill("kept-name")
+    tab.page.wait_for_timeout(800)
+    tab.page.context.clear_cookies()
+    tab.page.get_by_role("button", name="Order this variant").click()
+    tab.page.wait_for_url("**/sign-in**")
+    tab.page.locator("#token").fill(filled.token)
+    tab.page.locator("button.big").click()
+    tab.page.wait_for_url("**/new/form**")
+    assert tab.page.locator("#f-name").input_value() == "kept-name"
+
+
+def test_a_double_click_orders_once(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go(filled.pages["form"])
+    tab.page.locator("#f-name").fill("twice")
+    tab.page.locator("#quote dl").wait_for()
+    tab.page.get_by_role("button", name="Order this variant").dblclick()
+    tab.page.wait_for_url("**/requests/r-*")
+    tab.go("/requests?variant=growth.twice")
+    assert tab.page.locator("tbody tr").count() == 1
+
+
+def test_the_form_works_without_scripts(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address, java_script_enabled=False)
+    tab.sign_in(filled.token)
+    tab.go(filled.pages["form"])
+    tab.page.locator("#f-name").fill("no script")
+    tab.page.get_by_role("button", name="Order this variant").click()
+    assert tab.page.locator("[role=alert]").count() or "no script" in tab.page.content()
+    tab.page.locator("#f-name").fill("plain")
+    tab.page.get_by_role("button", name="Order this variant").click()
+    tab.page.wait_for_url("**/requests/r-*")
+    assert tab.heading == "growth.plain"
