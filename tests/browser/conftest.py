@@ -72,7 +72,7 @@ class Tab:
 def chromium() -> Iterator[playwright.Browser]:
     with (
         playwright.sync_playwright() as started,
-        closing(started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])) as browser,
+        closing(started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])) as browser,
     ):
         yield browser
 

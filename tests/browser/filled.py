@@ -75,7 +75,9 @@ class _Filling:
         self.ledger.set_alias("growth.churn", "champion", 2, who="person:ann", why="Better in the pilot", by=SETUP)
         self.version(second, digest, 3, 0.8, state="rejected")
         for k, region in enumerate(("north", "south", "west")):
-            self.version(first, digest, 1, 0.8 + k / 50, name=f"growth.churn.{region}", segment=region)
+            name = f"growth.churn.{region}"
+            self.version(first, digest, 1, 0.8 + k / 30, name=name, segment=region)
+            self.ledger.set_alias(name, "champion", 1, who="token:setup", why="The first one", by=SETUP)
         running = self.ordered(digest, "upsell", seed=3)
         self.trials(running, 9)
         self.ledger.admit(running)
@@ -105,6 +107,8 @@ class _Filling:
             "deployments": "/deployments",
             "deployment": "/deployments/growth.churn",
             "team": "/team",
+            "queue": "/queue",
+            "audit": "/audit",
             "account": "/account",
         }
 

@@ -123,13 +123,10 @@ class World:
                 state=state,
                 task="binary",
                 metric="roc_auc",
-                score=0.84,
-                score_low=0.82,
-                score_high=0.86,
                 recipe_digest="a" * 64,
                 dataset_digest="b" * 64,
                 bundle_digest="c" * 64,
-                **{"recipe": "tabular-auto"} | changes,
+                **{"recipe": "tabular-auto", "score": 0.84, "score_low": 0.82, "score_high": 0.86} | changes,
             )
         )
 

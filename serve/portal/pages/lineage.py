@@ -14,11 +14,11 @@ from factory.ledger import RequestRecord
 from factory.operate.answers import ListedVariant
 from serve.portal.pages.words import Words
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 220, 54, 64, 14
+WIDTH, HEIGHT, GAP_X, GAP_Y = 204, 54, 32, 14
 """Of a node, and between nodes, in units of the drawing."""
 MOST = 6
 """Heirs that are drawn; the others are counted."""
-LETTERS = 27
+LETTERS = 25
 """Of a name in a node; the whole name shows on hovering."""
 
 
@@ -47,12 +47,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A laid out graph: boxes, the lines between them as SVG paths, and its size."""
+    """A laid out graph: boxes of one size, the lines between them as SVG paths, and its size."""
 
     nodes: tuple[Node, ...]
     lines: tuple[str, ...]
     width: int
     height: int
+    box: tuple[int, int] = (WIDTH, HEIGHT)
 
 
 def graph(

@@ -9,6 +9,13 @@ let trials = new Map();
 let waiting;
 
 const live = () => document.getElementById("live");
+
+if (new URL(document.referrer || location.href).pathname.startsWith("/new")) {
+  // What was ordered is here: its draft is not needed any more.
+  sessionStorage.removeItem(sessionStorage.getItem("draft-sent") ?? "");
+  sessionStorage.removeItem("draft-sent");
+}
+
 const digits = (value) => {
   const whole = Math.abs(value) >= 1 ? String(Math.trunc(Math.abs(value))).length : 0;
   return value.toLocaleString(language, { minimumFractionDigits: Math.max(4 - whole, 0), maximumFractionDigits: Math.max(4 - whole, 0) });

@@ -104,6 +104,7 @@ if (order) {
     const reloads = event.target.dataset?.reloads;
     if (reloads) { order.action = reloads; order.submit(); }
   });
-  order.addEventListener("submit", () => sessionStorage.removeItem(draftName()));
+  // Forgotten by the page of the request that comes of it: until then the order may be refused, or the session be over.
+  order.addEventListener("submit", () => sessionStorage.setItem("draft-sent", draftName()));
   document.addEventListener("htmx:afterSwap", (event) => { if (event.detail.target.id === "quote") showProblems(); });
 }
