@@ -14,6 +14,8 @@ from playwright import sync_api as playwright
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZES = {"desktop": (1280, 850), "phone": (375, 740)}
 PATIENCE_MS = 20_000
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage"]
+"""Of a container: its root may not make a sandbox, and its shared memory is small."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,7 +74,7 @@ class Tab:
 def chromium() -> Iterator[playwright.Browser]:
     with (
         playwright.sync_playwright() as started,
-        closing(started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])) as browser,
+        closing(started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as browser,
     ):
         yield browser
 
