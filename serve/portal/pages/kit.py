@@ -123,7 +123,7 @@ class Visitor:
         if self.request.headers.get(HTMX) == "true":
             response = Response(status_code=204, headers={"hx-redirect": path})
         else:
-            response = RedirectResponse(path, status_code=303)
+            response = RedirectResponse(path, status_code=303, headers=HEADERS)
         if said:
             response.set_cookie(SAID, quote(said, safe=""), max_age=60, path="/", httponly=True, samesite="lax")
         return response
