@@ -1,4 +1,4 @@
-"""A portal on a free port, in a thread of the test's process."""
+"""A portal, or a predictor, on a free port in a thread of the test's process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -22,10 +23,24 @@ def portal(settings: Settings | Callable[[str], Settings]) -> Iterator[str]:
     Args:
         settings: Its settings, or what makes them of its address.
     """
+
+    def made(address: str) -> Any:
+        return create_app(settings if isinstance(settings, Settings) else settings(address), jobs=FakeJobs())
+
+    with running(made) as address:
+        yield address
+
+
+@contextmanager
+def running(made: Callable[[str], Any]) -> Iterator[str]:
+    """Run an ASGI application; yield its address.
+
+    Args:
+        made: Makes it of its address.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        app = create_app(settings if isinstance(settings, Settings) else settings(address), jobs=FakeJobs())
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(made(address), log_config=None, ws="none", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

@@ -5,17 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import pandas as pd
+import pytest
 from sklearn.datasets import load_wine
 
+from factory.data.dataset import from_frame
 from factory.errors import InvalidData
 from factory.ledger import Ledger
 from factory.settings import Settings
-from factory.spec import Actor, CurvePoint, Quota, RequestState, Trial, Variant
-from tests.serving import portal
+from factory.spec import Actor, CurvePoint, FileDataset, Quota, RequestState, Task, Trial, Variant
+from factory.variants.background import Background
+from factory.variants.bundle import Bundle
+from serve.app import Predictor
+from serve.limits import Limits
+from serve.loaded import Loaded
+from tests.serve.conftest import NoFeatures, fitted
+from tests.serving import portal, running
 
 SETUP = Actor(who="token:setup")
 FAMILIES = ("constant", "catboost", "lightgbm", "xgboost", "linear", "extra_trees", "tabm")
@@ -46,7 +57,7 @@ def filled_portal(home: Path) -> Iterator[Filled]:
     def known_by(address: str) -> Settings:
         return settings.model_copy(update={"public_url": address})
 
-    with Ledger.open(settings.ledger) as ledger, portal(known_by) as address:
+    with Ledger.open(settings.ledger) as ledger, portal(known_by) as address, predicting(ledger):
         bootstrap = ledger.bootstrap_token(by=SETUP)
         assert bootstrap is not None
         ledger.create_team("growth", title="Growth", quota=Quota(cpus=4, memory_gb=16), by=SETUP)
@@ -57,6 +68,38 @@ def filled_portal(home: Path) -> Iterator[Filled]:
         with client:
             pages = _Filling(ledger, settings, client).pages()
         yield Filled(address, token, bootstrap.secret, pages)
+
+
+@contextmanager
+def predicting(ledger: Ledger) -> Iterator[None]:
+    """Run a predictor that answers for every variant with one model, and let the portal know of it."""
+
+    def load(variant: Variant) -> Loaded:
+        return Loaded.warm(variant, wine_bundle(), size_mb=1)
+
+    app = Predictor(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1))
+    with running(lambda _: app) as url, pytest.MonkeyPatch.context() as patch:
+        here = SimpleNamespace(url=url)
+        patch.setattr("serve.portal.trying.running_predictor", lambda _: here)
+        patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)
+        yield
+
+
+@cache
+def wine() -> pd.DataFrame:
+    """178 wines of three kinds, with what was measured of them."""
+    frame = load_wine(as_frame=True).frame
+    return frame.assign(target=frame["target"].map({0: "red", 1: "white", 2: "rose"}))
+
+
+@cache
+def wine_bundle() -> Bundle:
+    """One model of the wines, with rows to explain by."""
+    task = Task.MULTICLASS
+    made = fitted(
+        from_frame(wine(), FileDataset(path="w.csv", target="target", task=task)), task=task, ignored=("target",)
+    )
+    return replace(made, background=Background.of(wine(), made.columns, seed=0))
 
 
 @dataclass(frozen=True)
@@ -113,9 +156,7 @@ class _Filling:
         }
 
     def uploaded(self) -> str:
-        frame = load_wine(as_frame=True).frame
-        frame["target"] = frame["target"].map({0: "red", 1: "white", 2: "rose"})
-        content = frame.to_csv(index=False).encode()
+        content = wine().to_csv(index=False).encode()
         answer = self.client.post("/datasets", params={"filename": "wine.csv"}, content=content)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["dataset"]["digest"])
@@ -137,6 +178,7 @@ class _Filling:
         card = self.settings.workspace(request_id) / "pooled" / "card.html"
         card.parent.mkdir(parents=True)
         card.write_text("<!doctype html><title>Model card</title><h1>Model card</h1><p>growth.churn/1</p>")
+        wine_bundle().save(card.parent / "bundle")
         self.ledger.set_alias("growth.churn", "champion", 1, who="token:setup", why="The first one", by=SETUP)
 
     def advanced(self, request_id: str, states: tuple[RequestState, ...]) -> None:

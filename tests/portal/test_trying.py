@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 
 from factory.data.inspection import Preview, UploadColumn
 from factory.spec import Task
@@ -27,6 +24,7 @@ from tests.answers import error_of
 from tests.portal.conftest import World
 from tests.portal.test_pages import Visitor
 from tests.serve.conftest import NoFeatures, customers, make_bundle
+from tests.serving import running
 
 COLUMNS = ["age", "income", "city", "member", "since"]
 ROW = {"age": 41, "income": 52_000.5, "city": "Bern", "member": True, "since": "2021-03-04"}
@@ -51,18 +49,9 @@ def served(world: World, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Ite
         return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
 
     app = Predictor(world.ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with running(lambda _: app) as url:
         monkeypatch.setattr(trying, "running_predictor", lambda _: SimpleNamespace(url=url))
         yield world
-        server.should_exit = True
-        thread.join()
 
 
 def test_rows_are_predicted_and_explained(served: World) -> None:
