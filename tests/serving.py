@@ -11,8 +11,15 @@ from typing import Any
 
 import uvicorn
 
+from factory.ledger import Ledger
 from factory.settings import Settings
+from factory.spec import Variant
 from factory.testing.jobs import FakeJobs
+from factory.variants.bundle import Bundle
+from serve.app import Predictor
+from serve.inputs import EntityRows, NamedColumns
+from serve.limits import Limits
+from serve.loaded import Loaded
 from serve.portal.app import create_app
 
 
@@ -29,6 +36,28 @@ def portal(settings: Settings | Callable[[str], Settings]) -> Iterator[str]:
 
     with running(made) as address:
         yield address
+
+
+@contextmanager
+def predictor(ledger: Ledger, bundle: Bundle) -> Iterator[str]:
+    """Run a predictor that answers with one model for every variant that a ledger knows; yield its address."""
+
+    def load(variant: Variant) -> Loaded:
+        return Loaded.warm(variant, bundle, size_mb=1)
+
+    app = Predictor(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1))
+    with running(lambda _: app) as address:
+        yield address
+
+
+class NoFeatures:
+    """Stands where a feature store would, for variants that have none."""
+
+    def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
+        raise AssertionError("no variant of this test reads features")
+
+    def warm_up(self, service: str) -> None:
+        raise AssertionError("no variant of this test has a feature service")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ _KINDS = {kind.code: kind for kind in STATUS if STATUS[kind] < 500}
 class Rows(Document):
     """Rows to predict."""
 
-    rows: tuple[dict[str, JsonValue], ...] = Field(
+    rows: tuple[dict[str, bool | int | float | str | None], ...] = Field(
         min_length=1, max_length=MOST_ROWS, description="Column → value; one that is null, or left out, is missing."
     )
     explain: bool = Field(False, description="Whether to say what each column added to each prediction.")

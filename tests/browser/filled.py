@@ -22,11 +22,8 @@ from factory.settings import Settings
 from factory.spec import Actor, CurvePoint, FileDataset, Quota, RequestState, Task, Trial, Variant
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle
-from serve.app import Predictor
-from serve.limits import Limits
-from serve.loaded import Loaded
-from tests.serve.conftest import NoFeatures, fitted
-from tests.serving import portal, running
+from tests.serve.conftest import fitted
+from tests.serving import portal, predictor
 
 SETUP = Actor(who="token:setup")
 FAMILIES = ("constant", "catboost", "lightgbm", "xgboost", "linear", "extra_trees", "tabm")
@@ -74,11 +71,7 @@ def filled_portal(home: Path) -> Iterator[Filled]:
 def predicting(ledger: Ledger) -> Iterator[None]:
     """Run a predictor that answers for every variant with one model, and let the portal know of it."""
 
-    def load(variant: Variant) -> Loaded:
-        return Loaded.warm(variant, wine_bundle(), size_mb=1)
-
-    app = Predictor(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1))
-    with running(lambda _: app) as url, pytest.MonkeyPatch.context() as patch:
+    with predictor(ledger, wine_bundle()) as url, pytest.MonkeyPatch.context() as patch:
         here = SimpleNamespace(url=url)
         patch.setattr("serve.portal.trying.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)

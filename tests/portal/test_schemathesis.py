@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +20,15 @@ from factory.errors import InvalidData
 from factory.ledger import Ledger
 from factory.operate.attending import log_path
 from factory.settings import Settings
-from factory.spec import DeploymentWish, Trial
+from factory.spec import DeploymentWish, Task, Trial
 from factory.testing.jobs import FakeJobs
+from factory.variants.background import Background
+from factory.variants.bundle import Bundle
 from serve.portal import context
 from serve.portal.app import create_app
 from tests.portal.conftest import SETUP, World
+from tests.serve.conftest import customers, make_bundle
+from tests.serving import predictor
 
 OPERATING = [
     "create_team",
@@ -45,6 +51,8 @@ BEYOND_A_SCHEMA = {
     "submit_request": ["400"],
     "upload_dataset": ["400", "422"],
     "retry_request": ["400"],
+    # Which columns a variant has, and that numbers have 64 bits.
+    "try_version": ["400", "422"],
     "set_deployment": ["400", "412"],
     "publish_recipe": ["400", "412"],
     # A moment to come cannot be said either.
@@ -128,7 +136,12 @@ def seeded(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempP
     home = tmp_path_factory.mktemp("seeded")
     shutil.copy(template[0], home / "ledger.db")
     chosen = Settings(_env_file=None, home=home, requests_a_minute=10**6)
-    with pytest.MonkeyPatch.context() as patch, Ledger.open(chosen.ledger) as ledger:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Ledger.open(chosen.ledger) as ledger,
+        predictor(ledger, explaining_bundle()) as url,
+    ):
+        patch.setattr("serve.portal.trying.running_predictor", lambda _: SimpleNamespace(url=url))
         patch.setattr("factory.operate.promotion.Registry", Mirror)
         patch.setattr(context, "FAILED_SIGN_INS", 10**6)
         jobs = FakeJobs()
@@ -136,6 +149,11 @@ def seeded(template: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempP
         _fill(world)
         yield world
         world.app.state.portal.close()
+
+
+def explaining_bundle() -> Bundle:
+    made = make_bundle(["age", "city"], target="churned", task=Task.BINARY)
+    return replace(made, background=Background.of(customers(40), made.columns, seed=0))
 
 
 def _fill(world: World) -> None:

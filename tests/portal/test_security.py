@@ -61,6 +61,8 @@ def test_no_route_tells_of_another_teams_things_or_changes_them(
         "set_deployment": {"version": 1},
         "put_member": {"scopes": ["admin"]},
         "change_team": {"title": "Mine"},
+        "set_priority": {"priority": "high"},
+        "try_version": {"rows": [{}]},
     }
     asked = 0
     for name, (method, path) in all_routes.items():

@@ -12,10 +12,7 @@ import pytest
 from factory.data.inspection import Preview, UploadColumn
 from factory.spec import Task
 from factory.variants.background import Background
-from factory.variants.bundle import Bundle, folder_size_mb
-from serve.app import Predictor
-from serve.limits import Limits
-from serve.loaded import Loaded
+from factory.variants.bundle import Bundle
 from serve.portal import trying
 from serve.portal.documents import VersionDetail
 from serve.portal.pages.trying import SHOWN, fields_of, outcome, read_value
@@ -23,8 +20,8 @@ from serve.portal.trying import Contributions, Explanation, Predictions
 from tests.answers import error_of
 from tests.portal.conftest import World
 from tests.portal.test_pages import Visitor
-from tests.serve.conftest import NoFeatures, customers, make_bundle
-from tests.serving import running
+from tests.serve.conftest import customers, make_bundle
+from tests.serving import predictor
 
 COLUMNS = ["age", "income", "city", "member", "since"]
 ROW = {"age": 41, "income": 52_000.5, "city": "Bern", "member": True, "since": "2021-03-04"}
@@ -45,11 +42,7 @@ def served(world: World, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Ite
     folder.parent.mkdir(parents=True)
     bundle.save(folder)
 
-    def load(_: object) -> Loaded:
-        return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
-
-    app = Predictor(world.ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1))
-    with running(lambda _: app) as url:
+    with predictor(world.ledger, bundle) as url:
         monkeypatch.setattr(trying, "running_predictor", lambda _: SimpleNamespace(url=url))
         yield world
 

@@ -26,9 +26,9 @@ from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
 from serve.app import Predictor
-from serve.inputs import EntityRows, NamedColumns
 from serve.limits import Limits
 from serve.loaded import Loaded
+from tests.serving import NoFeatures
 
 SERVICE = "country_v1"
 TIMESTAMP = "event_timestamp"
@@ -131,16 +131,6 @@ class Shelf:
         folder = self.path(variant.name, variant.version)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
         return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
-
-
-class NoFeatures:
-    """Stands where a feature store would, for variants that have none."""
-
-    def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
-        raise AssertionError("no variant of this test reads features")
-
-    def warm_up(self, service: str) -> None:
-        raise AssertionError("no variant of this test has a feature service")
 
 
 @dataclass(frozen=True)
