@@ -219,11 +219,9 @@ class Predictor:
             payload, loaded, _ = await self._read(call, values)
             columns = await self._columns(call, payload, loaded)
             started = time.perf_counter()
-            explanation = await self._in(
-                "explain", lambda: explain(loaded.bundle, arrays(columns, loaded.bundle), limit_s=LIMIT_S)
-            )
+            answer_body = await self._in("explain", lambda: _explain(columns, loaded.bundle))
             call.add_timing("explain", (time.perf_counter() - started) * 1e3)
-            return await self._in("explain", lambda: format_explanation(explanation))
+            return answer_body
 
     async def infer(self, call: Call, values: dict[str, str]) -> bytes:
         """``POST /v2/models/{name}[/versions/{n}]/infer``."""
@@ -373,6 +371,10 @@ def _predict(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> tuple[n
     started = time.perf_counter()
     raw = bundle.predict_raw(arrays(payload, bundle))
     return raw, (time.perf_counter() - started) * 1e3
+
+
+def _explain(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> bytes:
+    return format_explanation(explain(bundle, arrays(payload, bundle), limit_s=LIMIT_S))
 
 
 def _version() -> str:

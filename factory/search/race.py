@@ -176,10 +176,11 @@ class _Contest:
         metric = self.metric.chooser
         if not metric.quick:
             return None
-        known, judges = self._rows(members, _shared(members, self.folds)), self._rows(members, self.judged)
+        folds = _shared(members, self.folds)
+        known, judges = self._rows(members, folds), self._rows(members, self.judged)
         found = []
         for half in (0, 1):
-            seen = [slice(1 - half, None, 2) if k in self.judged else slice(None) for k in _shared(members, self.folds)]
+            seen = [slice(1 - half, None, 2) if k in self.judged else slice(None) for k in folds]
             blend = known.arena(metric, seen).greedy(steps=CONTEST_STEPS).weights
             if not blend:
                 return None

@@ -114,12 +114,8 @@ class Portal:
         Raises:
             Overloaded: it did not come to its turn.
         """
-        if not self._turns.acquire(timeout=TURN_S):
-            raise Overloaded("Too many requests are being submitted.", hint="Try again in a moment.")
-        try:
+        with _place(self._turns, TURN_S, "Too many requests are being submitted."):
             yield
-        finally:
-            self._turns.release()
 
     @contextmanager
     def trying(self) -> Iterator[None]:
@@ -128,12 +124,8 @@ class Portal:
         Raises:
             Overloaded: so many ask already.
         """
-        if not self._tries.acquire(blocking=False):
-            raise Overloaded("Too many people try variants at this moment.", hint="Try again in a moment.")
-        try:
+        with _place(self._tries, 0.0, "Too many people try variants at this moment."):
             yield
-        finally:
-            self._tries.release()
 
     def readiness(self, look: Callable[[], Readiness]) -> Readiness:
         """Return what a look found a moment ago, or look: anybody may ask, and each look calls other services."""
@@ -152,6 +144,21 @@ class Portal:
             if self._ledger is not None:
                 self._ledger.close()
                 self._ledger = None
+
+
+@contextmanager
+def _place(places: threading.Semaphore, wait_s: float, told: str) -> Iterator[None]:
+    """Hold one of a few places.
+
+    Raises:
+        Overloaded: none became free in time.
+    """
+    if not places.acquire(timeout=wait_s):
+        raise Overloaded(told, hint="Try again in a moment.")
+    try:
+        yield
+    finally:
+        places.release()
 
 
 async def portal_of(request: Request) -> Portal:

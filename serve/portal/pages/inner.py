@@ -7,7 +7,7 @@ CSRF token, so that they decide what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -84,6 +84,19 @@ class Api:
             Refused: the API does not give it.
         """
         return (await self.answer(path, query)).read(model)
+
+    async def find(self, path: str, model: type[M], *, absent: Collection[int] = (404,)) -> M | None:
+        """Return what there is at a path; None where the answer is one of some statuses, as of what one may not see.
+
+        Raises:
+            Refused: the API does not give it for another reason.
+        """
+        try:
+            return await self.get(path, model)
+        except Refused as refused:
+            if refused.status not in absent:
+                raise
+            return None
 
     async def text(self, path: str, query: Query | None = None) -> str:
         """Return the text that there is at a path.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from factory.ledger import RequestRecord
 from factory.operate.answers import InputColumn
 from factory.spec import ColumnType, Task
 from serve.portal.documents import DatasetView, Deployments, VersionDetail
-from serve.portal.pages.forms import Form, number, one, read_form
+from serve.portal.pages.forms import number, one, read_form
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
@@ -64,31 +64,31 @@ async def try_it(visitor: SignedIn, request: Request, name: str, version: int) -
     form = await read_form(request)
     place = f"{API}/variants/{name}/versions/{version}"
     detail = await visitor.api.get(place, VersionDetail)
-    types = {column.name: column.type for column in detail.columns}
-    row = {column: read_value(one(form, f"{PREFIX}{column}"), types[column]) for column in types}
+    typed = {column.name: one(form, f"{PREFIX}{column.name}") for column in detail.columns}
+    row = {column.name: read_value(typed[column.name], column.type) for column in detail.columns}
+
+    async def predicted(**more: bool) -> Predictions:
+        sent = {"rows": [row], **more}
+        return (await visitor.api.send("POST", f"{place}/predictions", sent, csrf=one(form, "csrf"))).read(Predictions)
+
     try:
-        answer = await visitor.api.send(
-            "POST", f"{place}/predictions", {"rows": [row], "explain": True}, csrf=one(form, "csrf")
-        )
-        found = answer.read(Predictions)
+        found = await predicted(explain=True)
     except Refused as refused:
-        if refused.status not in (400, 409, 422, 503):
-            raise
         if refused.status == 409:  # it predicts, and keeps nothing to explain by
-            answer = await visitor.api.send("POST", f"{place}/predictions", {"rows": [row]}, csrf=one(form, "csrf"))
-            return await _page(visitor, detail, form, answer.read(Predictions))
-        return await _page(visitor, detail, form, refused=refused)
-    return await _page(visitor, detail, form, found)
+            return await _page(visitor, detail, typed, await predicted())
+        if refused.status not in (400, 422, 503):
+            raise
+        return await _page(visitor, detail, typed, refused=refused)
+    return await _page(visitor, detail, typed, found)
 
 
 async def _page(
     visitor: Visitor,
     detail: VersionDetail,
-    form: Form | None,
+    values: Mapping[str, str] | None,
     found: Predictions | None = None,
     refused: Refused | None = None,
 ) -> Response:
-    values = None if form is None else {c.name: one(form, f"{PREFIX}{c.name}") for c in detail.columns}
     told = None if found is None else outcome(found, values or {}, task=detail.task)
     status = refused.status if refused else 200
     if visitor.wants_part:
@@ -110,16 +110,10 @@ async def _page(
 
 async def _preview(visitor: Visitor, detail: VersionDetail) -> Preview | None:
     """Return the first rows of the data that a version was made from, where the visitor may see them."""
-    try:
-        record = await visitor.api.get(f"{API}/requests/{detail.request_id}", RequestRecord)
-        digest = getattr(record.request.dataset, "upload", None)
-        if digest is None:
-            return None
-        return (await visitor.api.get(f"{API}/datasets/{digest}", DatasetView)).preview
-    except Refused as refused:
-        if refused.status not in (404, 503):
-            raise
-        return None
+    record = await visitor.api.find(f"{API}/requests/{detail.request_id}", RequestRecord, absent=(404, 503))
+    digest = getattr(record.request.dataset, "upload", None) if record else None
+    view = await visitor.api.find(f"{API}/datasets/{digest}", DatasetView, absent=(404, 503)) if digest else None
+    return view.preview if view else None
 
 
 def fields_of(detail: VersionDetail, preview: Preview | None, values: Mapping[str, str] | None) -> list[Inputs]:
@@ -201,12 +195,11 @@ def _explained(plain: Outcome, output: str, explanation: Explanation | None, val
         at = 0.0 if added[column] >= 0 else -width
         bars.append(Bar(column, values.get(column, ""), added[column], round(at, 2), round(width, 2)))
     rest = order[SHOWN:]
-    return Outcome(
-        plain.prediction,
-        plain.probabilities,
-        output,
-        explanation.base[output],
-        tuple(bars),
-        sum(added[column] for column in rest),
-        len(rest),
+    return replace(
+        plain,
+        output=output,
+        base=explanation.base[output],
+        bars=tuple(bars),
+        others=sum(added[column] for column in rest),
+        n_others=len(rest),
     )

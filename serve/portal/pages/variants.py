@@ -18,8 +18,7 @@ from factory.ledger import AliasChange, RequestRecord
 from factory.operate.answers import ListedVariant
 from serve.portal.documents import Deployments, VariantName, Variants, VersionDetail
 from serve.portal.pages.forms import asked_yaml, number, one, read_form
-from serve.portal.pages.inner import Refused
-from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.pages.kit import SignedIn
 from serve.portal.pages.lineage import graph
 from serve.portal.routes import API
 from serve.portal.routes.proposals import Proposals
@@ -75,7 +74,7 @@ async def show_version(visitor: SignedIn, name: str, version: int) -> Response:
     """Show a version: its score, its lineage, what is in it, its card, and how to call it."""
     detail = await visitor.api.get(f"{API}/variants/{name}/versions/{version}", VersionDetail)
     request, deployments, proposals, family, together = await asyncio.gather(
-        _request(visitor, detail.request_id),
+        visitor.api.find(f"{API}/requests/{detail.request_id}", RequestRecord),
         visitor.api.get(f"{API}/deployments", Deployments),
         visitor.api.get(f"{API}/proposals", Proposals, {"name": name, "state": "open"}),
         visitor.api.get(f"{API}/variants/{name}", VariantName),
@@ -104,7 +103,9 @@ async def compare(visitor: SignedIn, name: str, a: int, b: int) -> Response:
     if a not in by_number or b not in by_number:
         raise NotFound(f"{name} has no versions {a} and {b}.", hint="Choose two of its versions.")
     one_, other = by_number[a], by_number[b]
-    requests = await asyncio.gather(_request(visitor, one_.request_id), _request(visitor, other.request_id))
+    requests = await asyncio.gather(
+        *(visitor.api.find(f"{API}/requests/{v.request_id}", RequestRecord) for v in (one_, other))
+    )
     rows = [(field, getattr(one_, field), getattr(other, field)) for field in COMPARED]
     asked = [_asked(request) for request in requests]
     return visitor.page(
@@ -146,16 +147,6 @@ async def decide(visitor: SignedIn, request: Request, proposal_id: str, decision
     place = f"{API}/proposals/{proposal_id}/{'approve' if decision == 'approve' else 'reject'}"
     await visitor.api.send("POST", place, {"why": one(form, "why")}, csrf=one(form, "csrf"))
     return visitor.go(one(form, "back") or "/", visitor.words("Your decision is kept."))
-
-
-async def _request(visitor: Visitor, request_id: str) -> RequestRecord | None:
-    """Return a version's request, where the visitor may see it."""
-    try:
-        return await visitor.api.get(f"{API}/requests/{request_id}", RequestRecord)
-    except Refused as refused:
-        if refused.status != 404:
-            raise
-        return None
 
 
 def _asked(record: RequestRecord | None) -> str:
