@@ -15,9 +15,9 @@ endif
 
 # One module of bench/ for each claim, docs/benchmark.md tells of them; results go to bench/results/.
 CLAIMS ?= start demo fit_minute one_row one_latency segments transfer refit_cost planted time_order odd_tables scaling \
-	admission_scale controller_scale submit fairness quote_calibration ablation
+	admission_scale controller_scale submit pages fairness quote_calibration ablation
 
-.PHONY: help demo up down test check bench bench-automl
+.PHONY: help demo up down test check pictures bench bench-automl
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,9 @@ check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_docs*.py
+
+pictures: $(INSTALLED)  ## Take a picture of every page of the portal, in both themes and widths, into docs/pictures
+	$(BIN)/python -m tests.browser.pictures
 
 bench: $(INSTALLED)  ## Run the benchmarks for some hours; CLAIMS="planted segments" runs some
 	failed=""; for claim in $(CLAIMS); do echo "== $$claim"; $(BIN)/python -m bench.$$claim || failed="$$failed $$claim"; done; \

@@ -33,7 +33,7 @@ def submit(
         bool, typer.Option("--quote", help="Tell what it would take, cost and come to; nothing is stored.")
     ] = False,
     upload: Annotated[
-        bool, typer.Option("--upload", help="Over HTTP: send the table that dataset.path names, and order from that.")
+        bool, typer.Option("--upload", help="Over HTTP: send the table that dataset names, and order from that.")
     ] = False,
     json: Json = False,
     local: Local = False,
@@ -61,17 +61,20 @@ def submit(
 def _with_upload(document: object, client: Client) -> object:
     """Return a request whose table lies with the factory; anything else is left to be judged there."""
     dataset = document.get("dataset") if isinstance(document, dict) else None
-    if not isinstance(document, dict) or not isinstance(dataset, dict) or not isinstance(dataset.get("path"), str):
+    if not isinstance(document, dict) or not isinstance(dataset, dict):
+        return document
+    field = next((name for name in ("path", "entities") if isinstance(dataset.get(name), str)), None)
+    if field is None:
         return document
     team = document.get("team")
     with Progress(console=err, transient=True) as bar:
-        task = bar.add_task(f"Sending {dataset['path']}", total=None)
+        task = bar.add_task(f"Sending {dataset[field]}", total=None)
         kept = client.upload(
-            dataset["path"],
+            dataset[field],
             team=team if isinstance(team, str) else None,
             progress=lambda sent, total: bar.update(task, completed=sent, total=total),
         )
-    rest = {name: value for name, value in dataset.items() if name != "path"}
+    rest = {name: value for name, value in dataset.items() if name != field}
     return {**document, "dataset": {**rest, "upload": kept.digest}}
 
 

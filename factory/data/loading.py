@@ -15,7 +15,7 @@ from factory.data.features import join
 from factory.data.tables import check_names, read_table, write_table
 from factory.errors import Detail, NotFound, StorageFault
 from factory.settings import Settings
-from factory.spec import ColumnType, DatasetRef, EntityDataset, FileDataset
+from factory.spec import ColumnType, DatasetRef, EntityDataset, FeatureJoin, FileDataset, UploadDataset
 
 UPLOAD_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".arrow")
 """Of the files in the upload folder; each is named by a digest."""
@@ -26,8 +26,9 @@ _LABELS = frozenset({ColumnType.CATEGORICAL, ColumnType.TEXT, ColumnType.IDENTIF
 def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
     """Read the data of a request.
 
-    A file or an upload is read as it is. An entity table is joined to its feature service as of each row's moment;
-    entity keys and timestamp are then no features, unless ``ref.types`` names them (as other than identifiers).
+    A table is read as it is. Where the request names a feature service, it is an entity table, and joined to the
+    service as of each row's moment; entity keys and timestamp are then no features, unless ``ref.types`` names them
+    (as other than identifiers).
 
     Raises:
         InvalidData: the table cannot be read or used.
@@ -37,22 +38,26 @@ def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
         ServiceFault: the feature store cannot be read.
     """
     labels = [name for name, kind in ref.types.items() if kind in _LABELS]
-    if isinstance(ref, EntityDataset):
-        entities = read_table(ref.entities, max_rows=settings.max_rows, text_columns=labels)
-        return _joined(entities, ref, settings)
-    path = ref.path if isinstance(ref, FileDataset) else str(uploaded(ref.upload, settings=settings))
-    return from_frame(read_table(path, max_rows=settings.max_rows, text_columns=labels), ref)
+    table = read_table(_place(ref, settings), max_rows=settings.max_rows, text_columns=labels)
+    return from_frame(table, ref) if ref.join is None else _joined(table, ref, ref.join, settings)
 
 
-def _joined(entities: pd.DataFrame, ref: EntityDataset, settings: Settings) -> Dataset:
+def _place(ref: DatasetRef, settings: Settings) -> str:
+    """Return where the table lies that a request names."""
+    if isinstance(ref, UploadDataset):
+        return str(uploaded(ref.upload, settings=settings))
+    return ref.path if isinstance(ref, FileDataset) else ref.entities
+
+
+def _joined(entities: pd.DataFrame, ref: DatasetRef, how: FeatureJoin, settings: Settings) -> Dataset:
     for name in entities.columns:
         if ref.types.get(str(name)) in _LABELS:  # a key that looks like a number, but is text in the store
             entities[name] = as_text(entities[name].to_numpy())
-    if ref.timestamp in entities.columns:
-        moments, _, text_format = clean(entities[ref.timestamp], ColumnType.DATETIME)
+    if how.timestamp in entities.columns:
+        moments, _, text_format = clean(entities[how.timestamp], ColumnType.DATETIME)
         if text_format is not None:  # the store reads ISO 8601 only
-            entities[ref.timestamp] = moments
-    joined = join(entities, timestamp=ref.timestamp, feature_service=ref.feature_service, settings=settings)
+            entities[how.timestamp] = moments
+    joined = join(entities, timestamp=how.timestamp, feature_service=how.feature_service, settings=settings)
     frame = pd.concat([joined.keys, joined.frame], axis=1)
     typed = {name for name, kind in ref.types.items() if kind is not ColumnType.IDENTIFIER}
     return from_frame(frame, ref, features=joined.lineage, aside=[c for c in joined.keys.columns if c not in typed])

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime
-from sqlalchemy import Column, Connection, Row, Select, func, literal, select, tuple_, union_all
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, func, literal, select, tuple_, union_all
 
 from factory.errors import Detail, InvalidRequest, listing
 from factory.ledger import schema
@@ -68,6 +68,8 @@ class VariantQuery(Document):
     state: Literal["registered", "rejected"] | None = None
     like: str | None = None
     alias: ALIAS | None = None
+    feature_service: str | None = None
+    parent: str | None = None
 
 
 class AuditQuery(Document):
@@ -163,6 +165,8 @@ class Pages(Audit):
             query = _equal(query, _variants[column], getattr(where, column))
         if where.like is not None:
             query = query.where(_variants.name.contains(where.like, autoescape=True))
+        for field in ("feature_service", "parent"):
+            query = _equal(query, _variants.document[field].as_string(), getattr(where, field))
         if where.alias is not None:
             query = query.where(tuple_(_variants.name, _variants.version).in_(_pointed_at(where.alias)))
         queries = [_equal(query, _variants.team, where.team)]
@@ -301,7 +305,7 @@ def _summary(row: Row[Any], held: Row[Any] | None) -> RequestSummary:
     return RequestSummary.model_validate(row._asdict() | {"held": held_of(row.state, held)})
 
 
-def _equal(query: Select[Any], column: Column[Any], value: object) -> Select[Any]:
+def _equal(query: Select[Any], column: ColumnElement[Any], value: object) -> Select[Any]:
     return query if value is None else query.where(column == value)
 
 

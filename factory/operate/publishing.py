@@ -15,6 +15,7 @@ import yaml
 
 from factory.errors import Conflict, Detail, FactoryError, NotFound, StorageFault
 from factory.ledger import Ledger
+from factory.operate.recipe_history import PUBLISH, recipe_document
 from factory.search.plan import check_recipe, load_recipe, read_document, recipe_files
 from factory.settings import Settings
 from factory.spec import Actor, Recipe
@@ -66,8 +67,9 @@ def publish(
         "before": None if before is None else before.digest,
         "owner": recipe.owner,
         "approval": recipe.approval,
+        "document": recipe_document(recipe),
     }
-    ledger.record_audit("recipe.publish", recipe.name, by=by, team=team, detail=detail)
+    ledger.record_audit(PUBLISH, recipe.name, by=by, team=team, detail=detail)
     _write(recipe, settings.published_recipes)
     return recipe
 
@@ -129,8 +131,7 @@ def _require_owner(owner: str, team: str, name: str) -> None:
 
 def _write(recipe: Recipe, folder: Path) -> None:
     """Write a recipe in one step, once what was written reads as the same recipe."""
-    document = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    text = yaml.safe_dump({"name": recipe.name, **document}, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(recipe_document(recipe), sort_keys=False, allow_unicode=True)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, place = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")

@@ -4,7 +4,7 @@ The JSON schemas of these models are good enough to draw a form from;
 ``factory/parsing.py`` checks a document against one of them.
 """
 
-from factory.spec.dataset import DatasetRef, EntityDataset, FileDataset, UploadDataset
+from factory.spec.dataset import DatasetRef, EntityDataset, FeatureJoin, FileDataset, UploadDataset
 from factory.spec.document import NAME, ColumnType, Document, Seconds, Task
 from factory.spec.outcome import ALIAS, CurvePoint, Traits, Trial, Variant, duration
 from factory.spec.request import (
@@ -50,6 +50,7 @@ __all__ = [
     "DeploymentWish",
     "Document",
     "EntityDataset",
+    "FeatureJoin",
     "FileDataset",
     "Gates",
     "Grant",

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from factory.errors import listing
 from factory.spec.document import ColumnType, Document, Task
+
+DEFAULT_TIMESTAMP = "event_timestamp"
+"""Column with the moment of each row of an entity table, unless a request names another."""
+
+
+class FeatureJoin(NamedTuple):
+    """What a table is joined to: the Feast feature service, and the column with the moment of each row."""
+
+    feature_service: str
+    timestamp: str
 
 
 class _DatasetBase(Document):
@@ -34,6 +44,11 @@ class _DatasetBase(Document):
         title="Drifted columns",
         description="What is done about columns that differ altogether in later rows: named, or left out as well.",
     )
+
+    @property
+    def join(self) -> FeatureJoin | None:
+        """What its rows are joined to as of their moments; None of a table that has its features."""
+        return None
 
     @model_validator(mode="after")
     def _dropped_or_kept(self) -> Self:
@@ -64,17 +79,47 @@ class FileDataset(_TableDataset):
 
 
 class UploadDataset(_TableDataset):
-    """A table that was uploaded before."""
+    """A table that was uploaded before; where it names a feature service, an entity table."""
 
     upload: str = Field(pattern=r"^[0-9a-f]{64}$", title="Upload", description="Content digest of the uploaded table.")
+    feature_service: str | None = Field(
+        None,
+        min_length=1,
+        title="Features from the store",
+        description="Feast feature service that is joined to the table's keys as of each row's moment; none if empty.",
+    )
+    timestamp: str | None = Field(
+        None,
+        min_length=1,
+        title="Moment of each row",
+        description=f"Column by which features are joined; {DEFAULT_TIMESTAMP} if empty.",
+    )
+
+    @property
+    def join(self) -> FeatureJoin | None:
+        """What its rows are joined to as of their moments; None of a table that has its features."""
+        return FeatureJoin(self.feature_service, self.timestamp or DEFAULT_TIMESTAMP) if self.feature_service else None
+
+    @model_validator(mode="after")
+    def _joined_as_a_whole(self) -> Self:
+        if self.feature_service is None and self.timestamp is not None:
+            raise ValueError("timestamp says how features are joined; name a feature_service, or leave it out")
+        if self.feature_service is not None and self.scoring is not None:
+            raise ValueError("scoring names a table that has its features; leave it out with a feature_service")
+        return self
 
 
 class EntityDataset(_DatasetBase):
     """Entity keys, event timestamp and target, joined to a Feast feature service point-in-time."""
 
     entities: str = Field(min_length=1, title="Entity table", description="File with entity keys, timestamp, target.")
-    timestamp: str = Field("event_timestamp", title="Timestamp", description="Column with the moment of each row.")
+    timestamp: str = Field(DEFAULT_TIMESTAMP, title="Timestamp", description="Column with the moment of each row.")
     feature_service: str = Field(min_length=1, title="Feature service", description="Name of a Feast feature service.")
+
+    @property
+    def join(self) -> FeatureJoin:
+        """What its rows are joined to as of their moments."""
+        return FeatureJoin(self.feature_service, self.timestamp)
 
 
 def _dataset_kind(value: object) -> str:

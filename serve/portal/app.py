@@ -28,6 +28,7 @@ from serve.portal.replies import on_disk, on_fault, on_http, on_invalid
 from serve.portal.routes import (
     datasets,
     deployments,
+    features,
     health,
     proposals,
     quotes,
@@ -48,6 +49,7 @@ _NOUNS = (
     streams,
     quotes,
     datasets,
+    features,
     recipes,
     variants,
     proposals,

@@ -26,6 +26,7 @@ from factory.operate.outlook import Outlook
 from factory.settings import Settings
 from serve.errors import Overloaded
 from serve.portal.browser import Cookies
+from serve.portal.catalogue import Catalogue
 from serve.portal.documents import Readiness
 from serve.portal.feed import Feed
 from serve.portal.limits import Buckets, KnownSecrets
@@ -78,6 +79,7 @@ class Portal:
         self.provider = Provider.of(self.settings)
         self.outlook = Outlook(lambda: self.ledger, self.jobs)
         self.feed = Feed(lambda: self.ledger)
+        self.features = Catalogue(self.settings)
         self.tails = Tails()
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)

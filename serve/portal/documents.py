@@ -23,6 +23,7 @@ from factory.ledger import (
 )
 from factory.ledger.records import Priority
 from factory.operate.answers import InputColumn, ListedVariant, MemberShare
+from factory.operate.recipe_history import RecipeVersion
 from factory.spec import (
     ALIAS,
     Document,
@@ -179,6 +180,12 @@ class Recipes(Listing):
 
     items: tuple[RecipeView, ...]
     broken: tuple[BrokenRecipe, ...] = ()
+
+
+class RecipeVersions(Listing):
+    """What a recipe was before, the newest first."""
+
+    items: tuple[RecipeVersion, ...]
 
 
 class RecipeForm(Document):

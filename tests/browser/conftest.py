@@ -87,7 +87,9 @@ def make_tab(chromium: playwright.Browser) -> Iterator[MakeTab]:
     """Open tabs, each of a person of its own."""
     contexts = []
 
-    def make(address: str, *, size: str = "desktop", scheme: str = "light", locale: str = "en-US", **more: bool) -> Tab:
+    def make(
+        address: str, *, size: str = "desktop", scheme: str = "light", locale: str = "en-US", **more: object
+    ) -> Tab:
         width, height = SIZES[size]
         context = chromium.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, locale=locale, **more

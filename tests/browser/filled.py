@@ -139,6 +139,8 @@ class _Filling:
             "recipes": "/recipes",
             "recipe": "/recipes/tabular-auto",
             "datasets": "/datasets",
+            "features": "/features",
+            "feature-service": "/features/country_v1",
             "dataset": f"/datasets/{digest}",
             "deployments": "/deployments",
             "deployment": "/deployments/growth.churn",

@@ -53,6 +53,45 @@ def test_pages_keep_their_own_policy(locale: str, filled: Filled, make_tab: Make
     assert tab.complaints == []
 
 
+SHIFTS = """
+window.shifts = [];
+new PerformanceObserver((list) => window.shifts.push(...list.getEntries())).observe({type: "layout-shift", buffered: true});
+"""
+WEIGHED = """() => {
+  const [page] = performance.getEntriesByType("navigation");
+  const loaded = performance.getEntriesByType("resource").map((one) => [new URL(one.name).pathname, one.transferSize]);
+  const moved = window.shifts.filter((one) => !one.hadRecentInput && one.startTime > page.loadEventEnd);
+  return {
+    page: page.transferSize,
+    loaded,
+    moved: moved.reduce((sum, one) => sum + one.value, 0),
+    charts: document.querySelectorAll(".chart").length,
+    blocking: [...document.querySelectorAll("script[src]")].filter((one) => !one.defer && !one.async && one.type !== "module").length,
+  };
+}"""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_first_view_is_light_and_stands_still(size: str, filled: Filled, make_tab: MakeTab) -> None:
+    """At most 300 kB, the charts' library only where a chart is, no script that blocks, nothing that moves later."""
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    kept = tab.page.context.storage_state()
+    wrong = {}
+    for name, path in filled.pages.items():
+        first = make_tab(filled.address, size=size, storage_state=kept)
+        first.page.add_init_script(SHIFTS)
+        first.go(path)
+        first.page.wait_for_timeout(500)
+        seen = first.page.evaluate(WEIGHED)
+        library = sum(weight for file, weight in seen["loaded"] if file.endswith("plotly.min.js"))
+        weight = seen["page"] + sum(weight for _, weight in seen["loaded"]) - library
+        if weight > 300_000 or bool(library) > bool(seen["charts"]) or seen["moved"] > 0.02 or seen["blocking"]:
+            wrong[name] = (weight, library, seen["charts"], seen["moved"], seen["blocking"])
+        first.page.context.close()
+    assert wrong == {}
+
+
 def test_everything_is_reached_by_keyboard(filled: Filled, make_tab: MakeTab) -> None:
     tab = make_tab(filled.address)
     tab.sign_in(filled.token)

@@ -105,6 +105,12 @@ def test_an_entity_table_is_joined(tmp_path: Path, settings: Settings) -> None:
     assert from_csv.column("country").tolist() == raw["country"].tolist()
     assert from_csv.column("event_timestamp").tolist() == spread.dt.tz_localize(None).tolist()
 
+    digest = store_upload(entities, settings)
+    sent = {"upload": digest, "target": reference.target, "feature_service": "country_v1"}
+    pd.testing.assert_frame_equal(load(UploadDataset(**sent), settings=settings).frame, dataset.frame)
+    with pytest.raises(InvalidData, match="moment"):
+        load(UploadDataset(**sent, timestamp="moment"), settings=settings)
+
     with pytest.raises(InvalidRequest, match="country_v2"):
         load(reference.model_copy(update={"feature_service": "country_v2"}), settings=settings)
 

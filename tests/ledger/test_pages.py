@@ -144,6 +144,23 @@ def test_variants_are_paged_filtered_and_shared(ledger: Ledger, order: VariantRe
     assert [v.name for v in ledger.variant_page(VariantQuery(request_id=theirs)).items] == ["risk.score"]
 
 
+def test_variants_are_found_by_what_they_were_made_from(ledger: Ledger, order: VariantRequest) -> None:
+    mine = ledger.create_request(order).id
+    first = make_variant(mine, 1)
+    ledger.record_variant(first)
+    for version, parent in ((2, "growth.churn/1"), (3, "growth.churn/11")):
+        ledger.record_variant(first.model_copy(update={"version": version, "parent": parent}))
+    other = {"name": "growth.rate", "parent": "growth.churn/1", "feature_service": "country_v1"}
+    ledger.record_variant(first.model_copy(update=other))
+
+    def found(**where: str) -> list[tuple[str, int]]:
+        return [(v.name, v.version) for v in ledger.variant_page(VariantQuery(**where), sort="name").items]
+
+    assert found(parent="growth.churn/1") == [("growth.churn", 2), ("growth.rate", 1)]
+    assert found(feature_service="country_v1") == [("growth.rate", 1)]
+    assert found(feature_service="country' OR 1=1 --") == []
+
+
 def test_audit_is_paged_and_filtered(ledger: Ledger) -> None:
     for number in range(7):
         team = "growth" if number % 2 else None

@@ -12,6 +12,7 @@ from factory.search.plan import load_recipe
 from factory.spec import Scope
 from tests.answers import error_of
 from tests.portal.conftest import SETUP, Client, World, fields_of, yaml_of
+from tests.portal.test_pages import Visitor
 
 RECIPE: dict[str, Any] = {"name": "churn-linear", "title": "Churn by a line", "families": ["constant", "linear"]}
 YAML = {"content-type": "application/yaml"}
@@ -33,7 +34,9 @@ def test_a_published_recipe_can_be_ordered_by_every_team(world: World) -> None:
     assert world("risk/submit").post("/requests", json=world.order("risk", recipe=pinned)).status_code == 202
     (row,) = world("operator").get("/audit", params={"action": "recipe.publish"}).json()["items"]
     assert (row["subject"], row["team"], row["who"].split("/")[0]) == ("churn-linear", "growth", "token:author")
-    assert row["detail"] == {"digest": published["digest"], "before": None, "owner": "growth", "approval": False}
+    document = RECIPE | {"owner": "growth"}
+    told = {"digest": published["digest"], "before": None, "owner": "growth", "approval": False}
+    assert row["detail"] == told | {"document": document}
 
 
 def test_the_same_again_changes_nothing_and_another_one_replaces_it(world: World) -> None:
@@ -73,6 +76,32 @@ def test_a_withdrawn_recipe_shows_the_one_below_again(world: World) -> None:
     error_of(operator.delete("/recipes/tabular-fast"), 409)
     error_of(operator.delete("/recipes/none"), 404)
     assert world.ledger.audit_page(limit=1).items[0].action == "recipe.withdraw"
+
+
+def test_what_a_recipe_was_before_is_known(world: World) -> None:
+    first = author(world).put("/recipes/churn-linear", json=RECIPE).json()["digest"]
+    second = author(world).put("/recipes/churn-linear", json=RECIPE | {"title": "Another"}).json()["digest"]
+
+    def versions(name: str) -> list[tuple[str, bool, bool]]:
+        items = world("risk/read").get(f"/recipes/{name}/versions").json()["items"]
+        return [(item["digest"], item["published"] is not None, item["current"]) for item in items]
+
+    assert versions("churn-linear") == [(second, True, True), (first, True, False)]
+    page = Visitor(world).signed_in().get("/recipes/churn-linear").text
+    assert '<span class="bad">- title: Churn by a line</span>' in page
+    assert '<span class="ok">+ title: Another</span>' in page
+    author(world).put("/recipes/churn-linear", json=RECIPE)
+    assert versions("churn-linear") == [(first, True, True), (second, True, False), (first, True, False)]
+    author(world).delete("/recipes/churn-linear")
+    assert [current for *_, current in versions("churn-linear")] == [False] * 3, "what was made by it can be looked up"
+
+    shipped = world("operator").get("/recipes/tabular-fast").json()["recipe"]["digest"]
+    assert versions("tabular-fast") == [(shipped, False, True)]
+    assert "What it was before" not in Visitor(world).signed_in().get("/recipes/tabular-fast").text
+    ours = world("operator").put("/recipes/tabular-fast", json=RECIPE | {"name": "tabular-fast"}).json()["digest"]
+    assert versions("tabular-fast") == [(ours, True, True), (shipped, False, False)]
+    for name in ("none", "..", "a%2fb"):
+        error_of(world("growth/read").get(f"/recipes/{name}/versions"), 404)
 
 
 @pytest.mark.parametrize(

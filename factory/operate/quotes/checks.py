@@ -88,8 +88,8 @@ def look_at_data(ref: DatasetRef, *, settings: Settings) -> Looked:
             read_metadata(path)
         except FactoryError as error:
             problems.append(Detail("dataset.scoring", f"{error.message} {error.hint}".strip()))
-    if isinstance(ref, EntityDataset):
-        notes.append(f"The feature service {ref.feature_service!r} was not looked at.")
+    if ref.join is not None:
+        notes.append(f"The feature service {ref.join.feature_service!r} was not looked at.")
     return Looked(tuple(problems), table, None, tuple(notes))
 
 
@@ -116,11 +116,11 @@ def _row_problems(table: TableMetadata, field: str, settings: Settings) -> Itera
 def _unknown_columns(request: VariantRequest, recipe: Recipe, table: TableMetadata) -> Iterator[Detail]:
     """Yield the columns that a request names and its table lacks; of an entity table, those that no join could add."""
     ref = request.dataset
-    joined = isinstance(ref, EntityDataset)
     named: list[tuple[str, str]] = [("dataset.target", ref.target)]
     named += [("dataset.weights", ref.weights)] if ref.weights is not None else []
-    named += [("dataset.timestamp", ref.timestamp)] if isinstance(ref, EntityDataset) else []
-    if not joined:
+    if ref.join is not None:
+        named += [("dataset.timestamp", ref.join.timestamp)]
+    else:
         named += [(f"dataset.types.{name}", name) for name in ref.types]
         named += [("dataset.drop", name) for name in ref.drop] + [("dataset.keep", name) for name in ref.keep]
         named += _dividing(request, recipe)

@@ -30,7 +30,7 @@ from factory.search.cluster import local_cpus
 from factory.search.metric import Metric
 from factory.search.plan import check_request
 from factory.settings import Settings
-from factory.spec import DatasetRef, EntityDataset, Recipe, VariantRequest
+from factory.spec import DatasetRef, Recipe, VariantRequest
 
 PlaceOf = Callable[[VariantRequest, Holding, float], Place]
 """Called with a request, what it holds and the seconds that it is expected to take; tells its place in the queue."""
@@ -154,7 +154,7 @@ def _size(request: VariantRequest, looked: Looked, past: Sequence[PastMaking]) -
     """Return the size of a request's table: as its file tells, or that of the variant's last one."""
     named = [was for was in past if was.variant in _named(request, looked)]
     n_classes = named[0].traits.n_classes if named else 0
-    if looked.table is not None and not isinstance(request.dataset, EntityDataset):
+    if looked.table is not None and request.dataset.join is None:
         return Size(looked.table.n_rows, len(looked.features(request)), n_classes)
     if looked.table is not None and named:
         return Size(looked.table.n_rows, named[0].traits.n_columns, n_classes)
@@ -169,7 +169,7 @@ def _score(
     request: VariantRequest, recipe: Recipe, looked: Looked, past: Sequence[PastMaking]
 ) -> tuple[ExpectedScore | None, str]:
     # What a join adds to an entity table is not known, and so not what it is like.
-    table = None if isinstance(request.dataset, EntityDataset) else looked.table
+    table = None if request.dataset.join is not None else looked.table
     like = alike(past, table, features=looked.features(request), variants=_named(request, looked))
     asked_of = f"{counted(len(past), 'earlier request')} of the team for recipe {recipe.name!r}"
     if not like:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from serve.portal.documents import Datasets, DatasetView, RecipeForm, Recipes, Shares
+from serve.portal.documents import Datasets, DatasetView, RecipeForm, Recipes, RecipeVersions, Shares
+from serve.portal.pages.differences import changes
 from serve.portal.pages.forms import as_yaml, one, read_form
 from serve.portal.pages.inner import Query
 from serve.portal.pages.kit import SignedIn
@@ -24,9 +27,12 @@ async def show_recipes(visitor: SignedIn) -> Response:
 @router.get("/recipes/{name}")
 async def show_recipe(visitor: SignedIn, name: str) -> Response:
     """Show a recipe: what it is for, what it tries, what it costs, what a variant must prove."""
-    found = await visitor.api.get(f"{API}/recipes/{name}", RecipeForm)
+    found, earlier = await asyncio.gather(
+        visitor.api.get(f"{API}/recipes/{name}", RecipeForm),
+        visitor.api.get(f"{API}/recipes/{name.partition('@')[0]}/versions", RecipeVersions),
+    )
     document = found.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"digest_"})
-    return visitor.page("recipe.html", recipe=found.recipe, document=as_yaml(document))
+    return visitor.page("recipe.html", recipe=found.recipe, document=as_yaml(document), changes=changes(earlier.items))
 
 
 @router.get("/datasets")

@@ -25,7 +25,9 @@ from serve.portal.texts import read_yaml
 MOST_BYTES = 1_000_000
 MOST_FIELDS = 5_000
 """A form of a table with many columns has a type for each of them."""
-COLUMN_FIELDS = frozenset({"dataset.target", "dataset.weights", "validation.column", "segments.by"})
+COLUMN_FIELDS = frozenset(
+    {"dataset.target", "dataset.weights", "dataset.timestamp", "validation.column", "segments.by"}
+)
 COLUMNS_FIELDS = frozenset({"dataset.drop", "dataset.keep", "gates.slices"})
 """Fields that name columns of the data: one, or several."""
 _UNITS = {"_s": "s", "_gb": "GB", "_ms": "ms", "_mb": "MB", "percent": "%"}
@@ -264,6 +266,9 @@ def _drop_unused(document: dict[str, Any]) -> None:
         used = {"cross_validation": {"folds"}, "holdout": {"share"}, "time": {"column", "gap"}, "group": {"column"}}
         kept = {"kind", *used.get(str(validation.get("kind")), set())}
         document["validation"] = {name: value for name, value in validation.items() if name in kept}
+    dataset = document.get("dataset")
+    if isinstance(dataset, dict) and "feature_service" not in dataset:
+        dataset.pop("timestamp", None)
     deployment = document.get("deployment")
     if isinstance(deployment, dict) and deployment.get("as") != "canary":
         deployment.pop("percent", None)

@@ -95,7 +95,8 @@ def _data(version: ListedVariant, request: RequestRecord | None, words: Words) -
     upload = getattr(dataset, "upload", None)
     found = [_node(words("Data"), version.dataset_digest[:16], f"/datasets/{upload}" if upload else "")]
     if version.feature_service:
-        found.append(_node(words("Features"), version.feature_service))
+        place = f"/features/{quote(version.feature_service, safe='')}"
+        found.append(_node(words("Features"), version.feature_service, place))
     return found
 
 

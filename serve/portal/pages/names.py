@@ -113,6 +113,7 @@ MENU = (
     ("/deployments", _("Deployments")),
     ("/recipes", _("Recipes")),
     ("/datasets", _("Data")),
+    ("/features", _("Features")),
     ("/team", _("Team")),
 )
 """Pages of the menu: address and name."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pprint import pformat
 from secrets import token_hex
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
@@ -48,35 +49,54 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 
 @router.get("/new")
-async def show_data(visitor: SignedIn, team: str = "") -> Response:
+async def show_data(visitor: SignedIn, team: str = "", features: str = "") -> Response:
     """Show where the data of a new variant may come from."""
     owner = visitor.team or team
     if not owner:
         teams = await visitor.api.get(f"{API}/teams", Teams)
         return visitor.page("new_team.html", teams=[one for one in teams.items if one.archived_at is None])
-    datasets = await visitor.api.get(f"{API}/datasets", Datasets, {"team": owner, "limit": 12})
-    limit = visitor.request.app.state.portal.uploads.limit_bytes
-    return visitor.page("new.html", team=owner, datasets=datasets.items, limit=limit, error=None)
+    return await _data_page(visitor, {"team": owner, "features": features})
 
 
 @router.post("/new/upload")
-async def upload(visitor: SignedIn, request: Request, csrf: str = "", team: str = "") -> Response:
+async def upload(visitor: SignedIn, request: Request, csrf: str = "", team: str = "", features: str = "") -> Response:
     """Take a file from a browser that may not run the page's script."""
-    owner = visitor.team or team
+    carried = {"team": visitor.team or team, "features": features}
     try:
-        answer = await visitor.api.pass_on(f"{API}/datasets?team={owner}", request, csrf=csrf)
+        answer = await visitor.api.pass_on(f"{API}/datasets?team={carried['team']}", request, csrf=csrf)
     except Refused as refused:
-        datasets = await visitor.api.get(f"{API}/datasets", Datasets, {"team": owner, "limit": 12})
-        limit = request.app.state.portal.uploads.limit_bytes
-        values = {"team": owner, "datasets": datasets.items, "limit": limit, "error": refused.error}
-        return visitor.page("new.html", refused.status, **values)
-    digest = answer.read(DatasetView).dataset.digest
-    return RedirectResponse(f"/new/form?dataset={digest}&team={owner}", status_code=303)
+        return await _data_page(visitor, carried, refused)
+    query = {"dataset": answer.read(DatasetView).dataset.digest, **_given(carried)}
+    return RedirectResponse(f"/new/form?{urlencode(query)}", status_code=303)
+
+
+async def _data_page(visitor: Visitor, carried: dict[str, str], refused: Refused | None = None) -> Response:
+    """Return the page on which data are brought; what is carried goes on with whatever is chosen there."""
+    datasets = await visitor.api.get(f"{API}/datasets", Datasets, {"team": carried["team"], "limit": 12})
+    return visitor.page(
+        "new.html",
+        refused.status if refused else 200,
+        team=carried["team"],
+        carried=_given(carried),
+        datasets=datasets.items,
+        limit=visitor.request.app.state.portal.uploads.limit_bytes,
+        error=refused.error if refused else None,
+    )
+
+
+def _given(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}
 
 
 @router.get("/new/form")
 async def show_form(
-    visitor: SignedIn, request: Request, dataset: str = "", recipe: str = "", team: str = "", like: str = ""
+    visitor: SignedIn,
+    request: Request,
+    dataset: str = "",
+    recipe: str = "",
+    team: str = "",
+    like: str = "",
+    features: str = "",
 ) -> Response:
     """Show the form of a request: for an upload, or like an earlier request."""
     form: dict[str, list[str]] = {}
@@ -89,7 +109,10 @@ async def show_form(
     for name in ("name", "parent", "making", "dataset.target"):
         if given := request.query_params.get(name):
             form[name] = [given]
-    sheet = await _sheet(visitor, dataset=dataset, recipe=recipe, team=team, form=form, fresh=not form)
+    fresh = not form
+    if features:
+        form["dataset.feature_service"] = [features]
+    sheet = await _sheet(visitor, dataset=dataset, recipe=recipe, team=team, form=form, fresh=fresh)
     return visitor.page("new_form.html", **sheet, error=None, wrong={})
 
 
@@ -183,6 +206,8 @@ async def _sheet(
     if fresh and data is not None:
         form["dataset.target"] = [likely_target(columns)]
         form["name"] = [_name_of(data.dataset.name)]
+        moments = [column.name for column in data.preview.columns if column.type == "datetime"]
+        form["dataset.timestamp"] = moments[:1]
     made = await visitor.api.get(f"{API}/variants", Variants, {"limit": 200})
     return {
         "team": visitor.team or team,

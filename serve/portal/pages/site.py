@@ -8,13 +8,26 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serve.portal.documents import ErrorBody
-from serve.portal.pages import admin, assets, deployments, entry, files, home, orders, requests, teams, trying, variants
+from serve.portal.pages import (
+    admin,
+    assets,
+    deployments,
+    entry,
+    features,
+    files,
+    home,
+    orders,
+    requests,
+    teams,
+    trying,
+    variants,
+)
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import NotSignedIn, failed, is_page, on_not_signed_in, on_refused
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
-_PAGES = (files, entry, home, orders, requests, variants, trying, deployments, assets, teams, admin)
+_PAGES = (files, features, entry, home, orders, requests, variants, trying, deployments, assets, teams, admin)
 
 
 def add_pages(app: FastAPI) -> None:

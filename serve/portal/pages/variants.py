@@ -7,7 +7,6 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import ndiff
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -17,6 +16,7 @@ from factory.errors import NotFound
 from factory.ledger import AliasChange, RequestRecord
 from factory.operate.answers import ListedVariant
 from serve.portal.documents import Deployments, VariantName, Variants, VersionDetail
+from serve.portal.pages.differences import difference
 from serve.portal.pages.forms import asked_yaml, number, one, read_form
 from serve.portal.pages.kit import SignedIn
 from serve.portal.pages.lineage import graph
@@ -73,14 +73,13 @@ async def show_variant(visitor: SignedIn, name: str) -> Response:
 async def show_version(visitor: SignedIn, name: str, version: int) -> Response:
     """Show a version: its score, its lineage, what is in it, its card, and how to call it."""
     detail = await visitor.api.get(f"{API}/variants/{name}/versions/{version}", VersionDetail)
-    request, deployments, proposals, family, together = await asyncio.gather(
+    request, deployments, proposals, heirs, together = await asyncio.gather(
         visitor.api.find(f"{API}/requests/{detail.request_id}", RequestRecord),
         visitor.api.get(f"{API}/deployments", Deployments),
         visitor.api.get(f"{API}/proposals", Proposals, {"name": name, "state": "open"}),
-        visitor.api.get(f"{API}/variants/{name}", VariantName),
+        visitor.api.get(f"{API}/variants", Variants, {"parent": f"{name}/{version}", "sort": "created", "limit": 200}),
         visitor.api.get(f"{API}/variants", Variants, {"request_id": detail.request_id, "sort": "name", "limit": 200}),
     )
-    heirs = [one for one in family.versions if one.parent == f"{name}/{version}"]
     segments = [one for one in together.items if one.segment and not detail.segment]
     waiting = next((one for one in proposals.items if one.version == version), None)
     return visitor.page(
@@ -88,7 +87,7 @@ async def show_version(visitor: SignedIn, name: str, version: int) -> Response:
         version=detail,
         request=request,
         proposal=waiting,
-        lineage=graph(detail, request=request, heirs=heirs, segments=segments, words=visitor.words),
+        lineage=graph(detail, request=request, heirs=heirs.items, segments=segments, words=visitor.words),
         predictor=deployments.predictor,
         calls=calls(detail, deployments.predictor or "http://127.0.0.1:8000"),
         may_deploy=visitor.may_change("deploy", name.partition(".")[0]),
@@ -151,16 +150,6 @@ async def decide(visitor: SignedIn, request: Request, proposal_id: str, decision
 
 def _asked(record: RequestRecord | None) -> str:
     return asked_yaml(record.request) if record else ""
-
-
-def difference(before: str, after: str) -> list[tuple[str, str]]:
-    """Return the lines of two texts, each with ``-``, ``+`` or a blank.
-
-    >>> difference("a\\nb", "a\\nc")
-    [(' ', 'a'), ('-', 'b'), ('+', 'c')]
-    """
-    lines = ndiff(before.splitlines(), after.splitlines())
-    return [(line[0], line[2:]) for line in lines if line[0] != "?"]
 
 
 @dataclass(frozen=True)

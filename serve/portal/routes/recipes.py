@@ -10,11 +10,12 @@ from starlette.responses import Response
 
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
 from factory.operate.publishing import publish, withdraw
+from factory.operate.recipe_history import history
 from factory.search.plan import family, load_recipe, recipe_files
 from factory.spec import NAME, Recipe, VariantRequest
 from serve.portal.bodies import Incoming, pointing, strict_problems
 from serve.portal.context import Here, Portal
-from serve.portal.documents import BrokenRecipe, RecipeForm, Recipes, RecipeView
+from serve.portal.documents import BrokenRecipe, RecipeForm, Recipes, RecipeVersions, RecipeView
 from serve.portal.identity import Publisher, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IfMatch, matching, reply, tag
@@ -51,6 +52,12 @@ def show_recipe(portal: Here, caller: Reader, name: Name) -> Response:  # noqa: 
     }
     form = RecipeForm(recipe=_view(recipe), request_schema=request_schema(recipe), family_spaces=spaces)
     return reply(form, headers={"etag": tag(recipe.digest)})
+
+
+@router.get("/{name}/versions", response_model=RecipeVersions, responses=refusals(404))
+def list_recipe_versions(portal: Here, caller: Reader, name: Name) -> Response:  # noqa: ARG001
+    """List what a recipe was before: each version that was published, the newest first."""
+    return reply(RecipeVersions(items=history(name, ledger=portal.ledger, settings=portal.settings)))
 
 
 @router.put(

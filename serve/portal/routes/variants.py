@@ -48,6 +48,8 @@ class VariantFilters(Document):
     state: Literal["registered", "rejected"] | None = Field(None, description="What their gate said.")
     like: str | None = Field(None, max_length=100, description="With this in their name.")
     alias: ALIAS | None = Field(None, description="That this alias points at now.")
+    feature_service: str | None = Field(None, max_length=200, description="Whose features it was trained with.")
+    parent: str | None = Field(None, max_length=200, description="Made from this version, as growth.churn/3.")
     sort: Literal["created", "-created", "name", "-name"] = "-created"
     cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
     limit: int = Field(50, ge=1, le=200)

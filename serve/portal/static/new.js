@@ -55,7 +55,7 @@ function send(form, file) {
     try { answer = JSON.parse(call.responseText); } catch { /* told below */ }
     if (call.status === 401) location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`);
     else if (call.status >= 400) stop([answer.error?.message, answer.error?.hint].filter(Boolean).join(" ") || form.dataset.stopped);
-    else location.assign(`/new/form?${new URLSearchParams({ dataset: answer.dataset.digest, team })}`);
+    else location.assign(`/new/form?${new URLSearchParams(`${form.dataset.carried}&dataset=${answer.dataset.digest}`)}`);
   };
   call.send(file);
 }
