@@ -93,10 +93,8 @@ async def measured(
         ledger = stack.enter_context(Ledger.open(url))
         store(ledger, n_stored)
         cluster = await stack.enter_async_context(idle_cluster())
-        running = await stack.enter_async_context(portal(home, url, cluster))
-        teams = [
-            await stack.enter_async_context(caller(ledger, running.address, f"team{n:02d}")) for n in range(N_TEAMS)
-        ]
+        address = (await stack.enter_async_context(portal(home, url, cluster))).address
+        teams = [await stack.enter_async_context(caller(ledger, address, f"team{n:02d}")) for n in range(N_TEAMS)]
         orders = [order(team, await team.upload()) for team in teams]
         await submissions(teams, orders, a_second=a_second, for_s=WARM_S)  # imports, connections, statements
         submitted = await submissions(teams, orders, a_second=a_second, for_s=for_s)

@@ -23,13 +23,13 @@ class RecipeVersion(Document):
     """A recipe as it was at a time.
 
     Attributes:
-        digest: Of its content.
+        digest_: Of its content.
         published: When; None of one that comes with FACTORY_RECIPES.
         document: What it says, without what is usual.
         current: Whether requests are made by it now.
     """
 
-    digest: str
+    digest_: str = Field(alias="digest", description="Of its content.")
     published: datetime | None = None
     document: dict[str, JsonValue] = Field(description="What it says, without what is usual.")
     current: bool = False

@@ -26,6 +26,7 @@ from serve.portal.openapi import described
 from serve.portal.pages.site import add_pages, shown
 from serve.portal.replies import on_disk, on_fault, on_http, on_invalid
 from serve.portal.routes import (
+    cluster,
     datasets,
     deployments,
     features,
@@ -57,6 +58,7 @@ _NOUNS = (
     teams,
     tokens,
     sharing,
+    cluster,
     sign_in,
 )
 

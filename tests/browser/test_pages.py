@@ -55,18 +55,20 @@ def test_pages_keep_their_own_policy(locale: str, filled: Filled, make_tab: Make
 
 SHIFTS = """
 window.shifts = [];
-new PerformanceObserver((list) => window.shifts.push(...list.getEntries())).observe({type: "layout-shift", buffered: true});
+const observer = new PerformanceObserver((list) => window.shifts.push(...list.getEntries()));
+observer.observe({type: "layout-shift", buffered: true});
 """
 WEIGHED = """() => {
   const [page] = performance.getEntriesByType("navigation");
   const loaded = performance.getEntriesByType("resource").map((one) => [new URL(one.name).pathname, one.transferSize]);
+  const blocks = (script) => !script.defer && !script.async && script.type !== "module";
   const moved = window.shifts.filter((one) => !one.hadRecentInput && one.startTime > page.loadEventEnd);
   return {
     page: page.transferSize,
     loaded,
     moved: moved.reduce((sum, one) => sum + one.value, 0),
     charts: document.querySelectorAll(".chart").length,
-    blocking: [...document.querySelectorAll("script[src]")].filter((one) => !one.defer && !one.async && one.type !== "module").length,
+    blocking: [...document.querySelectorAll("script[src]")].filter(blocks).length,
   };
 }"""
 
@@ -109,6 +111,17 @@ def test_trials_come_in_while_one_looks(filled: Filled, make_tab: MakeTab) -> No
     tab.go(filled.pages["request-running"])
     tab.page.locator("#scores .main-svg").first.wait_for()
     assert tab.page.locator("#n-trials").inner_text() == "9"
+
+
+def test_a_row_of_the_queue_is_dragged_to_another_priority(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go("/queue")
+    row = tab.page.locator("tr[draggable]", has_text="growth.waiting")
+    row.drag_to(tab.page.locator("tbody[data-priority=low]"))
+    tab.page.locator("tbody[data-priority=low]", has_text="growth.waiting").wait_for()
+    assert "Its priority is changed." in tab.page.locator("#notices").inner_text()
+    assert tab.complaints == []
 
 
 # --- bad input --------------------------------------------------------------------
@@ -168,6 +181,21 @@ def test_a_session_that_ended_comes_back_to_where_it_was(filled: Filled, make_ta
     tab.page.locator("button.big").click()
     tab.page.wait_for_url("**/new/form**")
     assert tab.page.locator("#f-name").input_value() == "kept-name"
+
+
+def test_from_a_file_to_an_order_it_takes_four_clicks(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.go("/sign-in")
+    tab.page.locator("#token").fill(filled.token)
+    tab.page.locator("button.big").click()
+    tab.page.get_by_role("link", name="New variant").first.click()
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.locator("#drop").click()
+    chooser.value.set_files({"name": "Four clicks.csv", "mimeType": "text/csv", "buffer": GOOD})
+    tab.page.wait_for_url("**/new/form**")
+    tab.page.get_by_role("button", name="Order this variant").click()
+    tab.page.wait_for_url("**/requests/r-*")
+    assert tab.heading == "growth.four-clicks"
 
 
 def test_a_double_click_orders_once(filled: Filled, make_tab: MakeTab) -> None:

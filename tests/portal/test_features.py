@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -34,7 +33,7 @@ def service(name: str, **changes: object) -> ServiceEntry:
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Settings]]:
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Each look at a store of two services; it takes Feast seconds, and these tests are not about it."""
     made: list[Settings] = []
 
@@ -43,7 +42,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Settings]]:
         return (service("country_v1"), service("shop_v1", description=SCRIPT, owner="sales", views=()))
 
     monkeypatch.setattr(catalogue, "catalogue", look)
-    yield made
+    return made
 
 
 def test_services_are_listed_and_looked_at_once_a_minute(

@@ -28,6 +28,21 @@ def test_the_queue_shows_what_waits_by_priority_and_an_admin_changes_it(world: W
     assert world.ledger.verify_events(second) is None
 
 
+def test_the_queue_shows_who_holds_what_of_the_cluster(world: World) -> None:
+    ours, theirs = world.submitted(), world.submitted("risk")
+    for one, cpus in ((ours, 1), (theirs, 2)):
+        world.ledger.admit(one, cpus=cpus, memory_gb=4)
+    found = world("growth/read").get("/cluster").json()
+    assert found["answers"]
+    assert found["held"] == {"cpus": 3, "gpus": 0, "memory_gb": 8}
+    assert [(one["team"], one["held"]["cpus"]) for one in found["teams"]] == [("growth", 1)]
+    assert [one["team"] for one in world("operator").get("/cluster").json()["teams"]] == ["growth", "risk"]
+    assert ", 1 by your team" in Visitor(world).signed_in().get("/queue").text
+    assert "/team?name=risk" in Visitor(world).signed_in("operator").get("/queue").text
+    quiet = Visitor(world).signed_in("risk/submit").get("/queue").text
+    assert "/team?name=" not in quiet.split("<main")[1]
+
+
 def test_who_is_no_admin_sees_the_queue_and_changes_nothing(world: World) -> None:
     request_id = world.submitted()
     visitor = Visitor(world).signed_in()

@@ -14,6 +14,7 @@ from serve.portal.pages.forms import Form, number, one, read_form
 from serve.portal.pages.inner import Query
 from serve.portal.pages.kit import SignedIn
 from serve.portal.routes import API
+from serve.portal.routes.cluster import Cluster
 
 router = APIRouter(include_in_schema=False)
 
@@ -28,12 +29,14 @@ QUOTAS = ("cpus", "gpus", "memory_gb", "requests", "trial_seconds_month", "weigh
 async def show_queue(visitor: SignedIn, team: str = "") -> Response:
     """Show what is worked on, and what waits in the order in which it came, by priority."""
     query: Query = {"team": team, "sort": "created", "limit": 200, "shared": False}
-    running, waiting = await asyncio.gather(
+    cluster, running, waiting = await asyncio.gather(
+        visitor.api.get(f"{API}/cluster", Cluster),
         visitor.api.get(f"{API}/requests", Requests, {**query, "state": [str(s) for s in WORKED_ON]}),
         visitor.api.get(f"{API}/requests", Requests, {**query, "state": [str(s) for s in WAITING]}),
     )
     return visitor.page(
         "queue.html",
+        cluster=cluster,
         running=running.items,
         waiting=by_priority(waiting.items),
         more=waiting.next is not None,
