@@ -98,6 +98,9 @@ class Settings(BaseSettings):
         "default: people are only in the teams that they were added to.",
     )
     requests_a_minute: int = Field(600, ge=1, description="Calls of the API that a token may make in a minute.")
+    predictions_a_minute: int = Field(
+        60_000, ge=1, description="Calls that a token may make of one replica of the predictor in a minute."
+    )
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
     serve_max_ongoing: int = Field(64, ge=1, description="Requests that one replica answers at a time; then 503.")

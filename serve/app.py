@@ -2,8 +2,7 @@
 
 It is plain ASGI, since a web framework would cost more than a prediction does.
 Ray Serve runs it in each replica (``replica.py``); a test drives it in-process.
-It asks nobody for a token: until teams and tokens come, the predictor listens
-on the loopback address only.
+Whatever names a variant asks for a token (``doors.py``); health does not.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from factory.variants.bundle import Bundle
 from factory.variants.explain import explain
 from serve import invocations, open_inference
 from serve.call import Call, Message, Receive, Send
+from serve.doors import Doors
 from serve.errors import (
     DeadlineExceeded,
     MethodNotAllowed,
@@ -100,6 +100,7 @@ class Predictor:
             for name, threads in (("ledger", 2), ("load", 2), ("features", 4), ("predict", 2), ("explain", 1))
         }
         self._table = VariantTable(catalogue, self._pools["ledger"])
+        self._doors = Doors(catalogue, self._pools["ledger"], a_minute=limits.a_minute)
         self._cache = BundleCache(load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -288,6 +289,7 @@ class Predictor:
             self._ongoing -= 1
 
     async def _resolve(self, call: Call, values: dict[str, str]) -> Variant:
+        await self._doors.admit(call.header("authorization"), values["name"].partition("@")[0])
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self._table.resolve(reference)
         call.answer_headers["x-variant"] = f"{variant.name}/{variant.version}"

@@ -18,6 +18,7 @@ class Limits:
         deadline_s: Seconds until a request is answered, with an error if need be.
         bundles: Bundles in memory at most; small ones take more memory than their files, so MB alone are no bound.
         bundles_mb: MB of bundles in memory at most.
+        a_minute: Calls that a token may make in a minute.
     """
 
     rows: int
@@ -26,6 +27,7 @@ class Limits:
     deadline_s: float = 30.0
     bundles: int = 64
     bundles_mb: float = 2048.0
+    a_minute: float = 60_000.0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -36,4 +38,5 @@ class Limits:
             ongoing=settings.serve_max_ongoing,
             deadline_s=settings.serve_deadline_s,
             bundles_mb=settings.serve_cache_mb,
+            a_minute=settings.predictions_a_minute,
         )

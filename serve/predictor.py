@@ -2,8 +2,7 @@
 
 One ingress deployment holds the variants itself: every further hop would cost
 6 ms (docs/decisions).  Without ``RAY_ADDRESS`` a small Ray is started for it on
-this machine.  It listens on the loopback address, since teams and tokens, and
-with them authentication, do not exist yet.
+this machine.  It listens on the loopback address.
 """
 
 from __future__ import annotations

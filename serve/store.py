@@ -8,35 +8,27 @@ wait, and the least recently used go when there are too many.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, get_args
+from typing import Generic, Protocol, TypeVar, get_args
 
-from factory.errors import Detail, NotFound, StorageFault, listing, suggest
+from factory.errors import Detail, NotFound, listing, suggest
 from factory.ledger import Deployment
 from factory.spec import ALIAS, Variant
+from serve.doors import Keys
+from serve.remembered import MAX_AGE_S, Flights, Remembered, in_thread
 
 logger = logging.getLogger(__name__)
 
-MAX_AGE_S = 1.0
-"""How long the ledger's answer is kept; a promotion is followed within this time."""
-_MOST_NAMES = 10_000
-"""Answers kept; each is about 2 kB."""
 
-
-class Catalogue(Protocol):
+class Catalogue(Keys, Protocol):
     """What of the ledger is read here."""
 
     def alias(self, name: str, alias: str) -> int | None:
         """Return the version that an alias points at."""
-
-    def variant(self, name: str, version: int) -> Variant:
-        """Return one version, or raise NotFound that names what there is."""
 
     def variants(self, name: str | None = None) -> list[Variant]:
         """Return the versions of a name."""
@@ -86,14 +78,12 @@ class Reference:
 
 
 class VariantTable:
-    """Reference → variant, as the ledger has it, at most :data:`MAX_AGE_S` old."""
+    """Reference → variant, as the ledger had it a moment ago."""
 
     def __init__(self, catalogue: Catalogue, executor: Executor, *, max_age_s: float = MAX_AGE_S) -> None:
         self._catalogue = catalogue
         self._executor = executor
-        self._max_age_s = max_age_s
-        self._known: OrderedDict[Reference, tuple[Variant, float]] = OrderedDict()
-        self._flights: Flights[Reference, Variant] = Flights()
+        self._known: Remembered[Reference, Variant] = Remembered(executor, max_age_s=max_age_s)
 
     async def resolve(self, reference: Reference) -> Variant:
         """Return the variant that a reference means now.
@@ -102,28 +92,12 @@ class VariantTable:
             NotFound: there is no such name, alias or version; the nearest are named.
             StorageFault: the ledger cannot be read, and nothing was known before.
         """
-        known = self._known.get(reference)
-        if known is not None and time.monotonic() - known[1] < self._max_age_s:
-            return known[0]
-        try:
-            variant = await self._flights.join(reference, lambda: _in(self._executor, self._read, reference))
-        except NotFound:
-            self._known.pop(reference, None)
-            raise
-        except StorageFault:
-            if known is None:
-                raise
-            logger.warning("the ledger cannot be read; %s stays %s", reference, known[0].version, exc_info=True)
-            variant = known[0]
-        self._known[reference] = (variant, time.monotonic())
-        self._known.move_to_end(reference)
-        if len(self._known) > _MOST_NAMES:
-            self._known.popitem(last=False)
-        return variant
+        return await self._known.get(reference, lambda: self._read(reference))
 
     async def versions(self, name: str) -> list[int]:
         """Return the versions of a name, the oldest first."""
-        return [variant.version for variant in await _in(self._executor, self._catalogue.variants, name)]
+        found = await in_thread(self._executor, lambda: self._catalogue.variants(name))
+        return [variant.version for variant in found]
 
     def _read(self, reference: Reference) -> Variant:
         version = reference.version
@@ -151,32 +125,6 @@ class Sized(Protocol):
 
 
 L = TypeVar("L", bound=Sized)
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Flights(Generic[K, V]):
-    """One call at a time for each key; whoever comes while it runs waits for the same result."""
-
-    def __init__(self) -> None:
-        self._running: dict[K, asyncio.Task[V]] = {}
-
-    async def join(self, key: K, start: Callable[[], Coroutine[Any, Any, V]]) -> V:
-        """Return the result of the running call, or of a new one.
-
-        A caller who gives up does not stop the call, since others may wait for it.
-        """
-        task = self._running.get(key)
-        if task is None:
-            task = self._running[key] = asyncio.create_task(start())
-            task.add_done_callback(lambda done: self._end(key, done))
-        return await asyncio.shield(task)
-
-    def _end(self, key: K, task: asyncio.Task[V]) -> None:
-        self._running.pop(key, None)
-        if not task.cancelled():
-            # Marks the error as seen, since every waiter may have given up.
-            task.exception()
 
 
 class BundleCache(Generic[L]):
@@ -216,7 +164,7 @@ class BundleCache(Generic[L]):
 
     async def _fetch(self, variant: Variant) -> L:
         """Load and keep a variant, also where everybody who waited has given up."""
-        loaded = await _in(self._executor, self._load, variant)
+        loaded = await in_thread(self._executor, lambda: self._load(variant))
         self._loaded[variant.name, variant.version] = loaded
         self._shrink()
         return loaded
@@ -225,10 +173,3 @@ class BundleCache(Generic[L]):
         while len(self._loaded) > 1 and (len(self._loaded) > self._most or self.size_mb > self._most_mb):
             (name, version), _ = self._loaded.popitem(last=False)
             logger.info("unloaded %s/%d", name, version)
-
-
-A = TypeVar("A")
-
-
-async def _in(executor: Executor, call: Callable[[A], V], argument: A) -> V:
-    return await asyncio.get_running_loop().run_in_executor(executor, call, argument)

@@ -80,7 +80,13 @@ class Backend(Protocol):
 
     def tokens(self, *, team: str | None = None, revoked: bool = False) -> Sequence[TokenRecord]: ...
     def issue_token(
-        self, name: str, *, team: str | None, scopes: Sequence[Scope], expires: datetime | None = None
+        self,
+        name: str,
+        *,
+        team: str | None,
+        scopes: Sequence[Scope],
+        expires: datetime | None = None,
+        variants: str | None = None,
     ) -> IssuedToken: ...
     def rotate_token(self, token_id: str, *, expires: datetime | None = None) -> IssuedToken: ...
     def revoke_token(self, token_id: str) -> TokenRecord: ...

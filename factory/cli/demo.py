@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from factory.cli._console import ProgressLine, exit_code, leaderboard, out, outcome, table
+from factory.cli._first_token import first_token
 from factory.data.feature_store import apply
 from factory.data.features import materialize
 from factory.data.tables import write_table
@@ -57,15 +58,16 @@ def demo(
         predictor = start_predictor(settings)
         try:
             out.print(f"The predictor answers at {predictor.url}")
+            token = first_token(ledger, by="factory demo") or ""
             for made in (tumour, life):
                 ledger.reach(made.request_id, RequestState.SERVING, f"Served at {predictor.url}.")
-            _call(f"{predictor.url}/variants/{tumour.variants[0].name}/invocations", {"dataframe_records": [row]})
             countries = [{"country": name} for name in ("Chile", "Germany", "Kenya")]
-            _call(f"{predictor.url}/variants/{life.variants[0].name}/invocations", {"entities": countries})
+            for made, body in ((tumour, {"dataframe_records": [row]}), (life, {"entities": countries})):
+                _call(f"{predictor.url}/variants/{made.variants[0].name}/invocations", body, token)
         finally:
             if not keep:
                 stop_predictor(settings)
-    _next_steps(settings, keep=keep)
+    _next_steps(settings, keep=keep, token=token)
 
 
 def _fresh(root: Path) -> None:
@@ -133,8 +135,9 @@ def _order(document: dict[str, object], settings: Settings, ledger: Ledger) -> O
     return result
 
 
-def _call(url: str, body: dict[str, object]) -> None:
-    answer = httpx.post(url, json=body, timeout=CLIENT_S, trust_env=False)
+def _call(url: str, body: dict[str, object], token: str) -> None:
+    headers = {"authorization": f"Bearer {token}"}
+    answer = httpx.post(url, json=body, headers=headers, timeout=CLIENT_S, trust_env=False)
     if answer.status_code != httpx.codes.OK:
         raise ServiceFault(f"{url} answered {answer.status_code}: {answer.text[:300]}", hint="See the predictor's log.")
     shown = str(body) if len(str(body)) < 120 else str(body)[:117] + "..."
@@ -146,10 +149,12 @@ def _title(text: str) -> None:
     out.print(f"\n[bold]{text}[/bold]\n")
 
 
-def _next_steps(settings: Settings, *, keep: bool) -> None:
+def _next_steps(settings: Settings, *, keep: bool, token: str) -> None:
     _title("Next")
     home = f"FACTORY_HOME={settings.root}"
     out.print(f"  {home} factory variants list", markup=False)
     out.print(f"  {home} factory variants show clinic.tumour", markup=False)
+    if keep:
+        out.print(f"  export FACTORY_TOKEN={token}   # its admin token, shown only now", markup=False)
     out.print(f"  {home} factory deployments {'stop' if keep else 'start --port 8000'}", markup=False)
     out.print("  factory fit --train YOUR.csv --target COLUMN --budget 60s", markup=False)

@@ -8,6 +8,7 @@ import typer
 
 from factory.cli._backend import Local, opened
 from factory.cli._console import Json, opened_ledger, out, plain, print_json, table
+from factory.cli._first_token import first_token
 from factory.operate.deployments import start_predictor, stop_predictor
 from factory.spec import DeploymentWish, RequestState
 
@@ -50,16 +51,19 @@ def start(
     """Start the predictor and wait until it answers."""
     with opened_ledger() as (ledger, settings):
         running = start_predictor(settings, port=port)
+        token = first_token(ledger, by="factory deployments start")
         for deployment in ledger.deployments():
             made_by = ledger.request(ledger.variant(deployment.name, deployment.version).request_id)
             if made_by.state is RequestState.REGISTERED:
                 ledger.reach(made_by.id, RequestState.SERVING, f"Served at {running.url}/variants/{deployment.name}.")
     if json:
-        print_json({**plain({"url": running.url, "pid": running.pid, "log": running.log})})
+        print_json({**plain({"url": running.url, "pid": running.pid, "log": running.log}), "token": token})
         return
     out.print(f"The predictor answers at {running.url} (pid {running.pid}, log {running.log}).")
     stop_by = "factory down" if running.of_stack else "factory deployments stop"
-    out.print(f"Next: curl -s {running.url}/v2/models/NAME   {stop_by}")
+    if token is not None:
+        out.print(f"Admin token, shown only now: {token}")
+    out.print(f'Next: curl -s -H "Authorization: Bearer $FACTORY_TOKEN" {running.url}/v2/models/NAME   {stop_by}')
 
 
 @PLUGIN.command()

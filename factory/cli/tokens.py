@@ -27,6 +27,9 @@ def create(
     team: Annotated[str | None, typer.Option(help="Whose it is.")] = None,
     operator: Annotated[bool, typer.Option("--operator", help="Of no team: it sees all of them.")] = False,
     expires: Annotated[str, typer.Option(help="As 12h, 90d, 2027-01-31, or never.")] = "90d",
+    variants: Annotated[
+        str | None, typer.Option(help="With --scope predict alone: only variants like this, as 'growth.churn*'.")
+    ] = None,
     json: Json = False,
     local: Local = False,
 ) -> None:
@@ -39,7 +42,7 @@ def create(
         )
     until = _moment(expires)
     with opened(local) as factory:
-        issued = factory.issue_token(name, team=team, scopes=known_scopes(scope), expires=until)
+        issued = factory.issue_token(name, team=team, scopes=known_scopes(scope), expires=until, variants=variants)
     _show(issued, json)
 
 
@@ -61,7 +64,7 @@ def list_tokens(
             t.id,
             t.name,
             t.team or "(all teams)",
-            ", ".join(t.scopes),
+            ", ".join(t.scopes) + (f" {t.variants}" if t.variants else ""),
             f"{t.created:%Y-%m-%d}",
             f"{t.expires:%Y-%m-%d %H:%M}" if t.expires else "never",
             f"{t.last_used:%Y-%m-%d %H:%M}" if t.last_used else "",

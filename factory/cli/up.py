@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from factory.cli._console import Json, err, out, print_json, table
+from factory.cli._first_token import first_token
 from factory.ledger import Ledger
 from factory.operate.stack import control
 from factory.operate.stack.records import ServiceState, now
 from factory.operate.stack.services import declared
 from factory.settings import Settings, load_settings
-from factory.spec import Actor
 
 PLUGIN = typer.Typer()
 
@@ -60,8 +60,7 @@ def _tell(service: ServiceState) -> None:
 def _first_token(settings: Settings) -> str | None:
     """Return an operator's token where the ledger has no token at all."""
     with Ledger.open(settings.ledger) as ledger:
-        issued = ledger.bootstrap_token(by=Actor(who="factory up"))
-    return issued.secret if issued is not None else None
+        return first_token(ledger, by="factory up")
 
 
 def _keep(token: str | None, root: Path) -> str:

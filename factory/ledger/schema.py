@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from factory.ledger.moments import UtcDateTime
 
-HEAD = "0004"
+HEAD = "0005"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -250,6 +250,7 @@ tokens = Table(
     Column("revoked_at", UtcDateTime),
     Column("rotated_to", String(32), ForeignKey("tokens.id")),
     Column("request_id", String(64), ForeignKey("requests.id")),
+    Column("variants", String(200)),
     UniqueConstraint("digest"),
     Index(None, "team"),
     Index(None, "request_id"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ PREFIX = "mvf_"
 
 _RANDOM_BYTES = 32
 _SECRET_MOST = 128
+_PATTERN = re.compile(r"[a-z0-9_.*-]{1,200}")
 _USED_EVERY = timedelta(minutes=1)
 _WITH_TEAM = select(schema.tokens, schema.teams.c.archived_at).join_from(
     schema.tokens, schema.teams, schema.tokens.c.team == schema.teams.c.name, isouter=True
@@ -75,6 +77,7 @@ class Tokens(Teams):
         scopes: Iterable[Scope],
         expires: datetime | None = None,
         request_id: str | None = None,
+        variants: str | None = None,
         by: Actor,
     ) -> IssuedToken:
         """Make a token.
@@ -85,6 +88,8 @@ class Tokens(Teams):
             scopes: What it may do.
             expires: From when it is refused; never where not given.
             request_id: For a job's own token: the request that it is good for. It ends with the job's attempt.
+            variants: Pattern of the variants that it may call, as ``growth.churn*``; with the scope predict alone,
+                since nothing else is bounded by it.
             by: Who makes it.
 
         Raises:
@@ -97,7 +102,16 @@ class Tokens(Teams):
                 raise Conflict(f"Team {team} is archived.", hint="An archived team gets no tokens.")
             if request_id is not None:
                 _require_request(connection, request_id)
-            return _issue(connection, name, team=team, scopes=scopes, expires=expires, request_id=request_id, by=by)
+            return _issue(
+                connection,
+                name,
+                team=team,
+                scopes=scopes,
+                expires=expires,
+                request_id=request_id,
+                variants=variants,
+                by=by,
+            )
 
     def bootstrap_token(self, *, by: Actor) -> IssuedToken | None:
         """Make an operator's token with all scopes where there is no token at all; None where there is one."""
@@ -145,6 +159,7 @@ class Tokens(Teams):
                 scopes=old.scopes,
                 expires=expires,
                 request_id=old.request_id,
+                variants=old.variants,
                 by=by,
             )
             _revoke(connection, old, by=by, rotated_to=issued.record.id)
@@ -215,6 +230,7 @@ def _holder(row: Row[Any] | None) -> Principal | Refusal:
         scopes=frozenset(row.scopes),
         token_id=row.id,
         request_id=row.request_id,
+        variants=row.variants,
     )
 
 
@@ -226,9 +242,13 @@ def _issue(
     scopes: Iterable[Scope],
     expires: datetime | None = None,
     request_id: str | None = None,
+    variants: str | None = None,
     by: Actor,
 ) -> IssuedToken:
     moment = now()
+    allowed = checked_scopes(scopes)
+    if variants is not None:
+        _require_pattern(variants, allowed)
     if expires is not None and (expires.tzinfo is None or expires <= moment):
         raise InvalidRequest(
             f"expires: {expires.isoformat()} is not a moment to come, with its time zone.",
@@ -240,14 +260,15 @@ def _issue(
         id=f"t-{secrets.token_hex(6)}",
         name=bounded("name", name, 64),
         team=team,
-        scopes=checked_scopes(scopes),
+        scopes=allowed,
         created=moment,
         created_by=by.who,
         expires=expires,
         request_id=request_id,
+        variants=variants,
     )
     connection.execute(insert(schema.tokens).values(record.model_dump() | {"digest": digest_of(secret)}))
-    detail = record.model_dump(include={"name", "scopes", "expires", "request_id"})
+    detail = record.model_dump(include={"name", "scopes", "expires", "request_id", "variants"})
     append_audit(connection, "token.issue", record.id, by=by, team=team, detail=detail)
     return IssuedToken(secret, record)
 
@@ -273,6 +294,21 @@ def locked_token(connection: Connection, token_id: str) -> TokenRecord:
             details=[Detail("token", "is revoked")],
         )
     return _record(row)
+
+
+def _require_pattern(variants: str, scopes: tuple[Scope, ...]) -> None:
+    if scopes != ("predict",):
+        raise InvalidRequest(
+            "variants: only a token with the scope predict, and no other, is bounded to some variants.",
+            hint="Give it the scope predict alone, or leave the pattern out.",
+            details=[Detail("variants", f"scopes are {', '.join(scopes)}")],
+        )
+    if not _PATTERN.fullmatch(variants):
+        raise InvalidRequest(
+            f"variants: {variants[:80]!r} is no pattern of names.",
+            hint="Write small letters, digits, '.', '-' and '_', with '*' for anything: growth.churn*.",
+            details=[Detail("variants", f"received {variants[:80]!r}")],
+        )
 
 
 def _require_request(connection: Connection, request_id: str) -> None:

@@ -293,10 +293,18 @@ class InProcess:
         return self.ledger.tokens(team=team, revoked=revoked)
 
     def issue_token(
-        self, name: str, *, team: str | None, scopes: Sequence[Scope], expires: datetime | None = None
+        self,
+        name: str,
+        *,
+        team: str | None,
+        scopes: Sequence[Scope],
+        expires: datetime | None = None,
+        variants: str | None = None,
     ) -> IssuedToken:
         """Make a token; its secret is in the answer and nowhere else."""
-        return self.ledger.issue_token(name, team=team, scopes=scopes, expires=expires, by=self.actor)
+        return self.ledger.issue_token(
+            name, team=team, scopes=scopes, expires=expires, variants=variants, by=self.actor
+        )
 
     def rotate_token(self, token_id: str, *, expires: datetime | None = None) -> IssuedToken:
         """Make a token in place of another one, which is refused from now on."""

@@ -102,7 +102,13 @@ class TeamCalls(Calls):
         return self._items(TokenRecord, "tokens", query={"team": team, "revoked": revoked})
 
     def issue_token(
-        self, name: str, *, team: str | None, scopes: Sequence[Scope], expires: datetime | None = None
+        self,
+        name: str,
+        *,
+        team: str | None,
+        scopes: Sequence[Scope],
+        expires: datetime | None = None,
+        variants: str | None = None,
     ) -> IssuedToken:
         """Make a token; its secret is in the answer and nowhere else.
 
@@ -111,8 +117,9 @@ class TeamCalls(Calls):
             team: Whose it is; None makes an operator's, which sees all teams.
             scopes: What it may do.
             expires: From when it is refused, with its time zone; never where not given.
+            variants: Pattern of the variants that it may call, as ``growth.churn*``; with the scope predict alone.
         """
-        body: dict[str, object] = {"name": name, "scopes": list(scopes)}
+        body: dict[str, object] = {"name": name, "scopes": list(scopes), "variants": variants}
         body |= {"expires": None if expires is None else expires.isoformat()}
         body |= {"all_teams": True} if team is None else {"team": team}
         return self._issued(self._json(self._call("POST", "tokens", body=body)))

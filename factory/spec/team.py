@@ -9,9 +9,10 @@ from pydantic import Field
 
 from factory.spec.document import NAME, Document
 
-Scope = Literal["read", "submit", "deploy", "publish", "admin"]
+Scope = Literal["read", "predict", "submit", "deploy", "publish", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""read looks; submit orders and cancels; deploy promotes and routes; publish puts recipes; admin is all of these."""
+"""read looks, and calls variants; predict only calls them; submit orders and cancels; deploy promotes and routes;
+publish puts recipes; admin is all of these."""
 
 PersonText = Annotated[str, Field(min_length=1, max_length=255)]
 
@@ -94,6 +95,7 @@ class TokenRecord(Document):
         team: Whose it is; None for operators, who see all teams.
         request_id: Of a job's own token, which is good for this request only.
         rotated_to: Id of the token that replaced it.
+        variants: Pattern of the names of variants that it may call, with the scope predict; all of them if None.
     """
 
     id: str
@@ -107,6 +109,7 @@ class TokenRecord(Document):
     revoked_at: datetime | None = None
     rotated_to: str | None = None
     request_id: str | None = None
+    variants: str | None = None
 
 
 class Actor(Document):
@@ -124,6 +127,7 @@ class Principal(Document):
         team: The one team whose things it sees; None sees all teams.
         token_id: Of the token it came with.
         request_id: The one request that it may act for, with a job's token.
+        variants: Pattern of the names of variants that it may call; all of its team's if None.
     """
 
     name: PersonText
@@ -131,6 +135,7 @@ class Principal(Document):
     scopes: frozenset[Scope]
     token_id: str | None = None
     request_id: str | None = None
+    variants: str | None = None
 
     def may(self, scope: Scope) -> bool:
         """Whether it has a scope; ``admin`` implies all of them.

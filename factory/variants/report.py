@@ -309,6 +309,7 @@ def _call(card: Card) -> dict[str, str]:
         "command line": f"factory predict {name} --data rows.parquet",
         "HTTP": (
             f"curl -X POST $PREDICTOR/variants/{name}/invocations \\\n"
+            '  -H "Authorization: Bearer $FACTORY_TOKEN" \\\n'
             f"  -H 'Content-Type: application/json' \\\n  -d '{quoted}'"
         ),
         "Python": (

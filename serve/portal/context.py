@@ -24,15 +24,16 @@ from factory.ledger import Ledger
 from factory.operate.jobs import Jobs
 from factory.operate.outlook import Outlook
 from factory.settings import Settings
+from serve.buckets import Buckets, KnownSecrets
 from serve.errors import Overloaded
 from serve.portal.browser import Cookies
 from serve.portal.catalogue import Catalogue
 from serve.portal.documents import Readiness
 from serve.portal.feed import Feed
-from serve.portal.limits import Buckets, KnownSecrets
 from serve.portal.metrics import Metrics
 from serve.portal.oidc import Provider
 from serve.portal.tails import Tails
+from serve.portal.trying import OwnToken
 
 PATIENCE_S = 2.0
 """For which a call waits for the ledger; then it is answered 503, and its sender comes again."""
@@ -80,6 +81,7 @@ class Portal:
         self.outlook = Outlook(lambda: self.ledger, self.jobs)
         self.feed = Feed(lambda: self.ledger)
         self.features = Catalogue(self.settings)
+        self.own_token = OwnToken(lambda: self.ledger)
         self.tails = Tails()
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)

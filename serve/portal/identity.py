@@ -16,7 +16,7 @@ from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBea
 
 from factory.errors import Detail, NotFound
 from factory.ledger import Refusal, RequestRecord, SignedIn
-from factory.spec import Actor, Principal, Scope
+from factory.spec import SCOPES, Actor, Principal, Scope
 from serve.errors import Forbidden, TooManyRequests, Unauthorized
 from serve.portal.browser import SECURE_SESSION, require_csrf
 from serve.portal.context import Here, Networks, Portal
@@ -27,7 +27,7 @@ bearer = HTTPBearer(
     auto_error=False,
     scheme_name="token",
     bearerFormat="mvf_…",
-    description="A token of a team, or of an operator (all teams); scopes: read, submit, deploy, publish, admin.",
+    description=f"A token of a team, or of an operator (all teams); scopes: {', '.join(SCOPES)}.",
 )
 
 cookie = APIKeyCookie(

@@ -44,6 +44,12 @@ class NewToken(Document):
     scopes: tuple[Scope, ...] = Field(min_length=1)
     expires: Moment | None = Field(None, description="From when it is refused, with a time zone; never if empty.")
     all_teams: bool = Field(False, description="An operator's token, which sees all teams.")
+    variants: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Pattern of the variants that it may call, as growth.churn*; with the scope predict alone.",
+    )
 
 
 class Rotation(Document):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -9,9 +12,10 @@ import httpx
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from factory.errors import Detail, FactoryError, ServiceFault
+from factory.ledger import IssuedToken, Ledger
 from factory.operate.deployments import running_predictor
 from factory.settings import Settings
-from factory.spec import Document, Variant
+from factory.spec import Actor, Document, Variant
 from serve.errors import STATUS
 from serve.portal.documents import ErrorBody
 
@@ -19,6 +23,8 @@ M = TypeVar("M", bound=BaseModel)
 
 MOST_ROWS = 100
 """More are predicted through the predictor itself, or as a file."""
+OWN_TOKEN = timedelta(hours=1)
+"""For which a token of the portal's own is good."""
 _BEYOND_S = 2.0
 """For which the predictor's answer is waited for beyond its own deadline."""
 _KINDS = {kind.code: kind for kind in STATUS if STATUS[kind] < 500}
@@ -56,7 +62,35 @@ class Predictions(Document):
     explanation: Explanation | None = None
 
 
-def tried(variant: Variant, wish: Rows, *, settings: Settings) -> Predictions:
+class OwnToken:
+    """A token of the portal's own, by which it calls the predictor for whoever the API has let in; safe to share.
+
+    Args:
+        ledger: Returns the state.
+    """
+
+    def __init__(self, ledger: Callable[[], Ledger]) -> None:
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._issued: IssuedToken | None = None
+
+    def secret(self) -> str:
+        """Return its secret; another one is made when the hour is nearly over.
+
+        Raises:
+            StorageFault: the ledger cannot be written.
+        """
+        with self._lock:
+            moment = datetime.now(UTC)
+            known = self._issued.record.expires if self._issued is not None else None
+            if self._issued is None or known is None or known < moment + OWN_TOKEN / 6:
+                self._issued = self._ledger().issue_token(
+                    "portal", team=None, scopes=("predict",), expires=moment + OWN_TOKEN, by=Actor(who="portal")
+                )
+            return self._issued.secret
+
+
+def tried(variant: Variant, wish: Rows, *, settings: Settings, token: OwnToken) -> Predictions:
     """Return what a version predicts.
 
     Raises:
@@ -68,7 +102,9 @@ def tried(variant: Variant, wish: Rows, *, settings: Settings) -> Predictions:
         raise ServiceFault("No predictor runs here, so nothing can be tried.", hint="`factory up` starts one.")
     place = f"{running.url}/variants/{quote(variant.name, safe='')}/versions/{variant.version}"
     body = {"dataframe_records": list(wish.rows)}
-    with httpx.Client(trust_env=False, timeout=settings.serve_deadline_s + _BEYOND_S) as client:
+    headers = {"authorization": f"Bearer {token.secret()}"}
+    patience_s = settings.serve_deadline_s + _BEYOND_S
+    with httpx.Client(trust_env=False, timeout=patience_s, headers=headers) as client:
         found = _asked(client, f"{place}/invocations", body, Predictions)
         if not wish.explain:
             return found

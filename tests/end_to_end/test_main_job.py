@@ -69,10 +69,15 @@ class Served:
     job: Job
     url: str
     pid: int
+    headers: dict[str, str]
+
+    @property
+    def how(self) -> dict[str, Any]:
+        return {"headers": self.headers, "timeout": 60, "trust_env": False}
 
     def predict(self, name: str, body: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
         """Return what ``X-Variant`` says and the predictions."""
-        answer = httpx.post(f"{self.url}/variants/{name}/invocations", json=body, timeout=60, trust_env=False)
+        answer = httpx.post(f"{self.url}/variants/{name}/invocations", json=body, **self.how)
         assert answer.status_code == 200, answer.text
         return answer.headers["X-Variant"], answer.json()["predictions"]
 
@@ -152,7 +157,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def served(job: Job) -> Iterator[Served]:
     started = job.run("deployments", "start", "--port", "0")
     try:
-        yield Served(job, started["url"], started["pid"])
+        assert started["token"], "the first start of all shows the first token"
+        yield Served(job, started["url"], started["pid"], {"authorization": f"Bearer {started['token']}"})
     finally:
         run_quietly(job.settings.root, "deployments", "stop")
 
@@ -260,7 +266,7 @@ def test_the_open_inference_protocol_answers_the_same(served: Served) -> None:
     tensors = [
         {"name": name, "shape": [len(rows)], "datatype": "FP64", "data": rows[name].tolist()} for name in rows.columns
     ]
-    answer = httpx.post(f"{served.url}/v2/models/{TUMOUR}/infer", json={"inputs": tensors}, timeout=60, trust_env=False)
+    answer = httpx.post(f"{served.url}/v2/models/{TUMOUR}/infer", json={"inputs": tensors}, **served.how)
     assert answer.status_code == 200, answer.text
     assert answer.headers["X-Variant"] == f"{TUMOUR}/1"
     outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
@@ -270,7 +276,7 @@ def test_the_open_inference_protocol_answers_the_same(served: Served) -> None:
         for name in rows.columns:
             inputs.append(triton.InferInput(name, [len(rows)], "FP64"))
             inputs[-1].set_data_from_numpy(rows[name].to_numpy())
-        got = client.infer(TUMOUR, inputs, model_version="1")
+        got = client.infer(TUMOUR, inputs, model_version="1", headers=served.headers)
     columns = {name: got.as_numpy(name) for name in outputs}
     columns["prediction"] = np.array([value.decode() for value in columns["prediction"]])
     assert_same(pd.DataFrame(columns), pd.DataFrame(expected))

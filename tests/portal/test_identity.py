@@ -10,9 +10,9 @@ from factory.ledger.moments import now
 from factory.settings import Settings
 from factory.spec import SCOPES, Actor
 from factory.testing.jobs import FakeJobs
+from serve.buckets import REMEMBERED, Buckets, KnownSecrets
 from serve.portal.app import create_app
 from serve.portal.context import FAILED_SIGN_INS
-from serve.portal.limits import REMEMBERED, Buckets, KnownSecrets
 from tests.answers import error_of
 from tests.portal.conftest import Client, MakeWorld, World, fields_of
 

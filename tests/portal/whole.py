@@ -134,23 +134,31 @@ class Whole:
     def predict(self) -> int:
         """Ask a variant that is in memory."""
         body = {"dataframe_records": [self.row]}
-        return Caller(self.predictor).post(f"/variants/{NAME}/versions/1/invocations", json=body).status_code
+        return (
+            Caller(self.predictor, self.world.secrets["growth/predict"])
+            .post(f"/variants/{NAME}/versions/1/invocations", json=body)
+            .status_code
+        )
 
     def first_call(self) -> int:
         """Ask a variant that nobody has asked before."""
-        kept = dict(self.predictor._cache._loaded), dict(self.predictor._table._known)
+        kept = dict(self.predictor._cache._loaded), dict(self.predictor._table._known._known)
         self.predictor._cache._loaded.clear()
-        self.predictor._table._known.clear()
+        self.predictor._table._known._known.clear()
         try:
             return self.predict()
         finally:
             self.predictor._cache._loaded.update(kept[0])
-            self.predictor._table._known.update(kept[1])
+            self.predictor._table._known._known.update(kept[1])
 
     def by_entities(self) -> int:
         """Ask for a prediction with features from the online store."""
         body = {"entities": [{"country": "Peru", "continent": "Americas"}]}
-        return Caller(self.predictor).post(f"/variants/{NAME}/versions/1/invocations", json=body).status_code
+        return (
+            Caller(self.predictor, self.world.secrets["growth/predict"])
+            .post(f"/variants/{NAME}/versions/1/invocations", json=body)
+            .status_code
+        )
 
     # --- what works by itself ---------------------------------------------------------
 

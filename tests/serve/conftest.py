@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from factory.families.base import Family, FitContext, Sample, Shape
 from factory.ledger import Ledger
 from factory.plugins import load as load_plugin
 from factory.settings import Settings
-from factory.spec import DeploymentWish, FileDataset, Task, Variant, VariantRequest
+from factory.spec import Actor, DeploymentWish, FileDataset, Task, Variant, VariantRequest
 from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
@@ -30,6 +31,7 @@ from serve.limits import Limits
 from serve.loaded import Loaded
 from tests.serving import NoFeatures
 
+SETUP = Actor(who="setup")
 SERVICE = "country_v1"
 TIMESTAMP = "event_timestamp"
 """Of the example's features and entities."""
@@ -114,6 +116,11 @@ class Shelf:
     folder: Path
     ledger: Ledger
 
+    @cached_property
+    def secret(self) -> str:
+        """Of a token that may call every variant."""
+        return self.ledger.issue_token("tests", team=None, scopes=["predict"], by=SETUP).secret
+
     def put(self, name: str, bundle: Bundle, *, champion: bool = True) -> Variant:
         request_id = self.ledger.create_request(order(name)).id
         version = len(self.ledger.variants(name)) + 1
@@ -138,11 +145,14 @@ class Caller:
     """Calls an application as an HTTP client would."""
 
     app: Predictor
+    secret: str | None
 
     def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
+        headers = {"authorization": f"Bearer {self.secret}"} if self.secret else {}
+
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
                 return await client.request(method, url, **arguments)
 
         return asyncio.run(send())
@@ -195,7 +205,7 @@ def make_caller() -> MakePredictor:
             limits=Limits(**({"rows": 50, "body_mb": 0.1} | limits)),
             warm_up=warm_up,
         )
-        return Caller(app)
+        return Caller(app, shelf.secret)
 
     return make
 

@@ -16,9 +16,11 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from factory.errors import Conflict
+from factory.ledger import Ledger
 from factory.operate.deployments import MARK, RunningPredictor, running_predictor, start_predictor, stop_predictor
 from factory.settings import Settings
 from factory.variants.bundle import Bundle
+from tests.serve.conftest import SETUP
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +33,7 @@ class Running:
     settings: Settings
     predictor: RunningPredictor
     client: httpx.Client
+    secret: str
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,13 @@ def running(registered_home: Settings) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
+        with Ledger.open(registered_home.ledger) as ledger:
+            secret = ledger.issue_token("tests", team="growth", scopes=["predict"], by=SETUP).secret
         predictor = start_predictor(registered_home)
         try:
-            with httpx.Client(base_url=predictor.url, timeout=60, trust_env=False) as client:
-                yield Running(registered_home, predictor, client)
+            headers = {"authorization": f"Bearer {secret}"}
+            with httpx.Client(base_url=predictor.url, timeout=60, trust_env=False, headers=headers) as client:
+                yield Running(registered_home, predictor, client, secret)
         finally:
             stop_predictor(registered_home)
 
@@ -78,11 +84,13 @@ def test_tritonclient_works_untouched(running, churn):
     with triton.InferenceServerClient(running.predictor.url.removeprefix("http://")) as client:
         assert client.is_server_live()
         assert client.is_server_ready()
-        assert client.is_model_ready("growth.churn")
-        assert client.is_model_ready("growth.churn", "1")
-        assert not client.is_model_ready("growth.chrun")
+        held = {"headers": {"authorization": f"Bearer {running.secret}"}}
+        assert client.is_model_ready("growth.churn", **held)
+        assert client.is_model_ready("growth.churn", "1", **held)
+        assert not client.is_model_ready("growth.chrun", **held)
+        assert not client.is_model_ready("growth.churn")
         assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
-        assert client.get_model_metadata("growth.churn", "1")["versions"] == ["1"]
+        assert client.get_model_metadata("growth.churn", "1", **held)["versions"] == ["1"]
         inputs = []
         for name, values, datatype in (
             ("age", np.array([41], dtype=np.int64), "INT64"),
@@ -94,17 +102,20 @@ def test_tritonclient_works_untouched(running, churn):
             inputs.append(triton.InferInput(name, [1], datatype))
             inputs[-1].set_data_from_numpy(values)
         expected = probabilities(churn)
-        answer = client.infer("growth.churn", inputs)
+        answer = client.infer("growth.churn", inputs, **held)
         assert answer.as_numpy("prediction").tolist() == [str(expected["prediction"]).encode()]
         assert answer.as_numpy("probability_yes").tolist() == [expected["probability_yes"]]
         for tensor, values in ((inputs[0], [41]), (inputs[1], [52_000.5])):
             tensor.set_data_from_numpy(np.array(values, dtype=type(values[0])), binary_data=False)
         wanted = [triton.InferRequestedOutput("probability_no", binary_data=False)]
-        plain = client.infer("growth.churn", inputs, model_version="1", outputs=wanted)
+        plain = client.infer("growth.churn", inputs, model_version="1", outputs=wanted, **held)
         assert plain.as_numpy("probability_no").tolist() == [expected["probability_no"]]
         with pytest.raises(InferenceServerException, match=r"Did you mean 'growth\.churn'") as error:
-            client.infer("growth.chrun", inputs)
+            client.infer("growth.chrun", inputs, **held)
         assert error.value.status() == "404"
+        with pytest.raises(InferenceServerException, match="No token was sent") as error:
+            client.infer("growth.churn", inputs)
+        assert error.value.status() == "401"
 
 
 @pytest.mark.parametrize(

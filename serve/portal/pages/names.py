@@ -73,6 +73,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "scope": {
         "read": _("look"),
+        "predict": _("call variants"),
         "submit": _("order"),
         "deploy": _("promote and route"),
         "publish": _("publish recipes"),

@@ -202,15 +202,20 @@ def calls(version: VersionDetail, predictor: str) -> tuple[tuple[str, str], ...]
     row = {column.name: samples.get(column.type, "...") for column in version.columns[:40]}
     url = f"{predictor}/variants/{version.name}/invocations"
     body = json.dumps({"dataframe_records": [row]}, ensure_ascii=False)
-    curl = f"curl {url} \\\n  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+    curl = (
+        f'curl {url} \\\n  -H "Authorization: Bearer $FACTORY_TOKEN" \\\n'
+        f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+    )
     python = (
-        f"import requests\n\nrows = [{row!r}]\n"
-        f"answer = requests.post({url!r}, json={{'dataframe_records': rows}}, timeout=30)\n"
+        "import os\n\nimport requests\n\n"
+        "headers = {'Authorization': f'Bearer {os.environ[\"FACTORY_TOKEN\"]}'}\n"
+        f"rows = [{row!r}]\n"
+        f"answer = requests.post({url!r}, json={{'dataframe_records': rows}}, headers=headers, timeout=30)\n"
         "print(answer.json()['predictions'])"
     )
     script = (
         f"const rows = [{json.dumps(row, ensure_ascii=False)}];\nconst answer = await fetch({json.dumps(url)}, {{\n"
-        '  method: "POST",\n  headers: {"Content-Type": "application/json"},\n'
+        '  method: "POST",\n  headers: {"Content-Type": "application/json", Authorization: `Bearer ${token}`},\n'
         "  body: JSON.stringify({dataframe_records: rows}),\n});\nconsole.log((await answer.json()).predictions);"
     )
     return (("curl", curl), ("Python", python), ("JavaScript", script))

@@ -77,7 +77,12 @@ def create_token(portal: Here, caller: Admin, body: Incoming) -> Response:
         )
     with about(wish):
         issued = portal.ledger.issue_token(
-            wish.name, team=team, scopes=wish.scopes, expires=wish.expires, by=caller.actor
+            wish.name,
+            team=team,
+            scopes=wish.scopes,
+            expires=wish.expires,
+            variants=wish.variants,
+            by=caller.actor,
         )
     location = {"location": f"{API}/tokens/{issued.record.id}"}
     return reply(NewSecret(secret=issued.secret, token=issued.record), 201, location)

@@ -115,7 +115,7 @@ def try_version(portal: Here, caller: Reader, name: Name, version: Version, body
     wish = body.read(Rows, what="rows")
     variant = portal.ledger.variant(name, version, seen_by=caller.team)
     with portal.trying():
-        return reply(tried(variant, wish, settings=portal.settings))
+        return reply(tried(variant, wish, settings=portal.settings, token=portal.own_token))
 
 
 @router.post(

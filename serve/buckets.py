@@ -65,15 +65,16 @@ class KnownSecrets:
     def add(self, secret: str) -> None:
         """Remember one."""
         with self._lock:
-            self._digests[_digest(secret)] = None
-            self._digests.move_to_end(_digest(secret))
+            self._digests[digest_of(secret)] = None
+            self._digests.move_to_end(digest_of(secret))
             if len(self._digests) > REMEMBERED:
                 self._digests.popitem(last=False)
 
     def __contains__(self, secret: str) -> bool:
         with self._lock:
-            return _digest(secret) in self._digests
+            return digest_of(secret) in self._digests
 
 
-def _digest(secret: str) -> bytes:
+def digest_of(secret: str) -> bytes:
+    """Return what is kept of a secret in memory."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,117 @@
+"""Who may call the predictor: tokens with their scope, their team and the variants that they are good for.
+
+The check is in the replica, since its port is open beside the proxy's.  The
+ledger is asked about a token once a second at most, so that a revocation counts
+within a second; while it cannot be read, what was good a moment ago stays good
+for a quarter of an hour, as the variants in memory do.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from fnmatch import fnmatchcase
+from typing import Protocol
+
+from factory.errors import Detail, NotFound
+from factory.ledger import Refusal, ShareKind
+from factory.spec import Principal, Variant
+from serve.buckets import Buckets, digest_of
+from serve.errors import Forbidden, TooManyRequests, Unauthorized
+from serve.remembered import Remembered
+
+WITHOUT_LEDGER_S = 900.0
+_HINT = "Send the header 'Authorization: Bearer <token>'; `factory tokens create NAME --scope predict` makes one."
+
+
+class Keys(Protocol):
+    """What of the ledger is read here."""
+
+    def authenticate(self, secret: str) -> Principal | Refusal:
+        """Return who comes with a secret, or why it opens nothing."""
+
+    def may_see(self, kind: ShareKind, subject: str, team: str) -> bool:
+        """Return whether something is a team's own or shared with it."""
+
+    def variant(self, name: str, version: int, *, seen_by: str | None = None) -> Variant:
+        """Return one version, or raise NotFound that names what that team sees."""
+
+
+class Doors:
+    """Lets callers in, or says why not.
+
+    Args:
+        keys: The ledger.
+        executor: Where it is read.
+        a_minute: Predictions that a token may ask for in a minute.
+    """
+
+    def __init__(self, keys: Keys, executor: Executor, *, a_minute: float) -> None:
+        self._keys = keys
+        self._buckets = Buckets(a_minute)
+        self._a_minute = a_minute
+        self._holders: Remembered[bytes, Principal | Refusal] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
+        self._seen: Remembered[tuple[str, str], bool] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
+
+    async def admit(self, authorization: str, name: str) -> Principal:
+        """Return who calls, if it may call a variant.
+
+        Args:
+            authorization: The header of that name.
+            name: Of the variant.
+
+        Raises:
+            Unauthorized: nobody known is calling.
+            Forbidden: the token is not for predictions, or not for this variant.
+            TooManyRequests: it asks for more than it may.
+            NotFound: the variant is another team's, or does not exist.
+            StorageFault: the ledger cannot be read, and the token was not known before.
+        """
+        kind, _, secret = authorization.partition(" ")
+        secret = secret.strip()
+        if kind.lower() != "bearer" or not secret:
+            raise Unauthorized("No token was sent.", hint=_HINT)
+        holder = await self._holders.get(digest_of(secret), lambda: self._keys.authenticate(secret))
+        if isinstance(holder, Refusal):
+            raise Unauthorized(holder.value, hint=_HINT)
+        _require_use(holder, name)
+        if wait_s := self._buckets.take(holder.token_id or holder.name):
+            raise TooManyRequests.wait(
+                wait_s,
+                f"This is more than {self._a_minute:,.0f} calls a minute.",
+                hint="Wait as long as Retry-After says, or send several rows at once.",
+            )
+        team = holder.team
+        if team is not None and not await self._seen.get((team, name), lambda: self._sees(team, name)):
+            # A name of another team is answered as one that does not exist.
+            raise NotFound(
+                f"There is no variant {name[:130]!r}.",
+                hint="`factory variants list` shows those that your team sees.",
+                details=[Detail("name", f"{name[:130]!r} is not known")],
+            )
+        return holder
+
+    def _sees(self, team: str, name: str) -> bool:
+        if self._keys.may_see("variant", name, team):
+            return True
+        self._keys.variant(name, 1, seen_by=team)  # which says what there is that is called nearly so
+        return False
+
+
+def _require_use(holder: Principal, name: str) -> None:
+    """Refuse a token that is for something else.
+
+    Raises:
+        Forbidden: it is.
+    """
+    if holder.request_id is not None or not (holder.may("predict") or holder.may("read")):
+        raise Forbidden(
+            "This token is not for predictions.",
+            hint="Use one with the scope predict, or read.",
+            details=[Detail("scope", "predict")],
+        )
+    if holder.variants is not None and not fnmatchcase(name, holder.variants):
+        raise Forbidden(
+            f"This token is for variants like {holder.variants!r} only.",
+            hint="Use another token, or call one of these.",
+            details=[Detail("name", f"{name[:130]!r} is not like {holder.variants!r}")],
+        )
