@@ -26,7 +26,9 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from bench.record import WORK, clean_environment, factory_command, save
 from bench.sampler import busy_s
+from factory.ledger import Ledger
 from factory.settings import Settings
+from factory.spec import Actor
 from factory.variants.manifest import read_manifest
 from factory.variants.registry import Registry
 from serve.app import Predictor
@@ -51,7 +53,9 @@ def main() -> int:
     settings = Settings(home=home)
     registry = Registry(settings)
     members = {name: _members(registry, name) for name in TABLES}
-    timed = asyncio.run(_measure(build(settings), made, calls=chosen.calls))
+    with Ledger.open(settings.ledger) as ledger:
+        token = ledger.issue_token("bench", team=None, scopes=("predict",), by=Actor(who="bench")).secret
+    timed = asyncio.run(_measure(build(settings), made, token, calls=chosen.calls))
     rows = [{**row, "members": members[row["data"]]} for row in timed]
     columns = {
         "data": "variant of",
@@ -91,7 +95,9 @@ def _make(name: str, home: Path, *, budget_s: int) -> pd.DataFrame:
     return frame.drop(columns="target")
 
 
-async def _measure(predictor: Predictor, made: list[tuple[str, pd.DataFrame]], *, calls: int) -> list[dict[str, Any]]:
+async def _measure(
+    predictor: Predictor, made: list[tuple[str, pd.DataFrame]], token: str, *, calls: int
+) -> list[dict[str, Any]]:
     rows = []
     for name, frame in made:
         bodies = [json.dumps({"dataframe_split": _split(frame.iloc[[i]])}).encode() for i in range(len(frame))]
@@ -100,7 +106,7 @@ async def _measure(predictor: Predictor, made: list[tuple[str, pd.DataFrame]], *
         begun, others = time.perf_counter(), busy_s() - time.process_time()
         for i in range(-WARM_UP, calls):
             started = time.perf_counter()
-            headers = await _post(predictor, path, bodies[i % len(bodies)])
+            headers = await _post(predictor, path, bodies[i % len(bodies)], token)
             if i >= 0:
                 total[i] = (time.perf_counter() - started) * 1e3
                 predict[i] = _predict_ms(headers)
@@ -126,7 +132,7 @@ def _split(row: pd.DataFrame) -> dict[str, Any]:
     return {"columns": list(row.columns), "data": row.to_numpy().tolist()}
 
 
-async def _post(predictor: Predictor, path: str, body: bytes) -> dict[str, str]:
+async def _post(predictor: Predictor, path: str, body: bytes, token: str) -> dict[str, str]:
     """Call the application as an ASGI server does; return the answer's headers."""
     sent: list[MutableMapping[str, Any]] = []
 
@@ -136,7 +142,11 @@ async def _post(predictor: Predictor, path: str, body: bytes) -> dict[str, str]:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"authorization", f"Bearer {token}".encode()),
+    ]
     await predictor({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
     if sent[0]["status"] != 200:
         raise RuntimeError(f"{path} answered {sent[0]['status']}: {sent[1]['body'].decode()}")

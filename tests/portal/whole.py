@@ -160,6 +160,10 @@ class Whole:
             .status_code
         )
 
+    def _predicted(self, body: dict[str, Any]) -> int:
+        caller = Caller(self.predictor, self.world.secrets["growth/predict"])
+        return caller.post(f"/variants/{NAME}/versions/1/invocations", json=body).status_code
+
     # --- what works by itself ---------------------------------------------------------
 
     def controls(self) -> str:

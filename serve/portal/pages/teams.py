@@ -42,6 +42,7 @@ async def make_token(visitor: SignedIn, request: Request, name: str) -> Response
         "name": one(form, "name"),
         "team": name,
         "scopes": form.get("scopes", []),
+        "variants": one(form, "variants") or None,
         "expires": (datetime.now(UTC) + timedelta(days=min(days, DAYS[-1]))).isoformat(),
     }
     answer = await visitor.api.send("POST", f"{API}/tokens", document, csrf=one(form, "csrf"))
