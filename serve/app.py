@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -31,15 +30,16 @@ from serve.errors import (
     DeadlineExceeded,
     MethodNotAllowed,
     Overloaded,
-    SlowRequest,
     UnsupportedMedia,
     answer,
 )
 from serve.explanations import LIMIT_S, format_explanation
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
-from serve.limits import Limits
+from serve.limits import Limits, Places
 from serve.loaded import Loaded
+from serve.release import release
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
+from serve.traffic import KEY_HEADER, Choice, Routes, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,10 @@ _OIP_TEXT_CLIENTS = (b"gevent-http-client",)
 """tritonclient's HTTP client puts ``error`` into a sentence and fails with a TypeError on our object."""
 
 
+class Ledger(Catalogue, Routes, Protocol):
+    """What of the ledger the predictor reads and changes."""
+
+
 class Columns(Protocol):
     """Reads online features; see :class:`serve.online.FeatureReaders`."""
 
@@ -64,6 +68,25 @@ class Columns(Protocol):
 
     def warm_up(self, service: str) -> None:
         """Make ready for a feature service."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call that was read.
+
+    Attributes:
+        reference: What it names.
+        variant: The version that this means, beside which there may be a canary.
+        payload: The rows.
+        body: As it was sent.
+        small: Whether it is answered in the event loop, by a variant that is fast.
+    """
+
+    reference: Reference
+    variant: Variant
+    payload: Payload
+    body: bytes
+    small: bool
 
 
 Handler = Callable[["Predictor", Call, dict[str, str]], Awaitable[bytes]]
@@ -82,7 +105,7 @@ class Predictor:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalogue: Ledger,
         *,
         load: Callable[[Variant], Loaded],
         features: Columns,
@@ -93,13 +116,14 @@ class Predictor:
         self._features = features
         self._limits = limits
         self._warm_up = warm_up
-        self._ongoing = 0
+        self._places = Places(limits)
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {
             name: ThreadPoolExecutor(threads, thread_name_prefix=name)
             for name, threads in (("ledger", 2), ("load", 2), ("features", 4), ("predict", 2), ("explain", 1))
         }
         self._table = VariantTable(catalogue, self._pools["ledger"])
+        self._traffic = Traffic(catalogue, self._table, self._pools["ledger"])
         self._doors = Doors(catalogue, self._pools["ledger"], a_minute=limits.a_minute)
         self._cache = BundleCache(load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb)
 
@@ -188,37 +212,43 @@ class Predictor:
 
     async def server(self, _call: Call, _values: dict[str, str]) -> bytes:
         """``GET /v2``: server metadata."""
-        return to_json({"name": "model-variant-factory", "version": _version(), "extensions": ["binary_tensor_data"]})
+        return to_json({"name": "model-variant-factory", "version": release(), "extensions": ["binary_tensor_data"]})
 
     async def model(self, call: Call, values: dict[str, str]) -> bytes:
         """``GET /v2/models/{name}[/versions/{n}]``: model metadata."""
-        async with self._bounded(call):
-            loaded = await self._cache.get(await self._resolve(call, values))
+        async with self._places.take(call):
+            loaded = await self._cache.get((await self._resolve(call, values))[1])
             name = loaded.variant.name
             versions = await self._table.versions(name)
             return to_json(open_inference.metadata(loaded.bundle, name=name, versions=versions))
 
     async def model_ready(self, call: Call, values: dict[str, str]) -> bytes:
         """``GET /v2/models/{name}[/versions/{n}]/ready``: it is loaded, so the next prediction does not wait."""
-        async with self._bounded(call):
-            loaded = await self._cache.get(await self._resolve(call, values))
+        async with self._places.take(call):
+            loaded = await self._cache.get((await self._resolve(call, values))[1])
             return to_json({"name": loaded.variant.name, "ready": True})
 
     async def invoke(self, call: Call, values: dict[str, str]) -> bytes:
         """``POST /variants/{name}[/versions/{n}]/invocations``."""
-        async with self._bounded(call):
-            payload, loaded, small = await self._read(call, values)
-            inline = small and loaded.row_ms < INLINE_MS
-            columns = await self._columns(call, payload, loaded)
-            raw, ms = await self._run(inline, lambda: _predict(columns, loaded.bundle))
-            call.add_timing("predict", ms)
-            return await self._run(inline, lambda: invocations.format_predictions(raw, loaded.bundle))
+        async with self._places.take(call):
+            asked = await self._read(call, values)
+
+            async def predicted(variant: Variant) -> tuple[bytes, float]:
+                loaded = await self._loaded(call, variant)
+                inline = asked.small and loaded.row_ms < INLINE_MS
+                columns = await self._columns(call, asked.payload, loaded)
+                raw, ms = await self._run(inline, lambda: _predict(columns, loaded.bundle))
+                call.add_timing("predict", ms)
+                return await self._run(inline, lambda: invocations.format_predictions(raw, loaded.bundle)), ms
+
+            return await self._traffic.answered(await self._choose(call, asked), predicted)
 
     async def explain(self, call: Call, values: dict[str, str]) -> bytes:
         """``POST /variants/{name}[/versions/{n}]/explain``: takes what ``/invocations`` takes."""
-        async with self._bounded(call):
-            payload, loaded, _ = await self._read(call, values)
-            columns = await self._columns(call, payload, loaded)
+        async with self._places.take(call):
+            asked = await self._read(call, values)
+            loaded = await self._loaded(call, asked.variant)
+            columns = await self._columns(call, asked.payload, loaded)
             started = time.perf_counter()
             answer_body = await self._in("explain", lambda: _explain(columns, loaded.bundle))
             call.add_timing("explain", (time.perf_counter() - started) * 1e3)
@@ -226,8 +256,8 @@ class Predictor:
 
     async def infer(self, call: Call, values: dict[str, str]) -> bytes:
         """``POST /v2/models/{name}[/versions/{n}]/infer``."""
-        async with self._bounded(call):
-            variant = await self._resolve(call, values)
+        async with self._places.take(call):
+            reference, variant = await self._resolve(call, values)
             kind = invocations.media_type(call.header("content-type"))
             header_length = call.header(open_inference.BINARY_HEADER) or None
             if kind not in invocations.JSON_TYPES | {"application/octet-stream"}:
@@ -240,17 +270,19 @@ class Predictor:
             small = len(body) <= INLINE_BYTES
             request = await self._run(small, lambda: open_inference.parse(body, header_length=header_length))
             check_rows(request.payload, max_rows=self._limits.rows)
-            loaded = await self._cache.get(variant)
-            inline = small and loaded.row_ms < INLINE_MS
-            payload = open_inference.resolve_matrix(request.payload, loaded.bundle)
-            raw, ms = await self._run(inline, lambda: _predict(payload, loaded.bundle))
-            call.add_timing("predict", ms)
-            answer_body, length = await self._run(
-                inline,
-                lambda: open_inference.format_answer(
-                    raw, loaded.bundle, name=variant.name, version=variant.version, request=request
-                ),
-            )
+            asked = Asked(reference, variant, request.payload, body, small)
+
+            async def inferred(chosen: Variant) -> tuple[tuple[bytes, int | None], float]:
+                loaded = await self._loaded(call, chosen)
+                inline = small and loaded.row_ms < INLINE_MS
+                payload = open_inference.resolve_matrix(request.payload, loaded.bundle)
+                raw, ms = await self._run(inline, lambda: _predict(payload, loaded.bundle))
+                call.add_timing("predict", ms)
+                name, version = chosen.name, chosen.version
+                form = partial(open_inference.format_answer, raw, loaded.bundle, name=name, version=version)
+                return await self._run(inline, lambda: form(request=request)), ms
+
+            answer_body, length = await self._traffic.answered(await self._choose(call, asked), inferred)
             if length is not None:
                 call.answer_headers[open_inference.BINARY_HEADER] = str(length)
                 call.answer_headers["content-type"] = "application/octet-stream"
@@ -258,51 +290,30 @@ class Predictor:
 
     # --- steps -------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _bounded(self, call: Call) -> AsyncIterator[None]:
-        """Take one of the places, and end the request at its deadline.
-
-        Raises:
-            Overloaded: all places are taken.
-            SlowRequest: the body did not arrive in time.
-            DeadlineExceeded: the answer was not ready in time.
-        """
-        limits = self._limits
-        if self._ongoing >= limits.ongoing:
-            raise Overloaded(
-                f"{self._ongoing} requests are being answered; no more are taken.", hint="Try again in a moment."
-            )
-        self._ongoing += 1
-        try:
-            async with asyncio.timeout(limits.deadline_s):
-                yield
-        except TimeoutError as error:
-            if call.reading:
-                raise SlowRequest(
-                    f"The body did not arrive within {limits.deadline_s:g} s.", hint="Send it faster, or send less."
-                ) from error
-            raise DeadlineExceeded(
-                f"The answer was not ready within {limits.deadline_s:g} s.",
-                hint="Send fewer rows, or try again: a variant that is being loaded stays in memory.",
-            ) from error
-        finally:
-            self._ongoing -= 1
-
-    async def _resolve(self, call: Call, values: dict[str, str]) -> Variant:
+    async def _resolve(self, call: Call, values: dict[str, str]) -> tuple[Reference, Variant]:
+        """Return what a caller who may has named, and the version that it means."""
         await self._doors.admit(call.header("authorization"), values["name"].partition("@")[0])
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self._table.resolve(reference)
-        call.answer_headers["x-variant"] = f"{variant.name}/{variant.version}"
-        return variant
+        _tell(call, variant)
+        return reference, variant
 
-    async def _read(self, call: Call, values: dict[str, str]) -> tuple[Payload, Loaded, bool]:
-        """Read a body of ``/invocations``; return it, who is to answer it, and whether it is small."""
-        variant = await self._resolve(call, values)
+    async def _read(self, call: Call, values: dict[str, str]) -> Asked:
+        """Read a body of ``/invocations``."""
+        reference, variant = await self._resolve(call, values)
         body = await call.read_body(limit_mb=self._limits.body_mb)
         small = len(body) <= INLINE_BYTES
         payload = await self._run(small, lambda: invocations.parse(body, call.header("content-type")))
         check_rows(payload, max_rows=self._limits.rows)
-        return payload, await self._cache.get(variant), small
+        return Asked(reference, variant, payload, body, small)
+
+    async def _choose(self, call: Call, asked: Asked) -> Choice:
+        key = call.header(KEY_HEADER).encode("latin-1") or asked.body
+        return await self._traffic.choose(asked.reference, asked.variant, key)
+
+    async def _loaded(self, call: Call, variant: Variant) -> Loaded:
+        _tell(call, variant)
+        return await self._cache.get(variant)
 
     async def _columns(self, call: Call, payload: Payload, loaded: Loaded) -> NamedColumns | NamelessColumns:
         """Return a payload's columns; those of entities are read from the online store."""
@@ -368,6 +379,11 @@ def _route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
     raise NotFound(f"There is no route {path!r}.", hint=f"Routes: {routes}.", details=[Detail("path", path)])
 
 
+def _tell(call: Call, variant: Variant) -> None:
+    """Say in the answer who answers."""
+    call.answer_headers["x-variant"] = f"{variant.name}/{variant.version}"
+
+
 def _predict(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> tuple[np.ndarray, float]:
     """Return the raw prediction of a checked payload, and its time in ms with the checks."""
     started = time.perf_counter()
@@ -377,10 +393,3 @@ def _predict(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> tuple[n
 
 def _explain(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> bytes:
     return format_explanation(explain(bundle, arrays(payload, bundle), limit_s=LIMIT_S))
-
-
-def _version() -> str:
-    try:
-        return version("model-variant-factory")
-    except PackageNotFoundError:
-        return "unknown"

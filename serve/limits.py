@@ -1,10 +1,15 @@
-"""What one replica of the predictor takes on."""
+"""What one replica of the predictor takes on, and the places for those whom it answers."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from factory.settings import Settings
+from serve.call import Call
+from serve.errors import DeadlineExceeded, Overloaded, SlowRequest
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,45 @@ class Limits:
             bundles_mb=settings.serve_cache_mb,
             a_minute=settings.predictions_a_minute,
         )
+
+
+class Places:
+    """Places for the calls that are answered at one time.
+
+    Args:
+        limits: Say how many, and for how long.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._taken = 0
+
+    @asynccontextmanager
+    async def take(self, call: Call) -> AsyncIterator[None]:
+        """Take one of the places, and end the call at its deadline.
+
+        Raises:
+            Overloaded: all places are taken.
+            SlowRequest: the body did not arrive in time.
+            DeadlineExceeded: the answer was not ready in time.
+        """
+        limits = self._limits
+        if self._taken >= limits.ongoing:
+            raise Overloaded(
+                f"{self._taken} requests are being answered; no more are taken.", hint="Try again in a moment."
+            )
+        self._taken += 1
+        try:
+            async with asyncio.timeout(limits.deadline_s):
+                yield
+        except TimeoutError as error:
+            if call.reading:
+                raise SlowRequest(
+                    f"The body did not arrive within {limits.deadline_s:g} s.", hint="Send it faster, or send less."
+                ) from error
+            raise DeadlineExceeded(
+                f"The answer was not ready within {limits.deadline_s:g} s.",
+                hint="Send fewer rows, or try again: a variant that is being loaded stays in memory.",
+            ) from error
+        finally:
+            self._taken -= 1

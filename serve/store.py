@@ -43,13 +43,18 @@ class Reference:
 
     Attributes:
         name: Name of the variant, ``team.name``.
-        alias: Alias; counts where there is no version.
+        alias: Alias; None of whoever takes what is served, which the champion is, or a canary.
         version: Version, or None.
     """
 
     name: str
-    alias: str = "champion"
+    alias: str | None = None
     version: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it names neither a version nor an alias."""
+        return self.alias is None and self.version is None
 
     @classmethod
     def parse(cls, text: str, *, version: str | None = None) -> Reference:
@@ -74,7 +79,7 @@ class Reference:
                 hint=f"Allowed: {listing(get_args(ALIAS))}.",
                 details=[Detail("alias", f"{alias!r} is not allowed")],
             )
-        return cls(name, alias=alias or "champion")
+        return cls(name, alias=alias or None)
 
 
 class VariantTable:
@@ -100,17 +105,17 @@ class VariantTable:
         return [variant.version for variant in found]
 
     def _read(self, reference: Reference) -> Variant:
-        version = reference.version
+        version, alias = reference.version, reference.alias or "champion"
         if version is None:
-            version = self._catalogue.alias(reference.name, reference.alias)
+            version = self._catalogue.alias(reference.name, alias)
         if version is None:
             versions = [variant.version for variant in self._catalogue.variants(reference.name)]
             if versions:
                 raise NotFound(
-                    f"{reference.name} has no {reference.alias}.",
+                    f"{reference.name} has no {alias}.",
                     hint=f"Ask for one of its versions ({', '.join(map(str, versions))}), "
                     f"or promote one: `factory variants promote {reference.name}`.",
-                    details=[Detail("name", f"no version is {reference.alias}")],
+                    details=[Detail("name", f"no version is {alias}")],
                 )
         # For a name that is not known this raises, with the nearest one.
         return self._catalogue.variant(reference.name, version or 1)

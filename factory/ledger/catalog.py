@@ -184,6 +184,28 @@ class Catalog(Requests):
                 append_audit(connection, "deployment.remove", name, by=by, team=team_of(name), detail={"as": as_})
         return gone
 
+    def withdraw_canary(self, name: str, version: int, *, evidence: Mapping[str, object], by: Actor) -> bool:
+        """Take a canary out of traffic, unless it is another version by now.
+
+        Args:
+            name: Of the variant.
+            version: Of the canary.
+            evidence: Why; the audit log keeps it.
+            by: Who withdraws it.
+
+        Returns:
+            Whether it was the canary still.
+        """
+        at = schema.deployments.c
+        this = (at.name == name, at["as"] == "canary", at.version == version)
+        with self._write() as connection:
+            exclusive(connection, f"deployment of {name}")
+            gone = connection.execute(delete(schema.deployments).where(*this)).rowcount > 0
+            if gone:
+                detail = payload_json(evidence)
+                append_audit(connection, "canary.withdraw", name, by=by, team=team_of(name), detail=detail)
+        return gone
+
     def deployments(self) -> list[Deployment]:
         """Return everything that is to be served, ordered by name."""
         with self._read() as connection:

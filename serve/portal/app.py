@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from anyio import to_thread
@@ -42,6 +41,7 @@ from serve.portal.routes import (
     tokens,
     variants,
 )
+from serve.release import release
 
 THREADS = 16
 """Calls that are worked on at a time, the others wait; the ledger has connections for 20."""
@@ -80,7 +80,7 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
         jobs = RayJobs(address, token_path=ray_token(settings.root))
     app = FastAPI(
         title="model-variant-factory",
-        version=_version(),
+        version=release(),
         lifespan=_lifespan,
         # Their pages load scripts from elsewhere.
         docs_url=None,
@@ -126,10 +126,3 @@ def __getattr__(name: str) -> Any:
 
 def _operation(route: APIRoute) -> str:
     return route.name
-
-
-def _version() -> str:
-    try:
-        return version("model-variant-factory")
-    except PackageNotFoundError:
-        return "source"

@@ -150,6 +150,19 @@ def test_events_of_older_releases_have_no_hash_and_the_chain_begins_after_them(e
         assert ledger.verify_events(MADE) == 7
 
 
+def test_tokens_of_before_0005_may_call_what_their_scopes_let_them(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0004.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        assert {token.variants for token in ledger.tokens(revoked=True)} == {None}
+
+
+def test_what_0005_knows_of_callers_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0005.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        known = {token.name: (token.scopes, token.variants) for token in ledger.tokens(team="shop")}
+        assert known["checkout"] == (("predict",), "shop.score*")
+
+
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:
     old_ledger(FIXTURES / "schema_0004.sql", empty_url)
     with Ledger.open(empty_url) as ledger:

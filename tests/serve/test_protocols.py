@@ -122,7 +122,7 @@ def test_a_text_tensor_that_ends_early():
 
 
 def test_references():
-    assert Reference.parse("a.b") == Reference("a.b", "champion", None)
+    assert Reference.parse("a.b") == Reference("a.b", None, None)
     assert Reference.parse("a.b@challenger") == Reference("a.b", "challenger", None)
     assert Reference.parse("a.b", version="3").version == 3
     for text, version in (("a.b@", "x"), ("a.b@other", None), ("a.b", "²"), ("a.b", "1" * 30)):

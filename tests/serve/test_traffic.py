@@ -1,0 +1,137 @@
+"""Champion and canary: who gets which, what a canary's fault comes to, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from factory.errors import StorageFault
+from factory.ledger import AuditQuery
+from factory.spec import DeploymentWish, Task, Variant
+from serve import remembered
+from serve.loaded import Loaded
+from serve.traffic import KEY_HEADER, position
+from tests.answers import error_of
+
+from .calls import CHURN, ROW
+from .conftest import SETUP, Caller, MakePredictor, Shelf, make_bundle
+
+BODY = {"json": {"dataframe_records": [ROW]}}
+
+
+def canary(percent: float) -> DeploymentWish:
+    return DeploymentWish.model_validate({"as": "canary", "percent": percent})
+
+
+@pytest.fixture
+def two(own_shelf: Shelf, churn: Any) -> Shelf:
+    """A champion, and version 2 as its canary for three tenths of the keys."""
+    own_shelf.put("growth.churn", churn)
+    own_shelf.put("growth.churn", churn, champion=False)
+    own_shelf.ledger.set_deployment(
+        "growth.churn", DeploymentWish.model_validate({"as": "canary", "percent": 30}), version=2
+    )
+    return own_shelf
+
+
+def asked(caller: Caller, key: int | str, path: str = CHURN, **more: Any) -> str:
+    answer = caller.post(path, **(BODY | more), headers={KEY_HEADER: str(key)})
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-variant"]
+
+
+def test_a_share_of_the_keys_gets_the_canary_and_always_does(two: Shelf, make_caller: MakePredictor) -> None:
+    caller, again = make_caller(two), make_caller(two)
+    got = {key: asked(caller, key) for key in range(200)}
+    assert 30 <= Counter(got.values())["growth.churn/2"] <= 90
+    assert all(asked(again, key) == got[key] for key in range(0, 200, 7)), "on every replica"
+    body = {
+        json_row: caller.post(CHURN, json={"dataframe_records": [ROW | {"age": json_row}]})
+        for json_row in range(20, 60)
+    }
+    assert {answer.headers["x-variant"] for answer in body.values()} == {"growth.churn/1", "growth.churn/2"}
+    assert got[0] == asked(caller, 0, "/variants/growth.churn/invocations")
+
+
+def test_who_names_a_version_or_an_alias_gets_it(two: Shelf, make_caller: MakePredictor) -> None:
+    caller = make_caller(two)
+    for path, version in (("growth.churn@champion", 1), ("growth.churn/versions/1", 1), ("growth.churn/versions/2", 2)):
+        assert {asked(caller, key, f"/variants/{path}/invocations") for key in range(30)} == {f"growth.churn/{version}"}
+
+
+def test_a_larger_share_only_adds_keys() -> None:
+    at = [position("growth.churn", str(key).encode()) for key in range(20_000)]
+    assert abs(np.mean(np.array(at) < 0.25) - 0.25) < 0.01
+    other = [position("growth.score", str(key).encode()) for key in range(20_000)]
+    assert abs(np.corrcoef(at, other)[0, 1]) < 0.03, "the same keys are not the canaries' of every name"
+
+
+def test_a_change_of_the_share_counts_within_a_second(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(remembered, "clock", lambda: clock[0])
+    caller = make_caller(two)
+    key = next(key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3)
+    assert asked(caller, key) == "growth.churn/2"
+    two.ledger.remove_deployment("growth.churn", as_="canary")
+    clock[0] += remembered.MAX_AGE_S
+    assert asked(caller, key) == "growth.churn/1"
+
+
+def test_a_canary_that_fails_hurts_nobody_and_is_withdrawn(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(variant: Variant) -> Loaded:
+        if variant.version == 2:
+            raise StorageFault("The folder is broken.", hint="Mend it.")
+        return two.load(variant)
+
+    clock = [100.0]
+    monkeypatch.setattr(remembered, "clock", lambda: clock[0])
+    caller = make_caller(two, load=load)
+
+    async def crowd() -> set[str]:
+        """Within one loop, so that the withdrawal comes to its end."""
+        transport = httpx.ASGITransport(caller.app)
+        headers = {"authorization": f"Bearer {caller.secret}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            answers = [await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)}) for key in range(60)]
+        await asyncio.gather(*caller.app._traffic._withdrawing)
+        return {f"{answer.status_code} {answer.headers['x-variant']}" for answer in answers}
+
+    assert asyncio.run(crowd()) == {"200 growth.churn/1"}
+    assert two.ledger.deployment("growth.churn") == []
+    (row,) = two.ledger.audit_page(AuditQuery(action="canary.withdraw")).items
+    assert (row.subject, row.who, row.detail["version"]) == ("growth.churn", "predictor", 2)
+    assert "failed where the champion answered" in row.detail["why"]
+
+
+def test_a_callers_fault_is_nothing_against_the_canary(two: Shelf, make_caller: MakePredictor) -> None:
+    caller = make_caller(two)
+    for key in range(60):
+        wrong = caller.post(CHURN, json={"dataframe_records": [{"age": "old"}]}, headers={KEY_HEADER: str(key)})
+        assert error_of(wrong, 422)
+    assert [row.as_ for row in two.ledger.deployment("growth.churn")] == ["canary"]
+
+
+def test_a_canary_that_takes_other_columns_leaves_the_callers_with_the_champion(
+    own_shelf: Shelf, churn: Any, make_caller: MakePredictor
+) -> None:
+    own_shelf.put("growth.churn", churn)
+    own_shelf.put("growth.churn", make_bundle(["age", "spend"], target="churned", task=Task.BINARY), champion=False)
+    own_shelf.ledger.set_deployment("growth.churn", canary(50), version=2)
+    caller = make_caller(own_shelf)
+    assert {asked(caller, key) for key in range(20)} == {"growth.churn/1"}
+
+
+def test_only_the_canary_of_that_version_is_withdrawn(two: Shelf) -> None:
+    assert not two.ledger.withdraw_canary("growth.churn", 1, evidence={"why": "x"}, by=SETUP)
+    assert [row.version for row in two.ledger.deployment("growth.churn")] == [2]
+    assert two.ledger.withdraw_canary("growth.churn", 2, evidence={"why": "x"}, by=SETUP)
+    assert two.ledger.deployment("growth.churn") == []
