@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol, TypeVar
 
-from factory.errors import FactoryError, UserFault
+from factory.errors import FactoryError, StorageFault, UserFault
 from factory.ledger import Deployment
 from factory.spec import Actor, Variant
 from serve.guard import Guard
@@ -82,11 +82,12 @@ class Traffic:
             champion: Which version that means.
             key: Of the request; whoever sends the same one gets the same version.
 
-        Raises:
-            StorageFault: the ledger cannot be read, and nothing was known before.
         """
         name = reference.name
-        canary = await self._canaries.get(name, lambda: self._canary(name)) if reference.is_open else None
+        try:
+            canary = await self._canaries.get(name, lambda: self._canary(name)) if reference.is_open else None
+        except StorageFault:
+            canary = None  # the champion is in memory, and needs no ledger
         if canary is None or canary[0] == champion.version:
             return Choice(champion)
         version, share = canary

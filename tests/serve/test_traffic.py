@@ -33,9 +33,7 @@ def two(own_shelf: Shelf, churn: Any) -> Shelf:
     """A champion, and version 2 as its canary for three tenths of the keys."""
     own_shelf.put("growth.churn", churn)
     own_shelf.put("growth.churn", churn, champion=False)
-    own_shelf.ledger.set_deployment(
-        "growth.churn", DeploymentWish.model_validate({"as": "canary", "percent": 30}), version=2
-    )
+    own_shelf.ledger.set_deployment("growth.churn", canary(30), version=2)
     return own_shelf
 
 
@@ -50,11 +48,8 @@ def test_a_share_of_the_keys_gets_the_canary_and_always_does(two: Shelf, make_ca
     got = {key: asked(caller, key) for key in range(200)}
     assert 30 <= Counter(got.values())["growth.churn/2"] <= 90
     assert all(asked(again, key) == got[key] for key in range(0, 200, 7)), "on every replica"
-    body = {
-        json_row: caller.post(CHURN, json={"dataframe_records": [ROW | {"age": json_row}]})
-        for json_row in range(20, 60)
-    }
-    assert {answer.headers["x-variant"] for answer in body.values()} == {"growth.churn/1", "growth.churn/2"}
+    by_row = [caller.post(CHURN, json={"dataframe_records": [ROW | {"age": age}]}) for age in range(20, 60)]
+    assert {answer.headers["x-variant"] for answer in by_row} == {"growth.churn/1", "growth.churn/2"}
     assert got[0] == asked(caller, 0, "/variants/growth.churn/invocations")
 
 
