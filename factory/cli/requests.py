@@ -8,6 +8,7 @@ import typer
 
 from factory.cli._backend import Local, opened
 from factory.cli._console import Json, out, print_json, table
+from factory.ledger.records import Priority
 from factory.spec import RequestState
 
 PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, cancel and retry requests; read their events and trials.")
@@ -98,6 +99,23 @@ def cancel(
             f"Request {record.id} is to be cancelled: process {record.driver.pid} on {record.driver.host} works on it, "
             "and stops when the trials that run have ended."
         )
+
+
+@PLUGIN.command()
+def priority(
+    request: Id,
+    level: Annotated[Priority, typer.Argument(help="high, normal or low.")],
+    why: Annotated[str, typer.Option(help="The reason; it is kept with the request.")] = "",
+    json: Json = False,
+    local: Local = False,
+) -> None:
+    """Put a waiting request before, or behind, others that wait."""
+    with opened(local) as factory:
+        record = factory.set_priority(request, level, why=why)
+    if json:
+        print_json(record)
+    else:
+        out.print(f"Request {record.id} waits with priority {record.priority}.")
 
 
 @PLUGIN.command()

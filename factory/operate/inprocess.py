@@ -29,7 +29,7 @@ from factory.ledger import (
     RequestSummary,
     Usage,
 )
-from factory.ledger.records import UNDER_WAY
+from factory.ledger.records import UNDER_WAY, Priority
 from factory.operate.admission import Capacity
 from factory.operate.answers import ListedVariant, RecipeDetail, Serving, VariantDetail, inside, listed
 from factory.operate.controller import LEAD
@@ -140,6 +140,10 @@ class InProcess:
             # It was asked before, and who worked on it then is gone: no controller has to come along for it.
             self.ledger.advance(record.id, RequestState.CANCELLED, "Cancelled.")
         return self.ledger.request(record.id)
+
+    def set_priority(self, request_id: str, priority: Priority, *, why: str = "") -> RequestRecord:
+        """Put a waiting request before, or behind, others that wait."""
+        return self.ledger.set_priority(request_id, priority, by=self.actor, message=why)
 
     def retry(self, request_id: str) -> RequestRecord:
         """Order again what a request asked for that has failed, was rejected or cancelled."""

@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from factory.errors import InvalidRequest, ServiceFault
 from factory.ledger import Attempt, Door, Event, RequestRecord, RequestSummary
-from factory.ledger.records import UNDER_WAY
+from factory.ledger.records import UNDER_WAY, Priority
 from factory.operate.quotes import Quote
 from factory.remote.calls import Calls, back_off_s, part
 from factory.remote.refusals import dotted
@@ -140,6 +140,16 @@ class RequestCalls(Calls):
             Conflict: its variants are made, or it has ended otherwise.
         """
         answer = self._call("POST", f"requests/{part(request_id)}/cancel", body={"why": why}, repeatable=True)
+        return self._read(RequestRecord, self._json(answer))
+
+    def set_priority(self, request_id: str, priority: Priority, *, why: str = "") -> RequestRecord:
+        """Put a waiting request before, or behind, others that wait; for a team's admin.
+
+        Raises:
+            Conflict: it does not wait any more.
+        """
+        body = {"priority": priority, "why": why}
+        answer = self._call("PUT", f"requests/{part(request_id)}/priority", body=body, repeatable=True)
         return self._read(RequestRecord, self._json(answer))
 
     def retry(self, request_id: str, *, key: str | None = None) -> RequestRecord:

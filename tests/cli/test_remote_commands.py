@@ -157,6 +157,9 @@ def test_a_request_is_quoted_submitted_cancelled_and_retried(ledger: Ledger) -> 
     record = done(factory("submit", order, "--json")).json
     stored = ledger.request(record["id"])
     assert (stored.door, stored.state, len(ledger.requests(limit=1000))) == ("api", RequestState.QUEUED, before + 1)
+    raised = done(factory("requests", "priority", record["id"], "high", "--why", "The board meets.", "--json")).json
+    assert raised["priority"] == ledger.request(record["id"]).priority == "high"
+    assert "waits with priority low" in done(factory("requests", "priority", record["id"], "low", "--local")).out
     assert f"{record['id']} is cancelled" in done(factory("requests", "cancel", record["id"], "--why", "Wrong.")).out
     assert ledger.events(record["id"])[-1].message.endswith("Wrong.")
     retried = done(factory("requests", "retry", record["id"], "--json")).json
