@@ -101,6 +101,10 @@ class Settings(BaseSettings):
     predictions_a_minute: int = Field(
         60_000, ge=1, description="Calls that a token may make of one replica of the predictor in a minute."
     )
+    prediction_log_percent: float = Field(
+        1.0, ge=0, le=100, description="Percent of the calls whose rows and predictions are written down; 0 for none."
+    )
+    prediction_log_days: int = Field(30, ge=1, description="Days for which written predictions and outcomes are kept.")
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
     serve_max_ongoing: int = Field(64, ge=1, description="Requests that one replica answers at a time; then 503.")
@@ -141,6 +145,11 @@ class Settings(BaseSettings):
     def uploads(self) -> Path:
         """Folder of uploaded datasets, one file per digest."""
         return self.root / "uploads"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of what the predictor has written down: predictions and outcomes, by variant and day."""
+        return self.root / "served"
 
     @property
     def feature_store(self) -> Path:

@@ -66,13 +66,7 @@ class Doors:
             NotFound: the variant is another team's, or does not exist.
             StorageFault: the ledger cannot be read, and the token was not known before.
         """
-        kind, _, secret = authorization.partition(" ")
-        secret = secret.strip()
-        if kind.lower() != "bearer" or not secret:
-            raise Unauthorized("No token was sent.", hint=_HINT)
-        holder = await self._holders.get(digest_of(secret), lambda: self._keys.authenticate(secret))
-        if isinstance(holder, Refusal):
-            raise Unauthorized(holder.value, hint=_HINT)
+        holder = await self._holder(authorization)
         _require_use(holder, name)
         if wait_s := self._buckets.take(holder.token_id or holder.name):
             raise TooManyRequests.wait(
@@ -88,6 +82,27 @@ class Doors:
                 hint="`factory variants list` shows those that your team sees.",
                 details=[Detail("name", f"{name[:130]!r} is not known")],
             )
+        return holder
+
+    async def admit_operator(self, authorization: str) -> Principal:
+        """Return an operator who may look at what is of all teams; raises as :meth:`admit`."""
+        holder = await self._holder(authorization)
+        if holder.team is not None or holder.request_id is not None or not holder.may("read"):
+            raise Forbidden(
+                "This is of all teams.",
+                hint="Use an operator's token with the scope read.",
+                details=[Detail("scope", "read")],
+            )
+        return holder
+
+    async def _holder(self, authorization: str) -> Principal:
+        kind, _, secret = authorization.partition(" ")
+        secret = secret.strip()
+        if kind.lower() != "bearer" or not secret:
+            raise Unauthorized("No token was sent.", hint=_HINT)
+        holder = await self._holders.get(digest_of(secret), lambda: self._keys.authenticate(secret))
+        if isinstance(holder, Refusal):
+            raise Unauthorized(holder.value, hint=_HINT)
         return holder
 
     def _sees(self, team: str, name: str) -> bool:

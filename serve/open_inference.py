@@ -22,7 +22,7 @@ from pydantic_core import to_json
 from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
 from factory.spec import ColumnType
 from factory.variants.bundle import Bundle
-from serve.inputs import NamedColumns, NamelessColumns, Values, column_types
+from serve.inputs import NamedColumns, NamelessColumns, Payload, Values, column_types
 from serve.invocations import read_json
 
 BINARY_HEADER = "inference-header-content-length"
@@ -135,7 +135,7 @@ def parse(body: bytes, *, header_length: str | None = None) -> Inference:
     return Inference(id=request.id, payload=_payload(tensors), outputs=outputs, binary=binary)
 
 
-def resolve_matrix(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> NamedColumns | NamelessColumns:
+def resolve_matrix(payload: Payload, bundle: Bundle) -> Payload:
     """Refuse a matrix where a column of the variant is not a number; it could not have carried it.
 
     Raises:

@@ -12,6 +12,7 @@ from serve.app import Predictor
 from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.online import FeatureReaders
+from serve.recording import Recorder
 
 
 def build(settings: Settings) -> Predictor:
@@ -38,6 +39,7 @@ def build(settings: Settings) -> Predictor:
         load=load,
         features=FeatureReaders(settings),
         limits=Limits.of(settings),
+        recorder=Recorder.of(settings),
         # Importing MLflow takes seconds, which no caller should wait for.
         warm_up=registry.warm_up,
     )

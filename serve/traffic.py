@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from factory.errors import FactoryError, StorageFault, UserFault
 from factory.ledger import Deployment
@@ -23,6 +23,7 @@ from factory.spec import Actor, Variant
 from serve.guard import Guard
 from serve.remembered import Remembered, in_thread
 from serve.store import Reference, VariantTable
+from serve.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +53,35 @@ class Choice:
         champion: Who answers, or would without the canary.
         canary: Who is asked first; None where the champion is.
         watched: The canary beside which the champion answers, if there is one.
+        shadow: Version that is to predict the same, for nobody but the log.
     """
 
     champion: Variant
     canary: Variant | None = None
     watched: tuple[str, int] | None = None
+    shadow: int | None = None
+
+
+@dataclass(frozen=True)
+class _Served:
+    """How a name is served beside its champion.
+
+    Attributes:
+        canary: Version that gets a share of the calls.
+        share: From 0 to 1.
+        shadow: Version that predicts the same as whoever answers.
+    """
+
+    canary: int | None = None
+    share: float = 0.0
+    shadow: int | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Deployment]) -> Self:
+        by_kind = {row.as_: row for row in rows}
+        canary, shadow = by_kind.get("canary"), by_kind.get("shadow")
+        share = (canary.percent or 0.0) / 100 if canary else 0.0
+        return cls(canary.version if canary and share else None, share, shadow.version if shadow else None)
 
 
 class Traffic:
@@ -66,11 +91,12 @@ class Traffic:
         routes: The ledger.
         table: Finds versions.
         executor: Where the ledger is read.
+        telemetry: Counts what canaries fail.
     """
 
-    def __init__(self, routes: Routes, table: VariantTable, executor: Executor) -> None:
-        self._routes, self._table, self._executor = routes, table, executor
-        self._canaries: Remembered[str, tuple[int, float] | None] = Remembered(executor)
+    def __init__(self, routes: Routes, table: VariantTable, executor: Executor, telemetry: Telemetry) -> None:
+        self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
+        self._known: Remembered[str, _Served] = Remembered(executor)
         self._guards: dict[tuple[str, int], Guard] = {}
         self._withdrawing: set[asyncio.Task[None]] = set()
 
@@ -83,22 +109,19 @@ class Traffic:
             key: Of the request; whoever sends the same one gets the same version.
 
         """
-        name = reference.name
+        served = await self._served(reference) if reference.is_open else _Served()
+        choice = Choice(champion, shadow=served.shadow if served.shadow != champion.version else None)
+        if served.canary in (None, champion.version):
+            return choice
+        assert served.canary is not None
+        watched = replace(choice, watched=(reference.name, served.canary))
+        if position(reference.name, key) >= served.share:
+            return watched
         try:
-            canary = await self._canaries.get(name, lambda: self._canary(name)) if reference.is_open else None
-        except StorageFault:
-            canary = None  # the champion is in memory, and needs no ledger
-        if canary is None or canary[0] == champion.version:
-            return Choice(champion)
-        version, share = canary
-        if position(name, key) >= share:
-            return Choice(champion, watched=(name, version))
-        try:
-            found = await self._table.resolve(Reference(name, version=version))
+            return replace(watched, canary=await self._table.resolve(Reference(reference.name, version=served.canary)))
         except FactoryError:
-            logger.warning("canary %s/%d cannot be found, the champion answers", name, version, exc_info=True)
-            return Choice(champion)
-        return Choice(champion, found, (name, version))
+            logger.warning("canary %s/%d cannot be found, the champion answers", *watched.watched or (), exc_info=True)
+            return choice
 
     async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, float]]]) -> T:
         """Return the answer of whoever was chosen; of the champion where the canary fails.
@@ -123,6 +146,7 @@ class Traffic:
             # Raises where the caller is at fault, which is then nothing against the canary.
             answer, _ = await make(choice.champion)
             guard.failed()
+            self._telemetry.canary_failed(f"{choice.canary.name}/{choice.canary.version}")
             told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
             logger.log(told, "%s/%d failed as canary, the champion answered", *choice.watched or (), exc_info=True)
         else:
@@ -131,9 +155,12 @@ class Traffic:
             self._withdraw(choice.canary, guard, verdict)
         return answer
 
-    def _canary(self, name: str) -> tuple[int, float] | None:
-        rows = [row for row in self._routes.deployment(name) if row.as_ == "canary" and row.percent]
-        return (rows[0].version, (rows[0].percent or 0.0) / 100) if rows else None
+    async def _served(self, reference: Reference) -> _Served:
+        name = reference.name
+        try:
+            return await self._known.get(name, lambda: _Served.of(self._routes.deployment(name)))
+        except StorageFault:
+            return _Served()  # the champion is in memory, and needs no ledger
 
     def _guard(self, of: tuple[str, int]) -> Guard:
         if of not in self._guards:

@@ -142,14 +142,14 @@ class Whole:
 
     def first_call(self) -> int:
         """Ask a variant that nobody has asked before."""
-        kept = dict(self.predictor._cache._loaded), dict(self.predictor._table._known._known)
-        self.predictor._cache._loaded.clear()
-        self.predictor._table._known._known.clear()
+        kept = dict(self.predictor.core.cache._loaded), dict(self.predictor.core.table._known._known)
+        self.predictor.core.cache._loaded.clear()
+        self.predictor.core.table._known._known.clear()
         try:
             return self.predict()
         finally:
-            self.predictor._cache._loaded.update(kept[0])
-            self.predictor._table._known._known.update(kept[1])
+            self.predictor.core.cache._loaded.update(kept[0])
+            self.predictor.core.table._known._known.update(kept[1])
 
     def by_entities(self) -> int:
         """Ask for a prediction with features from the online store."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from factory.errors import FactoryError, Preempted, TrainingFault, UserFault
-from serve.app import ROUTES
 from serve.errors import STATUS, PreconditionFailed
+from serve.handlers import ROUTES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 

@@ -97,7 +97,7 @@ def test_a_canary_that_fails_hurts_nobody_and_is_withdrawn(
         headers = {"authorization": f"Bearer {caller.secret}"}
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
             answers = [await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)}) for key in range(60)]
-        await asyncio.gather(*caller.app._traffic._withdrawing)
+        await asyncio.gather(*caller.app.core.traffic._withdrawing)
         return {f"{answer.status_code} {answer.headers['x-variant']}" for answer in answers}
 
     assert asyncio.run(crowd()) == {"200 growth.churn/1"}

@@ -1,0 +1,191 @@
+"""The predictor's routes, and who answers each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from pydantic_core import to_json
+
+from factory.errors import Detail, NotFound, StorageFault
+from factory.variants.explain import explain
+from serve import invocations, open_inference
+from serve.call import Call
+from serve.core import INLINE_BYTES, Asked, Core, Prediction
+from serve.errors import MethodNotAllowed, UnsupportedMedia
+from serve.explanations import LIMIT_S, format_explanation
+from serve.inputs import arrays, check_rows
+from serve.outcomes import read_outcomes
+from serve.release import release
+from serve.telemetry import CONTENT_TYPE
+
+Handler = Callable[[Core, Call, dict[str, str]], Awaitable[bytes]]
+
+
+async def live(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+    """``GET /v2/health/live``."""
+    return to_json({"live": True})
+
+
+async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
+    """``GET /v2/health/ready``: the ledger can be read, or there are variants in memory, which do without it."""
+    try:
+        await core.in_("ledger", lambda: core.ledger.alias("", "champion"))
+    except StorageFault:
+        # A balancer would otherwise take all replicas out of traffic at once, which can answer most requests.
+        if not len(core.cache):
+            raise
+    return to_json({"ready": True})
+
+
+async def server(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+    """``GET /v2``: server metadata."""
+    return to_json({"name": "model-variant-factory", "version": release(), "extensions": ["binary_tensor_data"]})
+
+
+async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
+    """``GET /metrics``: of this replica; they name variants of all teams, so an operator's token is asked for."""
+    await core.doors.admit_operator(call.header("authorization"))
+    call.answer_headers["content-type"] = CONTENT_TYPE
+    dropped = 0 if core.recorder is None else core.recorder.n_dropped
+    return core.telemetry.text(bundles=len(core.cache), bundles_mb=core.cache.size_mb, dropped=dropped)
+
+
+async def model(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``GET /v2/models/{name}[/versions/{n}]``: model metadata."""
+    async with core.places.take(call):
+        _, variant = await core.resolve(call, values)
+        loaded = await core.cache.get(variant)
+        versions = await core.table.versions(variant.name)
+        return to_json(open_inference.metadata(loaded.bundle, name=variant.name, versions=versions))
+
+
+async def model_ready(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``GET /v2/models/{name}[/versions/{n}]/ready``: it is loaded, so the next prediction does not wait."""
+    async with core.places.take(call):
+        _, variant = await core.resolve(call, values)
+        await core.cache.get(variant)
+        return to_json({"name": variant.name, "ready": True})
+
+
+async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``POST /variants/{name}[/versions/{n}]/invocations``."""
+
+    def form(prediction: Prediction) -> bytes:
+        return invocations.format_predictions(prediction.raw, prediction.loaded.bundle)
+
+    async with core.places.take(call):
+        return await core.answered(call, await core.read(call, values), form)
+
+
+async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``POST /variants/{name}[/versions/{n}]/explain``: takes what ``/invocations`` takes."""
+    async with core.places.take(call):
+        asked = await core.read(call, values)
+        loaded = await core.loaded(call, asked.variant)
+        columns = await core.columns(call, asked.payload, loaded)
+        started = time.perf_counter()
+
+        def made() -> bytes:
+            return format_explanation(explain(loaded.bundle, arrays(columns, loaded.bundle), limit_s=LIMIT_S))
+
+        body = await core.in_("explain", made)
+        call.add_timing("explain", (time.perf_counter() - started) * 1e3)
+        return body
+
+
+async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``POST /v2/models/{name}[/versions/{n}]/infer``."""
+    async with core.places.take(call):
+        reference, variant = await core.resolve(call, values)
+        kind = invocations.media_type(call.header("content-type"))
+        header_length = call.header(open_inference.BINARY_HEADER) or None
+        if kind not in invocations.JSON_TYPES | {"application/octet-stream"}:
+            raise UnsupportedMedia(
+                f"The content type {kind!r} is not read.",
+                hint="Send application/json, with binary tensors after it where the header says so.",
+                details=[Detail("content-type", f"received {kind!r}")],
+            )
+        body = await call.read_body(limit_mb=core.limits.body_mb)
+        parse = partial(open_inference.parse, body, header_length=header_length)
+        request = await core.run(len(body) <= INLINE_BYTES, parse)
+        check_rows(request.payload, max_rows=core.limits.rows)
+
+        def form(prediction: Prediction) -> tuple[bytes, int | None]:
+            by = prediction.loaded
+            return open_inference.format_answer(
+                prediction.raw, by.bundle, name=by.variant.name, version=by.variant.version, request=request
+            )
+
+        asked = Asked(reference, variant, request.payload, body)
+        answer_body, length = await core.answered(call, asked, form, adapt=open_inference.resolve_matrix)
+        if length is not None:
+            call.answer_headers[open_inference.BINARY_HEADER] = str(length)
+            call.answer_headers["content-type"] = "application/octet-stream"
+        return answer_body
+
+
+async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``POST /variants/{name}/outcomes``: what became of what was predicted."""
+    async with core.places.take(call):
+        reference, _ = await core.resolve(call, values)
+        body = await call.read_body(limit_mb=core.limits.body_mb)
+        told = read_outcomes(body, variant=reference.name, most=core.limits.rows)
+        recorder = core.recorder
+        if recorder is None:
+            raise StorageFault("This predictor writes nothing down.", hint="Ask one that was started with a folder.")
+        try:
+            await core.in_("disk", lambda: recorder.put_outcomes(told))
+        except OSError as error:
+            raise StorageFault(
+                f"The outcomes could not be written down: {error.strerror or error}.", hint="Send them again later."
+            ) from error
+        return to_json({"written": len(told)})
+
+
+ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
+    ("POST", ("variants", "{name}", "invocations"), invoke),
+    ("POST", ("variants", "{name}", "versions", "{version}", "invocations"), invoke),
+    ("POST", ("variants", "{name}", "explain"), explained),
+    ("POST", ("variants", "{name}", "versions", "{version}", "explain"), explained),
+    ("POST", ("variants", "{name}", "outcomes"), outcomes),
+    ("POST", ("v2", "models", "{name}", "infer"), infer),
+    ("POST", ("v2", "models", "{name}", "versions", "{version}", "infer"), infer),
+    ("GET", ("v2", "models", "{name}"), model),
+    ("GET", ("v2", "models", "{name}", "versions", "{version}"), model),
+    ("GET", ("v2", "models", "{name}", "ready"), model_ready),
+    ("GET", ("v2", "models", "{name}", "versions", "{version}", "ready"), model_ready),
+    ("GET", ("v2",), server),
+    ("GET", ("v2", "health", "live"), live),
+    ("GET", ("v2", "health", "ready"), ready),
+    ("GET", ("metrics",), metrics),
+)
+
+
+def route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
+    """Return who answers a request, and what stands in the route's braces.
+
+    Raises:
+        NotFound: there is no such route.
+        MethodNotAllowed: there is, for another method; the answer's header says which.
+    """
+    allowed = []
+    for method, pattern, handler in ROUTES:
+        if len(pattern) != len(call.parts):
+            continue
+        values = {}
+        for expected, part in zip(pattern, call.parts, strict=True):
+            if expected[0] == "{":
+                values[expected[1:-1]] = part
+            elif expected != part:
+                break
+        else:
+            if method == call.method:
+                return handler, values
+            allowed.append(method)
+    if allowed:
+        call.answer_headers["allow"] = ", ".join(allowed)
+        raise MethodNotAllowed(f"{call.method} is not allowed on {path!r}.", hint=f"Use {' or '.join(allowed)}.")
+    routes = "; ".join(f"{method} /{'/'.join(pattern)}" for method, pattern, _ in ROUTES)
+    raise NotFound(f"There is no route {path!r}.", hint=f"Routes: {routes}.", details=[Detail("path", path)])

@@ -1,0 +1,51 @@
+"""What became of what was predicted, as whoever knows it tells."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field, Strict
+
+from factory.parsing import parse
+from factory.spec import Document
+from serve.errors import BodyTooLarge
+from serve.invocations import read_json
+from serve.recording import Outcome
+
+
+class ToldOutcome(Document):
+    """An outcome of one thing."""
+
+    key: str = Field(min_length=1, max_length=200, description="That the prediction's call had sent as X-Request-Key.")
+    outcome: Annotated[bool, Strict()] | float | str = Field(description="What came true: a label, or a number.")
+    time: AwareDatetime | None = Field(None, description="When, with a time zone; now if empty.")
+
+
+class ToldOutcomes(Document):
+    """Outcomes of several things."""
+
+    outcomes: tuple[ToldOutcome, ...] = Field(min_length=1)
+
+
+def read_outcomes(body: bytes, *, variant: str, most: int) -> list[Outcome]:
+    """Read the outcomes of a variant's predictions.
+
+    Args:
+        body: ``{"outcomes": [{"key": "4711", "outcome": "yes", "time": "2026-11-29T10:00:00Z"}]}``.
+        variant: Name of the variant.
+        most: Outcomes of one call.
+
+    Raises:
+        InvalidRequest: the body is not like that; all problems are named.
+        BodyTooLarge: there are too many.
+    """
+    told = parse(ToldOutcomes, read_json(body), what="outcomes").outcomes
+    if len(told) > most:
+        raise BodyTooLarge(f"The call has {len(told):,} outcomes; {most:,} are allowed.", hint="Send several calls.")
+    now = datetime.now(UTC)
+    return [Outcome(one.key, variant, _value(one.outcome), one.time or now) for one in told]
+
+
+def _value(value: bool | float | str) -> str | float:
+    return str(value).lower() if isinstance(value, bool) else value

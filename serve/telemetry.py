@@ -1,0 +1,87 @@
+"""Metrics of a replica as Prometheus reads them: its calls by variant and version, and what it has in memory."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MOST_VARIANTS = 500
+"""Versions that have a label of their own; the others share one, so that thousands of variants do not drown a store."""
+OTHER = "other"
+CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
+
+
+class Telemetry:
+    """The metrics of one replica; used in its event loop."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._known: set[str] = set()
+        self._calls = Counter(
+            "factory_predictor_calls",
+            "Calls by route, by the version that has answered, and by HTTP status.",
+            ("route", "variant", "version", "status"),
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "factory_predictor_seconds",
+            "Time from a call's arrival until its answer, by route and variant.",
+            ("route", "variant"),
+            buckets=CALL_S,
+            registry=self._registry,
+        )
+        self._fallbacks = Counter(
+            "factory_canary_failures",
+            "Calls that a canary failed and its champion answered.",
+            ("variant", "version"),
+            registry=self._registry,
+        )
+        self._shadows = Counter(
+            "factory_shadow_calls",
+            "Calls that were mirrored to a shadow, by what came of it.",
+            ("variant", "version", "outcome"),
+            registry=self._registry,
+        )
+        self._bundles = Gauge("factory_predictor_variants", "Versions in memory.", registry=self._registry)
+        self._mb = Gauge("factory_predictor_variants_mb", "MB that they count with.", registry=self._registry)
+        self._dropped = Gauge(
+            "factory_predictions_not_written", "Predictions that did not fit into the log.", registry=self._registry
+        )
+
+    def call(self, route: str, answered_by: str, status: int, took_s: float) -> None:
+        """Count a call.
+
+        Args:
+            route: Its last part, as ``invocations``.
+            answered_by: ``name/version``; empty where it came to none.
+            status: Of the answer.
+            took_s: Seconds.
+        """
+        name, version = self._labels(answered_by)
+        self._calls.labels(route, name, version, str(status)).inc()
+        self._seconds.labels(route, name).observe(took_s)
+
+    def canary_failed(self, answered_by: str) -> None:
+        """Count that a canary has failed."""
+        self._fallbacks.labels(*self._labels(answered_by)).inc()
+
+    def mirrored(self, answered_by: str, outcome: str) -> None:
+        """Count what came of a call that was mirrored: ``compared``, ``failed`` or ``dropped``."""
+        self._shadows.labels(*self._labels(answered_by), outcome).inc()
+
+    def text(self, *, bundles: int, bundles_mb: float, dropped: int) -> bytes:
+        """Return all metrics, with what is in memory now."""
+        self._bundles.set(bundles)
+        self._mb.set(bundles_mb)
+        self._dropped.set(dropped)
+        return generate_latest(self._registry)
+
+    def _labels(self, answered_by: str) -> tuple[str, str]:
+        if not answered_by:
+            return "", ""
+        if answered_by not in self._known:
+            if len(self._known) >= MOST_VARIANTS:
+                return OTHER, OTHER
+            self._known.add(answered_by)
+        name, _, version = answered_by.rpartition("/")
+        return name, version

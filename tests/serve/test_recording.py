@@ -1,0 +1,287 @@
+"""What is written down of predictions: what, how much, for how long, and what a full disk comes to."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from factory.spec import DeploymentWish, Variant
+from serve import recording
+from serve.app import Predictor
+from serve.limits import Limits
+from serve.loaded import Loaded
+from serve.recording import Answered, Recorder
+from serve.telemetry import MOST_VARIANTS, Telemetry
+from serve.traffic import KEY_HEADER
+from tests.answers import error_of
+from tests.serving import NoFeatures
+
+from .calls import CHURN, ROW
+from .conftest import SETUP, Caller, MakePredictor, Shelf
+
+
+def recorder(folder: Path, *, percent: float = 100, days: int = 30) -> Recorder:
+    return Recorder(folder, percent=percent, days=days)
+
+
+def writing(shelf: Shelf, kept: Recorder | None, load: Any = None) -> Caller:
+    limits = Limits(rows=50, body_mb=0.1)
+    app = Predictor(shelf.ledger, load=load or shelf.load, features=NoFeatures(), limits=limits, recorder=kept)
+    return Caller(app, shelf.secret)
+
+
+def written(folder: Path, kind: str = "predictions") -> pd.DataFrame:
+    files = sorted((folder / kind).glob("variant=*/date=*/*.parquet"))
+    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True) if files else pd.DataFrame()
+
+
+def answered(n_rows: int = 2, **changes: Any) -> Answered:
+    made = {
+        "call": "c-1", "key": "", "variant": "growth.churn", "version": 1, "as_": "champion", "ms": 0.5,
+        "inputs": {"age": np.arange(n_rows, dtype=float), "city": np.array(["Bern", None] * n_rows, object)[:n_rows]},
+        "outputs": {"prediction": np.zeros(n_rows)}, "moment": datetime.now(UTC),
+    }  # fmt: skip
+    return Answered(**(made | changes))
+
+
+# --- through the predictor ------------------------------------------------------------
+
+
+def test_rows_and_predictions_are_written_by_variant_and_day(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    own_shelf.put("growth.churn", churn)
+    kept = recorder(tmp_path / "served")
+    caller = writing(own_shelf, kept)
+    rows = [ROW, ROW | {"age": 20, "city": None}]
+    headers = {KEY_HEADER: "4711", "x-request-id": "call-7"}
+    answer = caller.post(CHURN, json={"dataframe_records": rows}, headers=headers).json()["predictions"]
+    caller.post("/variants/growth.churn/versions/1/invocations", json={"dataframe_records": [ROW]})
+    kept.close()
+    frame = written(tmp_path / "served")
+    assert frame["as"].tolist() == ["champion", "champion", "named"]
+    first = frame[frame["call"] == "call-7"]
+    assert first["key"].tolist() == ["4711", "4711"]
+    assert first["row"].tolist() == [0, 1]
+    assert first["input.age"].tolist() == [41, 20]
+    assert first["input.city"].tolist() == ["Bern", None]
+    assert first["output.probability_yes"].tolist() == [one["probability_yes"] for one in answer]
+    assert frame["version"].tolist() == [1, 1, 1]
+    assert (frame["ms"] > 0).all()
+    (day,) = (tmp_path / "served" / "predictions" / "variant=growth.churn").iterdir()
+    assert day.name == f"date={datetime.now(UTC):%Y-%m-%d}"
+    assert not list(day.glob(".*")), "nothing half-written stays"
+
+
+def test_a_sample_of_the_calls_is_written(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    own_shelf.put("growth.churn", churn)
+    for percent, low, high in ((0.0, 0, 0), (50.0, 20, 80)):
+        kept = recorder(tmp_path / f"{percent}", percent=percent)
+        caller = writing(own_shelf, kept)
+        for age in range(100):
+            caller.post(CHURN, json={"dataframe_records": [ROW | {"age": age}]})
+        kept.close()
+        assert low <= len(written(tmp_path / f"{percent}")) <= high
+
+
+def test_what_is_refused_is_not_written(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    own_shelf.put("growth.churn", churn)
+    kept = recorder(tmp_path)
+    error_of(writing(own_shelf, kept).post(CHURN, json={"dataframe_records": [{"age": "old"}]}), 422)
+    kept.close()
+    assert written(tmp_path).empty
+
+
+# --- shadow ---------------------------------------------------------------------------
+
+
+def mirrored(shelf: Shelf, folder: Path, load: Any = None, n: int = 5) -> tuple[list[httpx.Response], Caller]:
+    """Call a variant that has a shadow, in one loop, and wait for the shadow."""
+    kept = recorder(folder, percent=0)
+    caller = writing(shelf, kept, load)
+
+    async def calls() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(caller.app)
+        headers = {"authorization": f"Bearer {caller.secret}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            answers = []
+            for age in range(n):
+                answers.append(await client.post(CHURN, json={"dataframe_records": [ROW | {"age": age}]}))
+                await asyncio.gather(*caller.app.core._mirrored)
+            return answers
+
+    answers = asyncio.run(calls())
+    kept.close()
+    return answers, caller
+
+
+def with_shadow(shelf: Shelf, bundle: Any) -> None:
+    shelf.put("growth.churn", bundle)
+    shelf.put("growth.churn", bundle, champion=False)
+    shelf.ledger.set_deployment("growth.churn", DeploymentWish.model_validate({"as": "shadow"}), version=2)
+
+
+def test_a_shadow_predicts_the_same_calls_for_the_log(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    with_shadow(own_shelf, churn)
+    answers, caller = mirrored(own_shelf, tmp_path)
+    assert {answer.headers["x-variant"] for answer in answers} == {"growth.churn/1"}
+    frame = written(tmp_path)
+    assert frame["as"].value_counts().to_dict() == {"champion": 5, "shadow": 5}
+    pairs = frame.pivot(index=["call", "row"], columns="as", values="output.probability_yes")
+    assert len(pairs) == 5
+    assert pairs["champion"].tolist() == pairs["shadow"].tolist(), "both are the same model here"
+    assert b'factory_shadow_calls_total{outcome="compared",variant="growth.churn",version="2"} 5.0' in metrics(
+        own_shelf, caller
+    )
+
+
+def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    with_shadow(own_shelf, churn)
+
+    def load(variant: Variant) -> Loaded:
+        if variant.version == 2:
+            raise ValueError("broken")
+        return own_shelf.load(variant)
+
+    answers, caller = mirrored(own_shelf, tmp_path, load)
+    assert {answer.status_code for answer in answers} == {200}
+    assert written(tmp_path)["as"].tolist() == ["champion"] * 5
+    assert b'factory_shadow_calls_total{outcome="failed",variant="growth.churn",version="2"} 5.0' in metrics(
+        own_shelf, caller
+    )
+
+
+# --- outcomes -------------------------------------------------------------------------
+
+
+def test_outcomes_are_written_beside(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    own_shelf.put("growth.churn", churn)
+    caller = writing(own_shelf, recorder(tmp_path))
+    told = [
+        {"key": "4711", "outcome": "yes", "time": "2026-11-29T10:00:00+01:00"},
+        {"key": "4712", "outcome": 12.5},
+        {"key": "4713", "outcome": True},
+    ]
+    answer = caller.post("/variants/growth.churn/outcomes", json={"outcomes": told})
+    assert answer.json() == {"written": 3}
+    frame = written(tmp_path, "outcomes")
+    assert frame[["key", "outcome"]].values.tolist() == [["4711", "yes"], ["4712", "12.5"], ["4713", "true"]]
+    assert frame["time"][0] == pd.Timestamp("2026-11-29T09:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({}, 400),
+        ({"outcomes": []}, 400),
+        ({"outcomes": [{"key": "", "outcome": 1}]}, 400),
+        ({"outcomes": [{"key": "a"}]}, 400),
+        ({"outcomes": [{"key": "a", "outcome": 1, "time": "yesterday"}]}, 400),
+        ({"outcomes": [{"key": str(k), "outcome": 1} for k in range(51)]}, 413),
+    ],
+)
+def test_outcomes_that_are_none_are_refused(
+    body: dict[str, Any], status: int, own_shelf: Shelf, churn: Any, tmp_path: Path
+) -> None:
+    own_shelf.put("growth.churn", churn)
+    error_of(writing(own_shelf, recorder(tmp_path)).post("/variants/growth.churn/outcomes", json=body), status)
+    assert not (tmp_path / "outcomes").exists()
+
+
+def test_a_full_disk_is_told_of_an_outcome_and_not_of_a_prediction(
+    own_shelf: Shelf, churn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_shelf.put("growth.churn", churn)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recording.pq, "write_table", full)
+    kept = recorder(tmp_path)
+    caller = writing(own_shelf, kept)
+    told = {"outcomes": [{"key": "a", "outcome": 1}]}
+    assert "No space left" in error_of(caller.post("/variants/growth.churn/outcomes", json=told), 503)["message"]
+    assert caller.post(CHURN, json={"dataframe_records": [ROW]}).status_code == 200
+    kept.close()
+    assert not list(tmp_path.rglob("*.parquet*"))
+
+
+# --- the recorder itself ----------------------------------------------------------------
+
+
+def test_more_than_fits_is_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MOST_ROWS", 10)
+    monkeypatch.setattr(Recorder, "_begin", lambda _: None)
+    kept = recorder(tmp_path)
+    for _ in range(7):
+        kept.put(answered(2))
+    assert kept.n_dropped == 4
+    kept.flush()
+    assert len(written(tmp_path)) == 10
+    kept.put(answered(2))
+    kept.flush()
+    assert len(written(tmp_path)) == 12, "there is room again"
+
+
+def test_a_column_that_comes_as_number_and_as_text_is_written_all_the_same(tmp_path: Path) -> None:
+    kept = recorder(tmp_path)
+    kept.put(answered(1, inputs={"age": np.array([1.0])}))
+    kept.put(answered(1, inputs={"age": np.array(["1"], object)}))
+    kept.close()
+    assert len(written(tmp_path)) == 2
+
+
+def test_what_is_old_is_forgotten(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    for age in (3, 8):
+        day = tmp_path / "predictions" / "variant=growth.churn" / f"date={now - timedelta(days=age):%Y-%m-%d}"
+        day.mkdir(parents=True)
+        (day / "x.parquet").write_bytes(b"x")
+    kept = recorder(tmp_path, days=7)
+    kept.put(answered())
+    kept.close()
+    days = {day.name for day in (tmp_path / "predictions" / "variant=growth.churn").iterdir()}
+    assert days == {f"date={now - timedelta(days=3):%Y-%m-%d}", f"date={now:%Y-%m-%d}"}
+
+
+# --- metrics ------------------------------------------------------------------------------
+
+
+def metrics(shelf: Shelf, caller: Caller) -> bytes:
+    secret = shelf.ledger.issue_token("operator", team=None, scopes=["read"], by=SETUP).secret
+    return Caller(caller.app, secret).get("/metrics").content
+
+
+def test_metrics_tell_calls_by_version_and_are_operators(
+    own_shelf: Shelf, churn: Any, make_caller: MakePredictor
+) -> None:
+    own_shelf.put("growth.churn", churn)
+    own_shelf.ledger.create_team("growth", by=SETUP)
+    caller = make_caller(own_shelf)
+    caller.post(CHURN, json={"dataframe_records": [ROW]})
+    caller.post("/variants/growth.none/invocations", json={"dataframe_records": [ROW]})
+    error_of(caller.get("/metrics"), 403)
+    error_of(Caller(caller.app, None).get("/metrics"), 401)
+    team = own_shelf.ledger.issue_token("t", team="growth", scopes=["read"], by=SETUP).secret
+    error_of(Caller(caller.app, team).get("/metrics"), 403)
+    operator = own_shelf.ledger.issue_token("o", team=None, scopes=["read"], by=SETUP).secret
+    answer = Caller(caller.app, operator).get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    text = answer.text
+    assert 'factory_predictor_calls_total{route="invoke",status="200",variant="growth.churn",version="1"} 1.0' in text
+    assert 'factory_predictor_calls_total{route="invoke",status="404",variant="",version=""} 1.0' in text
+    assert "factory_predictor_variants 1.0" in text
+
+
+def test_labels_are_bounded() -> None:
+    telemetry = Telemetry()
+    for n in range(MOST_VARIANTS + 50):
+        telemetry.call("invoke", f"growth.v{n}/1", 200, 0.01)
+    text = telemetry.text(bundles=0, bundles_mb=0, dropped=0).decode()
+    assert text.count("factory_predictor_calls_total{") == MOST_VARIANTS + 1
+    assert 'variant="other",version="other"} 50.0' in text
