@@ -126,6 +126,11 @@ def with_shadow(shelf: Shelf, bundle: Any) -> None:
     shelf.ledger.set_deployment("growth.churn", DeploymentWish.model_validate({"as": "shadow"}), version=2)
 
 
+def shadows(outcome: str) -> bytes:
+    labels = f'outcome="{outcome}",variant="growth.churn",version="2"'
+    return f"factory_shadow_calls_total{{{labels}}} 5.0".encode()
+
+
 def test_a_shadow_predicts_the_same_calls_for_the_log(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
     with_shadow(own_shelf, churn)
     answers, caller = mirrored(own_shelf, tmp_path)
