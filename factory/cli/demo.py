@@ -62,7 +62,11 @@ def demo(
             for made in (tumour, life):
                 ledger.reach(made.request_id, RequestState.SERVING, f"Served at {predictor.url}.")
             countries = [{"country": name} for name in ("Chile", "Germany", "Kenya")]
-            for made, body in ((tumour, {"dataframe_records": [row]}), (life, {"entities": countries})):
+            calls: list[tuple[Outcome, dict[str, object]]] = [
+                (tumour, {"dataframe_records": [row]}),
+                (life, {"entities": countries}),
+            ]
+            for made, body in calls:
                 _call(f"{predictor.url}/variants/{made.variants[0].name}/invocations", body, token)
         finally:
             if not keep:

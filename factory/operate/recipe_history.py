@@ -47,7 +47,9 @@ def history(name: str, *, ledger: Ledger, settings: Settings) -> tuple[RecipeVer
         NotFound: there never was a recipe of that name.
     """
     rows = ledger.audit_page(AuditQuery(action=PUBLISH, subject=name), limit=MOST).items
-    found = [(row.detail["digest"], row.time, row.detail["document"]) for row in rows if "document" in row.detail]
+    found: list[tuple[str, datetime | None, dict[str, Any]]] = [
+        (row.detail["digest"], row.time, row.detail["document"]) for row in rows if "document" in row.detail
+    ]
     shipped = _shipped(name, settings)
     if shipped is not None and shipped.digest not in {digest for digest, _, _ in found}:
         found.append((shipped.digest, None, recipe_document(shipped)))
