@@ -109,6 +109,7 @@ class Me(Document):
     scopes: tuple[Scope, ...]
     token_id: str | None = None
     request_id: str | None = Field(None, description="The one request that a job's token is good for.")
+    variants: str | None = Field(None, description="Pattern of the variants that it may call; all if null.")
     expires: datetime | None = None
 
     @classmethod

@@ -113,7 +113,7 @@ def test_scopes_that_do_not_exist_are_refused(ledger: Ledger, scopes: list[str])
     ):
         with pytest.raises(InvalidRequest, match="scopes") as caught:
             act()
-        assert "read, submit, deploy, publish, admin" in caught.value.hint
+        assert "read, predict, submit, deploy, publish, admin" in caught.value.hint
 
 
 # --- tokens ------------------------------------------------------------------

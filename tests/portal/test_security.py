@@ -21,7 +21,10 @@ from tests.answers import error_of
 from tests.portal.conftest import SETUP, Client, World, fields_of
 from tests.portal.test_identity import routes
 
-EVERYBODYS = {"list_recipes", "show_recipe", "publish_recipe", "withdraw_recipe", "end_sessions"}
+EVERYBODYS = {
+    *("list_recipes", "show_recipe", "list_recipe_versions", "publish_recipe", "withdraw_recipe", "end_sessions"),
+    *("list_feature_services", "show_feature_service"),
+}
 """Routes of things that are no team's."""
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -147,12 +147,14 @@ class Caller:
     app: Predictor
     secret: str | None
 
-    def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
-        headers = {"authorization": f"Bearer {self.secret}"} if self.secret else {}
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.secret}"} if self.secret else {}
 
+    def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=self.headers) as client:
                 return await client.request(method, url, **arguments)
 
         return asyncio.run(send())
