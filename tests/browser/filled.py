@@ -19,7 +19,7 @@ from factory.data.dataset import from_frame
 from factory.errors import InvalidData
 from factory.ledger import Ledger
 from factory.settings import Settings
-from factory.spec import Actor, CurvePoint, FileDataset, Quota, RequestState, Task, Trial, Variant
+from factory.spec import Actor, CurvePoint, DeploymentWish, FileDataset, Quota, RequestState, Task, Trial, Variant
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle
 from tests.serve.conftest import fitted
@@ -110,6 +110,11 @@ class _Filling:
         self.version(second, digest, 2, 0.849, kind="warm_start", parent="growth.churn/1")
         self.ledger.set_alias("growth.churn", "champion", 2, who="person:ann", why="Better in the pilot", by=SETUP)
         self.version(second, digest, 3, 0.8, state="rejected")
+        for wish, version in (({"as": "champion"}, 2), ({"as": "canary", "percent": 10}, 1)):
+            self.ledger.set_deployment("growth.churn", DeploymentWish.model_validate(wish), version=version, by=SETUP)
+        for title in ("Churn, explained by a line", "Churn, explained by a short line"):
+            recipe = {"name": "churn-linear", "title": title, "families": ["constant", "linear"]}
+            self.client.put("/recipes/churn-linear", json=recipe).raise_for_status()
         for k, region in enumerate(("north", "south", "west")):
             name = f"growth.churn.{region}"
             self.version(first, digest, 1, 0.8 + k / 30, name=name, segment=region)
@@ -138,6 +143,7 @@ class _Filling:
             "form": f"/new/form?dataset={digest}",
             "recipes": "/recipes",
             "recipe": "/recipes/tabular-auto",
+            "recipe-changed": "/recipes/churn-linear",
             "datasets": "/datasets",
             "features": "/features",
             "feature-service": "/features/country_v1",

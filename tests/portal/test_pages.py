@@ -189,7 +189,7 @@ def test_every_page_is_whole_and_safe(world: World, filled: dict[str, str], lang
         assert page.response.headers["cache-control"] == "no-store"
         assert page.response.headers["referrer-policy"] == "same-origin", "else its forms come from no origin"
         found = Markup(page.text).elements
-        assert ("html", {"lang": language, "class": "no-script"}) in found
+        assert ("html", {"lang": language}) in found
         assert sum(tag == "h1" for tag, _ in found) == 1, name
         ids = [attributes["id"] for _, attributes in found if "id" in attributes]
         assert len(ids) == len(set(ids)), (name, sorted(one for one in ids if ids.count(one) > 1))

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 
 from babel import Locale
-from babel.dates import format_datetime
+from babel.dates import format_datetime, format_timedelta
 from babel.lists import format_list
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
@@ -26,6 +26,8 @@ LANGUAGES = ("en", "de")
 """The first one is that of the messages themselves."""
 UNKNOWN = "\N{EN DASH}"
 """Stands where there is no number."""
+RECENT_S = 3000
+"""Younger moments are told by how long ago they were, as the page's script does."""
 SIGNIFICANT = 4
 """Digits of a score: its interval is seldom narrower."""
 
@@ -135,7 +137,13 @@ class Words:
         return f"{self.number(n_bytes)} B"
 
     def moment(self, moment: datetime) -> str:
-        """Return a moment in UTC; the page puts it into the reader's zone where it may run its script."""
+        """Return a moment, in UTC where it is not of this hour; the page's script puts it into the reader's zone.
+
+        What the script writes is as long as this, so that nothing moves when it does.
+        """
+        past = datetime.now(UTC) - moment
+        if abs(past.total_seconds()) < RECENT_S:
+            return format_timedelta(-past, add_direction=True, threshold=RECENT_S / 3600, locale=self.locale)
         return f"{format_datetime(moment.astimezone(UTC), 'd MMM y, HH:mm', locale=self.locale)} UTC"
 
 

@@ -42,9 +42,10 @@ export function loadPlotly() {
   return plotly;
 }
 
+const NARROW = 480;
 const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-export function themed(layout) {
+export function themed(layout, width = Infinity) {
   const line = colourOf("--line"), text = colourOf("--text"), muted = colourOf("--muted");
   const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: { color: muted }, automargin: true };
   const result = {
@@ -52,6 +53,8 @@ export function themed(layout) {
     font: { family: colourOf("--font"), size: 13, color: text }, margin: { l: 50, r: 12, t: 12, b: 44 },
     hoverlabel: { bgcolor: colourOf("--surface"), bordercolor: line, font: { color: text } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: text } }, ...layout,
+    // On a phone the names would take more room than the chart; the tables beside have the same colours.
+    ...(width < NARROW ? { showlegend: false } : {}),
   };
   for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).concat("xaxis", "yaxis")) {
     result[name] = { ...axis, ...layout[name] };
@@ -66,7 +69,7 @@ export async function drawChart(element) {
   if (!source) return;
   const figure = JSON.parse(source.textContent);
   const Plotly = await loadPlotly();
-  await Plotly.react(element, figure.data, themed(figure.layout ?? {}), chartOptions);
+  await Plotly.react(element, figure.data, themed(figure.layout ?? {}, element.clientWidth), chartOptions);
   element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
 }
 
@@ -158,7 +161,6 @@ function begin(root = document) {
   drawCharts(root);
 }
 
-document.documentElement.classList.remove("no-script");
 begin();
 setInterval(showTimes, 20000);
 window.addEventListener("pageshow", () => fresh(document));
