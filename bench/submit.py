@@ -334,7 +334,7 @@ def store(ledger: Ledger, n: int, *, n_names: int = 1) -> None:
     steps = ((RequestState.PREPARING, 0), (RequestState.REGISTERED, 55))
     events, profiles, variants = [], [], []
     for version, (request_id, team, created, first) in enumerate(rows, start=1):
-        name = first if n_names == 1 else f"{first}-{version % n_names:02d}"
+        name = first if n_names == 1 else f"{team}.churn-{version % n_names:02d}"
         at = {"request_id": request_id}
         profiles.append(at | {"task": "binary", "recorded": created, "document": traits})
         variants.append(at | _variant(name, version, request_id) | {"created": created, "team": team})

@@ -20,6 +20,8 @@ router = APIRouter(include_in_schema=False)
 
 WAITING = (RequestState.RECEIVED, RequestState.QUEUED)
 WORKED_ON = (RequestState.PREPARING, RequestState.SEARCHING, RequestState.EVALUATING)
+MOST = 100
+"""Requests that are shown of those that wait, the oldest."""
 PRIORITIES = ("high", "normal", "low")
 QUOTAS = ("cpus", "gpus", "memory_gb", "requests", "trial_seconds_month", "weight")
 """Fields of a team's quota, in the form's order; one left empty is as the quota's own default."""
@@ -28,7 +30,7 @@ QUOTAS = ("cpus", "gpus", "memory_gb", "requests", "trial_seconds_month", "weigh
 @router.get("/queue")
 async def show_queue(visitor: SignedIn, team: str = "") -> Response:
     """Show what is worked on, and what waits in the order in which it came, by priority."""
-    query: Query = {"team": team, "sort": "created", "limit": 200, "shared": False}
+    query: Query = {"team": team, "sort": "created", "limit": MOST, "shared": False}
     cluster, running, waiting = await asyncio.gather(
         visitor.api.get(f"{API}/cluster", Cluster),
         visitor.api.get(f"{API}/requests", Requests, {**query, "state": [str(s) for s in WORKED_ON]}),

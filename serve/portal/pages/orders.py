@@ -208,7 +208,7 @@ async def _sheet(
         form["name"] = [_name_of(data.dataset.name)]
         moments = [column.name for column in data.preview.columns if column.type == "datetime"]
         form["dataset.timestamp"] = moments[:1]
-    made = await visitor.api.get(f"{API}/variants", Variants, {"limit": 200})
+    made = await visitor.api.get(f"{API}/variants", Variants, {"limit": 60})
     return {
         "team": visitor.team or team,
         "recipes": recipes.items,

@@ -25,6 +25,8 @@ from serve.portal.routes.proposals import Proposals
 
 router = APIRouter(include_in_schema=False)
 
+MOST = 100
+"""Versions that are shown beside each other, the newest; the list of versions has all."""
 COMPARED = (
     "state", "kind", "score", "metric", "task", "recipe", "recipe_digest", "dataset_digest", "feature_service",
     "parent", "segment", "seed", "size_mb", "latency_ms", "cost_s", "bundle_digest",
@@ -58,7 +60,8 @@ async def show_variant(visitor: SignedIn, name: str) -> Response:
     return visitor.page(
         "variant.html",
         variant=found,
-        versions=sorted(found.versions, key=lambda version: -version.version),
+        versions=sorted(found.versions, key=lambda version: -version.version)[:MOST],
+        n_versions=len(found.versions),
         segments=beside(segments, champion),
         pooled=champion,
         scale=None if champion is None or not segments else Scale.of([*segments, champion]),

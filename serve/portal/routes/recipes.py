@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -116,9 +118,15 @@ def _digest(name: str, portal: Portal) -> str:
         return ""
 
 
+@cache
+def _any_request() -> str:
+    """Return the JSON schema of a request for any recipe, which takes long to make."""
+    return json.dumps(VariantRequest.model_json_schema())
+
+
 def request_schema(recipe: Recipe) -> dict[str, JsonValue]:
     """Return the JSON schema of a request for a recipe: its defaults, and no more than it allows."""
-    schema: dict[str, Any] = VariantRequest.model_json_schema()
+    schema: dict[str, Any] = json.loads(_any_request())
     fields, parts = schema["properties"], schema["$defs"]
     fields["recipe"] |= {"default": recipe.name, "const": recipe.name}
     fields["families"]["anyOf"][0]["items"] = {"type": "string", "enum": list(recipe.families)}
