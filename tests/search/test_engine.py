@@ -127,8 +127,12 @@ def test_time_ends_a_search(tmp_path: Path) -> None:
     assert sum(t.cost_s for t in result.trials) < 6.5
 
 
+PLENTY = {"time_s": 600, "trials": 3}
+"""In so much time no fit is made faster, which would make two searches differ on a busy machine."""
+
+
 def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", budget=PLENTY)
     data = make_data(tmp_path, plan=plan)
     ledger: dict[int, Trial] = {}
 
@@ -151,7 +155,7 @@ def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
 
 
 def test_a_search_interrupted_among_its_folds_fits_the_missing_ones_only(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", "lightgbm", budget={"time_s": 60, "trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", budget=PLENTY)
     data = make_data(tmp_path, plan=plan)
     ledger: dict[int, Trial] = {}
 

@@ -9,7 +9,7 @@ import pytest
 
 from serve.guard import ALPHA, MOST_ERRORS, SLOWER, Bet, Guard
 
-N_CANARIES, N_CALLS = 1_000, 1_000
+N_CANARIES, N_CALLS = 400, 500
 
 
 def withdrawn_after(random: np.random.Generator, *, errors: float, times: float, n_calls: int) -> int | None:
