@@ -31,10 +31,10 @@ up: $(INSTALLED)  ## Start Ray, MLflow, controller, portal and predictor; print 
 down: $(INSTALLED)  ## Stop what `make up` started
 	$(BIN)/factory down
 
-# Those that start Ray, MLflow or Serve by files, two at a time: they wait more than they work.
+# Those that start Ray, MLflow or Serve one after the other, since each of them takes the whole machine.
 test: check  ## Run the checks and all tests
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
 	$(BIN)/ruff check

@@ -276,7 +276,7 @@ def test_the_open_inference_protocol_answers_the_same(served: Served) -> None:
         for name in rows.columns:
             inputs.append(triton.InferInput(name, [len(rows)], "FP64"))
             inputs[-1].set_data_from_numpy(rows[name].to_numpy())
-        got = client.infer(TUMOUR, inputs, model_version="1", headers=served.headers)
+        got = client.infer(TUMOUR, inputs, model_version="1", headers=dict(served.headers))
     columns = {name: got.as_numpy(name) for name in outputs}
     columns["prediction"] = np.array([value.decode() for value in columns["prediction"]])
     assert_same(pd.DataFrame(columns), pd.DataFrame(expected))

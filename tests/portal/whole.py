@@ -134,11 +134,7 @@ class Whole:
     def predict(self) -> int:
         """Ask a variant that is in memory."""
         body = {"dataframe_records": [self.row]}
-        return (
-            Caller(self.predictor, self.world.secrets["growth/predict"])
-            .post(f"/variants/{NAME}/versions/1/invocations", json=body)
-            .status_code
-        )
+        return self._predicted(body)
 
     def first_call(self) -> int:
         """Ask a variant that nobody has asked before."""
@@ -154,11 +150,7 @@ class Whole:
     def by_entities(self) -> int:
         """Ask for a prediction with features from the online store."""
         body = {"entities": [{"country": "Peru", "continent": "Americas"}]}
-        return (
-            Caller(self.predictor, self.world.secrets["growth/predict"])
-            .post(f"/variants/{NAME}/versions/1/invocations", json=body)
-            .status_code
-        )
+        return self._predicted(body)
 
     def _predicted(self, body: dict[str, Any]) -> int:
         caller = Caller(self.predictor, self.world.secrets["growth/predict"])
@@ -269,7 +261,7 @@ def whole(settings: Settings) -> Iterator[Whole]:
     secrets = {}
     ledger = Ledger.open(settings.ledger, patience_s=BRIEF_S)
     ledger.create_team("growth", title="Growth", quota=Quota(cpus=64), by=SETUP)
-    for scope in ("read", "submit", "deploy"):
+    for scope in ("read", "predict", "submit", "deploy"):
         scopes = (scope,) if scope == "read" else ("read", scope)
         secrets[f"growth/{scope}"] = ledger.issue_token(scope, team="growth", scopes=scopes, by=SETUP).secret
     OnlineReader(settings, SERVICE)
@@ -290,7 +282,7 @@ def whole(settings: Settings) -> Iterator[Whole]:
         yield it
     finally:
         it._pool.shutdown()
-        for closing in (ledger, driver, controller.ledger, it.predictor._catalogue, world.app.state.portal):
+        for closing in (ledger, driver, controller.ledger, it.predictor.core.ledger, world.app.state.portal):
             closing.close()
 
 

@@ -42,6 +42,7 @@ def running(registered_home: Settings) -> Iterator[Running]:
         for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         with Ledger.open(registered_home.ledger) as ledger:
+            ledger.create_team("growth", by=SETUP)
             secret = ledger.issue_token("tests", team="growth", scopes=["predict"], by=SETUP).secret
         predictor = start_predictor(registered_home)
         try:
