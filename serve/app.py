@@ -10,17 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 from factory.errors import FactoryError, SystemFault
-from factory.spec import Variant
 from serve.call import Call, Message, Receive, Send
-from serve.core import Columns, Core, Ledger
+from serve.core import Core
 from serve.errors import DeadlineExceeded, Overloaded, answer
 from serve.handlers import route
-from serve.limits import Limits
-from serve.loaded import Loaded
-from serve.recording import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -32,25 +27,11 @@ class Predictor:
     """The ASGI application.
 
     Args:
-        ledger: The ledger.
-        load: Loads a variant's bundle; called in a thread.
-        features: Reads online features.
-        limits: What it takes on.
-        warm_up: Called in a thread when the server starts, before champions are loaded; what it raises is logged.
-        recorder: Writes predictions down; none are where it is None.
+        core: What its handlers share.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        *,
-        load: Callable[[Variant], Loaded],
-        features: Columns,
-        limits: Limits,
-        warm_up: Callable[[], None] = lambda: None,
-        recorder: Recorder | None = None,
-    ) -> None:
-        self.core = Core(ledger, load=load, features=features, limits=limits, warm_up=warm_up, recorder=recorder)
+    def __init__(self, core: Core) -> None:
+        self.core = core
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one HTTP request, or start and stop with the server."""

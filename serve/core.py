@@ -115,7 +115,7 @@ class Core:
         load: Loads a variant's bundle; called in a thread.
         features: Reads online features.
         limits: What it takes on.
-        warm_up: Called in a thread at the start, before champions are loaded.
+        warm_up: Called in a thread at the start, before champions are loaded; what it raises is logged.
         recorder: Writes predictions down; none are where it is None.
     """
 
@@ -126,8 +126,8 @@ class Core:
         load: Callable[[Variant], Loaded],
         features: Columns,
         limits: Limits,
-        warm_up: Callable[[], None],
-        recorder: Recorder | None,
+        warm_up: Callable[[], None] = lambda: None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.ledger, self.limits, self.recorder = ledger, limits, recorder
         self.places = Places(limits)

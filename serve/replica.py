@@ -9,6 +9,7 @@ from factory.spec import Variant
 from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.registry import Registry
 from serve.app import Predictor
+from serve.core import Core
 from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.online import FeatureReaders
@@ -34,7 +35,7 @@ def build(settings: Settings) -> Predictor:
                 hint="Look at the artifact storage: is it mounted, and may this user read it?",
             ) from error
 
-    return Predictor(
+    core = Core(
         Ledger.open(settings.ledger),
         load=load,
         features=FeatureReaders(settings),
@@ -43,6 +44,7 @@ def build(settings: Settings) -> Predictor:
         # Importing MLflow takes seconds, which no caller should wait for.
         warm_up=registry.warm_up,
     )
+    return Predictor(core)
 
 
 class PredictorDeployment:

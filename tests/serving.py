@@ -17,6 +17,7 @@ from factory.spec import Variant
 from factory.testing.jobs import FakeJobs
 from factory.variants.bundle import Bundle
 from serve.app import Predictor
+from serve.core import Core
 from serve.inputs import EntityRows, NamedColumns
 from serve.limits import Limits
 from serve.loaded import Loaded
@@ -45,7 +46,7 @@ def predictor(ledger: Ledger, bundle: Bundle) -> Iterator[str]:
     def load(variant: Variant) -> Loaded:
         return Loaded.warm(variant, bundle, size_mb=1)
 
-    app = Predictor(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1))
+    app = Predictor(Core(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1)))
     with running(lambda _: app) as address:
         yield address
 

@@ -190,7 +190,9 @@ class Works:
                 environment = process.environ()
                 if environment.get("FACTORY_HOME") == str(self.home) and process.status() != psutil.STATUS_ZOMBIE:
                     found[process] = environment["FACTORY_ATTEMPT"]
-        return found
+        # A driver that starts another program is two processes of one command for a moment.
+        pids = {process.pid for process in found}
+        return {process: attempt for process, attempt in found.items() if _parent_of(process) not in pids}
 
     def workers(self, *, of: str = "") -> list[psutil.Process]:
         """Return the processes that fit trials now, of one service where given."""
@@ -211,3 +213,11 @@ class Works:
         while not (found := true()) and time.monotonic() < until:
             time.sleep(0.25)
         return found
+
+
+def _parent_of(process: psutil.Process) -> int | None:
+    """Return the process that has started another one; None where it is gone already."""
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None

@@ -27,6 +27,7 @@ from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
 from serve.app import Predictor
+from serve.core import Core
 from serve.limits import Limits
 from serve.loaded import Loaded
 from tests.serving import NoFeatures
@@ -200,14 +201,14 @@ def make_caller() -> MakePredictor:
     def make(
         shelf: Shelf, *, load: Any = None, features: Any = None, warm_up: Any = lambda: None, **limits: Any
     ) -> Caller:
-        app = Predictor(
+        core = Core(
             shelf.ledger,
             load=load or shelf.load,
             features=features or NoFeatures(),
             limits=Limits(**({"rows": 50, "body_mb": 0.1} | limits)),
             warm_up=warm_up,
         )
-        return Caller(app, shelf.secret)
+        return Caller(Predictor(core), shelf.secret)
 
     return make
 

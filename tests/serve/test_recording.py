@@ -15,6 +15,7 @@ import pytest
 from factory.spec import DeploymentWish, Variant
 from serve import recording
 from serve.app import Predictor
+from serve.core import Core
 from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.recording import Answered, Recorder
@@ -33,8 +34,8 @@ def recorder(folder: Path, *, percent: float = 100, days: int = 30) -> Recorder:
 
 def writing(shelf: Shelf, kept: Recorder | None, load: Any = None) -> Caller:
     limits = Limits(rows=50, body_mb=0.1)
-    app = Predictor(shelf.ledger, load=load or shelf.load, features=NoFeatures(), limits=limits, recorder=kept)
-    return Caller(app, shelf.secret)
+    core = Core(shelf.ledger, load=load or shelf.load, features=NoFeatures(), limits=limits, recorder=kept)
+    return Caller(Predictor(core), shelf.secret)
 
 
 def written(folder: Path, kind: str = "predictions") -> pd.DataFrame:
