@@ -199,6 +199,24 @@ def test_from_a_file_to_an_order_it_takes_four_clicks(filled: Filled, make_tab: 
     assert tab.heading == "growth.four-clicks"
 
 
+def test_features_of_the_store_are_offered_once_they_are_wanted(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go(filled.pages["form"])
+    tab.page.locator("#quote dl").wait_for()
+    choice = tab.page.locator("select[name='dataset.feature_service']")
+    assert choice.count() == 0, "the store is not asked by who does not need it"
+    tab.page.locator("summary", has_text="Features from the store").click()
+    choice.wait_for()
+    choice.select_option("country_v1")
+    tab.page.locator("#quote [data-problem='dataset.timestamp']").wait_for()
+    assert "event_timestamp" in tab.page.locator("[data-wrong='dataset.timestamp']").inner_text()
+    tab.go(f"{filled.pages['form']}&features=country_v1")
+    choice.wait_for()
+    assert choice.input_value() == "country_v1"
+    assert tab.complaints == []
+
+
 def test_a_double_click_orders_once(filled: Filled, make_tab: MakeTab) -> None:
     tab = make_tab(filled.address)
     tab.sign_in(filled.token)
