@@ -79,7 +79,7 @@ class Asked:
     @property
     def small(self) -> bool:
         """Whether it is answered in the event loop, by a variant that is fast."""
-        return len(self.body) <= INLINE_BYTES
+        return is_small(self.body)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Core:
         reference, variant = await self.resolve(call, values)
         body = await call.read_body(limit_mb=self.limits.body_mb)
         kind = call.header("content-type")
-        payload = await self.run(len(body) <= INLINE_BYTES, lambda: invocations.parse(body, kind))
+        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind))
         check_rows(payload, max_rows=self.limits.rows)
         return Asked(reference, variant, payload, body)
 
@@ -284,6 +284,11 @@ class Core:
                 moment=datetime.now(UTC),
             )
         )
+
+
+def is_small(body: bytes) -> bool:
+    """Return whether a body is read in the event loop."""
+    return len(body) <= INLINE_BYTES
 
 
 def predicted(payload: NamedColumns | NamelessColumns, loaded: Loaded) -> Prediction:

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from factory.errors import Detail, NotFound
+from factory.errors import Detail
 from factory.ledger import Refusal, ShareKind
 from factory.spec import Principal, Variant
 from serve.buckets import Buckets, digest_of
@@ -50,7 +50,7 @@ class Doors:
         self._buckets = Buckets(a_minute)
         self._a_minute = a_minute
         self._holders: Remembered[bytes, Principal | Refusal] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
-        self._seen: Remembered[tuple[str, str], bool] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
+        self._seen: Remembered[tuple[str, str], None] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
 
     async def admit(self, authorization: str, name: str) -> Principal:
         """Return who calls, if it may call a variant.
@@ -75,13 +75,8 @@ class Doors:
                 hint="Wait as long as Retry-After says, or send several rows at once.",
             )
         team = holder.team
-        if team is not None and not await self._seen.get((team, name), lambda: self._sees(team, name)):
-            # A name of another team is answered as one that does not exist.
-            raise NotFound(
-                f"There is no variant {name[:130]!r}.",
-                hint="`factory variants list` shows those that your team sees.",
-                details=[Detail("name", f"{name[:130]!r} is not known")],
-            )
+        if team is not None:
+            await self._seen.get((team, name), lambda: self._require_seen(team, name))
         return holder
 
     async def admit_operator(self, authorization: str) -> Principal:
@@ -105,11 +100,10 @@ class Doors:
             raise Unauthorized(holder.value, hint=_HINT)
         return holder
 
-    def _sees(self, team: str, name: str) -> bool:
-        if self._keys.may_see("variant", name, team):
-            return True
-        self._keys.variant(name, 1, seen_by=team)  # which says what there is that is called nearly so
-        return False
+    def _require_seen(self, team: str, name: str) -> None:
+        if not self._keys.may_see("variant", name, team):
+            # Raises as for a name that does not exist, and says what the team sees that is called nearly so.
+            self._keys.variant(name, 1, seen_by=team)
 
 
 def _require_use(holder: Principal, name: str) -> None:

@@ -12,7 +12,7 @@ from factory.errors import Detail, NotFound, StorageFault
 from factory.variants.explain import explain
 from serve import invocations, open_inference
 from serve.call import Call
-from serve.core import INLINE_BYTES, Asked, Core, Prediction
+from serve.core import Asked, Core, Prediction, is_small
 from serve.errors import MethodNotAllowed, UnsupportedMedia
 from serve.explanations import LIMIT_S, format_explanation
 from serve.inputs import arrays, check_rows
@@ -109,7 +109,7 @@ async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
             )
         body = await call.read_body(limit_mb=core.limits.body_mb)
         parse = partial(open_inference.parse, body, header_length=header_length)
-        request = await core.run(len(body) <= INLINE_BYTES, parse)
+        request = await core.run(is_small(body), parse)
         check_rows(request.payload, max_rows=core.limits.rows)
 
         def form(prediction: Prediction) -> tuple[bytes, int | None]:
@@ -131,12 +131,12 @@ async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
     async with core.places.take(call):
         reference, _ = await core.resolve(call, values)
         body = await call.read_body(limit_mb=core.limits.body_mb)
-        told = read_outcomes(body, variant=reference.name, most=core.limits.rows)
+        told = read_outcomes(body, most=core.limits.rows)
         recorder = core.recorder
         if recorder is None:
             raise StorageFault("This predictor writes nothing down.", hint="Ask one that was started with a folder.")
         try:
-            await core.in_("disk", lambda: recorder.put_outcomes(told))
+            await core.in_("disk", lambda: recorder.put_outcomes(reference.name, told))
         except OSError as error:
             raise StorageFault(
                 f"The outcomes could not be written down: {error.strerror or error}.", hint="Send them again later."

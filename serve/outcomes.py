@@ -28,12 +28,11 @@ class ToldOutcomes(Document):
     outcomes: tuple[ToldOutcome, ...] = Field(min_length=1)
 
 
-def read_outcomes(body: bytes, *, variant: str, most: int) -> list[Outcome]:
-    """Read the outcomes of a variant's predictions.
+def read_outcomes(body: bytes, *, most: int) -> list[Outcome]:
+    """Read the outcomes of predictions.
 
     Args:
         body: ``{"outcomes": [{"key": "4711", "outcome": "yes", "time": "2026-11-29T10:00:00Z"}]}``.
-        variant: Name of the variant.
         most: Outcomes of one call.
 
     Raises:
@@ -44,8 +43,8 @@ def read_outcomes(body: bytes, *, variant: str, most: int) -> list[Outcome]:
     if len(told) > most:
         raise BodyTooLarge(f"The call has {len(told):,} outcomes; {most:,} are allowed.", hint="Send several calls.")
     now = datetime.now(UTC)
-    return [Outcome(one.key, variant, _value(one.outcome), one.time or now) for one in told]
+    return [Outcome(one.key, _value(one.outcome), one.time or now) for one in told]
 
 
-def _value(value: bool | float | str) -> str | float:
-    return str(value).lower() if isinstance(value, bool) else value
+def _value(value: bool | float | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

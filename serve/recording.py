@@ -90,14 +90,12 @@ class Outcome:
 
     Attributes:
         key: That the call had named.
-        variant: Name of the variant.
         value: What came true.
         moment: When it did, or was told.
     """
 
     key: str
-    variant: str
-    value: str | float
+    value: str
     moment: datetime
 
 
@@ -114,7 +112,6 @@ class Recorder:
         self._folder, self._percent, self._days = folder, percent, days
         self._lock = threading.Lock()
         self._waiting: list[Answered] = []
-        self._outcomes: list[Outcome] = []
         self._n_rows = 0
         self.n_dropped = 0
         self._wake = threading.Event()
@@ -143,24 +140,20 @@ class Recorder:
             if self._n_rows >= FLUSH_ROWS:
                 self._wake.set()
 
-    def put_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Write outcomes down now.
+    def put_outcomes(self, variant: str, outcomes: Sequence[Outcome]) -> None:
+        """Write outcomes of a variant's predictions down now.
 
         Raises:
             OSError: the disk refuses.
         """
-        by_variant: dict[str, list[Outcome]] = {}
-        for one in outcomes:
-            by_variant.setdefault(one.variant, []).append(one)
-        for variant, those in by_variant.items():
-            table = pa.table(
-                {
-                    "time": pa.array([one.moment for one in those], pa.timestamp("us", tz="UTC")),
-                    "key": pa.array([one.key for one in those], pa.string()),
-                    "outcome": pa.array([str(one.value) for one in those], pa.string()),
-                }
-            )
-            self._write("outcomes", variant, table)
+        table = pa.table(
+            {
+                "time": pa.array([one.moment for one in outcomes], pa.timestamp("us", tz="UTC")),
+                "key": pa.array([one.key for one in outcomes], pa.string()),
+                "outcome": pa.array([one.value for one in outcomes], pa.string()),
+            }
+        )
+        self._write("outcomes", variant, table)
 
     def flush(self) -> None:
         """Write what waits; what the disk refuses is logged and lost."""

@@ -107,7 +107,6 @@ class Traffic:
             reference: What the caller has named.
             champion: Which version that means.
             key: Of the request; whoever sends the same one gets the same version.
-
         """
         served = await self._served(reference) if reference.is_open else _Served()
         choice = Choice(champion, shadow=served.shadow if served.shadow != champion.version else None)

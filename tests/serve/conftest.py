@@ -152,10 +152,13 @@ class Caller:
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.secret}"} if self.secret else {}
 
+    def client(self) -> httpx.AsyncClient:
+        """Return a client for calls within one event loop."""
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test", headers=self.headers)
+
     def __call__(self, method: str, url: str, **arguments: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=self.headers) as client:
+            async with self.client() as client:
                 return await client.request(method, url, **arguments)
 
         return asyncio.run(send())

@@ -21,9 +21,7 @@ from .calls import CHURN, ROW, expected, one
 
 async def together(caller: Any, calls: list[dict[str, Any]]) -> list[httpx.Response]:
     """Send several requests at one time."""
-    async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(caller.app), base_url="http://test", headers=caller.headers
-    ) as client:
+    async with caller.client() as client:
         return list(await asyncio.gather(*(client.request("POST", **call) for call in calls)))
 
 

@@ -107,8 +107,7 @@ def mirrored(shelf: Shelf, folder: Path, load: Any = None, n: int = 5) -> tuple[
     caller = writing(shelf, kept, load)
 
     async def calls() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(caller.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=caller.headers) as client:
+        async with caller.client() as client:
             answers = []
             for age in range(n):
                 answers.append(await client.post(CHURN, json={"dataframe_records": [ROW | {"age": age}]}))

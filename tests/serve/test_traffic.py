@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -93,8 +92,7 @@ def test_a_canary_that_fails_hurts_nobody_and_is_withdrawn(
 
     async def crowd() -> set[str]:
         """Within one loop, so that the withdrawal comes to its end."""
-        transport = httpx.ASGITransport(caller.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=caller.headers) as client:
+        async with caller.client() as client:
             answers = [await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)}) for key in range(60)]
         await asyncio.gather(*caller.app.core.traffic._withdrawing)
         return {f"{answer.status_code} {answer.headers['x-variant']}" for answer in answers}

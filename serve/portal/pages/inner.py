@@ -104,7 +104,7 @@ class Api:
         Raises:
             Refused: the API does not give it.
         """
-        answer = await self._call("GET", path, params=_given(query))
+        answer = await self._call("GET", path, params=filled_in(query))
         return answer.content.decode("utf-8", "replace")
 
     async def answer(self, path: str, query: Query | None = None) -> Answer:
@@ -113,7 +113,7 @@ class Api:
         Raises:
             Refused: the API does not give it.
         """
-        return await self._call("GET", path, params=_given(query), headers=_JSON)
+        return await self._call("GET", path, params=filled_in(query), headers=_JSON)
 
     async def send(
         self,
@@ -175,7 +175,8 @@ def dotted(field: str) -> str:
     return ".".join(steps)
 
 
-def _given(query: Query | None) -> dict[str, Any]:
+def filled_in(query: Query | None) -> dict[str, Any]:
+    """Return the parts of a query that say something."""
     return {name: value for name, value in (query or {}).items() if value not in (None, "", [])}
 
 

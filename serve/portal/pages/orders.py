@@ -28,7 +28,7 @@ from serve.portal.pages.forms import (
     read_form,
     request_fields,
 )
-from serve.portal.pages.inner import Refused, dotted
+from serve.portal.pages.inner import Refused, dotted, filled_in
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
 
@@ -66,7 +66,7 @@ async def upload(visitor: SignedIn, request: Request, csrf: str = "", team: str 
         answer = await visitor.api.pass_on(f"{API}/datasets?team={carried['team']}", request, csrf=csrf)
     except Refused as refused:
         return await _data_page(visitor, carried, refused)
-    query = {"dataset": answer.read(DatasetView).dataset.digest, **_given(carried)}
+    query = {"dataset": answer.read(DatasetView).dataset.digest, **filled_in(carried)}
     return RedirectResponse(f"/new/form?{urlencode(query)}", status_code=303)
 
 
@@ -77,15 +77,11 @@ async def _data_page(visitor: Visitor, carried: dict[str, str], refused: Refused
         "new.html",
         refused.status if refused else 200,
         team=carried["team"],
-        carried=_given(carried),
+        carried=filled_in(carried),
         datasets=datasets.items,
         limit=visitor.request.app.state.portal.uploads.limit_bytes,
         error=refused.error if refused else None,
     )
-
-
-def _given(values: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value}
 
 
 @router.get("/new/form")
