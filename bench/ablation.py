@@ -117,7 +117,16 @@ def fit(bench_set: BenchSet, arm: Arm, *, folder: Path, budget_s: int, seed: int
         write_split(bench_set, folder, sibling, seed=seed + SIBLING_SEED)
         _fit(bench_set, sibling, home, seed=seed, budget_s=budget_s, name="bench.sibling")
     truth = write_split(bench_set, folder, place, seed=seed)
-    row = _fit(bench_set, place, home, seed=seed, budget_s=budget_s, name="bench.fit", without=arm.without)
+    row = _fit(
+        bench_set,
+        place,
+        home,
+        seed=seed,
+        budget_s=budget_s,
+        name="bench.fit",
+        without=arm.without,
+        making="warm_start" if arm.history else "cold",
+    )
     shutil.rmtree(home, ignore_errors=True)
     out = place / PREDICTIONS
     result = score(bench_set, truth, pd.read_parquet(out)) if row["returncode"] == 0 and out.exists() else None
@@ -134,6 +143,7 @@ def _fit(
     budget_s: int,
     name: str,
     without: tuple[str, ...] = (),
+    making: str = "cold",
 ) -> dict[str, Any]:
     call = Fit(
         train=place / "train.parquet",
@@ -144,6 +154,7 @@ def _fit(
         home=home,
         without=without,
         name=name,
+        making=making,
     )
     return as_row(call.run(place / PREDICTIONS, timeout_s=budget_s + PATIENCE_S))
 

@@ -10,7 +10,6 @@ where that file was committed.  ``--report`` runs nothing: it writes
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.automl_report import write_report
+from bench.claim import bare_parser
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.peers import OURS, PEERS, Peer, python_of
 from bench.peers.install import installed
@@ -44,7 +44,7 @@ MAX_ERROR = 200
 def main() -> int:
     """Run what is missing, or write the report; return 1 where a run of ours failed or was late."""
     known = [OURS, *PEERS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bare_parser(__doc__)
     parser.add_argument("--peers", nargs="+", choices=known, metavar="NAME", help=f"{', '.join(known)} (default: all)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="NAME", help=", ".join(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of split and fit (default: 0)")

@@ -27,12 +27,26 @@ def parser(about: str | None, *, budget_s: int | None) -> argparse.ArgumentParse
         about: What is measured.
         budget_s: The default; None where each table has its own.
     """
-    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = bare_parser(about, seed="everything random", quick="a small part of it in less than a minute")
     help_ = f"of each request (default: {budget_s or 'as the table needs'})"
     made.add_argument("--budget", type=int, default=budget_s, metavar="SECONDS", help=help_)
-    made.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     made.add_argument(AGAIN, action="store_true", help="make again what an earlier run has made")
-    made.add_argument(QUICK, action="store_true", help="a small part of it in less than a minute; proves nothing")
+    return made
+
+
+def bare_parser(about: str | None, *, seed: str = "", quick: str = "") -> argparse.ArgumentParser:
+    """Return a parser whose help is a module's text.
+
+    Args:
+        about: What is measured.
+        seed: What is random; without it there is no ``--seed``.
+        quick: What is done in short; without it there is no ``--quick``.
+    """
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if seed:
+        made.add_argument("--seed", type=int, default=0, help=f"of {seed} (default: 0)")
+    if quick:
+        made.add_argument(QUICK, action="store_true", help=f"{quick}; proves nothing")
     return made
 
 

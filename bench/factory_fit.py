@@ -37,7 +37,7 @@ def limit_s(budget_s: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """One call: tables, seconds, seed, what is switched off, and a FACTORY_HOME in which NAME was not made before."""
+    """One call: tables, seconds, seed, what is switched off, how it is made, and a FACTORY_HOME without NAME."""
 
     train: Path
     test: Path
@@ -47,6 +47,7 @@ class Fit:
     home: Path
     without: tuple[str, ...] = ()
     name: str = NAME
+    making: str = "auto"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,6 +71,7 @@ class Fit:
             "--budget": f"{self.budget_s}s",
             "--seed": self.seed,
             "--name": self.name,
+            "--making": self.making,
         }
         words = [str(word) for option in options.items() for word in option]
         return measure(

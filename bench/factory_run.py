@@ -41,7 +41,14 @@ class Came:
         return [event.message for event in self.events if event.kind == kind]
 
 
-def run(document: Mapping[str, Any], *, folder: Path, home: Path, timeout_s: float) -> Measurement:
+def run(
+    document: Mapping[str, Any],
+    *,
+    folder: Path,
+    home: Path,
+    timeout_s: float,
+    variables: Mapping[str, str] | None = None,
+) -> Measurement:
     """Write a request's YAML into a folder and run it there; the output goes to a log beside it.
 
     Args:
@@ -49,13 +56,14 @@ def run(document: Mapping[str, Any], *, folder: Path, home: Path, timeout_s: flo
         folder: Made if need be.
         home: FACTORY_HOME.
         timeout_s: Seconds after which it is killed.
+        variables: Further ones of its environment.
     """
     folder.mkdir(parents=True, exist_ok=True)
     request = folder / "request.yaml"
     request.write_text(yaml.safe_dump({"team": TEAM, **document}, sort_keys=False))
     return measure(
         [factory_command(), "run", str(request)],
-        env=clean_environment(home),
+        env=clean_environment(home) | dict(variables or {}),
         cwd=folder,
         log=folder / LOG,
         timeout_s=timeout_s,

@@ -7,7 +7,6 @@ reference reads text.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.claim import bare_parser
 from bench.command import as_row
 from bench.factory_fit import LOG, Fit, limit_s
 from bench.peers.baselines import hist_gradient_boosting
@@ -53,7 +53,7 @@ NAMES = ("telco_churn", "wine_quality", "california_housing", "adult", "diamonds
 
 def main() -> int:
     """Run the chosen tables and seeds; return 1 where one was late, too large, worse than the reference, or failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bare_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--budget", type=int, default=60, metavar="SECONDS", help="of each fit (default: 60)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="of split and fit (default: 0)")

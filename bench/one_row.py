@@ -7,7 +7,6 @@ called in this process: routing, JSON, checks, prediction, JSON.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import re
@@ -24,6 +23,7 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
+from bench.claim import bare_parser
 from bench.record import WORK, clean_environment, factory_command, save
 from bench.sampler import busy_s
 from factory.ledger import Ledger
@@ -42,7 +42,7 @@ TABLES: Mapping[str, Callable[..., Any]] = {"breast_cancer": load_breast_cancer,
 
 def main() -> int:
     """Make the variants, measure, and return 1 where a median is too slow."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bare_parser(__doc__)
     parser.add_argument("--calls", type=int, default=2000, help="of each variant (default: 2000)")
     parser.add_argument("--budget", type=int, default=30, metavar="SECONDS", help="of each fit (default: 30)")
     chosen = parser.parse_args()

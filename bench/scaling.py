@@ -112,7 +112,7 @@ def grow(*, shape: str, folder: Path, budget_s: int, seed: int) -> dict[str, Any
         "limit_s": limit_s(budget_s),
         "limit_mb": round(MEMORY_FACTOR * data_mb + MEMORY_BASE_MB),
         "log": str((place / LOG).relative_to(ROOT)),
-        "met": reached is not None and reached < constant and kept,
+        "met": bool(reached is not None and reached < constant and kept),
     }
 
 

@@ -181,7 +181,7 @@ def fit(
         budget_s: Wall seconds, or ``"60s"``, ``"5m"``, ``"1h"``; the recipe's default where not given.
         trials: Trials at most; with it the same seed gives the same trials.
         metric: Name of a scikit-learn scorer; the recipe's where not given.
-        making: ``cold``, ``warm_start``, ``refit``, ``incremental``, or ``auto``: with what siblings found, if any.
+        making: ``cold``, ``warm_start``, ``refit``, ``incremental``, or ``auto``: from a parent, where one is named.
         parent: Variant that it comes from, as ``team.name``, ``team.name@alias`` or ``team.name/version``.
         scoring: Table of rows that will be predicted; columns that differ there are told of.
         weights: Column that says how much each row counts, in training and in every score; it is no feature.

@@ -30,7 +30,9 @@ from factory.search.transfer import Transfer
 from factory.search.yielding import Room
 from factory.settings import Settings
 from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
-from factory.variants.fanout import Failed, fan_out
+from factory.variants.appraisal import chosen_blend
+from factory.variants.fanout import Failed, fan_out, pooled_share
+from factory.variants.frontier import Chosen
 from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
 from factory.variants.making import Made, Order, finish, order_of
@@ -43,8 +45,6 @@ from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of, t
 
 log = logging.getLogger(__name__)
 
-POOLED_SHARE = 0.4
-"""Part of the time that the pooled variant gets where there are segments; the others share the rest."""
 FINISH_SHARE, FINISH_LEAST_S, FINISH_MOST_S = 0.12, 3.0, 20.0
 """Part of the budget kept for bundle, scores, gate and registration; measured 2 to 5 s for one variant."""
 LEAST_SEARCH_S = 5.0
@@ -211,10 +211,16 @@ class _Making:
         )
         self.reach(RequestState.SEARCHING, self.search_message(material, plan, pooled, len(units), origin))
         with self.registry_warming_up():
-            result = self.search(pooled, plan, origin, share=POOLED_SHARE if units else 1.0)
-        segments = self.segments(units, pooled, result, plan, material) if units else {}
+            result = self.search(pooled, plan, origin, share=self.pooled_share(len(units)))
+        chosen, segments = None, dict[str, Made]()
+        if units:
+            began_s = self.deadline.left_s
+            until = Deadline.after(self.finish_s)
+            chosen = chosen_blend(result, plan=plan, data=pooled.data, unseen=pooled.unseen, deadline=until)
+            self.finish_s = max(self.finish_s - (began_s - self.deadline.left_s), FINISH_LEAST_S)
+            segments = self.segments(units, pooled, result, chosen, plan, material)
         self.reach(RequestState.EVALUATING, "Scoring the best blend on rows that the search has not seen.")
-        whole = finish(self.order(pooled, plan, material, origin), result, deadline=self.deadline)
+        whole = finish(self.order(pooled, plan, material, origin), result, deadline=self.deadline, chosen=chosen)
         made = [self.release.deliver(whole), *segments.values()]
         return self.conclude(made, thin=(*thin, *(unit.segment for unit in units)))
 
@@ -278,6 +284,11 @@ class _Making:
             self.note("search", sentence)
         return result
 
+    def pooled_share(self, n_segments: int) -> float:
+        """Return the part of the time that the pooled variant's search gets; the segments have the rest."""
+        cpus = self.ray.connect().cpus if self.ray.given else local_cpus(self.settings)
+        return pooled_share(n_segments, left_s=self.deadline.left_s - self.finish_s, cpus=cpus)
+
     def history(self, unit: Unit) -> list[Trial]:
         """Return the trials that an earlier attempt has left to go on from, and tell of those that are lost."""
         trials = self.ledger.trials(self.id, segment=unit.segment)
@@ -332,7 +343,13 @@ class _Making:
     # --- segments ------------------------------------------------------------
 
     def segments(
-        self, units: list[Unit], pooled: Unit, result: SearchResult, plan: Plan, material: Material
+        self,
+        units: list[Unit],
+        pooled: Unit,
+        result: SearchResult,
+        chosen: Chosen,
+        plan: Plan,
+        material: Material,
     ) -> dict[str, Made]:
         """Make the segments' variants over the cluster, seeded by the pooled search; one that fails ends no other.
 
@@ -346,7 +363,7 @@ class _Making:
         orders = [
             SegmentOrder(
                 order=replace(self.order(unit, plan, material, origin), sure=gate.sure),
-                lent=None if unit.rows is None else lend(pooled.data, result, unit.rows),
+                lent=None if unit.rows is None else lend(pooled.data, result, chosen, unit.rows),
                 seeds=seeds_of(result),
             )
             for unit in units

@@ -24,6 +24,7 @@ MARK = "PLUGIN"
 
 KINDS: dict[str, tuple[str, frozenset[str]]] = {
     "families": ("factory.families", frozenset({"base"})),
+    "topics": ("factory.topics", frozenset({"base"})),
     "commands": ("factory.cli", frozenset()),
 }
 """Kind → (package whose modules are the built-ins, modules that are not plug-ins)."""

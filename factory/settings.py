@@ -105,11 +105,26 @@ class Settings(BaseSettings):
         1.0, ge=0, le=100, description="Percent of the calls whose rows and predictions are written down; 0 for none."
     )
     prediction_log_days: int = Field(30, ge=1, description="Days for which written predictions and outcomes are kept.")
+    topics_url: SecretStr | None = Field(
+        None,
+        exclude=True,
+        description="Broker of `factory stream`, as redis://, nats://, amqp:// or kafka:// with user, password and "
+        "port; default: none.",
+    )
     serve_port: int = Field(8000, ge=0, le=65535, description="Port of the predictor; 0 takes a free one.")
+    serve_grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="Its port for gRPC; default: the one after FACTORY_SERVE_PORT."
+    )
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
+    serve_access_log: bool = Field(False, description="Whether the predictor writes a line for each call.")
     serve_max_ongoing: int = Field(64, ge=1, description="Requests that one replica answers at a time; then 503.")
     serve_deadline_s: float = Field(30.0, gt=0, description="Seconds within which a prediction request is answered.")
     serve_cache_mb: float = Field(2048.0, gt=0, description="MB of variants that one replica keeps in memory.")
+    serve_pinned: str | None = Field(
+        None,
+        description="Variants that stay in a replica's memory while others can go: patterns as growth.*, separated by "
+        "commas; default: none.",
+    )
 
     @property
     def root(self) -> Path:

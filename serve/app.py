@@ -14,7 +14,7 @@ import time
 from factory.errors import FactoryError, SystemFault
 from serve.call import Call, Message, Receive, Send
 from serve.core import Core
-from serve.errors import DeadlineExceeded, Overloaded, answer
+from serve.errors import DeadlineExceeded, Overloaded, answer, unexpected
 from serve.handlers import route
 
 logger = logging.getLogger(__name__)
@@ -53,10 +53,14 @@ class Predictor:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        over = asyncio.Event()
         preload = asyncio.create_task(self.core.preload())
+        telling = asyncio.create_task(self.core.keep_telling(over))
         await send({"type": "lifespan.startup.complete"})
         await receive()
         preload.cancel()
+        over.set()
+        await telling
         self.core.close()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -81,13 +85,8 @@ class Predictor:
             status, headers, body = _told(error, call, path)
         except Exception as error:
             logger.exception("%s %s failed", scope["method"], path)
-            fault = SystemFault(
-                f"The predictor failed on this request: {type(error).__name__}.",
-                hint="This is ours to mend; the predictor's log has the traceback.",
-            )
-            status, headers, body = _told(fault, call, path)
-        took_s = time.perf_counter() - began
-        self.core.telemetry.call(kind, call.answer_headers.get("x-variant", ""), status, took_s)
+            status, headers, body = _told(unexpected(error), call, path)
+        self.core.note(call, kind, status=status, took_s=time.perf_counter() - began)
         return status, headers | call.answer_headers, body
 
 

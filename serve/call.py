@@ -23,14 +23,20 @@ class Call:
     headers: Mapping[bytes, bytes]
     receive: Receive
     answer_headers: dict[str, str] = field(default_factory=dict)
+    steps: list[tuple[str, float]] = field(default_factory=list)
     reading: bool = False
 
     def header(self, name: str) -> str:
-        """Return a request header, empty where there is none."""
-        return self.headers.get(name.encode(), b"").decode("latin-1")
+        """Return a request header, empty where there is none; UTF-8, as most send it, or HTTP's own Latin-1."""
+        raw = self.headers.get(name.encode(), b"")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
 
     def add_timing(self, name: str, ms: float) -> None:
-        """Add an entry to the answer's header ``Server-Timing`` (W3C)."""
+        """Note what a step took; it goes into the answer's header ``Server-Timing`` (W3C), and into the trace."""
+        self.steps.append((name, ms))
         before = self.answer_headers.get("server-timing")
         entry = f"{name};dur={ms:.3f}"
         self.answer_headers["server-timing"] = f"{before}, {entry}" if before else entry

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -15,7 +16,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from factory.errors import FactoryError
+from factory.errors import FactoryError, ServiceFault
+from factory.ledger import Served
 from factory.spec import Variant
 from factory.variants.bundle import Bundle
 from serve import invocations
@@ -24,6 +26,7 @@ from serve.doors import Doors
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
+from serve.online import FeatureRead
 from serve.recording import Answered, As, Recorder
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 from serve.telemetry import Telemetry
@@ -36,25 +39,37 @@ INLINE_MS = 5.0
 takes, and a stall of 5 ms is below what a caller notices."""
 INLINE_BYTES = 16_384
 """A larger body is read, checked and predicted in a thread."""
+FEATURES_S = 5.0
+"""For which the online store is waited for, and no longer than half of a call's time: an answer is still due."""
 PRELOADED = 16
-"""Champions loaded at start; of thousands of names most are never called."""
+"""Champions loaded at start, pinned ones first; of thousands of names most are never called."""
 MIRRORED_AT_ONCE = 8
 """Calls that wait for a shadow; more are not mirrored."""
+TOLD_EVERY_S = 10.0
+"""Between two times that the ledger is told what was counted."""
 _CALL_ID = "x-request-id"
 
 T = TypeVar("T")
+Watcher = Callable[[Call, str, int, float], None]
+"""Of a call, its route, HTTP's status, and seconds."""
 Adapt = Callable[[Payload, Bundle], Payload]
 
 
 class Ledger(Catalogue, Routes, Protocol):
     """What of the ledger the predictor reads and changes."""
 
+    def add_served(self, counted: Sequence[Served]) -> None:
+        """Add calls to the sums of the fleet."""
+
 
 class Columns(Protocol):
     """Reads online features; see :class:`serve.online.FeatureReaders`."""
 
-    def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
+    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
         """Return the variant's columns for entity rows."""
+
+    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
+        """Return the same with features as they were last read; None where not all were."""
 
     def warm_up(self, service: str) -> None:
         """Make ready for a feature service."""
@@ -117,6 +132,7 @@ class Core:
         limits: What it takes on.
         warm_up: Called in a thread at the start, before champions are loaded; what it raises is logged.
         recorder: Writes predictions down; none are where it is None.
+        watchers: Told of each call when it is answered.
     """
 
     def __init__(
@@ -128,7 +144,9 @@ class Core:
         limits: Limits,
         warm_up: Callable[[], None] = lambda: None,
         recorder: Recorder | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
+        self._watchers = watchers
         self.ledger, self.limits, self.recorder = ledger, limits, recorder
         self.places = Places(limits)
         self.telemetry = Telemetry()
@@ -139,7 +157,9 @@ class Core:
         self.table = VariantTable(ledger, self._pools["ledger"])
         self.traffic = Traffic(ledger, self.table, self._pools["ledger"], self.telemetry)
         self.doors = Doors(ledger, self._pools["ledger"], a_minute=limits.a_minute)
-        self.cache = BundleCache(load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb)
+        self.cache = BundleCache(
+            load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb, pinned=limits.pins
+        )
         self._mirrored: set[asyncio.Task[None]] = set()
 
     async def preload(self) -> None:
@@ -147,12 +167,34 @@ class Core:
         try:
             await self.in_("load", self._warm_up)
             names = await self.in_("ledger", lambda: [d.name for d in self.ledger.deployments()])
-            for name in list(dict.fromkeys(names))[:PRELOADED]:
+            for name in list(dict.fromkeys([*filter(self.limits.pins, names), *names]))[:PRELOADED]:
                 loaded = await self.cache.get(await self.table.resolve(Reference(name)))
                 if (service := loaded.variant.feature_service) is not None:
                     await self.in_("features", partial(self._features.warm_up, service))
         except FactoryError:
             logger.warning("champions are loaded when they are asked for", exc_info=True)
+
+    async def keep_telling(self, over: asyncio.Event) -> None:
+        """Tell the ledger every few seconds what was counted, and once more when it is over."""
+        while not over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), TOLD_EVERY_S)
+            await self.tell()
+
+    async def tell(self) -> None:
+        """Tell the ledger what was counted; what it does not take is told the next time."""
+        counted = self.telemetry.tally.take()
+        try:
+            if counted:
+                await self.in_("ledger", lambda: self.ledger.add_served(counted))
+        except FactoryError:
+            self.telemetry.tally.give_back(counted)
+            logger.warning("the ledger does not take what was counted; it is told later", exc_info=True)
+            return
+        try:
+            await self.traffic.tell()
+        except FactoryError:
+            logger.warning("the ledger does not take what was seen of canaries; it is told later", exc_info=True)
 
     def close(self) -> None:
         """End the threads; what waits to be written is."""
@@ -160,6 +202,16 @@ class Core:
             pool.shutdown(wait=False, cancel_futures=True)
         if self.recorder is not None:
             self.recorder.close()
+
+    def note(self, call: Call, route: str, *, status: int, took_s: float) -> None:
+        """Count a call that was answered, and tell the watchers of it."""
+        self.telemetry.call(route, call.answer_headers.get("x-variant", ""), status, took_s)
+        for watch in self._watchers:
+            try:
+                watch(call, route, status, took_s)
+            except Exception:
+                # The answer is made: a log that cannot be written does not take it away.
+                logger.warning("a call could not be noted", exc_info=True)
 
     # --- steps -------------------------------------------------------------------
 
@@ -181,7 +233,13 @@ class Core:
         return Asked(reference, variant, payload, body)
 
     async def answered(
-        self, call: Call, asked: Asked, form: Callable[[Prediction], T], *, adapt: Adapt = lambda payload, _: payload
+        self,
+        call: Call,
+        asked: Asked,
+        form: Callable[[Prediction], T],
+        *,
+        adapt: Adapt = lambda payload, _: payload,
+        made: Callable[[Variant], Prediction | None] = lambda _: None,
     ) -> T:
         """Return the answer of whoever is to answer, and have it written down.
 
@@ -190,11 +248,15 @@ class Core:
             asked: What was read of it.
             form: Makes the answer.
             adapt: Makes a payload one of a bundle's columns.
+            made: Returns a version's prediction where it is made already, together with others'.
         """
         key = call.header(KEY_HEADER)
-        choice = await self.traffic.choose(asked.reference, asked.variant, key.encode("latin-1") or asked.body)
+        choice = await self.traffic.choose(asked.reference, asked.variant, key.encode() or asked.body)
 
         async def make(variant: Variant) -> tuple[tuple[T, Prediction], float]:
+            if (done := made(variant)) is not None:
+                _tell(call, variant)
+                return (form(done), done), done.ms
             loaded = await self.loaded(call, variant)
             columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
             inline = asked.small and loaded.row_ms < INLINE_MS
@@ -207,21 +269,42 @@ class Core:
         return answer
 
     async def loaded(self, call: Call, variant: Variant) -> Loaded:
-        """Return a variant with its bundle, and say in the answer that it answers."""
+        """Return a variant with its bundle, and say in the answer that it answers, and how long it took to load."""
         _tell(call, variant)
-        return await self.cache.get(variant)
+        known, started = variant in self.cache, time.perf_counter()
+        loaded = await self.cache.get(variant)
+        if not known:
+            call.add_timing("load", (time.perf_counter() - started) * 1e3)
+        return loaded
 
     async def columns(self, call: Call | None, payload: Payload, loaded: Loaded) -> NamedColumns | NamelessColumns:
         """Return a payload's columns; those of entities are read from the online store."""
         if not isinstance(payload, EntityRows):
             return payload
         started = time.perf_counter()
-        columns = await self.in_(
-            "features", lambda: self._features.columns(payload, variant=loaded.variant, bundle=loaded.bundle)
-        )
+        read = await self._read(payload, loaded)
+        self.telemetry.features(f"{loaded.variant.name}/{loaded.variant.version}", read.cells)
         if call is not None:
             call.add_timing("features", (time.perf_counter() - started) * 1e3)
-        return columns
+        return read.columns
+
+    async def _read(self, payload: EntityRows, loaded: Loaded) -> FeatureRead:
+        """Read online features; where the store is away, those of the last read if the recipe says so."""
+        variant, bundle = loaded.variant, loaded.bundle
+        try:
+            async with asyncio.timeout(min(FEATURES_S, self.limits.deadline_s / 2)):
+                return await self.in_("features", lambda: self._features.read(payload, variant=variant, bundle=bundle))
+        except (ServiceFault, TimeoutError) as error:
+            if variant.online.store_down == "last":
+                kept = self._features.last(payload, variant=variant, bundle=bundle)
+                if kept is not None:
+                    logger.warning("%s answers with the features of the last read: %s", variant.name, error)
+                    return kept
+            if isinstance(error, ServiceFault):
+                raise
+            raise ServiceFault(
+                "The online store did not answer in time.", hint="Try again; `factory doctor` looks at the store."
+            ) from error
 
     async def run(self, inline: bool, call: Callable[[], T]) -> T:
         """Return what a call returns, made here or in a thread."""

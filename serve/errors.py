@@ -125,6 +125,14 @@ RETRY_AFTER_S = 1
 """A loaded predictor is free again within a request's time, so the shortest wait that the header can name."""
 
 
+def unexpected(error: Exception) -> SystemFault:
+    """Return what a caller of the predictor is told of an error that nobody foresaw; no more of it than its kind."""
+    return SystemFault(
+        f"The predictor failed on this request: {type(error).__name__}.",
+        hint="This is ours to mend; the predictor's log has the traceback.",
+    )
+
+
 def status_of(error: FactoryError) -> int:
     """Return the HTTP status of an error."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)

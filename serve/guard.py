@@ -7,6 +7,9 @@ canary is good enough the capital is a supermartingale, so that by Ville's
 inequality (1939) it ever reaches 1/alpha with a probability of alpha at most,
 however often and whenever one looks.  The capital is spread evenly over some
 stakes, since nobody knows beforehand how bad a bad canary is.
+
+Each observation is a failure or none, so that the capital follows from counts
+alone, which replicas add up in the ledger: one test for the whole fleet.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from factory.ledger import CanaryCounts
 
 ALPHA = 0.01
 """Probability that a canary which is good enough is ever withdrawn, by both questions together."""
@@ -25,47 +30,29 @@ _STAKES = np.array([0.05, 0.15, 0.3, 0.6, 0.95])
 """Parts of the largest stake by which no bet loses more than there is."""
 
 
-@dataclass
-class Bet:
-    """A bet against the mean of observations in [0, 1] being ``most`` at most.
+def capital(n_ones: int, n: int, *, most: float) -> float:
+    """Return what one unit has become that was bet against the mean of observations, each 0 or 1, being ``most``.
 
     Args:
-        most: The mean under which it loses in the long run.
+        n_ones: Observations that were 1.
+        n: All of them; their order makes no difference.
+        most: The mean under which the bets lose in the long run.
     """
-
-    most: float
-    n: int = 0
-    total: float = 0.0
-    _capital: np.ndarray = field(default_factory=lambda: np.zeros(len(_STAKES)))
-
-    def see(self, x: float) -> None:
-        """Take an observation."""
-        self.n += 1
-        self.total += x
-        self._capital += np.log1p(_STAKES / self.most * (x - self.most))
-
-    @property
-    def capital(self) -> float:
-        """What the unit that it began with has become."""
-        return float(np.mean(np.exp(np.minimum(self._capital, 700.0))))
-
-    @property
-    def mean(self) -> float:
-        """Of the observations; 0 where there was none."""
-        return self.total / self.n if self.n else 0.0
+    logs = n_ones * np.log1p(_STAKES / most * (1 - most)) + (n - n_ones) * np.log1p(-_STAKES)
+    return float(np.mean(np.exp(np.minimum(logs, 700.0))))
 
 
 @dataclass
 class Guard:
-    """Watches one canary beside its champion.
+    """Watches one canary beside its champion, by what all replicas have seen of it.
 
     Args:
         alpha: As :data:`ALPHA`.
     """
 
     alpha: float = ALPHA
-    errors: Bet = field(default_factory=lambda: Bet(MOST_ERRORS))
-    slower: Bet = field(default_factory=lambda: Bet(0.5))
+    _fleet: CanaryCounts = field(default_factory=CanaryCounts)
+    _own: CanaryCounts = field(default_factory=CanaryCounts)
     _champion_ms: float | None = None
 
     def champion(self, ms: float) -> None:
@@ -74,27 +61,41 @@ class Guard:
 
     def answered(self, ms: float) -> None:
         """Take that the canary has answered, and how long it took; each call of the champion is compared with once."""
-        self.errors.see(0.0)
-        if self._champion_ms is not None:
-            self.slower.see(float(ms > SLOWER * self._champion_ms))
-            self._champion_ms = None
+        compared = self._champion_ms is not None
+        slower = self._champion_ms is not None and ms > SLOWER * self._champion_ms
+        self._own += CanaryCounts(calls=1, compared=int(compared), slower=int(slower))
+        self._champion_ms = None
 
     def failed(self) -> None:
         """Take that the canary has failed where the champion answers."""
-        self.errors.see(1.0)
+        self._own += CanaryCounts(calls=1, failed=1)
+
+    @property
+    def untold(self) -> CanaryCounts:
+        """What this replica has seen, and not yet told the ledger."""
+        return self._own
+
+    def tell(self, told: CanaryCounts, fleet: CanaryCounts) -> None:
+        """Take that the ledger has been told something, and what it knows now of all replicas."""
+        self._own, self._fleet = self._own - told, fleet
+
+    @property
+    def counts(self) -> CanaryCounts:
+        """What is known of the canary."""
+        return self._fleet + self._own
 
     @property
     def verdict(self) -> str:
         """Why the canary is to be withdrawn; empty while it may stay."""
-        most = 2 / self.alpha
-        if self.errors.capital >= most:
+        seen, most = self.counts, 2 / self.alpha
+        if capital(seen.failed, seen.calls, most=MOST_ERRORS) >= most:
             return (
-                f"{self.errors.mean:.1%} of its {self.errors.n:,} calls failed where the champion answered; "
+                f"{seen.failed / seen.calls:.1%} of its {seen.calls:,} calls failed where the champion answered; "
                 f"{MOST_ERRORS:.0%} may"
             )
-        if self.slower.capital >= most:
+        if capital(seen.slower, seen.compared, most=0.5) >= most:
             return (
-                f"it took more than {SLOWER:g} times as long as the champion in {self.slower.mean:.0%} of "
-                f"{self.slower.n:,} comparisons"
+                f"it took more than {SLOWER:g} times as long as the champion in {seen.slower / seen.compared:.0%} of "
+                f"{seen.compared:,} comparisons"
             )
         return ""

@@ -13,6 +13,7 @@ from factory.variants.explain import explain
 from serve import invocations, open_inference
 from serve.call import Call
 from serve.core import Asked, Core, Prediction, is_small
+from serve.described import described
 from serve.errors import MethodNotAllowed, UnsupportedMedia
 from serve.explanations import LIMIT_S, format_explanation
 from serve.inputs import arrays, check_rows
@@ -28,14 +29,23 @@ async def live(_: Core, __: Call, ___: dict[str, str]) -> bytes:
     return to_json({"live": True})
 
 
-async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
-    """``GET /v2/health/ready``: the ledger can be read, or there are variants in memory, which do without it."""
+async def require_ready(core: Core) -> None:
+    """Return where the ledger can be read, or there are variants in memory, which do without it.
+
+    Raises:
+        StorageFault: neither is so.
+    """
     try:
         await core.in_("ledger", lambda: core.ledger.alias("", "champion"))
     except StorageFault:
         # A balancer would otherwise take all replicas out of traffic at once, which can answer most requests.
         if not len(core.cache):
             raise
+
+
+async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
+    """``GET /v2/health/ready``: requests can be answered."""
+    await require_ready(core)
     return to_json({"ready": True})
 
 
@@ -52,25 +62,35 @@ async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
     return core.telemetry.text(bundles=len(core.cache), bundles_mb=core.cache.size_mb, dropped=dropped)
 
 
-async def model(core: Core, call: Call, values: dict[str, str]) -> bytes:
-    """``GET /v2/models/{name}[/versions/{n}]``: model metadata."""
+async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict[str, object]:
+    """Return the protocol's metadata of the variant that a route, or a message, names."""
     async with core.places.take(call):
         _, variant = await core.resolve(call, values)
         loaded = await core.cache.get(variant)
         versions = await core.table.versions(variant.name)
-        return to_json(open_inference.metadata(loaded.bundle, name=variant.name, versions=versions))
+        return open_inference.metadata(loaded.bundle, name=variant.name, versions=versions)
 
 
-async def model_ready(core: Core, call: Call, values: dict[str, str]) -> bytes:
-    """``GET /v2/models/{name}[/versions/{n}]/ready``: it is loaded, so the next prediction does not wait."""
+async def require_model(core: Core, call: Call, values: dict[str, str]) -> str:
+    """Return the name of a variant once it is in memory, so that nobody waits for it."""
     async with core.places.take(call):
         _, variant = await core.resolve(call, values)
         await core.cache.get(variant)
-        return to_json({"name": variant.name, "ready": True})
+        return variant.name
+
+
+async def model(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``GET /v2/models/{name}[/versions/{n}]``: model metadata."""
+    return to_json(await model_metadata(core, call, values))
+
+
+async def model_ready(core: Core, call: Call, values: dict[str, str]) -> bytes:
+    """``GET /v2/models/{name}[/versions/{n}]/ready``, and ``GET /v1/models/{name}``: it is loaded, so nobody waits."""
+    return to_json({"name": await require_model(core, call, values), "ready": True})
 
 
 async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
-    """``POST /variants/{name}[/versions/{n}]/invocations``."""
+    """``POST /variants/{name}[/versions/{n}]/invocations``, and KServe's ``POST /v1/models/{name}:predict``."""
 
     def form(prediction: Prediction) -> bytes:
         return invocations.format_predictions(prediction.raw, prediction.loaded.bundle)
@@ -144,12 +164,19 @@ async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return to_json({"written": len(told)})
 
 
+async def openapi(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+    """``GET /openapi.json``: this document."""
+    return to_json(described(ROUTES))
+
+
 ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
     ("POST", ("variants", "{name}", "invocations"), invoke),
     ("POST", ("variants", "{name}", "versions", "{version}", "invocations"), invoke),
     ("POST", ("variants", "{name}", "explain"), explained),
     ("POST", ("variants", "{name}", "versions", "{version}", "explain"), explained),
     ("POST", ("variants", "{name}", "outcomes"), outcomes),
+    ("POST", ("v1", "models", "{name}:predict"), invoke),
+    ("GET", ("v1", "models", "{name}"), model_ready),
     ("POST", ("v2", "models", "{name}", "infer"), infer),
     ("POST", ("v2", "models", "{name}", "versions", "{version}", "infer"), infer),
     ("GET", ("v2", "models", "{name}"), model),
@@ -160,6 +187,7 @@ ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
     ("GET", ("v2", "health", "live"), live),
     ("GET", ("v2", "health", "ready"), ready),
     ("GET", ("metrics",), metrics),
+    ("GET", ("openapi.json",), openapi),
 )
 
 
@@ -176,9 +204,13 @@ def route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
             continue
         values = {}
         for expected, part in zip(pattern, call.parts, strict=True):
-            if expected[0] == "{":
-                values[expected[1:-1]] = part
-            elif expected != part:
+            name, brace, ending = expected.partition("}")
+            if not brace:
+                if expected != part:
+                    break
+            elif part.endswith(ending):
+                values[name[1:]] = part.removesuffix(ending)
+            else:
                 break
         else:
             if method == call.method:

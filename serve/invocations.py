@@ -83,7 +83,15 @@ def parse(body: bytes, content_type: str) -> Payload:
             hint="Send application/json or text/csv.",
             details=[Detail("content-type", f"received {kind!r}; allowed: application/json, text/csv")],
         )
-    document = read_json(body)
+    return payload_of(read_json(body))
+
+
+def payload_of(document: dict[str, object]) -> Payload:
+    """Return the rows of a JSON document of one of the kinds.
+
+    Raises:
+        InvalidRequest: it is of none of them.
+    """
     if not isinstance(params := document.pop("params", None), dict | None):
         raise shape_error("params", "an object", params)
     if len(document) != 1 or next(iter(document)) not in _KINDS:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from factory.settings import Settings
 from serve.call import Call
@@ -21,8 +22,9 @@ class Limits:
         body_mb: Body of one request at most, in MB.
         ongoing: Requests that are answered at one time; the next is told to come again.
         deadline_s: Seconds until a request is answered, with an error if need be.
-        bundles: Bundles in memory at most; small ones take more memory than their files, so MB alone are no bound.
+        bundles: Bundles in memory at most.
         bundles_mb: MB of bundles in memory at most.
+        pinned: Patterns of names whose bundles stay in memory while others can go.
         a_minute: Calls that a token may make in a minute.
     """
 
@@ -30,8 +32,9 @@ class Limits:
     body_mb: float
     ongoing: int = 64
     deadline_s: float = 30.0
-    bundles: int = 64
+    bundles: int = 10_000
     bundles_mb: float = 2048.0
+    pinned: tuple[str, ...] = ()
     a_minute: float = 60_000.0
 
     @classmethod
@@ -43,8 +46,13 @@ class Limits:
             ongoing=settings.serve_max_ongoing,
             deadline_s=settings.serve_deadline_s,
             bundles_mb=settings.serve_cache_mb,
+            pinned=tuple(filter(None, map(str.strip, (settings.serve_pinned or "").split(",")))),
             a_minute=settings.predictions_a_minute,
         )
+
+    def pins(self, name: str) -> bool:
+        """Return whether a variant's bundles stay in memory while others can go."""
+        return any(fnmatchcase(name, pattern) for pattern in self.pinned)
 
 
 class Places:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 
 from factory.spec import ColumnType, Variant
-from factory.variants.bundle import Bundle
+from factory.variants.bundle import Bundle, folder_size_mb
+
+LEAST_MB = 1.0
+"""Of a variant in memory, however small its files: its columns, preparations and models are Python objects."""
+FRAMEWORK_MODULES = 40
+"""More modules than a bundle brings by itself were a framework's."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +29,7 @@ class Loaded:
     Attributes:
         variant: What the ledger says of it.
         bundle: What predicts.
-        size_mb: Size of its folder in MB, which stands for its memory.
+        size_mb: Memory that it is counted with, in MB.
         row_ms: Median time of a prediction of one row, in ms.
     """
 
@@ -28,6 +37,22 @@ class Loaded:
     bundle: Bundle
     size_mb: float
     row_ms: float
+
+    @classmethod
+    def read(cls, variant: Variant, folder: Path) -> Loaded:
+        """Load a variant's bundle from its folder, warm it up, and measure what memory that took.
+
+        Counted is by how much this process has grown, at least the size of the files and :data:`LEAST_MB`: memory that
+        was freed before is taken again without growing. Where a framework was imported meanwhile, which stays, or
+        another variant was loaded, only the files count.
+
+        Raises:
+            OSError: files cannot be read.
+            UntrustedBundle: it is not what the ledger says.
+        """
+        with _measured() as grown:
+            loaded = cls.warm(variant, Bundle.load(folder, digest=variant.bundle_digest), size_mb=0.0)
+        return replace(loaded, size_mb=max(LEAST_MB, folder_size_mb(folder), grown()))
 
     @classmethod
     def warm(cls, variant: Variant, bundle: Bundle, *, size_mb: float) -> Loaded:
@@ -39,6 +64,28 @@ class Loaded:
         }
         _row_ms(bundle, row)
         return cls(variant, bundle, size_mb, statistics.median(_row_ms(bundle, row) for _ in range(5)))
+
+
+_loading: set[object] = set()
+
+
+@contextmanager
+def _measured() -> Iterator[Callable[[], float]]:
+    """Yield what says afterwards by how many MB the process has grown; 0 where something else has made it grow."""
+    mine, grown = object(), 0.0
+    alone = not _loading
+    _loading.add(mine)
+    modules, before = len(sys.modules), _resident_mb()
+    try:
+        yield lambda: grown
+        alone = alone and _loading == {mine} and len(sys.modules) - modules < FRAMEWORK_MODULES
+        grown = _resident_mb() - before if alone else 0.0
+    finally:
+        _loading.discard(mine)
+
+
+def _resident_mb() -> float:
+    return float(psutil.Process().memory_info().rss / 1e6)
 
 
 def _row_ms(bundle: Bundle, row: Mapping[str, np.ndarray]) -> float:

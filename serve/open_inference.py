@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from factory.variants.bundle import Bundle
 from serve.inputs import NamedColumns, NamelessColumns, Payload, Values, column_types
 from serve.invocations import read_json
 
+MOST_COLUMNS = 100_000
+"""Of a matrix; one without rows may name any number of them in a few bytes."""
 BINARY_HEADER = "inference-header-content-length"
 
 _DTYPES = {
@@ -75,6 +78,24 @@ class _Request(_Part):
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """A tensor of a request.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        datatype: Its datatype, as it was sent.
+        read: Returns its values in row-major order, (n_elements,), once the datatype is known to be one; raises
+            ValueError with what is wrong.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    read: Callable[[], Values]
+
+
+@dataclass(frozen=True)
 class Inference:
     """A request as it was read.
 
@@ -103,36 +124,58 @@ def parse(body: bytes, *, header_length: str | None = None) -> Inference:
     """
     length = _json_length(header_length, len(body))
     request = _document(body[:length])
-    tensors, problems, at = [], [], length
-    for i, tensor in enumerate(request.inputs):
+    tensors, at = [], length
+    for tensor in request.inputs:
         size = tensor.parameters.binary_data_size
         raw = None if size is None else body[at : at + size]
         at += size or 0
-        try:
-            tensors.append((tensor, _values(tensor, raw)))
-        except ValueError as error:
-            problems.append(Detail(f"inputs[{i}].{tensor.name}", f"{error}."))
-    if at != len(body) and not problems:
+        tensors.append(Tensor(tensor.name, tensor.shape, tensor.datatype, partial(_values, tensor, raw)))
+    problems = []
+    if at != len(body):
         problems.append(
             Detail("body", f"The binary tensors take {at - length} bytes; the body has {len(body) - length}.")
         )
-    names = [tensor.name for tensor in request.inputs]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    problems += [Detail(f"inputs.{name}", f"{name!r} stands more than once.") for name in repeated]
-    problems += [
-        Detail(f"outputs.{wanted.name}", "The classification extension is not supported; ask for the output itself.")
-        for wanted in request.outputs or ()
-        if wanted.parameters.classification
-    ]
-    if problems:
-        raise _not_protocol(problems)
+    classified = [wanted.name for wanted in request.outputs or () if wanted.parameters.classification]
     binary = request.parameters.binary_data_output
     outputs = None
     if request.outputs:
         outputs = tuple(
             (w.name, binary if w.parameters.binary_data is None else w.parameters.binary_data) for w in request.outputs
         )
-    return Inference(id=request.id, payload=_payload(tensors), outputs=outputs, binary=binary)
+    payload = payload_of(tensors, classified=classified, problems=problems)
+    return Inference(id=request.id, payload=payload, outputs=outputs, binary=binary)
+
+
+def payload_of(
+    tensors: Sequence[Tensor], *, classified: Sequence[str] = (), problems: Sequence[Detail] = ()
+) -> NamedColumns | NamelessColumns:
+    """Return the columns of a request's tensors, whichever way they came.
+
+    Args:
+        tensors: Of the request.
+        classified: Outputs for which it asks the classification extension.
+        problems: That were found before, told where the tensors themselves have none.
+
+    Raises:
+        InvalidRequest: they do not follow the protocol; all problems that can be seen together are named.
+    """
+    found, read = [], []
+    for i, tensor in enumerate(tensors):
+        try:
+            read.append((tensor, _checked(tensor)))
+        except ValueError as error:
+            found.append(Detail(f"inputs[{i}].{tensor.name}", f"{error}."))
+    found = found or list(problems)
+    names = [tensor.name for tensor in tensors]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    found += [Detail(f"inputs.{name}", f"{name!r} stands more than once.") for name in repeated]
+    found += [
+        Detail(f"outputs.{name}", "The classification extension is not supported; ask for the output itself.")
+        for name in classified
+    ]
+    if found:
+        raise not_protocol(found)
+    return _payload(read)
 
 
 def resolve_matrix(payload: Payload, bundle: Bundle) -> Payload:
@@ -168,22 +211,11 @@ def format_answer(
     Raises:
         InvalidRequest: an output is wanted that there is not.
     """
-    columns = _output_columns(raw, bundle)
-    wanted = request.outputs
-    if wanted is None:
-        wanted = tuple((output, request.binary) for output in columns)
-    if unknown := [output for output, _ in wanted if output not in columns]:
-        details = [Detail(f"outputs.{n}", f"There is no such output.{suggest(n, columns)}") for n in unknown]
-        raise InvalidRequest(
-            f"There are no outputs {listing(unknown)}.", hint=f"Outputs: {listing(columns, most=40)}.", details=details
-        )
     outputs, blobs = [], []
-    for output, binary in wanted:
-        values = columns[output]
-        number = isinstance(values, np.ndarray)
-        entry: dict[str, object] = {"name": output, "datatype": "FP64" if number else "BYTES", "shape": [len(values)]}
+    for output, values, binary in chosen_outputs(raw, bundle, request):
+        entry: dict[str, object] = {"name": output, "datatype": datatype_of(values), "shape": [len(values)]}
         if binary:
-            blob = values.astype("<f8").tobytes() if isinstance(values, np.ndarray) else _pack(values)
+            blob = to_binary(values)
             blobs.append(blob)
             entry["parameters"] = {"binary_data_size": len(blob)}
         else:
@@ -194,6 +226,36 @@ def format_answer(
         answer["id"] = request.id
     document = to_json(answer, inf_nan_mode="null")
     return b"".join((document, *blobs)), len(document) if blobs else None
+
+
+def chosen_outputs(
+    raw: np.ndarray, bundle: Bundle, request: Inference
+) -> list[tuple[str, np.ndarray | list[str], bool]]:
+    """Return the outputs that are wanted: name, values (n_rows,), and whether they are to be binary.
+
+    Raises:
+        InvalidRequest: an output is wanted that there is not.
+    """
+    columns = _output_columns(raw, bundle)
+    wanted = request.outputs
+    if wanted is None:
+        wanted = tuple((output, request.binary) for output in columns)
+    if unknown := [output for output, _ in wanted if output not in columns]:
+        details = [Detail(f"outputs.{n}", f"There is no such output.{suggest(n, columns)}") for n in unknown]
+        raise InvalidRequest(
+            f"There are no outputs {listing(unknown)}.", hint=f"Outputs: {listing(columns, most=40)}.", details=details
+        )
+    return [(output, columns[output], binary) for output, binary in wanted]
+
+
+def datatype_of(values: np.ndarray | Sequence[str]) -> str:
+    """Return the datatype of an output."""
+    return "FP64" if isinstance(values, np.ndarray) else "BYTES"
+
+
+def to_binary(values: np.ndarray | Sequence[str]) -> bytes:
+    """Return an output as a binary tensor."""
+    return values.astype("<f8").tobytes() if isinstance(values, np.ndarray) else _pack(values)
 
 
 def metadata(bundle: Bundle, *, name: str, versions: Sequence[int]) -> dict[str, object]:
@@ -222,10 +284,11 @@ def _document(body: bytes) -> _Request:
         return _Request.model_validate(read_json(body))
     except ValidationError as error:
         details = [Detail(".".join(map(str, e["loc"])), f"{e['msg']}.") for e in error.errors()]
-        raise _not_protocol(details) from error
+        raise not_protocol(details) from error
 
 
-def _not_protocol(details: list[Detail]) -> InvalidRequest:
+def not_protocol(details: Sequence[Detail]) -> InvalidRequest:
+    """Return the error for a request that does not follow the protocol."""
     return InvalidRequest(
         "The request does not follow the Open Inference Protocol: "
         + " ".join(f"{d.field}: {d.message}" for d in details),
@@ -247,7 +310,7 @@ def _json_length(header_length: str | None, most: int) -> int:
     return int(header_length)
 
 
-def _values(tensor: _Tensor, raw: bytes | None) -> Values:
+def _checked(tensor: Tensor) -> Values:
     """Return a tensor's values in row-major order, (n_elements,).
 
     Raises:
@@ -258,15 +321,21 @@ def _values(tensor: _Tensor, raw: bytes | None) -> Values:
             f"datatype {tensor.datatype!r} is not known.{suggest(tensor.datatype, _DATATYPES)} "
             f"Allowed: {listing(_DATATYPES, most=20)}"
         )
+    if len(tensor.shape) == 2 and tensor.shape[1] > MOST_COLUMNS:
+        raise ValueError(f"shape {list(tensor.shape)} has more than {MOST_COLUMNS:,} columns")
     if not 1 <= len(tensor.shape) <= 2 or any(length < 0 for length in tensor.shape):
         raise ValueError(f"shape {list(tensor.shape)} is neither [n], [n, 1] nor [n, n_columns]")
-    if (raw is None) == (tensor.data is None):
-        raise ValueError('needs either "data" or the parameter "binary_data_size"')
-    values = _from_binary(tensor.datatype, raw) if raw is not None else _from_json(tensor)
+    values = tensor.read()
     expected = math.prod(tensor.shape)
     if len(values) != expected:
         raise ValueError(f"has {len(values)} values; its shape {list(tensor.shape)} has {expected}")
     return values
+
+
+def _values(tensor: _Tensor, raw: bytes | None) -> Values:
+    if (raw is None) == (tensor.data is None):
+        raise ValueError('needs either "data" or the parameter "binary_data_size"')
+    return from_binary(tensor.datatype, raw) if raw is not None else _from_json(tensor)
 
 
 def _from_json(tensor: _Tensor) -> list[object]:
@@ -285,7 +354,8 @@ def _from_json(tensor: _Tensor) -> list[object]:
     return values
 
 
-def _from_binary(datatype: str, raw: bytes) -> Values:
+def from_binary(datatype: str, raw: bytes) -> Values:
+    """Return the values of a binary tensor; raises ValueError where it is none."""
     if datatype == "BYTES":
         return _unpack(raw)
     dtype = _DTYPES[datatype]
@@ -312,12 +382,12 @@ def _unpack(raw: bytes) -> list[object]:
     return values
 
 
-def _pack(values: list[str]) -> bytes:
+def _pack(values: Sequence[str]) -> bytes:
     encoded = [value.encode() for value in values]
     return b"".join(part for text in encoded for part in (struct.pack("<I", len(text)), text))
 
 
-def _payload(tensors: list[tuple[_Tensor, Values]]) -> NamedColumns | NamelessColumns:
+def _payload(tensors: Sequence[tuple[Tensor, Values]]) -> NamedColumns | NamelessColumns:
     """One matrix of several columns is taken by position; everything else by name."""
     if len(tensors) == 1 and len(tensors[0][0].shape) == 2 and tensors[0][0].shape[1] != 1:
         tensor, values = tensors[0]
@@ -329,7 +399,7 @@ def _payload(tensors: list[tuple[_Tensor, Values]]) -> NamedColumns | NamelessCo
         if tensor.shape[1:] not in ((), (1,))
     ]
     if wide:
-        raise _not_protocol(wide)
+        raise not_protocol(wide)
     return NamedColumns({tensor.name: values for tensor, values in tensors})
 
 

@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from factory.errors import Conflict, Detail, FactoryError, ServiceFault
-from factory.operate.deployments import HOST, MARK, announce_ready, free_port
+from factory.operate.deployments import HOST, MARK, announce_ready, free_port, grpc_port
 from factory.settings import Settings, load_settings
 from serve.proxy import proxy_environment, proxy_folder
 from serve.replica import PredictorDeployment
@@ -44,22 +44,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m serve.predictor", description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, help="port of the HTTP endpoint; default: FACTORY_SERVE_PORT")
+    parser.add_argument("--grpc-port", type=int, help="port for gRPC; default: FACTORY_SERVE_GRPC_PORT")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings()
-        port = free_port(settings.serve_port if options.port is None else options.port)
+        wanted = settings.serve_port if options.port is None else options.port
+        port = free_port(wanted)
+        for_grpc = grpc_port(settings, after=wanted) if options.grpc_port is None else free_port(options.grpc_port)
         with proxy_folder(settings.prepare_home()) as folder:
-            environment = {**proxy_environment(folder), **_ONE_THREAD}
+            # Ray takes messages of 2 GB otherwise, before anybody has looked at their token.
+            most = {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(int(1.1e6 * settings.max_request_mb) + 100_000)}
+            environment = {**proxy_environment(folder), **_ONE_THREAD, **most}
             os.environ.update(environment)
-            run(settings, port=port, environment=environment)
+            run(settings, port=port, for_grpc=for_grpc, environment=environment)
     except FactoryError as error:
         logger.error("%s %s", error.message, error.hint)
         return error.exit_code
     return 0
 
 
-def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
+def run(settings: Settings, *, port: int, for_grpc: int, environment: dict[str, str]) -> None:
     """Start Ray and Serve, wait for SIGTERM or SIGINT, and stop both.
 
     Raises:
@@ -76,7 +81,11 @@ def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
         # After ray.init, which sets handlers of its own that end the process at once.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": HOST, "port": port},
+            grpc_options={"port": for_grpc, "grpc_servicer_functions": ["serve.inference_messages.add_to_server"]},
+        )
         deployment = serve.deployment(
             name=APPLICATION,
             num_replicas=settings.serve_replicas,
@@ -88,7 +97,7 @@ def run(settings: Settings, *, port: int, environment: dict[str, str]) -> None:
         )(serve.ingress()(PredictorDeployment))
         serve.run(deployment.bind(settings), name=APPLICATION, route_prefix="/")
         announce_ready(settings)
-        logger.info("the predictor listens on http://%s:%d", HOST, port)
+        logger.info("the predictor listens on http://%s:%d, for gRPC on %s:%d", HOST, port, HOST, for_grpc)
         stop.wait()
         logger.info("the predictor stops")
     except (RuntimeError, ConnectionError, OSError, ValueError) as error:
@@ -115,7 +124,8 @@ def _connect(ray: Any, settings: Settings, *, environment: dict[str, str]) -> No
         return
     # Serve's controller, proxy and replicas are processes of the cluster, which do not have our environment.
     carried = ("PYTHONPATH", MARK)
-    variables = environment | {name: os.environ[name] for name in carried if name in os.environ}
+    ours = {name: value for name, value in os.environ.items() if name in carried or name.startswith("OTEL_")}
+    variables = environment | ours
     ray.init(address=os.environ["RAY_ADDRESS"], runtime_env={"env_vars": variables}, log_to_driver=False)
     with contextlib.suppress(ValueError):
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")

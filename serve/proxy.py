@@ -48,6 +48,20 @@ def proxy_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+BY_NAME = "\n    ".join(
+    (
+        "hash path,regsub(^/v[12]/models/,/variants/),regsub(^/inference.*,),field(3,/),regsub([:@].*,)",
+        "hash-type consistent sdbm avalanche",
+        "hash-balance-factor 150",
+    )
+)
+"""HAProxy's way to choose a replica: by the variant's name, so that each of them holds its part of the variants.
+
+Consistent: where a replica comes or goes, the other names stay where they are.  A replica with half as many calls again
+as the others have passes further ones on, so that a hot name spreads.  What has no name in its path, as gRPC, goes to
+any of them.  Serve pastes the text after ``balance`` in HAProxy's defaults."""
+
+
 def proxy_environment(folder: Path) -> dict[str, str]:
     """Return the variables for one proxy.
 
@@ -66,6 +80,7 @@ def proxy_environment(folder: Path) -> dict[str, str]:
         f"{prefix}_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         f"{prefix}_STATS_PORT": str(stats),
         f"{prefix}_METRICS_PORT": str(metrics),
+        f"{prefix}_BALANCE_ALGORITHM": BY_NAME,
         f"{prefix}_NBTHREAD": str(min(4, len(os.sched_getaffinity(0)))),
         f"{prefix}_HARD_STOP_AFTER_S": str(STOP_S),
         # Without it a replica drains for at least 30 s, whether it has requests or not.

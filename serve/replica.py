@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
 from factory.errors import StorageFault
 from factory.ledger import Ledger
+from factory.search.near import frameworks
 from factory.settings import Settings
 from factory.spec import Variant
-from factory.variants.bundle import Bundle, folder_size_mb
 from factory.variants.registry import Registry
+from serve import access_log, tracing
 from serve.app import Predictor
-from serve.core import Core
+from serve.core import Core, Watcher
+from serve.inference_messages import METHODS
+from serve.inference_service import InferenceService
 from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.online import FeatureReaders
@@ -27,8 +35,7 @@ def build(settings: Settings) -> Predictor:
     def load(variant: Variant) -> Loaded:
         folder = registry.local_bundle(variant.name, variant.version)
         try:
-            bundle = Bundle.load(folder, digest=variant.bundle_digest)
-            return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
+            return Loaded.read(variant, folder)
         except OSError as error:
             raise StorageFault(
                 f"The files of {variant.name}/{variant.version} cannot be read: {error.strerror or error}.",
@@ -41,18 +48,57 @@ def build(settings: Settings) -> Predictor:
         features=FeatureReaders(settings),
         limits=Limits.of(settings),
         recorder=Recorder.of(settings),
-        # Importing MLflow takes seconds, which no caller should wait for.
-        warm_up=registry.warm_up,
+        warm_up=partial(warm_up, registry),
+        watchers=tuple(_watchers(settings)),
     )
     return Predictor(core)
 
 
+def _watchers(settings: Settings) -> Iterator[Watcher]:
+    if settings.serve_access_log:
+        yield access_log.watcher(settings.root / "logs")
+    if (tracer := tracing.tracer_of("predictor")) is not None:
+        yield tracing.watcher(tracer)
+
+
+def warm_up(registry: Registry) -> None:
+    """Import MLflow and the frameworks of most variants: it takes seconds, which no caller should wait for.
+
+    Raises:
+        FactoryError: MLflow does not answer.
+    """
+    for module in frameworks():
+        importlib.import_module(module)
+    registry.warm_up()
+
+
 class PredictorDeployment:
-    """The class that Ray Serve makes in each replica; ``serve.ingress`` asks it for the application."""
+    """The class that Ray Serve makes in each replica; ``serve.ingress`` asks it for the application.
+
+    It has the methods of :data:`~serve.inference_messages.METHODS`, which Serve calls for gRPC.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._inference: InferenceService | None = None
 
     def __serve_build_asgi_app__(self) -> Predictor:
         """Return the application of this replica."""
-        return build(self._settings)
+        predictor = build(self._settings)
+        self._inference = InferenceService(predictor.core)
+        return predictor
+
+    async def _infer(self, method: str, request: Any, context: Any) -> Any:
+        assert self._inference is not None
+        return await getattr(self._inference, method)(request, context)
+
+
+def _method(name: str) -> Any:
+    async def method(self: PredictorDeployment, request: Any, grpc_context: Any) -> Any:
+        return await self._infer(name, request, grpc_context)
+
+    return method
+
+
+for _of_protocol, _ours in METHODS.items():
+    setattr(PredictorDeployment, _of_protocol, _method(_ours))

@@ -57,6 +57,12 @@ class Reference:
         return self.alias is None and self.version is None
 
     @classmethod
+    def written(cls, text: str) -> Reference:
+        """Read ``name``, ``name@alias`` or ``name/version``, as people write it; raises as :meth:`parse`."""
+        name, _, version = text.partition("/")
+        return cls.parse(name, version=version or None)
+
+    @classmethod
     def parse(cls, text: str, *, version: str | None = None) -> Reference:
         """Read ``name`` or ``name@alias`` from a route, with the route's version where it has one.
 
@@ -140,23 +146,37 @@ class BundleCache(Generic[L]):
         executor: Where loads run.
         most: Bundles at most.
         most_mb: MB of all bundles at most; one bundle alone may be larger.
+        pinned: Whether a name's bundles stay while others can go.
     """
 
-    def __init__(self, load: Callable[[Variant], L], executor: Executor, *, most: int, most_mb: float) -> None:
+    def __init__(
+        self,
+        load: Callable[[Variant], L],
+        executor: Executor,
+        *,
+        most: int,
+        most_mb: float,
+        pinned: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._load = load
         self._executor = executor
         self._most = most
         self._most_mb = most_mb
+        self._pinned = pinned
         self._loaded: OrderedDict[tuple[str, int], L] = OrderedDict()
+        self._size_mb = 0.0
         self._flights: Flights[tuple[str, int], L] = Flights()
 
     def __len__(self) -> int:
         return len(self._loaded)
 
+    def __contains__(self, variant: object) -> bool:
+        return isinstance(variant, Variant) and (variant.name, variant.version) in self._loaded
+
     @property
     def size_mb(self) -> float:
         """Memory that the loaded bundles are counted with, in MB."""
-        return sum(loaded.size_mb for loaded in self._loaded.values())
+        return self._size_mb
 
     async def get(self, variant: Variant) -> L:
         """Return a loaded variant; an error of the load is raised to all who wait for it, and is not remembered."""
@@ -171,10 +191,13 @@ class BundleCache(Generic[L]):
         """Load and keep a variant, also where everybody who waited has given up."""
         loaded = await in_thread(self._executor, lambda: self._load(variant))
         self._loaded[variant.name, variant.version] = loaded
+        self._size_mb += loaded.size_mb
         self._shrink()
         return loaded
 
     def _shrink(self) -> None:
-        while len(self._loaded) > 1 and (len(self._loaded) > self._most or self.size_mb > self._most_mb):
-            (name, version), _ = self._loaded.popitem(last=False)
-            logger.info("unloaded %s/%d", name, version)
+        while len(self._loaded) > 1 and (len(self._loaded) > self._most or self._size_mb > self._most_mb):
+            older = list(self._loaded)[:-1]
+            gone = next((key for key in older if not self._pinned(key[0])), older[0])
+            self._size_mb -= self._loaded.pop(gone).size_mb
+            logger.info("unloaded %s/%d", *gone)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serve.tally import Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VARIANTS = 500
@@ -11,10 +15,19 @@ OTHER = "other"
 CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 
 
+PREDICT = frozenset({"invoke", "infer"})
+"""Routes whose calls count as a version's traffic; asking for its metadata is none."""
+
+
 class Telemetry:
-    """The metrics of one replica; used in its event loop."""
+    """The metrics of one replica; used in its event loop.
+
+    Attributes:
+        tally: What of them is summed up in the ledger.
+    """
 
     def __init__(self) -> None:
+        self.tally = Tally()
         self._registry = CollectorRegistry()
         self._known: set[str] = set()
         self._calls = Counter(
@@ -42,6 +55,12 @@ class Telemetry:
             ("variant", "version", "outcome"),
             registry=self._registry,
         )
+        self._features = Counter(
+            "factory_online_features",
+            "Features of entities that were missing or stale, or of the last read while the store was away.",
+            ("variant", "version", "state"),
+            registry=self._registry,
+        )
         self._bundles = Gauge("factory_predictor_variants", "Versions in memory.", registry=self._registry)
         self._mb = Gauge("factory_predictor_variants_mb", "MB that they count with.", registry=self._registry)
         self._dropped = Gauge(
@@ -60,14 +79,22 @@ class Telemetry:
         name, version = self._labels(answered_by)
         self._calls.labels(route, name, version, str(status)).inc()
         self._seconds.labels(route, name).observe(took_s)
+        if answered_by and route in PREDICT:
+            self.tally.answered(answered_by, took_s=took_s, failed=status >= 500)
 
     def canary_failed(self, answered_by: str) -> None:
         """Count that a canary has failed."""
         self._fallbacks.labels(*self._labels(answered_by)).inc()
+        self.tally.canary_failed(answered_by)
 
     def mirrored(self, answered_by: str, outcome: str) -> None:
         """Count what came of a call that was mirrored: ``compared``, ``failed`` or ``dropped``."""
         self._shadows.labels(*self._labels(answered_by), outcome).inc()
+
+    def features(self, answered_by: str, cells: Mapping[str, int]) -> None:
+        """Count features that were not as they should be, by state."""
+        for state, n in cells.items():
+            self._features.labels(*self._labels(answered_by), state).inc(n)
 
     def text(self, *, bundles: int, bundles_mb: float, dropped: int) -> bytes:
         """Return all metrics, with what is in memory now."""

@@ -13,12 +13,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 from typing import Protocol, Self, TypeVar
 
 from factory.errors import FactoryError, StorageFault, UserFault
-from factory.ledger import Deployment
+from factory.ledger import CanaryCounts, Deployment
 from factory.spec import Actor, Variant
 from serve.guard import Guard
 from serve.remembered import Remembered, in_thread
@@ -44,6 +46,27 @@ class Routes(Protocol):
     def withdraw_canary(self, name: str, version: int, *, evidence: Mapping[str, object], by: Actor) -> bool:
         """Take a canary out of traffic; return whether it was it still."""
 
+    def add_canary(self, name: str, version: int, since: datetime, counted: CanaryCounts) -> CanaryCounts:
+        """Add to what a canary has done; return what it has done in all replicas."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A version that gets a share of a name's calls.
+
+    Attributes:
+        name: Of the variant.
+        version: The canary.
+        since: When it was given its share; in another one it is watched anew.
+    """
+
+    name: str
+    version: int
+    since: datetime
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -58,7 +81,7 @@ class Choice:
 
     champion: Variant
     canary: Variant | None = None
-    watched: tuple[str, int] | None = None
+    watched: Canary | None = None
     shadow: int | None = None
 
 
@@ -67,12 +90,12 @@ class _Served:
     """How a name is served beside its champion.
 
     Attributes:
-        canary: Version that gets a share of the calls.
+        canary: Gets a share of the calls.
         share: From 0 to 1.
         shadow: Version that predicts the same as whoever answers.
     """
 
-    canary: int | None = None
+    canary: Canary | None = None
     share: float = 0.0
     shadow: int | None = None
 
@@ -81,7 +104,8 @@ class _Served:
         by_kind = {row.as_: row for row in rows}
         canary, shadow = by_kind.get("canary"), by_kind.get("shadow")
         share = (canary.percent or 0.0) / 100 if canary else 0.0
-        return cls(canary.version if canary and share else None, share, shadow.version if shadow else None)
+        given = Canary(canary.name, canary.version, canary.updated) if canary and share else None
+        return cls(given, share, shadow.version if shadow else None)
 
 
 class Traffic:
@@ -97,7 +121,7 @@ class Traffic:
     def __init__(self, routes: Routes, table: VariantTable, executor: Executor, telemetry: Telemetry) -> None:
         self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
         self._known: Remembered[str, _Served] = Remembered(executor)
-        self._guards: dict[tuple[str, int], Guard] = {}
+        self._guards: dict[Canary, Guard] = {}
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def choose(self, reference: Reference, champion: Variant, key: bytes) -> Choice:
@@ -110,16 +134,17 @@ class Traffic:
         """
         served = await self._served(reference) if reference.is_open else _Served()
         choice = Choice(champion, shadow=served.shadow if served.shadow != champion.version else None)
-        if served.canary in (None, champion.version):
+        if served.canary is None or served.canary.version == champion.version:
             return choice
-        assert served.canary is not None
-        watched = replace(choice, watched=(reference.name, served.canary))
+        watched = replace(choice, watched=served.canary)
         if position(reference.name, key) >= served.share:
             return watched
         try:
-            return replace(watched, canary=await self._table.resolve(Reference(reference.name, version=served.canary)))
+            return replace(
+                watched, canary=await self._table.resolve(Reference(reference.name, version=served.canary.version))
+            )
         except FactoryError:
-            logger.warning("canary %s/%d cannot be found, the champion answers", *watched.watched or (), exc_info=True)
+            logger.warning("canary %s cannot be found, the champion answers", served.canary, exc_info=True)
             return choice
 
     async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, float]]]) -> T:
@@ -139,20 +164,36 @@ class Traffic:
                 guard.champion(ms)
             return answer
         assert guard is not None
+        assert choice.watched is not None
         try:
             answer, ms = await make(choice.canary)
         except Exception as error:
             # Raises where the caller is at fault, which is then nothing against the canary.
             answer, _ = await make(choice.champion)
             guard.failed()
-            self._telemetry.canary_failed(f"{choice.canary.name}/{choice.canary.version}")
+            self._telemetry.canary_failed(str(choice.watched))
             told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
-            logger.log(told, "%s/%d failed as canary, the champion answered", *choice.watched or (), exc_info=True)
+            logger.log(told, "%s failed as canary, the champion answered", choice.watched, exc_info=True)
         else:
             guard.answered(ms)
         if verdict := guard.verdict:
-            self._withdraw(choice.canary, guard, verdict)
+            self._withdraw(choice.watched, guard, verdict)
         return answer
+
+    async def tell(self) -> None:
+        """Tell the ledger what was seen of canaries, and learn what other replicas have seen of them.
+
+        Raises:
+            StorageFault: the ledger does not take it; what was seen is told the next time.
+        """
+        for canary, guard in list(self._guards.items()):
+            untold = guard.untold
+            if not untold.calls:
+                # What others see meanwhile is read again as soon as there is a call.
+                del self._guards[canary]
+                continue
+            add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, untold)
+            guard.tell(untold, await in_thread(self._executor, add))
 
     async def _served(self, reference: Reference) -> _Served:
         name = reference.name
@@ -161,24 +202,17 @@ class Traffic:
         except StorageFault:
             return _Served()  # the champion is in memory, and needs no ledger
 
-    def _guard(self, of: tuple[str, int]) -> Guard:
+    def _guard(self, of: Canary) -> Guard:
         if of not in self._guards:
             if len(self._guards) >= _MOST_GUARDS:
                 self._guards.pop(next(iter(self._guards)))
             self._guards[of] = Guard()
         return self._guards[of]
 
-    def _withdraw(self, canary: Variant, guard: Guard, verdict: str) -> None:
+    def _withdraw(self, canary: Canary, guard: Guard, verdict: str) -> None:
         """Take a canary out of traffic, in the whole fleet: the ledger is changed, which all replicas follow."""
-        self._guards.pop((canary.name, canary.version), None)
-        evidence = {
-            "why": verdict,
-            "version": canary.version,
-            "calls": guard.errors.n,
-            "failed": guard.errors.mean,
-            "compared": guard.slower.n,
-            "slower": guard.slower.mean,
-        }
+        self._guards.pop(canary, None)
+        evidence = {"why": verdict, "version": canary.version} | asdict(guard.counts)
 
         async def withdraw() -> None:
             call = lambda: self._routes.withdraw_canary(  # noqa: E731
@@ -186,10 +220,10 @@ class Traffic:
             )
             try:
                 if await in_thread(self._executor, call):
-                    logger.warning("canary %s/%d is withdrawn: %s", canary.name, canary.version, verdict)
+                    logger.warning("canary %s is withdrawn: %s", canary, verdict)
             except FactoryError:
                 # The guard begins anew, and comes to the same while the canary is as it is.
-                logger.warning("canary %s/%d could not be withdrawn", canary.name, canary.version, exc_info=True)
+                logger.warning("canary %s could not be withdrawn", canary, exc_info=True)
 
         task = asyncio.create_task(withdraw())
         self._withdrawing.add(task)

@@ -18,9 +18,10 @@ from factory.testing.jobs import FakeJobs
 from factory.variants.bundle import Bundle
 from serve.app import Predictor
 from serve.core import Core
-from serve.inputs import EntityRows, NamedColumns
+from serve.inputs import EntityRows
 from serve.limits import Limits
 from serve.loaded import Loaded
+from serve.online import FeatureRead
 from serve.portal.app import create_app
 
 
@@ -54,7 +55,10 @@ def predictor(ledger: Ledger, bundle: Bundle) -> Iterator[str]:
 class NoFeatures:
     """Stands where a feature store would, for variants that have none."""
 
-    def columns(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> NamedColumns:
+    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
+        raise AssertionError("no variant of this test reads features")
+
+    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
         raise AssertionError("no variant of this test reads features")
 
     def warm_up(self, service: str) -> None:

@@ -98,6 +98,9 @@ PEERS: dict[str, Peer] = {
     )
 }
 
+SERVERS = ("bentoml", "litserve", "mlserver")
+"""Servers of models, each in an environment of its name (bench/serving_peers.py)."""
+
 
 def python_of(environment: str) -> Path:
     """Return the interpreter of a peer's virtual environment."""

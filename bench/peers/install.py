@@ -13,7 +13,7 @@ import subprocess
 import sys
 import venv
 
-from bench.peers import ENVIRONMENTS, PEERS, PINS, python_of
+from bench.peers import ENVIRONMENTS, PEERS, PINS, SERVERS, python_of
 
 STAMP = "pins.txt"
 """Copy of the pins in an environment that was installed to the end."""
@@ -21,12 +21,13 @@ STAMP = "pins.txt"
 
 def main() -> int:
     """Install the environments of the named peers; return 1 where one failed."""
+    known = {name: peer.environment for name, peer in PEERS.items()} | {name: name for name in SERVERS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(PEERS)} (default: all)")
-    chosen = parser.parse_args().names or list(PEERS)
-    if unknown := sorted(set(chosen) - set(PEERS)):
-        parser.error(f"no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
-    failed = [name for name in sorted({PEERS[peer].environment for peer in chosen}) if not install(name)]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)} (default: all)")
+    chosen = parser.parse_args().names or list(known)
+    if unknown := sorted(set(chosen) - set(known)):
+        parser.error(f"no peer {', '.join(unknown)}; there are {', '.join(known)}")
+    failed = [name for name in sorted({known[peer] for peer in chosen}) if not install(name)]
     if failed:
         print(f"Not installed: {', '.join(failed)}")
     if "h2o" in chosen and shutil.which("java") is None:

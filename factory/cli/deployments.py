@@ -57,9 +57,12 @@ def start(
             if made_by.state is RequestState.REGISTERED:
                 ledger.reach(made_by.id, RequestState.SERVING, f"Served at {running.url}/variants/{deployment.name}.")
     if json:
-        print_json({**plain({"url": running.url, "pid": running.pid, "log": running.log}), "token": token})
+        about = {"url": running.url, "grpc": running.grpc, "pid": running.pid, "log": running.log}
+        print_json({**plain(about), "token": token})
         return
-    out.print(f"The predictor answers at {running.url} (pid {running.pid}, log {running.log}).")
+    out.print(
+        f"The predictor answers at {running.url}, for gRPC at {running.grpc} (pid {running.pid}, log {running.log})."
+    )
     stop_by = "factory down" if running.of_stack else "factory deployments stop"
     if token is not None:
         out.print(f"Admin token, shown only now: {token}")

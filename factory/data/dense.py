@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from factory.data.graph import FLOAT, DrawnTable, Graph
 from factory.data.preparation import Table
 
 _CLIP = 8.0
@@ -119,6 +120,36 @@ class DenseEncoder:
             encoded = self._values[self._starts + table.codes[:, self._many]]
             out[:, self._n_numeric + self._n_one_hot :] = encoded.reshape(n_rows, 2 * len(self._many))
         return out
+
+    def draw(self, table: DrawnTable) -> str:
+        """Draw :meth:`transform`: float32 (n_rows, n_columns)."""
+        graph, parts = table.graph, []
+        if table.numeric is not None:
+            parts += self._draw_numbers(graph, table.numeric)
+        if table.codes is not None:
+            for at, first in zip(self._one_hot.tolist(), self._first.tolist(), strict=True):
+                codes = np.arange(first, table.levels[at], dtype=np.int64)
+                if len(codes):
+                    parts.append(graph.cast(graph.add("Equal", graph.columns(table.codes, [at]), codes), FLOAT))
+            if len(self._many):
+                rows = graph.add("Add", graph.columns(table.codes, self._many), self._starts.astype(np.int64))
+                parts.append(graph.flat(graph.add("Gather", self._values.astype(np.float32), rows, axis=0)))
+        return graph.beside(parts)
+
+    def _draw_numbers(self, graph: Graph, numeric: str) -> list[str]:
+        missing = graph.add("IsNaN", numeric)
+        block = graph.add("Where", missing, self._median.astype(np.float32), numeric)
+        if len(self._bent):
+            bent, width = np.zeros(len(self._median), dtype=bool), np.ones(len(self._median), dtype=np.float32)
+            bent[self._bent], width[self._bent] = True, self._width
+            far = graph.add("Div", graph.add("Sub", block, self._median.astype(np.float32)), width)
+            block = graph.add("Where", bent, graph.add("Asinh", far), block)
+        block = graph.add("Div", graph.add("Sub", block, self._mean), self._scale)
+        if np.isfinite(self._clip):
+            block = graph.add("Clip", block, np.array(-self._clip, np.float32), np.array(self._clip, np.float32))
+        if not len(self._indicated):
+            return [block]
+        return [block, graph.cast(graph.columns(missing, self._indicated), FLOAT)]
 
     def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
         """Return everything it learned, as arrays for npz or safetensors; their names begin with ``prefix``."""

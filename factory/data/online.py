@@ -208,8 +208,9 @@ def _states(vector: Any, *, ttl: timedelta | None, now: datetime) -> tuple[np.nd
     found = np.array([s != FieldStatus.NOT_FOUND for s in vector.statuses], dtype=bool)
     micros = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
     moments = micros.view("datetime64[us]")
-    moments[~found] = np.datetime64("NaT")
     empty = np.array([_is_empty(v) for v in vector.values], dtype=bool)
+    # Feast's Redis store tells of an entity that it does not have as of one without values, in 1970.
+    moments[~found | (empty & (micros == 0))] = np.datetime64("NaT")
     status = np.where(found & ~empty, CellStatus.PRESENT, CellStatus.MISSING).astype(np.int8)
     if ttl is not None:
         oldest = np.datetime64(now.astimezone(UTC).replace(tzinfo=None) - ttl, "us")

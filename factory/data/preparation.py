@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from factory.data.columns import FORMATS, as_datetime, as_numeric, factorize, text_of
 from factory.data.crosses import Cross, CrossedColumns
 from factory.data.dates import calendar, days_between, first_day, varying_parts
+from factory.data.graph import DrawnTable, Graph
 from factory.data.text import TextEncoder
 from factory.errors import Detail, InvalidData, UntrustedBundle, listing, suggest
 from factory.spec import ColumnType
@@ -245,6 +246,23 @@ class Preparation:
             codes[:, j] = _look_up(self._lookups[plan.column], arrays[plan.column])
         return Table(
             numeric, codes, self._levels, self._numeric_names, self._categorical_names, n_crosses=len(self._crosses)
+        )
+
+    def draw(self, graph: Graph) -> DrawnTable:
+        """Draw :meth:`transform` as a part of an ONNX graph.
+
+        Raises:
+            CannotDraw: there is a text column.
+        """
+        from factory.data.drawing import draw
+
+        return draw(
+            graph,
+            numeric=self._numeric,
+            categorical=self._categorical,
+            gaps=[(gap.later, gap.earlier) for gap in self._gaps],
+            crosses=self._crosses.crosses,
+            names=self._numeric_names,
         )
 
     def _absent(self, columns: pd.DataFrame | Mapping[str, np.ndarray]) -> InvalidData:

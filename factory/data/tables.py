@@ -216,12 +216,22 @@ def _read(data: BinaryIO, kind: str, text_columns: Collection[str]) -> Any:
 
 
 def _read_csv(data: BinaryIO, text_columns: Collection[str]) -> Any:
-    """Read CSV as UTF-8, or as Latin-1 where it is not that."""
+    raw = data.read()
+    return csv_table(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw, text_columns)
+
+
+def csv_table(raw: bytes, text_columns: Collection[str]) -> Any:
+    """Return a CSV as a pyarrow table, read as UTF-8, or as Latin-1 where it is not that.
+
+    Args:
+        raw: The header and rows.
+        text_columns: As of :func:`read_table`.
+
+    Raises:
+        pyarrow.ArrowException: it cannot be read.
+    """
     import pyarrow as pa
 
-    raw = data.read()
-    if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)
     try:
         table = parse_csv(raw, "utf8", text_columns)
     except pa.ArrowInvalid as error:

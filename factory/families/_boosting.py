@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
+from factory.families._drawing import draw_link
 from factory.families._encoding import Inputs
 from factory.families._head import Head
 from factory.families.base import Family, FitContext, Model, Sample
 from factory.space import ChoiceDimension, Parameters, Space
-from factory.spec import CurvePoint
+from factory.spec import CurvePoint, Task
 
 PROBED_ROUNDS = 10
 """After that many rounds the speed is known well enough to say how many are affordable."""
@@ -55,7 +57,7 @@ class Progress:
         self, context: FitContext, *, learning_rate: float, n_rows: int, validated: bool, may_raise: bool
     ) -> None:
         self._context = context
-        self._learning_rate = learning_rate
+        self.learning_rate = learning_rate
         self._may_raise = may_raise and context.rounds is None
         self._stops_early = validated and context.rounds is None
         if context.rounds is not None:
@@ -65,12 +67,13 @@ class Progress:
         shrunk = min(1.0, 10_000 / n_rows)
         self._patience = max(20, round(min(10 / learning_rate, LONGEST_PATIENCE) * shrunk))
         self._least = float("inf")
-        self._first_round_at = 0.0
+        self._rounds_at: list[float] = []
         self.done = 0
         self.best = 0
         self.going = True
         self.points: list[CurvePoint] = []
         self.raised_rate: float | None = None
+        self._due = False
 
     @property
     def on_curve(self) -> bool:
@@ -78,12 +81,16 @@ class Progress:
         step = self.done + 1
         return step % (1 << max(step.bit_length() - 5, 0)) == 0
 
-    def record(self, *, train: float | None, validation: float | None) -> bool:
-        """Take one round's losses (train only where :attr:`on_curve` asked for it); return whether to go on."""
-        shown = self.on_curve
+    def record(self, *, train: float | None, validation: float | None, measured: bool = True) -> bool:
+        """Take one round's losses (train only where :attr:`on_curve` asked for it); return whether to go on.
+
+        Losses that were ``measured`` some rounds before say nothing new: a point of the curve waits for the next ones.
+        """
+        self._due = self._due or self.on_curve
         self.done += 1
-        if shown:
+        if self._due and measured:
             self.points.append(CurvePoint(step=self.done, train=train, validation=validation))
+            self._due = False
         if self._stops_early and validation is not None:
             if validation < self._least:
                 self._least, self.best = validation, self.done
@@ -97,14 +104,16 @@ class Progress:
 
     def _raise_rate(self) -> float | None:
         """Return a higher learning rate where the rounds left are too few for this one; None while time is ample."""
-        if self.done == 1:
-            self._first_round_at = time.perf_counter()
-        if self.done != PROBED_ROUNDS or not self._may_raise:
+        if not self._may_raise or self.done > PROBED_ROUNDS:
             return None
-        round_s = (time.perf_counter() - self._first_round_at) / (PROBED_ROUNDS - 1)
+        self._rounds_at.append(time.perf_counter())
+        if self.done != PROBED_ROUNDS:
+            return None
+        # The median: a machine that was held up for a moment is not slow.
+        round_s = float(np.median(np.diff(self._rounds_at)))
         affordable = 0.9 * self._context.deadline.left_s / max(round_s, 1e-9)
         raised = min(LEAST_STEPS / max(affordable, 1), HIGHEST_RATE)
-        return raised if raised > 1.1 * self._learning_rate else None
+        return raised if raised > 1.1 * self.learning_rate else None
 
 
 class BoosterModel(Model):
@@ -126,6 +135,14 @@ class BoosterModel(Model):
         """Return probabilities or predictions; see :class:`~factory.families.base.Model`."""
         return self.head.decode(self._answer(self.inputs.of(table)))
 
+    def draw(self, table: DrawnTable) -> str:
+        """Draw :meth:`predict`; see :class:`~factory.families.base.Model`."""
+        graph = table.graph
+        answer = draw_link(graph, self._draw_margin(self.inputs.draw(table)), self.head.task)
+        if self.head.task is Task.BINARY:
+            return graph.both(answer)
+        return self.head.draw(graph, answer)
+
     def save(self, folder: Path) -> None:
         """Write the booster in its own format, the head as JSON, and inputs, where there are any, as npz."""
         self._write(folder)
@@ -135,6 +152,10 @@ class BoosterModel(Model):
     @abstractmethod
     def _answer(self, table: Table) -> np.ndarray:
         """Return what :meth:`Head.decode` takes, of a table as the trees see it."""
+
+    @abstractmethod
+    def _draw_margin(self, table: DrawnTable) -> str:
+        """Draw the sum of the trees, float64 (n_rows, n_outputs), of a table as the trees see it."""
 
     @abstractmethod
     def _write(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
 from factory.families.base import Sample
 
@@ -80,6 +81,20 @@ class TargetEncoding:
         means = self.values[self.starts + table.codes[:, self.columns]]
         return self._replaced(table, means.reshape(len(table), -1))
 
+    def draw(self, table: DrawnTable) -> DrawnTable:
+        """Draw :meth:`transform`."""
+        assert table.codes is not None
+        graph, kept = table.graph, [j for j in range(len(table.levels)) if j not in self.columns]
+        rows = graph.add("Add", graph.columns(table.codes, self.columns), self.starts.astype(np.int64))
+        means = graph.flat(graph.add("Gather", self.values, rows, axis=0))
+        return replace(
+            table,
+            numeric=means if table.numeric is None else graph.beside([means, table.numeric]),
+            codes=graph.columns(table.codes, kept) if kept else None,
+            n_numeric=table.n_numeric + len(self.columns) * self.values.shape[1],
+            levels=tuple(table.levels[j] for j in kept),
+        )
+
     def _replaced(self, table: Table, means: np.ndarray) -> Table:
         kept = [j for j in range(len(table.levels)) if j not in self.columns]
         names = [f"{table.categorical_names[j]}:mean{k}" for j in self.columns for k in range(self.values.shape[1])]
@@ -125,6 +140,11 @@ class Inputs:
         """Return the table that the trees see."""
         seen = table if self.crosses else table.plain
         return seen if self.encoding is None else self.encoding.transform(seen)
+
+    def draw(self, table: DrawnTable) -> DrawnTable:
+        """Draw :meth:`of`."""
+        seen = table if self.crosses else table.plain
+        return seen if self.encoding is None else self.encoding.draw(seen)
 
     def save(self, folder: Path) -> None:
         """Write arrays into an existing folder; nothing where the table is seen as it is."""

@@ -19,7 +19,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from factory.data.graph import INT64, DrawnTable, Graph
 from factory.data.preparation import Table
+from factory.families._drawing import AT_MOST, GrownTrees
 from factory.families._head import Head
 from factory.families._walk import Trees
 from factory.families.base import Family, FitContext, Model, Sample
@@ -100,6 +102,31 @@ class Nodes:
             ]
         )
 
+    def draw(self, graph: Graph, matrix: str) -> str:
+        """Draw :meth:`answer`, of a matrix float64 (n_rows, n_columns)."""
+        arrays, n_trees = self.trees.arrays(), len(self.trees.roots)
+        feature, right = arrays["feature"].astype(np.int64), arrays["right"].astype(np.int64)
+        leaf, several = feature < 0, self.values.shape[1] > 1
+        place = np.where(leaf, right, 0)
+        # One output is added up; of several the trees tell their leaves' places, whose values are looked up.
+        grown = GrownTrees(
+            roots=arrays["roots"].astype(np.int64),
+            targets=np.arange(n_trees) if several else np.zeros(n_trees, dtype=np.int64),
+            feature=np.maximum(feature, 0),
+            kind=np.full(len(feature), AT_MOST),
+            threshold=arrays["threshold"].astype(np.float64),
+            true=np.where(leaf, -1, np.arange(1, len(feature) + 1)),
+            false=np.where(leaf, -1, right),
+            missing_true=arrays["missing_left"],
+            value=place.astype(np.float64) if several else self.values[place, 0].astype(np.float64),
+            members={},
+        )
+        drawn = grown.draw(graph, matrix, n_targets=n_trees if several else 1)
+        if several:
+            places = graph.cast(drawn, INT64)
+            drawn = graph.total(graph.add("Gather", self.values.astype(np.float64), places, axis=0), keep=False)
+        return graph.add("Div", drawn, np.array(float(n_trees)))
+
 
 class ForestModel(Model):
     """Trees and the classes that they tell apart.
@@ -126,6 +153,19 @@ class ForestModel(Model):
         shares = np.zeros((len(table), self.head.n_classes))
         shares[:, self.seen] = answer
         return self.head.decode(shares)
+
+    def draw(self, table: DrawnTable) -> str:
+        graph, n_trees = table.graph, len(self.nodes.trees.roots)
+        answer = self.nodes.draw(graph, table.matrix)
+        if self.head.task is Task.REGRESSION:
+            return self.head.draw(graph, answer)
+        if len(self.seen) == 2:
+            answer = graph.both(answer)
+        weight, unsure = np.array(n_trees / (n_trees + self.unsure)), self.unsure / len(self.seen)
+        answer = graph.add("Add", graph.add("Mul", answer, weight), np.array(unsure / (n_trees + self.unsure)))
+        places = np.zeros((len(self.seen), self.head.n_classes))
+        places[np.arange(len(self.seen)), self.seen] = 1.0
+        return self.head.draw(graph, graph.add("MatMul", answer, places))
 
     def save(self, folder: Path) -> None:
         arrays = self.nodes.trees.arrays() | {"values": self.nodes.values}

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from factory.data.graph import Graph
 from factory.families.base import FitContext
 from factory.spec import Task
 
@@ -95,6 +96,13 @@ class Head:
         shares: np.ndarray = raw / raw.sum(axis=1, keepdims=True)
         return shares
 
+    def draw(self, graph: Graph, raw: str) -> str:
+        """Draw :meth:`decode`: of raw output float64 (n_rows, 1) or (n_rows, n_classes)."""
+        if self.task is Task.REGRESSION:
+            scaled = graph.add("Add", graph.add("Mul", raw, np.array(self.scale)), np.array(self.shift))
+            return _draw_back(graph, scaled, self.target_scale, top=self.top)
+        return graph.add("Div", raw, graph.total(raw))
+
     def save(self, folder: Path) -> None:
         """Write it as JSON."""
         (folder / FILE).write_text(json.dumps(asdict(self)))
@@ -120,3 +128,15 @@ def _back(z: np.ndarray, target_scale: TargetScale, *, top: float | None) -> np.
         return z
     bounded = np.clip(z, 0, top)
     return np.asarray(np.square(bounded) if target_scale == "sqrt" else np.expm1(bounded))
+
+
+def _draw_back(graph: Graph, z: str, target_scale: TargetScale, *, top: float | None) -> str:
+    """Draw :func:`_back`."""
+    if target_scale == "raw":
+        return z
+    bounded = graph.add("Max", z, np.array(0.0))
+    if top is not None:
+        bounded = graph.add("Min", bounded, np.array(top))
+    if target_scale == "sqrt":
+        return graph.add("Mul", bounded, bounded)
+    return graph.add("Sub", graph.add("Exp", bounded), np.array(1.0))

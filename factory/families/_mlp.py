@@ -35,6 +35,7 @@ from typing import Literal
 import numpy as np
 
 from factory.data.dense import DenseEncoder
+from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
 from factory.errors import UntrustedBundle
 from factory.families._head import Head, TargetScale
@@ -354,6 +355,11 @@ class NetworkModel(Model):
             return np.asarray(np.clip(a.head.decode(z[:, 0]), a.target_low, a.target_high))
         z = np.exp(z - z.max(axis=1, keepdims=True))
         return np.asarray(z / z.sum(axis=1, keepdims=True))
+
+    def draw(self, table: DrawnTable) -> str:
+        from factory.families._drawn_network import draw
+
+        return draw(self.architecture, self.weights, self.encoder, table)
 
     def save(self, folder: Path) -> None:
         """Write ``network.json``, ``network.safetensors`` and ``encoder.npz``."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from factory.data.graph import COLUMNS, Graph
 from factory.families.base import FitContext
 from factory.spec import CurvePoint, Task
 
@@ -48,6 +49,13 @@ def respond(X: np.ndarray, weights: np.ndarray, task: Task) -> np.ndarray:
     np.exp(raw, out=raw)
     raw /= raw.sum(axis=1, keepdims=True)
     return raw
+
+
+def draw_response(graph: Graph, X: str, weights: np.ndarray, task: Task) -> str:
+    """Draw :func:`respond` for rows float64 (n_rows, n_features) without the ones of the intercept."""
+    exact = weights.astype(np.float64)
+    raw = graph.add("Add", graph.add("MatMul", X, exact[:-1]), exact[-1])
+    return raw if task is Task.REGRESSION else graph.add("Softmax", raw, axis=COLUMNS)
 
 
 def _loss(rows: Rows, weights: np.ndarray, task: Task) -> float:

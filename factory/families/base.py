@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from factory.data.graph import CannotDraw, DrawnTable
 from factory.data.preparation import Table
 from factory.space import Parameters, Space
 from factory.spec import CurvePoint, Task
@@ -155,6 +156,17 @@ class Model(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the model into an existing empty folder, in the framework's own safe format; never pickle."""
+
+    def draw(self, table: DrawnTable) -> str:  # noqa: ARG002
+        """Draw :meth:`predict` as a part of the table's ONNX graph.
+
+        Returns:
+            Name of the tensor with the probabilities, float64 (n_rows, n_classes), or predictions, (n_rows, 1).
+
+        Raises:
+            CannotDraw: ONNX has nothing that would say the same.
+        """
+        raise CannotDraw("models of this family")
 
     def gains(self) -> np.ndarray | None:
         """Return the total gain of each prepared column, float64 (n_columns,); None where the family has none."""

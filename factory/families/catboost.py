@@ -5,6 +5,9 @@ Prokhorenkova, Gusev, Vorobev, Dorogush and Gulin 2018.
 
 from __future__ import annotations
 
+import ast
+import json
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +15,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from factory.data.graph import CannotDraw, DrawnTable
 from factory.data.preparation import Table
 from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._drawing import SymmetricTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
@@ -44,6 +49,9 @@ DEEP: Parameters = {**DEFAULTS, "depth": 8, "l2_leaf_reg": 5.0, "max_ctr_complex
 ENCODED: Parameters = {**ONE_HOT, "categoricals": "target"}
 ALL_ROWS: Parameters = {**ONE_HOT, "subsample": 1.0}
 """For many rows of two classes, each tree sees them all (docs/decisions/portfolio.md)."""
+MEASURED_EVERY = 0.2
+"""Losses are measured after as many rounds as shrink what is left by a fifth, roughly: this over the learning rate."""
+MOST_UNMEASURED = 25
 
 _FEATURES: WeakKeyDictionary[Table, Any] = WeakKeyDictionary()
 """CatBoost's view of tables that are in use: the members of a blend all ask for that of the same rows."""
@@ -55,6 +63,17 @@ class CatBoostModel(BoosterModel):
     def _answer(self, table: Table) -> np.ndarray:
         output = "RawFormulaVal" if self.head.task is Task.REGRESSION else "Probability"
         return np.asarray(self.booster.predict(_features(table), prediction_type=output, thread_count=1))
+
+    def _draw_margin(self, table: DrawnTable) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.json"
+            self.booster.save_model(str(path), format="json")
+            document = json.loads(path.read_text(encoding="utf-8"))
+        n_numeric = table.n_numeric
+        trees = _symmetric(document, n_numeric=n_numeric, n_levels=max(table.levels, default=0))
+        scale, bias = document["scale_and_bias"]
+        total = table.graph.add("Mul", trees.draw(table.graph, table.matrix), np.array(float(scale)))
+        return table.graph.add("Add", total, np.asarray(bias, dtype=np.float64))
 
     def _write(self, folder: Path) -> None:
         self.booster.save_model(str(folder / FILE), format="cbm")
@@ -134,6 +153,9 @@ class CatBoost(BoostingFamily):
             "thread_count": context.threads,
             "allow_writing_files": False,
             "verbose": False,
+            # CatBoost hands all losses so far to its callback after each round, so that their number squared is what
+            # they cost: 54 s of 8,000 rounds on 400 rows, which take 3 s without them.
+            "metric_period": max(1, min(round(MEASURED_EVERY / progress.learning_rate), MOST_UNMEASURED)),
         }
         if context.task is Task.MULTICLASS:
             options["classes_count"] = context.n_classes
@@ -149,12 +171,16 @@ class CatBoost(BoostingFamily):
         booster.fit(
             pool(train),
             eval_set=pool(validation) if validation is not None else None,
-            callbacks=[_Watch(progress, LOSSES[context.task])],
+            callbacks=[_Watch(progress, LOSSES[context.task], period=options["metric_period"])],
         )
         # CatBoost does not count the trees after the last split, and refuses to cut among them.
         countable = np.flatnonzero(booster.get_tree_leaf_counts() > 1).max(initial=-1) + 1
         if progress.best < progress.done and progress.best <= countable:
-            booster.shrink(ntree_end=progress.best)
+            try:
+                booster.shrink(ntree_end=progress.best)
+            except catboost.CatBoostError:
+                # Of one column many trees have no split, and it may miscount them. The first trees are the same.
+                booster = catboost.CatBoost({**options, "iterations": progress.best}).fit(pool(train))
         return booster if before is None else self._sum([before, booster], [1.0, 1.0])
 
     def _sum(self, boosters: list[Any], weights: list[float]) -> Any | None:
@@ -174,17 +200,74 @@ class CatBoost(BoostingFamily):
 class _Watch:
     """CatBoost's callback: passes each round's losses on and stops the training when told so."""
 
-    def __init__(self, progress: Progress, loss: str) -> None:
+    def __init__(self, progress: Progress, loss: str, *, period: int) -> None:
         self._progress = progress
         self._loss = loss
+        self._period = period
 
     def after_iteration(self, info: Any) -> bool:
         """Return whether to go on after one round."""
         held_out = info.metrics.get("validation")
+        last = info.iteration == self._progress.limit
         return self._progress.record(
             train=info.metrics["learn"][self._loss][-1],
             validation=held_out[self._loss][-1] if held_out else None,
+            measured=last or (info.iteration - 1) % self._period == 0,
         )
+
+
+def _symmetric(document: Any, *, n_numeric: int, n_levels: int) -> SymmetricTrees:
+    """Read the trees of CatBoost's JSON.
+
+    Raises:
+        CannotDraw: it holds statistics of the target by level.
+    """
+    trees = document["oblivious_trees"]
+    about = document["features_info"].get("float_features", ())
+    yes_if_missing = {one["feature_index"] for one in about if one.get("nan_value_treatment") == "AsTrue"}
+    splits = [split for tree in trees for split in tree["splits"] or ()]
+    if any(split["split_type"] == "OnlineCtr" for split in splits):
+        raise CannotDraw("a CatBoost model with target statistics of categories")
+    known = _hashes(n_levels) if any(split["split_type"] == "OneHotFeature" for split in splits) else {}
+    shape = (len(trees), max([len(tree["splits"] or ()) for tree in trees], default=0) or 1)
+    feature, border = np.zeros(shape, dtype=np.int64), np.full(shape, np.inf)
+    equal, missing = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for i, tree in enumerate(trees):
+        for j, split in enumerate(tree["splits"] or ()):
+            if split["split_type"] == "OneHotFeature":
+                feature[i, j], equal[i, j] = n_numeric + split["cat_feature_index"], True
+                # A level that no table has is never equal.
+                border[i, j] = known.get(split["value"], -1)
+            else:
+                feature[i, j], border[i, j] = split["float_feature_index"], split["border"]
+                missing[i, j] = split["float_feature_index"] in yes_if_missing
+    sizes = np.array([1 << len(tree["splits"] or ()) for tree in trees])
+    values = [
+        np.asarray(tree["leaf_values"], dtype=np.float64).reshape(size, -1)
+        for tree, size in zip(trees, sizes, strict=True)
+    ]
+    return SymmetricTrees(feature, border, equal, missing, np.concatenate(values), np.cumsum(sizes) - sizes)
+
+
+@cache
+def _hashes(n_levels: int) -> dict[int, int]:
+    """Return the code of each of CatBoost's hashes of the codes' texts.
+
+    It tells them in one place only: the Python source that it writes of a model.
+    """
+    import catboost
+
+    texts = _texts(n_levels)[:, np.newaxis]
+    pool = catboost.Pool(catboost.FeaturesData(cat_feature_data=texts), label=np.arange(n_levels) % 2)
+    options = {"iterations": 1, "depth": 1, "verbose": False, "allow_writing_files": False, "thread_count": 1}
+    booster = catboost.CatBoost(options).fit(pool)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.py"
+        booster.save_model(str(path), format="python", pool=pool)
+        source = path.read_text(encoding="utf-8")
+    _, _, told = source.partition("cat_features_hashes = ")
+    found: dict[str, int] = ast.literal_eval(told[: told.index("}") + 1])
+    return {hash_: int(text) for text, hash_ in found.items()}
 
 
 def _features(table: Table) -> Any:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import Parameters, Space
@@ -31,6 +32,12 @@ class ConstantModel(Model):
 
     def predict(self, table: Table) -> np.ndarray:
         return np.repeat(self._value[np.newaxis], len(table), axis=0)
+
+    def draw(self, table: DrawnTable) -> str:
+        graph = table.graph
+        unknown = graph.cast(graph.add("IsNaN", graph.columns(table.matrix, [0])), DOUBLE)
+        # A zero for each row, so that the value is said as often.
+        return graph.add("Add", graph.add("Mul", unknown, np.array(0.0)), self._value.astype(np.float64))
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(self._value.tolist()))

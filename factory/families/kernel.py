@@ -17,9 +17,10 @@ from typing import ClassVar
 import numpy as np
 
 from factory.data.dense import DenseEncoder
+from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
 from factory.families._head import Head
-from factory.families._penalty import Rows, respond, walk
+from factory.families._penalty import Rows, draw_response, respond, walk
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -75,6 +76,16 @@ class KernelModel(Model):
     def _answer(self, sought: np.ndarray) -> np.ndarray:
         near = similarities(sought, self._landmarks, gamma=self._gamma)
         return respond(_with_ones(near), self._weights, self._head.task)
+
+    def draw(self, table: DrawnTable) -> str:
+        """Draw :meth:`predict`; see :class:`~factory.families.base.Model`."""
+        graph, marks = table.graph, self._landmarks.astype(np.float64)
+        sought = graph.cast(self._encoder.draw(table.plain), DOUBLE)
+        squares = graph.add("Add", graph.total(graph.add("Mul", sought, sought)), np.square(marks).sum(axis=1))
+        products = graph.add("MatMul", sought, np.ascontiguousarray(2 * marks.T))
+        apart = graph.add("Max", graph.add("Sub", squares, products), np.array(0.0))
+        near = graph.add("Exp", graph.add("Mul", apart, np.array(-float(self._gamma))))
+        return self._head.draw(graph, draw_response(graph, near, self._weights, self._head.task))
 
     def save(self, folder: Path) -> None:
         """Write arrays as npz and the head as JSON."""

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from factory.data.graph import CannotDraw, DrawnTable
 from factory.data.preparation import Table
 from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._drawing import AT_MOST, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
@@ -21,6 +23,10 @@ OBJECTIVES = {
     Task.MULTICLASS: ("multiclass", "multi_logloss"),
     Task.REGRESSION: ("regression", "l2"),
 }
+
+_ARRAYS = ("left_child", "right_child", "feature", "threshold", "kind", "missing_true", "value")
+_NO_MISSING, _ZERO = 0, 1
+"""How LightGBM takes missing values at a split: as zero since training had none, zeros as missing; 2 is NaN."""
 
 DEFAULTS: Parameters = {
     **INPUTS,
@@ -67,6 +73,10 @@ class LightGBMModel(BoosterModel):
 
     def _answer(self, table: Table) -> np.ndarray:
         return np.asarray(self.booster.predict(table.matrix, num_threads=1))
+
+    def _draw_margin(self, table: DrawnTable) -> str:
+        n_outputs = max(self.head.n_classes, 1) if self.head.task is Task.MULTICLASS else 1
+        return _grown(self.booster.model_to_string(), n_outputs).draw(table.graph, table.matrix, n_targets=n_outputs)
 
     def _write(self, folder: Path) -> None:
         self.booster.save_model(str(folder / FILE))
@@ -207,6 +217,60 @@ def _sum_of_texts(texts: list[str], weights: list[float]) -> str:
     first = texts[0]
     head = [line for line in first[: first.index("\nTree=")].split("\n") if not line.startswith("tree_sizes=")]
     return "\n".join([*head, *trees, first[first.index("\nend of trees") + 1 :]])
+
+
+def _grown(text: str, n_outputs: int) -> GrownTrees:
+    """Read the trees of LightGBM's text."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in _ARRAYS}
+    members: dict[int, np.ndarray] = {}
+    roots, n_nodes = [], 0
+    for tree in text[text.index("\nTree=") : text.index("\nend of trees")].split("\nTree=")[1:]:
+        lines = dict(line.split("=", 1) for line in tree.split("\n")[1:] if "=" in line)
+
+        def array(name: str, kind: type, of: dict[str, str] = lines) -> np.ndarray:
+            return np.array(of.get(name, "").split(), dtype=kind)
+
+        values = array("leaf_value", float)
+        n_inner = len(values) - 1  # inner nodes first, then leaves
+        kinds, threshold = array("decision_type", int), array("threshold", float)
+        category = kinds & 1 == 1
+        missing = kinds >> 2 & 3
+        if (missing == _ZERO).any():
+            raise CannotDraw("a LightGBM model that takes zeros as missing")
+        # Where training had no missing value, one counts as zero.
+        missing_true = np.where(missing == _NO_MISSING, threshold >= 0, kinds & 2 == 2) & ~category
+        starts, bits = array("cat_boundaries", int), array("cat_threshold", np.uint32)
+        for node in np.flatnonzero(category).tolist():
+            at = int(threshold[node])
+            words = bits[starts[at] : starts[at + 1]].astype("<u4").view(np.uint8)
+            members[n_nodes + node] = np.flatnonzero(np.unpackbits(words, bitorder="little"))
+        for name in ("left_child", "right_child"):
+            child = array(name, int)
+            child = n_nodes + np.where(child < 0, n_inner + ~child, child)
+            parts[name].append(np.append(child, np.full(len(values), -1)))
+        for name, of in (
+            ("feature", array("split_feature", int)),
+            ("threshold", threshold),
+            ("kind", np.where(category, MEMBER, AT_MOST)),
+            ("missing_true", missing_true),
+        ):
+            parts[name].append(np.append(of, np.zeros(len(values))))
+        parts["value"].append(np.append(np.zeros(n_inner), values))
+        roots.append(n_nodes)
+        n_nodes += n_inner + len(values)
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return GrownTrees(
+        roots=np.array(roots),
+        targets=np.arange(len(roots)) % n_outputs,
+        feature=joined["feature"].astype(np.int64),
+        kind=joined["kind"],
+        threshold=joined["threshold"],
+        true=joined["left_child"].astype(np.int64),
+        false=joined["right_child"].astype(np.int64),
+        missing_true=joined["missing_true"].astype(bool),
+        value=joined["value"],
+        members=members,
+    )
 
 
 def _scaled(line: str, weight: float) -> str:

@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 
 from factory.data.dense import DenseEncoder
+from factory.data.graph import DOUBLE, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._head import Head
-from factory.families._penalty import Rows, respond, walk
+from factory.families._penalty import Rows, draw_response, respond, walk
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -67,6 +68,27 @@ class Splines:
         flat: np.ndarray = basis.reshape(len(dense), -1)
         return flat
 
+    def draw(self, graph: Graph, dense: str) -> str:
+        """Draw :meth:`transform` of float64 (n_rows, n_columns)."""
+        t = self.knots
+        inside = graph.add("Min", graph.add("Max", graph.columns(dense, self.columns), t[:, 0]), t[:, -1])
+        x = graph.unsqueeze(inside, 2)
+        last = (t[:, :-1] < t[:, 1:]) & (t[:, 1:] == t[:, -1:])
+        ends = graph.add("And", last, graph.add("Equal", x, t[:, 1:]))
+        begun = graph.add("LessOrEqual", t[:, :-1], x)
+        basis = graph.cast(graph.add("And", begun, graph.add("Or", graph.add("Less", x, t[:, 1:]), ends)), DOUBLE)
+        for k in range(1, self.degree + 1):
+            left, right = t[:, k:-1] - t[:, : -k - 1], t[:, k + 1 :] - t[:, 1:-k]
+            slopes = [np.divide(1.0, gap, out=np.zeros(gap.shape), where=gap > 0) for gap in (left, right)]
+            rising = graph.add("Mul", graph.add("Sub", x, t[:, : -k - 1]), slopes[0])
+            falling = graph.add("Mul", graph.add("Sub", t[:, k + 1 :], x), slopes[1])
+            n = t.shape[1] - 1 - k
+            before, after = (
+                graph.add("Gather", basis, np.arange(n, dtype=np.int64) + shift, axis=2) for shift in (0, 1)
+            )
+            basis = graph.add("Add", graph.add("Mul", rising, before), graph.add("Mul", falling, after))
+        return graph.flat(basis)
+
 
 class LinearModel(Model):
     """Coefficients over encoded columns and their splines."""
@@ -80,6 +102,14 @@ class LinearModel(Model):
 
     def predict(self, table: Table) -> np.ndarray:
         return self._head.decode(respond(_design(table, self._encoder, self._splines), self._weights, self._head.task))
+
+    def draw(self, table: DrawnTable) -> str:
+        graph = table.graph
+        dense = graph.cast(self._encoder.draw(table), DOUBLE)
+        design = dense
+        if self._splines is not None and len(self._splines.columns):
+            design = graph.beside([dense, self._splines.draw(graph, dense)])
+        return self._head.draw(graph, draw_response(graph, design, self._weights, self._head.task))
 
     def save(self, folder: Path) -> None:
         arrays = self._encoder.arrays("encoder.")

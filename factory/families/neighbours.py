@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from factory.data.dense import DenseEncoder
+from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
 from factory.families._head import Head
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
@@ -95,6 +96,26 @@ class NeighboursModel(Model):
         if self._head.task is Task.REGRESSION:
             return said
         return (k * said + PRIOR_VOTES * self._prior) / (k + PRIOR_VOTES)
+
+    def draw(self, table: DrawnTable) -> str:
+        graph, k = table.graph, min(self._votes.k, len(self._X))
+        rows = self._X.astype(np.float64)
+        sought = graph.cast(self._encoder.draw(table.plain), DOUBLE)
+        products = graph.add("MatMul", sought, np.ascontiguousarray(2 * rows.T))
+        apart = graph.add("Sub", np.square(rows).sum(axis=1), products)
+        nearest = graph.smallest(apart, k)
+        steps = graph.add("Sub", graph.add("Gather", rows, nearest, axis=0), graph.unsqueeze(sought, 1))
+        vote: str = graph.add("Gather", self._weight.astype(np.float64), nearest, axis=0)
+        if self._votes.by_distance:
+            distance = graph.add("Sqrt", graph.total(graph.add("Mul", steps, steps), axis=2, keep=False))
+            vote = graph.add("Div", vote, graph.add("Max", distance, np.array(float(CLOSEST))))
+        vote = graph.unsqueeze(graph.add("Div", vote, graph.total(vote)), 1)
+        said = graph.add("MatMul", vote, graph.add("Gather", self._y.astype(np.float64), nearest, axis=0))
+        said = graph.flat(said)
+        if self._head.task is not Task.REGRESSION:
+            total = graph.add("Add", graph.add("Mul", said, np.array(float(k))), PRIOR_VOTES * self._prior)
+            said = graph.add("Div", total, np.array(float(k + PRIOR_VOTES)))
+        return self._head.draw(graph, said)
 
     def save(self, folder: Path) -> None:
         """Write arrays as npz and the head as JSON."""

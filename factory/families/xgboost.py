@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
 from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._drawing import BELOW, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families._walk import LEVELS, Trees
@@ -76,31 +78,25 @@ class _Walk:
         """Take a booster's trees; None where some of them split on sets of more levels than a walk can tell apart."""
         learner = json.loads(bytes(booster.save_raw("json")))["learner"]
         model = learner["gradient_booster"]["model"]
-        grown = model["trees"]
-        if not grown or any(max(tree["categories"], default=0) >= LEVELS for tree in grown):
+        if not model["trees"] or any(max(tree["categories"], default=0) >= LEVELS for tree in model["trees"]):
             return None
-
-        def joined(key: str, kind: Any) -> np.ndarray:
-            return np.concatenate([np.asarray(tree[key], dtype=kind) for tree in grown])
-
-        counts = np.array([len(tree["left_children"]) for tree in grown])
-        roots = np.cumsum(counts) - counts
-        shift = np.repeat(roots, counts)
-        left, right = (joined(key, np.int64) for key in ("left_children", "right_children"))
-        leaf = left < 0
-        # A split's threshold and a leaf's value share one list. XGBoost sends left what is below a threshold.
-        conditions = joined("split_conditions", np.float32)
+        grown = _grown(model)
+        category, values = grown.kind == MEMBER, grown.value.astype(np.float32)
+        sets = np.zeros(len(values), dtype=np.int32)
+        for node, levels in grown.members.items():
+            sets[node] = sum(1 << int(level) for level in levels)
         trees = Trees.from_children(
-            roots=roots,
-            feature=joined("split_indices", np.int64),
-            threshold=np.nextafter(conditions, np.float32(-np.inf)),
-            left=np.where(leaf, -1, left + shift),
-            right=np.where(leaf, -1, right + shift),
-            missing_left=joined("default_left", bool),
-            sets=np.concatenate([_sets(tree) for tree in grown]),
+            roots=grown.roots,
+            feature=grown.feature,
+            # XGBoost sends left what is below a threshold, a walk what is not above it.
+            threshold=np.nextafter(grown.threshold.astype(np.float32), np.float32(-np.inf)),
+            left=np.where(category, grown.false, grown.true),
+            right=np.where(category, grown.true, grown.false),
+            missing_left=grown.missing_true ^ category,
+            sets=sets,
         )
         intercept = _onto_margin(np.array(_intercept(learner)), learner)
-        return cls(trees, conditions, np.asarray(model["tree_info"], dtype=np.int64), intercept, task)
+        return cls(trees, values, grown.targets, intercept, task)
 
     @classmethod
     def load(cls, path: Path, task: Task) -> _Walk:
@@ -148,6 +144,13 @@ class XGBoostModel(BoosterModel):
         if len(table) <= FEW_ROWS and (walk := self._walk) is not None:
             return walk.answer(table.matrix)
         return np.asarray(self.booster.inplace_predict(table.matrix, validate_features=False))
+
+    def _draw_margin(self, table: DrawnTable) -> str:
+        learner = json.loads(bytes(self.booster.save_raw("json")))["learner"]
+        intercept = _onto_margin(np.array(_intercept(learner)), learner)
+        grown = _grown(learner["gradient_booster"]["model"])
+        n_outputs = max(int(grown.targets.max(initial=0)) + 1, len(intercept))
+        return table.graph.add("Add", grown.draw(table.graph, table.matrix, n_targets=n_outputs), intercept)
 
     def _write(self, folder: Path) -> None:
         self.booster.save_model(str(folder / FILE))
@@ -266,13 +269,42 @@ class XGBoost(BoostingFamily):
         return booster
 
 
-def _sets(tree: Any) -> np.ndarray:
-    """Return the bits of the levels that each node of a tree sends right, int32 (n_nodes,); 0 of other splits."""
-    found = np.zeros(len(tree["left_children"]), dtype=np.int32)
-    starts, sizes = tree["categories_segments"], tree["categories_sizes"]
-    for node, start, size in zip(tree["categories_nodes"], starts, sizes, strict=True):
-        found[node] = sum(1 << level for level in tree["categories"][start : start + size])
-    return found
+def _grown(model: Any) -> GrownTrees:
+    """Read the trees of XGBoost's JSON."""
+    trees = model["trees"]
+
+    def joined(key: str, kind: type) -> np.ndarray:
+        return np.concatenate([np.asarray(tree[key], dtype=kind) for tree in trees])
+
+    counts = np.array([len(tree["left_children"]) for tree in trees])
+    roots = np.cumsum(counts) - counts
+    shift = np.repeat(roots, counts)
+    left, right = (joined(key, int) for key in ("left_children", "right_children"))
+    leaf = left < 0
+    left, right = np.where(leaf, -1, left + shift), np.where(leaf, -1, right + shift)
+    # A split's threshold and a leaf's value share one list.
+    conditions = joined("split_conditions", np.float32).astype(np.float64)
+    members: dict[int, np.ndarray] = {}
+    for root, tree in zip(roots.tolist(), trees, strict=True):
+        segments = (tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"])
+        for node, start, size in zip(*segments, strict=True):
+            members[root + node] = np.asarray(tree["categories"][start : start + size])
+    category = np.zeros(len(left), dtype=bool)
+    category[list(members)] = True
+    missing_left = joined("default_left", bool)
+    return GrownTrees(
+        roots=roots,
+        targets=np.asarray(model["tree_info"], dtype=np.int64),
+        feature=joined("split_indices", int),
+        kind=np.where(category, MEMBER, BELOW),
+        threshold=conditions,
+        # Levels of the set go right.
+        true=np.where(category, right, left),
+        false=np.where(category, left, right),
+        missing_true=missing_left ^ category,
+        value=conditions,
+        members=members,
+    )
 
 
 def _loss(booster: Any, data: Any) -> float:

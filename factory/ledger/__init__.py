@@ -26,6 +26,7 @@ from factory.ledger.records import (
     RequestSummary,
     StateCount,
 )
+from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, Span
 from factory.ledger.sessions import PERSON, SignedIn, StartedSession
 from factory.ledger.store import Ledger
 from factory.ledger.tokens import IssuedToken, Refusal
@@ -34,6 +35,7 @@ from factory.ledger.visibility import EVERYONE, ShareKind
 
 __all__ = [
     "EVERYONE",
+    "LATENCY_MS",
     "LEAD_S",
     "MOST_BACK_OFF_S",
     "PERSON",
@@ -42,6 +44,7 @@ __all__ = [
     "AttemptState",
     "AuditQuery",
     "AuditRecord",
+    "CanaryCounts",
     "Claim",
     "Deployment",
     "Door",
@@ -64,9 +67,11 @@ __all__ = [
     "RequestQuery",
     "RequestRecord",
     "RequestSummary",
+    "Served",
     "Share",
     "ShareKind",
     "SignedIn",
+    "Span",
     "StartedSession",
     "StateCount",
     "Upload",

@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from factory.ledger.moments import UtcDateTime
 
-HEAD = "0005"
+HEAD = "0006"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -381,3 +381,33 @@ usage = Table(
     Column("gb_s", Float, nullable=False),
 )
 """Sums that are kept as things end, so that admission need not add up a month of trials at every look."""
+
+LATENCY_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
+LATENCY_COLUMNS = (*(f"ms_{bound:.0f}" for bound in LATENCY_MS), "ms_more")
+
+served = Table(
+    "served",
+    metadata,
+    Column("span", String(8), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("began", UtcDateTime, primary_key=True),
+    Column("calls", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in LATENCY_COLUMNS),
+    Index(None, "span", "began"),
+)
+"""Calls that a version has answered within a minute or an hour, also by what they took."""
+
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("since", UtcDateTime, primary_key=True),
+    Column("calls", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("compared", BigInteger, nullable=False),
+    Column("slower", BigInteger, nullable=False),
+)
+"""What counts against a canary since it was given its share, in all replicas."""

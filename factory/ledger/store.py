@@ -17,13 +17,14 @@ from factory.ledger.pages import Pages
 from factory.ledger.proposals import Proposals
 from factory.ledger.queue import Queue
 from factory.ledger.records import PastSearch, document_json
+from factory.ledger.served import ServedCalls
 from factory.ledger.sessions import Sessions
 from factory.ledger.usage import Usages, add_usage
 from factory.ledger.wishes import Wishes
 from factory.spec import Task, Traits, Trial, Variant
 
 
-class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages, Usages):
+class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages, Usages, ServedCalls):
     """Durable state of the factory; the only thing that a resume needs.
 
     Several processes and threads may use one ledger at once.  ``with Ledger.open(url) as ledger:`` closes it.

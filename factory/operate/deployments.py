@@ -57,6 +57,7 @@ class RunningPredictor:
         port: Port of its HTTP endpoint.
         log: File with what it printed.
         of_stack: Whether it is one of a stack's services, which starts and stops it.
+        grpc_port: Port of its gRPC endpoint.
     """
 
     pid: int
@@ -65,11 +66,17 @@ class RunningPredictor:
     port: int
     log: str
     of_stack: bool = False
+    grpc_port: int = 0
 
     @property
     def url(self) -> str:
         """Address of its HTTP endpoint."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        """Address of its gRPC endpoint, as clients take it."""
+        return f"{HOST}:{self.grpc_port}"
 
     @property
     def alive(self) -> bool:
@@ -112,10 +119,11 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
         )
     root = settings.prepare_home()
     chosen = free_port(wanted)
+    for_grpc = grpc_port(settings, after=wanted)
     mark = uuid4().hex
     log = root / "logs" / "predictor.log"
     log.parent.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "serve.predictor", "--port", str(chosen)]
+    command = [sys.executable, "-m", "serve.predictor", f"--port={chosen}", f"--grpc-port={for_grpc}"]
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command,
@@ -132,6 +140,7 @@ def start_predictor(settings: Settings, *, port: int | None = None, timeout_s: f
         mark=mark,
         port=chosen,
         log=str(log),
+        grpc_port=for_grpc,
     )
     _state(settings).write_text(json.dumps(asdict(started)), encoding="utf-8")
     try:
@@ -178,7 +187,23 @@ def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
     return ran or bool(left)
 
 
-def free_port(wanted: int) -> int:
+def wanted_grpc_port(settings: Settings, *, after: int) -> int:
+    """Return the predictor's port for gRPC: the settings', else the one after its port; 0 for any that is free."""
+    if settings.serve_grpc_port is not None:
+        return settings.serve_grpc_port
+    return min(after + 1, 65_535) if after else 0
+
+
+def grpc_port(settings: Settings, *, after: int) -> int:
+    """Return the predictor's port for gRPC if nobody listens on it; for 0 a free one.
+
+    Raises:
+        Conflict: somebody listens on it.
+    """
+    return free_port(wanted_grpc_port(settings, after=after), setting="FACTORY_SERVE_GRPC_PORT")
+
+
+def free_port(wanted: int, *, setting: str = "FACTORY_SERVE_PORT") -> int:
     """Return the port if nobody listens on it; for 0 a free one.
 
     HAProxy must not find out by itself: two of them bind the same port without an error and share its requests.
@@ -195,8 +220,8 @@ def free_port(wanted: int) -> int:
         except OSError as error:
             raise Conflict(
                 f"Port {wanted} on {HOST} cannot be used: {error.strerror}.{_listener(wanted)}",
-                hint="Stop what listens there, or choose another port: FACTORY_SERVE_PORT=8001, or 0 for a free one.",
-                details=[Detail("FACTORY_SERVE_PORT", f"{wanted}: {error.strerror}")],
+                hint=f"Stop what listens there, or choose another port: {setting}={wanted + 10}, or 0 for a free one.",
+                details=[Detail(setting, f"{wanted}: {error.strerror}")],
             ) from error
 
 
@@ -275,7 +300,9 @@ def _of_stack(settings: Settings) -> RunningPredictor | None:
     with contextlib.suppress(psutil.Error):
         created = psutil.Process(pid).create_time()
         log = str(folder.log_file(_SERVICE))
-        return RunningPredictor(pid, created, mark="", port=service.ports[0].number, log=log, of_stack=True)
+        # One that was started by an older factory has no second port.
+        port, for_grpc = [*(each.number for each in service.ports), 0][:2]
+        return RunningPredictor(pid, created, mark="", port=port, log=log, of_stack=True, grpc_port=for_grpc)
     return None
 
 

@@ -6,17 +6,22 @@ A variant's bundle carries its :class:`Blueprint`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from factory.data.crosses import Cross
 from factory.errors import UntrustedBundle
+from factory.search.ensemble import Arena, Candidates
 from factory.search.plan import family
 from factory.space import Parameters
-from factory.spec import Document
+from factory.spec import Document, Trial
 
 BLUEPRINT = "blueprint.json"
 _FORMAT = 1
+REFIT_SHARE, MORE_COST = 0.08, 1.3
+"""Part of the seconds of a search's fits that a refit's may take: a tenth, with room for further rows; and what a fit
+on all rows costs in fits on a fold's: an eighth more rows, and as many more rounds."""
 
 
 class MemberPlan(Document):
@@ -30,6 +35,7 @@ class MemberPlan(Document):
         rounds: That early stopping found; 0 where the family has none.
         n_rows: Training rows that these rounds were found on; 0 where it is not known.
         seed: Of its trial.
+        refit_weight: Its share in a refit, where fitting all members would be dear; 0 where a refit leaves it out.
     """
 
     number: int
@@ -39,6 +45,7 @@ class MemberPlan(Document):
     rounds: int = 0
     n_rows: int = 0
     seed: int = 0
+    refit_weight: float | None = None
 
     def rounds_for(self, n_rows: int) -> int:
         """Return the rounds of a fit on so many rows: they grow with the rows where the family's do.
@@ -63,6 +70,12 @@ class Blueprint(Document):
     models: tuple[int, ...] = ()
     target_scale: Literal["raw", "sqrt", "log"] = "raw"
     crosses: tuple[Cross, ...] = ()
+
+    @property
+    def refitted(self) -> tuple[tuple[MemberPlan, float], ...]:
+        """The members that a refit fits, the heaviest first, with their shares."""
+        shares = [(m, m.weight if m.refit_weight is None else m.refit_weight) for m in self.members]
+        return tuple(sorted(((m, w) for m, w in shares if w > 0), key=lambda pair: -pair[1]))
 
     def save(self, folder: Path) -> None:
         """Write ``blueprint.json`` into an existing folder."""
@@ -92,3 +105,22 @@ class Blueprint(Document):
     def of_model(self, position: int) -> MemberPlan:
         """Return the member that a model of the bundle belongs to."""
         return next(member for member in self.members if member.number == self.models[position])
+
+
+def refit_shares(candidates: Candidates, trials: Sequence[Trial], weights: Mapping[int, float]) -> dict[int, float]:
+    """Return the best shares of those members that a refit fits within a tenth of what their search has cost.
+
+    Args:
+        candidates: Of the search, with out-of-fold predictions.
+        trials: Of the search.
+        weights: Share of each member in the variant; they stay where all of them can be afforded.
+    """
+    by_number = {trial.number: trial for trial in trials}
+    costs = {n: MORE_COST * by_number[n].cost_s / max(len(by_number[n].folds), 1) for n in weights}
+    limit_s = REFIT_SHARE * sum(trial.cost_s for trial in trials)
+    if sum(costs.values()) <= limit_s or any(n not in candidates.predictions for n in weights):
+        return dict(weights)
+    shown = {n: candidates.predictions[n] for n in weights}
+    arena = Arena(candidates.metric.chooser, candidates.targets, shown, weights=candidates.weights)
+    affordable = arena.greedy(affords=lambda members: sum(costs[n] for n in members) <= limit_s).weights
+    return affordable or {min(costs, key=lambda n: (costs[n], n)): 1.0}

@@ -129,8 +129,6 @@ def search(
     without = frozenset((settings.engine_without or "").split(","))
     if "transfer" in without:
         seeds, prior = (), None
-    if "portfolio" in without:
-        prior = Prior(prior.trials if prior else (), shortens=True)
     trials: dict[int, Trial] = {}
     executor = Executor(
         plan, data, ray=ray, settings=settings, usable=lambda: any(t.folds for t in [*trials.values()]), near=near

@@ -177,6 +177,7 @@ class Arena:
             rows = _looked_at(y, most) if metric.task is Task.BINARY else thinned(len(y), most)
             shown = np.stack([predictions[n][k][rows] for n in self.names]).astype(np.float64)
             self._folds.append(_Fold.of(metric, y[rows], shown, None if weights is None else weights[k][rows]))
+        self._telling = self._told_apart(metric)
 
     def score(self, weights: Mapping[int, float]) -> float:
         """Return the score of a blend, as the mean over the folds; NaN where it is not defined on any."""
@@ -212,6 +213,7 @@ class Arena:
             open_ = [
                 i for i in places if affords is None or self.names[i] in members or affords(members | {self.names[i]})
             ]
+            open_ = [i for i in open_ if self._telling[i]] or open_
             if not open_:
                 break
             scores = self._scores(totals, open_, step)
@@ -227,6 +229,17 @@ class Arena:
             if scores[winner] > best.score:
                 best = Blend({n: c / step for n, c in counts.items() if c}, float(scores[winner]))
         return best
+
+    def _told_apart(self, metric: Metric) -> np.ndarray:
+        """Whether each candidate can tell a blend anything, bool (n_candidates,).
+
+        What is the same for all rows changes no ranking: it would only dull the blend's probabilities, and pass for a
+        gain where rounding makes ties.
+        """
+        if not metric.ranks:
+            return np.ones(len(self.names), dtype=bool)
+        same = [(fold.shown == fold.shown[:, :1]).reshape(len(self.names), -1).all(axis=1) for fold in self._folds]
+        return np.asarray(~np.all(same, axis=0))
 
     def _scores(self, totals: Sequence[np.ndarray], places: Sequence[int], step: int) -> np.ndarray:
         """Return what the blend would score with each of the candidates added, (len(places),)."""

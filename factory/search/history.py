@@ -71,7 +71,7 @@ class Proposer:
         segment: Value of the segment that is searched; empty for the pooled data.
         seeds: Configurations to try first.
         prior: What other searches found.
-        without: Parts that are left out to measure what they bring: bagging, search.
+        without: Parts that are left out to measure what they bring: bagging, portfolio, search.
     """
 
     plan: Plan
@@ -112,6 +112,7 @@ class Proposer:
             seeds=self.seeds,
             history=self.history,
             prior=self.prior,
+            firsts_only="portfolio" in self.without,
         )
         for trial in sorted(self.history, key=lambda t: t.number):
             study.tell(trial, first_fold_score(trial))
@@ -202,7 +203,13 @@ class Proposer:
         if self.plan.repeatable:
             in_time = spent_s < COUNTED_SHARE * (spent_s + left_s)
             return self._batch_running or (in_time and (self._study.bets_left or bool(self._searchable())))
-        return self._study.bets_left and spent_s < EXPLORE_SHARE * (spent_s + left_s)
+        return self._study.bets_left and spent_s < EXPLORE_SHARE * (spent_s + left_s) and not self._serves
+
+    @property
+    def _serves(self) -> bool:
+        """Whether the members of a near sibling's blend were tried, and serve: more models of them come first then."""
+        prior = self.prior
+        return prior is not None and not self._study.waits(prior.proven) and self._standing.serves(self.trials, prior)
 
     @property
     def _counted(self) -> int:

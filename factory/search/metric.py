@@ -233,6 +233,11 @@ class Metric:
         return True
 
     @property
+    def ranks(self) -> bool:
+        """Whether only the order of the predictions counts."""
+        return self.name.startswith(("roc_auc", "average_precision"))
+
+    @property
     def quick(self) -> bool:
         """Whether a score takes microseconds rather than the milliseconds of scikit-learn's own scorers."""
         return self.name in _FAST[self.task]
@@ -299,7 +304,16 @@ class Metric:
     @property
     def label(self) -> str:
         """Name for people: ``neg_log_loss`` is shown as ``log loss``, ``roc_auc`` as ``ROC AUC``."""
-        return " ".join(_WRITTEN.get(word, word) for word in self.name.removeprefix("neg_").split("_"))
+        return label_of(self.name)
+
+
+def label_of(name: str) -> str:
+    """Return the name for people of a scikit-learn scorer.
+
+    >>> label_of("neg_log_loss"), label_of("roc_auc")
+    ('log loss', 'ROC AUC')
+    """
+    return " ".join(_WRITTEN.get(word, word) for word in name.removeprefix("neg_").split("_"))
 
 
 def _misfit(name: str, task: Task) -> str:

@@ -1,8 +1,9 @@
 """Variants made again without a search: their configurations fitted on other rows, or their models trained on.
 
-``refit`` fits each of its members once on all rows, with rounds scaled by the
-rows.  ``go_on`` lets each of its models continue on new rows, stopped early by
-some that are kept back.  Both take seconds, since nothing is tried.
+``refit`` fits its members once on all rows, with rounds scaled by the rows: all
+of them, or those that a tenth of their search's cost affords.  ``go_on`` lets
+each of its models continue on new rows, stopped early by some that are kept
+back.  Both take seconds, since nothing is tried.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def refit(
     record: Record,
     history: Sequence[Trial] = (),
 ) -> SearchResult:
-    """Fit each member of a blueprint on all rows, the heaviest first, as far as time and memory go.
+    """Fit the members that a blueprint names for it on all rows, the heaviest first, as far as time and memory go.
 
     Args:
         blueprint: Of the variant that is made again.
@@ -79,7 +80,8 @@ def refit(
     represent_as(blueprint, data)
     runner = TrialRunner(data, threads=threads, memory_limit_mb=memory_limit_mb)
     trials: list[Trial] = []
-    for number, member, known in _numbered(blueprint.members, data, history):
+    members = [member for member, _ in blueprint.refitted]
+    for number, member, known in _numbered(members, data, history):
         if known is not None:
             trials.append(known)
             continue
@@ -90,7 +92,7 @@ def refit(
         lost = trial.model_copy(update={"state": TrialState.KILLED, "reason": LEFT_BEHIND})
         trials.append(lost if fitted is None else merged(trial, fitted))
         record(trials[-1])
-    weights = [member.weight for member in blueprint.members]
+    weights = [weight for _, weight in blueprint.refitted]
     return _result(data, trials, weights, calibration, preparations=[preparation_folder(data, None)] * len(trials))
 
 

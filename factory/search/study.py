@@ -9,7 +9,7 @@ value is its score on the first fold, which every trial has.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ LEAST_OWN = 3
 """Own scores from which a place among those of another search means anything here."""
 
 Configuration = tuple[str, Parameters]
+Key = tuple[str, tuple[tuple[str, object], ...]]
+"""What tells a configuration from all others."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,13 @@ class Prior:
 
     Attributes:
         trials: What the sampler is told.
-        shortens: Whether the seeds serve so near a sibling that the portfolio keeps only the first bet of each family
-            that no seed belongs to.
+        proven: Keys (:func:`key_of`) of the seeds that are in the blend of a near sibling.
+        target: First-fold score that is as good as what that sibling reached; None where that cannot be told.
     """
 
     trials: tuple[PriorTrial, ...] = ()
-    shortens: bool = False
+    proven: frozenset[Key] = frozenset()
+    target: float | None = None
 
 
 class Study:
@@ -68,6 +71,7 @@ class Study:
         prior: Of other searches. The sampler (TPE; Bergstra et al. 2011) looks at nothing but the order of values, and
             values of two datasets have none in common. So these trials wait for the first proposal: by then the bets
             have been tried, and each enters with that quantile of the own scores which is its place among its own.
+        firsts_only: Leave the portfolio one bet of each family, to measure what the others bring.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Study:
         seeds: Sequence[Configuration] = (),
         history: Sequence[Trial] = (),
         prior: Prior | None = None,
+        firsts_only: bool = False,
     ) -> None:
         self._plan = plan
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,8 +96,8 @@ class Study:
         self._prior = prior.trials if prior is not None else ()
         served = _by_pool([(n, clip(plan.spaces[n], p)) for n, p in seeds if n in families], families)
         bets = portfolio(plan, families, shape=shape)
-        if prior is not None and prior.shortens:
-            bets = _firsts(bets, without={name for name, _ in served})
+        if firsts_only:
+            bets = _firsts(bets)
         self._seeds = {key_of(*seed) for seed in served}
         fresh = {key_of(*bet): bet for bet in [*served, *bets] if key_of(*bet) not in self._seen}
         self._bets = deque(fresh.values())
@@ -101,6 +106,10 @@ class Study:
     def bets_left(self) -> bool:
         """Whether the portfolio has entries that were not tried."""
         return bool(self._bets)
+
+    def waits(self, keys: Collection[Key]) -> bool:
+        """Whether one of these configurations is a bet that was not tried."""
+        return any(key_of(*bet) in keys for bet in self._bets)
 
     def next_bet(self) -> Configuration:
         """Return the next seed, or the portfolio's next entry."""
@@ -207,14 +216,14 @@ def _by_pool(bets: Sequence[Configuration], families: Sequence[str]) -> list[Con
     return sorted(bets, key=lambda bet: pools.index(family(bet[0]).pool))
 
 
-def _firsts(bets: Sequence[Configuration], *, without: set[str]) -> list[Configuration]:
-    """Return the first bet of each family, but of those left out."""
-    first = {name: (name, parameters) for name, parameters in reversed(bets) if name not in without}
-    return [bet for bet in bets if first.get(bet[0]) == bet]
+def _firsts(bets: Sequence[Configuration]) -> list[Configuration]:
+    """Return the first bet of each family."""
+    first = {name: (name, parameters) for name, parameters in reversed(bets)}
+    return [bet for bet in bets if first[bet[0]] == bet]
 
 
-def key_of(name: str, parameters: Parameters) -> tuple[str, tuple[tuple[str, object], ...]]:
-    """Return what tells a configuration from all others."""
+def key_of(name: str, parameters: Parameters) -> Key:
+    """Return a configuration's key."""
     return name, tuple(sorted(parameters.items()))
 
 

@@ -29,8 +29,6 @@ UNKNOWN = 0.25
 """Distance of a parent whose data nobody profiled: whoever names it says that it is a sibling."""
 MOST_SEEDS, MOST_OF_FAMILY = 8, 3
 """Configurations to try first, and of one family."""
-ENOUGH = 3
-"""Seeds from a near sibling that make the portfolio's second bets not worth their time."""
 MOST_PRIOR = 40
 """Trials of others that Optuna is told at most; it slows down with their number, and own ones shall decide."""
 PARITY = 0.005
@@ -58,14 +56,16 @@ class Transfer:
         seeds: Configurations to try first, the best bet first.
         prior: What Optuna is told of other searches; None where there is nothing.
         seeded_by: Requests that it comes from, the nearest first.
-        target: First-fold score of the new data that is as good as what the nearest search reached on its own; None
-            where that cannot be told.
     """
 
     seeds: tuple[Configuration, ...] = ()
     prior: Prior | None = None
     seeded_by: tuple[str, ...] = ()
-    target: float | None = None
+
+    @property
+    def target(self) -> float | None:
+        """First-fold score of the new data that is as good as what the nearest search reached on its own."""
+        return None if self.prior is None else self.prior.target
 
 
 def described(data: TrialData) -> Traits:
@@ -119,13 +119,15 @@ def transfer(
     told = prior_trials(relatives, families=families)
     if not found and not told:
         return Transfer()
-    shortens = bool(relatives) and relatives[0].near and len(found) >= ENOUGH
-    return Transfer(
-        seeds=found,
-        prior=Prior(told, shortens=shortens),
-        seeded_by=tuple(s.search.request_id for s in relatives),
-        target=target_score(relatives[0].search, mine=mine, metric=metric),
+    nearest = relatives[0]
+    members = [t for t in nearest.search.trials if nearest.near and nearest.search.blend.get(t.number)]
+    blended = {key_of(*_configuration(t, spaces)) for t in members if t.family in families}
+    prior = Prior(
+        told,
+        proven=frozenset(blended & {key_of(*seed) for seed in found}),
+        target=target_score(nearest.search, mine=mine, metric=metric),
     )
+    return Transfer(found, prior, seeded_by=tuple(s.search.request_id for s in relatives))
 
 
 def seeds(
@@ -145,7 +147,7 @@ def seeds(
             value = quality * (1 - sibling.distance)
             if trial.family not in families or trial.family == "constant" or not value:
                 continue
-            configuration = (trial.family, clip(spaces[trial.family], fitted_parameters(trial)))
+            configuration = _configuration(trial, spaces)
             known = worth.get(key_of(*configuration))
             if known is None or known[0] < value:
                 worth[key_of(*configuration)] = (value, configuration)
@@ -178,6 +180,11 @@ def prior_trials(relatives: Sequence[Sibling], *, families: Collection[str]) -> 
             place = 0.5 + (places[trial.number] - 0.5) * (1 - sibling.distance)
             told.append(PriorTrial(trial.family, fitted_parameters(trial), place))
     return tuple(told)
+
+
+def _configuration(trial: Trial, spaces: Mapping[str, Space]) -> Configuration:
+    """Return a trial's configuration, moved to the nearest point that may be searched."""
+    return trial.family, clip(spaces[trial.family], fitted_parameters(trial))
 
 
 def fitted_parameters(trial: Trial) -> Parameters:

@@ -8,6 +8,7 @@ that grew is recycled the same way, by a shape that is one megabyte larger.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -53,6 +54,8 @@ def run_tune(
         tune.with_parameters(_worker_class(), data=data, memory_limit_mb=memory_limit_mb, threads=threads),
         lambda config: tune.PlacementGroupFactory([config["resources"]]),
     )
+    # A trial that fails, or that is ended when time is up, is told with its reason; Ray's traceback says less.
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     exchange = _Exchange(jobs, threads=threads, memory_limit_mb=memory_limit_mb, on_first_end=on_first_end)
     left_s = jobs.deadline.left_s
     tuner = tune.Tuner(

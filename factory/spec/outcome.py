@@ -9,6 +9,7 @@ from pydantic import Field
 
 from factory.space import Parameters
 from factory.spec.document import Document, Task
+from factory.spec.request import OnlinePolicy
 from factory.spec.states import TrialState
 
 ALIAS = Literal["champion", "challenger"]
@@ -103,6 +104,9 @@ class Variant(Document):
     latency_ms: float = 0.0
     model_uri: str = ""
     approval: bool = Field(False, description="Whether its recipe asks for a second person to approve it.")
+    online: OnlinePolicy = Field(
+        default_factory=OnlinePolicy, description="What is done about features that are not as they should be."
+    )
     created: datetime | None = None
 
 

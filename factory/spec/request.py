@@ -147,6 +147,24 @@ class Metrics(Document):
     regression: str = "neg_root_mean_squared_error"
 
 
+class OnlinePolicy(Document):
+    """What is done about features that the online store does not have as they should be."""
+
+    missing: Literal["impute", "refuse"] = Field(
+        "impute", title="Missing features", description="Predict as in training, or refuse the call."
+    )
+    stale: Literal["impute", "refuse"] = Field(
+        "impute",
+        title="Stale features",
+        description="Older than their view's TTL: count as missing and predict, or refuse the call.",
+    )
+    store_down: Literal["refuse", "last"] = Field(
+        "refuse",
+        title="Store is away",
+        description="Refuse the call, or answer with the entity's features as they were last read.",
+    )
+
+
 class Recipe(Document):
     """How a model is made. Published by a recipe author; identified by name and digest."""
 
@@ -172,6 +190,12 @@ class Recipe(Document):
         description="A version becomes champion or canary only once a second member of the team has approved it.",
         # Recipes that do not ask for it keep the digests that requests have pinned.
         exclude_if=lambda asked: not asked,
+    )
+    online: OnlinePolicy = Field(
+        default_factory=OnlinePolicy,
+        title="Online features",
+        description="Of variants on a feature service: what is done where features are not as they should be.",
+        exclude_if=lambda policy: policy == OnlinePolicy(),
     )
 
 
@@ -210,8 +234,8 @@ class VariantRequest(Document):
         title="Making",
         description=(
             "cold searches from nothing; warm_start with what the parent or siblings found; refit fits the parent's "
-            "configurations on these rows; incremental trains the parent's models on; auto is warm_start where there "
-            "is something to start from, else cold."
+            "configurations on these rows; incremental trains the parent's models on; auto is warm_start where a "
+            "parent is named, else cold."
         ),
     )
     parent: str | None = Field(

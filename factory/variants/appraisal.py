@@ -16,14 +16,14 @@ import numpy as np
 from factory.data.dataset import Dataset
 from factory.data.findings import Finding
 from factory.families.base import Deadline
-from factory.search.blueprint import Blueprint, MemberPlan
+from factory.search.blueprint import Blueprint, MemberPlan, refit_shares
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
 from factory.search.plan import Plan
 from factory.search.samples import representation
 from factory.search.transfer import fitted_parameters
-from factory.spec import TimeSplit, Trial, Validation, Variant
+from factory.spec import TimeSplit, Validation, Variant
 from factory.variants.assembly import assemble
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle, folder_size_mb
@@ -34,7 +34,7 @@ from factory.variants.evaluation import (
     one_row_latency_ms,
     permutation_importance,
 )
-from factory.variants.frontier import Frontier, choose
+from factory.variants.frontier import Chosen, Frontier, choose
 from factory.variants.gates import Evidence, Verdict
 from factory.variants.gates import judge as verdict_of
 from factory.variants.resampling import Comparison, paired_bootstrap
@@ -128,6 +128,7 @@ def appraise(
     deadline: Deadline,
     memory: Memory | None = None,
     sure: float | None = None,
+    chosen: Chosen | None = None,
 ) -> Appraisal:
     """Build the variant's bundle in ``folder``, score it on the unseen rows and let the gate judge it.
 
@@ -147,13 +148,13 @@ def appraise(
         deadline: When all of this should be there; bounds the choice of the blend.
         memory: Rows of the parent, for a variant that was trained on.
         sure: Confidence that the improvement has to reach; that of the gates if None.
+        chosen: The blend, where it was chosen before.
     """
-    until = Deadline.after(max(CHOICE_SHARE * deadline.left_s, CHOICE_LEAST_S))
-    chosen = choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame, deadline=until)
+    chosen = chosen or chosen_blend(result, plan=plan, data=data, unseen=unseen, deadline=deadline)
     background = Background.of(data.dataset.frame, chosen.bundle.columns, seed=data.seed)
     metadata = {**metadata, "trade": chosen.frontier.sentence}
     bundle = replace(chosen.bundle, ignored=ignored, metadata=metadata, background=background)
-    bundle = replace(bundle, blueprint=blueprint(bundle, chosen.weights, result.trials, data))
+    bundle = replace(bundle, blueprint=blueprint(bundle, chosen.weights, result, data))
     digest = _saved(bundle, folder)
     judge, judge_folder = _judge(bundle, chosen.weights, result, data), folder.with_name("judge")
     judge_digest = "" if judge is bundle else _saved(judge, judge_folder)
@@ -214,7 +215,7 @@ def appraise(
     )
     watched = (
         ()
-        if result.calibration is not None
+        if not result.folds
         else watch_blend(
             result.candidates,
             chosen.weights,
@@ -244,6 +245,20 @@ def appraise(
     )
 
 
+def chosen_blend(result: SearchResult, *, plan: Plan, data: TrialData, unseen: Dataset, deadline: Deadline) -> Chosen:
+    """Return the best blend of a search under the plan's ceilings.
+
+    Args:
+        result: What the search found.
+        plan: With the ceilings.
+        data: The search's rows and workspace.
+        unseen: Rows to time predictions with.
+        deadline: When the variant should be there; a part of what is left bounds the choice.
+    """
+    until = Deadline.after(max(CHOICE_SHARE * deadline.left_s, CHOICE_LEAST_S))
+    return choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame, deadline=until)
+
+
 def _saved(bundle: Bundle, folder: Path) -> str:
     """Write a bundle in place of what is in a folder, and return its digest."""
     if folder.exists():
@@ -259,7 +274,7 @@ def _judge(bundle: Bundle, weights: Mapping[int, float], result: SearchResult, d
         return bundle
     judge = assemble(weights, judges, data=data, calibration=bundle.calibration)
     judge = replace(judge, ignored=bundle.ignored, metadata=bundle.metadata, background=bundle.background)
-    return replace(judge, blueprint=blueprint(judge, weights, result.trials, data))
+    return replace(judge, blueprint=blueprint(judge, weights, result, data))
 
 
 def time_order(
@@ -292,16 +307,18 @@ def time_order(
     return TimeOrder.of(unseen.column(validation.column), before=before)
 
 
-def blueprint(bundle: Bundle, weights: Mapping[int, float], trials: Sequence[Trial], data: TrialData) -> Blueprint:
+def blueprint(bundle: Bundle, weights: Mapping[int, float], result: SearchResult, data: TrialData) -> Blueprint:
     """Return what it takes to make a variant again on other rows.
 
     Args:
         bundle: As it was assembled.
         weights: Share of each trial, by number.
-        trials: Of the search.
+        result: Of the search.
         data: Of the search.
     """
-    by_number = {trial.number: trial for trial in trials}
+    by_number = {trial.number: trial for trial in result.trials}
+    shares = refit_shares(result.candidates, result.trials, weights)
+    refitted = None if shares == dict(weights) else shares
     heaviest = sorted(weights, key=lambda n: (-weights[n], n))
     chosen = representation(data)
     return Blueprint(
@@ -314,6 +331,7 @@ def blueprint(bundle: Bundle, weights: Mapping[int, float], trials: Sequence[Tri
                 rounds=by_number[n].rounds,
                 n_rows=by_number[n].n_rows,
                 seed=by_number[n].seed,
+                refit_weight=None if refitted is None else refitted.get(n, 0.0),
             )
             for n in heaviest
         ),

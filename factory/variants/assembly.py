@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from factory.search.engine import Part
 from factory.search.ensemble import Candidates
 from factory.search.jobs import TrialData
 from factory.search.plan import family
-from factory.variants.bundle import Bundle, Member
+from factory.variants.bundle import Bundle, Member, folder_size_mb
 from factory.variants.inputs import input_columns
 
 
@@ -28,6 +28,7 @@ class Piece:
         model: The fitted model.
         preparation: What its tables come from.
         weight: Its share in the blend, of any scale.
+        files: Folder in which the model is saved already; None where it is not.
     """
 
     bag: int
@@ -35,6 +36,7 @@ class Piece:
     model: Model
     preparation: Preparation
     weight: float
+    files: Path | None = None
 
 
 Merge = Callable[[str, Sequence[Model]], Model | None]
@@ -66,9 +68,12 @@ def joined(
     for (bag, digest, _), group in groups.items():
         first = group[0]
         merged = merge(first.family, [p.model for p in group]) if len(group) > 1 else None
-        models = [p.model for p in group] if merged is None else [merged]
+        models = [(p.model, p.files) for p in group] if merged is None else [(merged, None)]
         weight = sum(p.weight for p in group) / total / len(models)
-        members += [Member(first.family, m, preparation=places[digest], weight=weight, bag=bag) for m in models]
+        members += [
+            Member(first.family, model, preparation=places[digest], weight=weight, bag=bag, files=files)
+            for model, files in models
+        ]
     return tuple(preparations.values()), tuple(members)
 
 
@@ -95,12 +100,19 @@ def assemble(
     """
     model = model or load_model
     preparation = preparation or load_preparation
-    pieces = [
-        Piece(number, part.trial.family, model(part), preparation(part), weight / len(parts[number]))
-        for number, weight in weights.items()
-        for part in parts[number]
-    ]
-    preparations, members = joined(pieces, merge=merge)
+    key = tuple((part.folder, weight) for number, weight in weights.items() for part in parts[number])
+    shared = merge is merge_by_family and all(folder in _kept for folder, _ in key)
+    known = _kept_blends.get(key) if shared else None
+    if known is None:
+        pieces = [
+            Piece(number, part.trial.family, model(part), preparation(part), weight / len(parts[number]), part.folder)
+            for number, weight in weights.items()
+            for part in parts[number]
+        ]
+        known = joined(pieces, merge=merge)
+        if shared:
+            _kept_blends[key] = known
+    preparations, members = known
     return Bundle(
         task=data.dataset.task,
         classes=data.dataset.classes,
@@ -137,7 +149,36 @@ def load_model(part: Part) -> Model:
     Raises:
         StorageFault: it is gone.
     """
-    return family(part.trial.family).load(_there(part, part.folder))
+    kept = _kept.get(part.folder)
+    if kept is not None:
+        return kept
+    model = family(part.trial.family).load(_there(part, part.folder))
+    if part.folder in _kept:
+        _kept[part.folder] = model
+    return model
+
+
+def keep_loaded(parts: Iterable[Part]) -> None:
+    """Keep these models once they are loaded, as far as there is room; others that were kept are forgotten.
+
+    A worker that makes one segment after the other blends the same pooled models each time.
+    """
+    left_mb, keeping = MOST_KEPT_MB, dict[Path, Model | None]()
+    for part in parts:
+        left_mb -= folder_size_mb(part.folder) if part.folder.is_dir() else 0.0
+        if left_mb >= 0:
+            keeping[part.folder] = _kept.get(part.folder)
+    if keeping.keys() != _kept.keys():
+        _kept_blends.clear()
+    _kept.clear()
+    _kept.update(keeping)
+
+
+MOST_KEPT_MB = 200.0
+"""Of the files of models that are kept in memory, which take about as much there."""
+_kept: dict[Path, Model | None] = {}
+_kept_blends: dict[tuple[tuple[Path, float], ...], tuple[tuple[Preparation, ...], tuple[Member, ...]]] = {}
+"""Of kept models, merged as their families do; by the folder and share of each."""
 
 
 def load_preparation(part: Part) -> Preparation:

@@ -20,6 +20,7 @@ MLflow loads the same folder through :func:`_load_pyfunc`
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,7 @@ class Member:
         weight: Its share in the blend; the weights of a bundle sum to 1.
         bag: The bag that it comes from, by the number of its trial; not known of a loaded bundle, whose blueprint
             says it.
+        files: Folder in which the model is saved already, from which it is copied while it is there.
     """
 
     family: str
@@ -58,6 +60,14 @@ class Member:
     preparation: int
     weight: float
     bag: int | None = None
+    files: Path | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the model into an existing empty folder."""
+        if self.files is not None and self.files.is_dir():
+            shutil.copytree(self.files, folder, dirs_exist_ok=True)
+        else:
+            self.model.save(folder)
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ class Bundle:
         for i, preparation in enumerate(self.preparations):
             preparation.save(_created(folder / "preparations" / str(i)))
         for i, member in enumerate(self.members):
-            member.model.save(_created(folder / "members" / str(i)))
+            member.save(_created(folder / "members" / str(i)))
             entry = MemberEntry(
                 family=member.family, weight=member.weight, preparation=member.preparation, folder=f"members/{i}"
             )

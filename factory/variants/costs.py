@@ -126,17 +126,21 @@ class Shop:
     def _further_share(self, name: str) -> float:
         """Return what a further merged model takes of the first one's time, measured on the family's smallest pair."""
         if name not in self._further:
-            pairs = [self.parts(n, 2) for n, parts in self._result.parts.items() if parts[0].trial.family == name]
-            pairs = [pair for pair in pairs if len({self.preparation(p).digest for p in pair}) < len(pair)]
+            named = [n for n, parts in self._result.parts.items() if parts[0].trial.family == name]
+            pairs = {n: pair for n in named if self._share_tables(pair := self.parts(n, 2))}
             self._further[name] = 1.0
             # A merge takes up to seconds; without time for it, merging is taken to gain nothing.
             if pairs and not self._deadline.passed:
-                pair = min(pairs, key=lambda pair: folder_size_mb(pair[0].folder))
+                number, pair = min(pairs.items(), key=lambda item: folder_size_mb(item[1][0].folder))
                 both = self._merge(name, [self._model(part) for part in pair])
                 if both is not None:
-                    alone_ms = self.cost(pair[0].trial.number).row_ms
+                    alone_ms = self.cost(number).row_ms
                     self._further[name] = max(_call_ms(both.predict, self._tables(pair[0])) / alone_ms - 1, 0.1)
         return self._further[name]
+
+    def _share_tables(self, parts: Sequence[Part]) -> bool:
+        """Whether parts, or some of them, see the same table, without which nothing is merged."""
+        return len({self.preparation(part).digest for part in parts}) < len(parts)
 
     def _merge(self, name: str, models: Sequence[Model]) -> Model | None:
         """Merge once; models are kept for as long as the shop is, so that their ids tell them apart."""
@@ -160,7 +164,7 @@ class Shop:
         """Assemble what would be served, with a calibration that stands in for the one to be learned."""
         return assemble(
             offer.weights,
-            self._parts_of(offer),
+            self.parts_of(offer),
             data=self._data,
             calibration=Calibration() if self._data.dataset.task is Task.REGRESSION else STAND_IN,
             model=self._model,
@@ -170,10 +174,11 @@ class Shop:
 
     def calibrated(self, bundle: Bundle, offer: Offer) -> Bundle:
         """Return an offer's bundle with the calibration that its out-of-fold predictions teach."""
-        learned = learned_calibration(offer.weights, self._parts_of(offer), self._result.candidates)
+        learned = learned_calibration(offer.weights, self.parts_of(offer), self._result.candidates)
         return replace(bundle, calibration=learned)
 
-    def _parts_of(self, offer: Offer) -> dict[int, tuple[Part, ...]]:
+    def parts_of(self, offer: Offer) -> dict[int, tuple[Part, ...]]:
+        """Return the models of an offer, by trial."""
         return {number: self.parts(number, offer.bag) for number in offer.weights}
 
     def row_ms(self, bundle: Bundle) -> float:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from factory.errors import FactoryError
@@ -31,11 +33,17 @@ HANG_S = 30.0
 """A segment may take so much longer than its share: a worker's imports (6 to 8 s) on a busy machine, and its finish."""
 LATE_S = 10.0
 """Nothing goes on for longer than this after the deadline, which leaves room for it (budget x 1.05 + 15 s)."""
+POOLED_SHARE, POOLED_LEAST = 0.4, 0.2
+"""Part of the time that the pooled variant's search gets: as a rule, and where segments need the rest."""
+SEGMENT_S, UP_S = 3.0, 8.0
+"""CPU-seconds that a segment needs at least, with its search and its registration, and seconds until workers are up."""
 RETRIES = 2
 """Times that a segment is taken up again whose worker died; it goes on with what its journal holds."""
 IN_FLIGHT = 2
 """Tasks for each place: one that runs and one whose data is there when it ends. One where reservations alone would let
 more of them run."""
+SEEN = 8
+"""Segments that ended last, by which it is told what the next ones take beside their search."""
 LOOK_S = 0.5
 """Seconds after which segments that did not end are looked at."""
 BEGUN = "begun"
@@ -47,6 +55,14 @@ class Failed:
     """A segment that was not made, and why."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What became of a segment, and the seconds that it took beside its share; None where nobody knows."""
+
+    outcome: Made | Failed
+    beside_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,20 @@ class _Task:
         if deadline.left_s < -LATE_S:
             return f"time was up: it was not done {LATE_S:.0f} s after the deadline."
         return ""
+
+
+def pooled_share(n_segments: int, *, left_s: float, cpus: int) -> float:
+    """Return the part of the time in which the pooled variant is searched, before its segments are made.
+
+    Args:
+        n_segments: That are to be made.
+        left_s: Seconds for all of it.
+        cpus: Of the cluster.
+    """
+    if not n_segments:
+        return 1.0
+    needed_s = n_segments * SEGMENT_S / cpus + UP_S
+    return min(POOLED_SHARE, max(1 - needed_s / max(left_s, UP_S), POOLED_LEAST))
 
 
 def fan_out(
@@ -99,9 +129,10 @@ def fan_out(
     for order in waiting:
         (order.order.data.workspace / BEGUN).unlink(missing_ok=True)
     running: dict[Any, _Task] = {}
+    beside: deque[float] = deque([FINISH_S], maxlen=SEEN)
     while waiting or running:
         while waiting and len(running) < shares.in_flight and not deadline.passed and not room.asked:
-            share_s = share_of(deadline, shares.at_once, len(waiting) + len(running))
+            share_s = share_of(deadline, shares.at_once, len(waiting) + len(running), beside_s=median(beside))
             given = _Task(waiting.pop(0), share_s)
             running[task.remote(given.order, shares.settings, given.share_s)] = given
         if not running:
@@ -110,7 +141,9 @@ def fan_out(
             return
         ended, _ = _ray.wait(list(running), num_returns=1, timeout=LOOK_S)
         for reference in ended:
-            yield running.pop(reference).order, _outcome(reference)
+            result = _result(reference)
+            beside += () if result.beside_s is None else (result.beside_s,)
+            yield running.pop(reference).order, result.outcome
         # What has ended in the meantime is taken first: only what is still at work can be late.
         for reference, given in [] if ended else list(running.items()):
             if reason := given.over(deadline):
@@ -155,20 +188,27 @@ def shares_of(largest: Order, *, cluster: Cluster, settings: Settings) -> Shares
     return Shares(cluster.cpus // reserved, IN_FLIGHT * (cluster.cpus // reserved), reserved, own)
 
 
-def share_of(deadline: Deadline, at_once: int, n_left: int) -> float:
-    """Return the seconds that each of the segments that are not made yet may search."""
-    return max(deadline.left_s * at_once / n_left - FINISH_S, LEAST_S)
+def share_of(deadline: Deadline, at_once: int, n_left: int, *, beside_s: float) -> float:
+    """Return the seconds that each of the segments that are not made yet may search.
+
+    Args:
+        deadline: Of them all.
+        at_once: Segments that are made at a time.
+        n_left: That are not made yet.
+        beside_s: That each takes beside its search.
+    """
+    return max(deadline.left_s * at_once / n_left - beside_s, LEAST_S)
 
 
-def _outcome(reference: Any) -> Made | Failed:
+def _result(reference: Any) -> _Ended:
     import ray as _ray
 
     try:
-        made: Made | Failed = _ray.get(reference)
+        ended: _Ended = _ray.get(reference)
     except _ray.exceptions.RayError:
         log.warning("a segment was lost", exc_info=True)
-        return Failed(f"its worker died {RETRIES + 1} times.")
-    return made
+        return _Ended(Failed(f"its worker died {RETRIES + 1} times."))
+    return ended
 
 
 def _begun(workspace: Path) -> float | None:
@@ -179,8 +219,14 @@ def _begun(workspace: Path) -> float | None:
         return None
 
 
-def _attempt(order: SegmentOrder, settings: Settings, limit_s: float) -> Made | Failed:
+def _attempt(order: SegmentOrder, settings: Settings, limit_s: float) -> _Ended:
     """Make one segment in a worker."""
+    began = time.monotonic()
+    outcome = _made(order, settings, limit_s)
+    return _Ended(outcome, time.monotonic() - began - limit_s)
+
+
+def _made(order: SegmentOrder, settings: Settings, limit_s: float) -> Made | Failed:
     try:
         workspace = order.order.data.workspace
         workspace.mkdir(parents=True, exist_ok=True)

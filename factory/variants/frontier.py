@@ -11,14 +11,14 @@ prediction, so it is charged by a measured figure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from factory.families.base import Deadline
 from factory.search.calibration import Calibration
-from factory.search.engine import SearchResult
+from factory.search.engine import Part, SearchResult
 from factory.search.ensemble import Arena
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
@@ -30,6 +30,8 @@ from factory.variants.costs import Offer, Shop
 
 DEFAULT_MS = 4.0
 """Bound where nobody set one, so that a row takes 5 ms at most (docs/decisions/frontier.md)."""
+TOLERATED, MOST_MS = 0.02, 64.0
+"""Part of the loss that a bound which nobody set may cost: it is doubled while it would cost more, up to that."""
 MARGIN = 0.8
 """Part of a ceiling that is aimed at: the gate measures again, on a machine that others use too."""
 NOISE = 0.001
@@ -87,11 +89,12 @@ class Frontier(Document):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The blend under the ceilings: its bundle, the share of each trial by number, and the curve it lies on."""
+    """The blend under the ceilings: its bundle, the share of each trial by number, the curve it lies on, its models."""
 
     bundle: Bundle
     weights: dict[int, float]
     frontier: Frontier
+    parts: dict[int, tuple[Part, ...]]
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class _Pass:
         latency_ms: Of its bundle, measured.
         bundle: With a calibration that stands in for the one to be learned.
         keeps: Whether that is within the bound.
+        merges: Whether the models of a bag were merged.
     """
 
     weighed: list[Offer]
@@ -113,6 +117,7 @@ class _Pass:
     latency_ms: float
     bundle: Bundle
     keeps: bool
+    merges: bool
 
     @property
     def taken(self) -> Offer:
@@ -150,8 +155,11 @@ def choose(
         if content or deadline.passed:
             break
     best = max(passes, key=lambda one: (one.keeps, one.taken.score))
+    if ceilings.latency_ms is None:
+        best, bound_ms = _loosened(best, shop, metric, deadline)
     frontier = _frontier(metric, best, shop, bound_ms=bound_ms, ceilings=ceilings)
-    return Chosen(shop.calibrated(best.bundle, best.taken), best.taken.weights, frontier)
+    bundle = shop.calibrated(best.bundle, best.taken)
+    return Chosen(bundle, best.taken.weights, frontier, shop.parts_of(best.taken))
 
 
 def _passed(result: SearchResult, shop: Shop, *, bound_ms: float, limit_mb: float, deadline: Deadline) -> _Pass:
@@ -159,7 +167,20 @@ def _passed(result: SearchResult, shop: Shop, *, bound_ms: float, limit_mb: floa
     small_enough = [offer for offer in weighed if offer.size_mb <= limit_mb]
     offers = _undominated(small_enough or [min(weighed, key=lambda o: o.size_mb)])
     at, latency_ms, bundle = _tried(offers, shop, bound_ms=bound_ms, deadline=deadline)
-    return _Pass(weighed, offers, at, latency_ms, bundle, keeps=latency_ms <= bound_ms)
+    return _Pass(weighed, offers, at, latency_ms, bundle, keeps=latency_ms <= bound_ms, merges=shop.merges)
+
+
+def _loosened(found: _Pass, shop: Shop, metric: Metric, deadline: Deadline) -> tuple[_Pass, float]:
+    """Return the best offer under a default bound that is raised while keeping it costs too much, and that bound.
+
+    Of thousands of columns the preparation alone may take the bound's time: a constant would be left.
+    """
+    bound_ms, shop.merges = DEFAULT_MS, found.merges
+    while _lost(metric, found.taken.score, found.offers[-1].score) > TOLERATED and bound_ms < MOST_MS:
+        bound_ms *= 2
+        at, latency_ms, bundle = _tried(found.offers, shop, bound_ms=bound_ms, deadline=deadline)
+        found = replace(found, at=at, latency_ms=latency_ms, bundle=bundle, keeps=latency_ms <= bound_ms)
+    return found, bound_ms
 
 
 def _frontier(metric: Metric, found: _Pass, shop: Shop, *, bound_ms: float, ceilings: Ceilings) -> Frontier:
@@ -184,7 +205,7 @@ def _frontier(metric: Metric, found: _Pass, shop: Shop, *, bound_ms: float, ceil
         bound_ms=bound_ms,
         ceiling_ms=ceilings.latency_ms,
         lost=lost,
-        sentence=_sentence(metric, found.taken, best, lost=lost, ratio=ratio, ceilings=ceilings),
+        sentence=_sentence(metric, found.taken, best, lost=lost, ratio=ratio, ceilings=ceilings, bound_ms=bound_ms),
     )
 
 
@@ -192,9 +213,9 @@ def _as_made(result: SearchResult, data: TrialData, calibration: Calibration) ->
     """Return the blend of a variant that was made again: there is nothing to choose by."""
     weights, candidates = dict(result.blend.weights), result.candidates
     bundle = assemble(weights, result.parts, data=data, calibration=calibration)
-    sentence = "Made again with the members and weights of its parent: no blend was chosen."
+    sentence = "Members and weights are those of its parent: no blend was chosen."
     frontier = Frontier(metric=candidates.metric.chooser.name, points=(), bound_ms=DEFAULT_MS, sentence=sentence)
-    return Chosen(bundle, weights, frontier)
+    return Chosen(bundle, weights, frontier, {n: result.parts[n] for n in weights})
 
 
 def _tried(offers: Sequence[Offer], shop: Shop, *, bound_ms: float, deadline: Deadline) -> tuple[int, float, Bundle]:
@@ -362,9 +383,13 @@ def _lost(metric: Metric, taken: float, best: float) -> float:
     return max((best - taken) / loss, 0.0) if loss > 0 else 0.0
 
 
-def _sentence(metric: Metric, taken: Offer, best: Offer, *, lost: float, ratio: float, ceilings: Ceilings) -> str:
+def _sentence(
+    metric: Metric, taken: Offer, best: Offer, *, lost: float, ratio: float, ceilings: Ceilings, bound_ms: float
+) -> str:
     limits = [f"{v:g} {u}" for v, u in ((ceilings.latency_ms, "ms"), (ceilings.size_mb, "MB")) if v is not None]
-    named = f"the ceiling of {' and '.join(limits)}" if limits else f"the default bound of {DEFAULT_MS:g} ms"
+    named = f"the ceiling of {' and '.join(limits)}" if limits else f"the default bound of {bound_ms:g} ms"
+    if ceilings.latency_ms is None and bound_ms > DEFAULT_MS:
+        named += f" (raised from {DEFAULT_MS:g} ms, which would cost more than {TOLERATED:.0%} of the loss)"
     if not lost:
         return f"The best blend keeps {named}: nothing was given up."
     return (

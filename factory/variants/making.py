@@ -26,6 +26,7 @@ from factory.search.transfer import trials_to_parity
 from factory.spec import CurvePoint, Gates, Trial, Variant
 from factory.variants.appraisal import Baseline, Memory, appraise, appraised, constant_baseline
 from factory.variants.delivery import evidence_files, model_card
+from factory.variants.frontier import Chosen
 from factory.variants.gates import Verdict, improvement
 from factory.variants.material import Material, Unit
 from factory.variants.origin import Origin
@@ -165,16 +166,18 @@ def _lineage(request_id: str, unit: Unit, *, plan: Plan, material: Material, ori
         seeded_by=origin.transfer.seeded_by,
         seed=request.seed,
         approval=plan.recipe.approval,
+        online=plan.recipe.online,
     )
 
 
-def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
+def finish(order: Order, result: SearchResult, *, deadline: Deadline, chosen: Chosen | None = None) -> Made:
     """Assemble, score and judge what a search found, and write its bundle and model card into the workspace.
 
     Args:
         order: The variant.
         result: Of its search.
         deadline: When it should be there; what has to be done is done all the same.
+        chosen: The blend, where it was chosen before.
     """
     plan, data, unseen = order.plan, order.data, order.unseen
     baseline = order.champion or constant_baseline(data.searched, unseen)
@@ -193,6 +196,7 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline) -> Made:
         deadline=deadline,
         memory=order.memory,
         sure=order.sure,
+        chosen=chosen,
     )
     variant = appraised(lineage, appraisal)
     card = model_card(

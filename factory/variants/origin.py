@@ -33,6 +33,9 @@ from factory.variants.material import Unit
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
 
+THREADED_CELLS = 2_000_000
+"""Of a table, from which on a fit has all CPUs: threads wait for each other at every split, and of a small one (14,000
+rows, 8 columns) two of them took 2.4 times as long as one beside MLflow's import."""
 MEMORY_ROWS = 5_000
 """Rows of the parent that a variant must not have forgotten, at most."""
 
@@ -88,9 +91,9 @@ def origin_of(
     request = plan.request
     mine = described(unit.data)
     ledger.record_traits(request_id, mine)
-    # Counted trials promise the same result from the same seed, whatever else was made before.
-    alone = request.making == "auto" and plan.repeatable and request.parent is None
-    if request.making == "cold" or alone:
+    # Unless it names a parent, a request's result does not depend on what else was made before; and within a minute
+    # what siblings found has brought nothing (docs/decisions/transfer.md).
+    if request.making == "cold" or (request.making == "auto" and request.parent is None):
         return Origin("cold"), unit
     parent = resolve(request.parent, ledger=ledger) if request.parent is not None else None
     if parent is not None and parent.task is not plan.task:
@@ -147,7 +150,8 @@ def made_again(
     if bundle is None or blueprint is None:
         raise ValueError("this variant is searched, not made again")
     unit.data.workspace.mkdir(parents=True, exist_ok=True)
-    threads = local_cpus(settings)
+    cells = unit.data.dataset.frame.shape[0] * unit.data.dataset.frame.shape[1]
+    threads = local_cpus(settings) if cells >= THREADED_CELLS else 1
     if origin.kind == "refit":
         limit_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
         return refit(
@@ -196,10 +200,10 @@ def _again(
     named = f"{parent.name}/{parent.version}"
     blueprint = _blueprint(bundle, named, plan)
     if plan.request.making == "refit":
-        note(
-            "transfer",
-            f"Fitting {counted(len(blueprint.members), 'member')} of {named} on all rows; nothing is searched.",
-        )
+        n_fitted, n_members = len(blueprint.refitted), len(blueprint.members)
+        which = counted(n_members, "member") if n_fitted == n_members else f"{n_fitted} of {n_members} members"
+        why = "" if n_fitted == n_members else ", the best that a tenth of its search's cost affords"
+        note("transfer", f"Fitting {which} of {named} on all rows{why}; nothing is searched.")
         return Origin("refit", parent=parent, bundle=bundle), unit
     fitting = _fitting(unit, bundle, named, plan)
     seen, held = _rows_of(parent, bundle, ledger=ledger, settings=settings)

@@ -183,14 +183,22 @@ class Registry:
 
     @insisting
     def local_bundle(self, name: str, version: int) -> Path:
-        """Return the folder of a version's bundle on this machine; artifacts elsewhere are downloaded once.
+        """Return the folder of a version's bundle on this machine, as :meth:`local_model` finds it.
 
         What is returned is not trusted yet: :meth:`Bundle.load` checks it against the ledger's digest.
 
         Raises:
+            UntrustedBundle: the model is not one of ours, or brings code along.
+        """
+        return bundle_of(self.local_model(name, version))
+
+    @insisting
+    def local_model(self, name: str, version: int) -> Path:
+        """Return the folder of a version's MLflow model on this machine; artifacts elsewhere are downloaded once.
+
+        Raises:
             NotFound: there is no such version.
             StorageFault: its files are gone.
-            UntrustedBundle: the model is not one of ours, or brings code along.
             ServiceFault: MLflow refused or is not there.
         """
         with self._asking("find a variant's files"):
@@ -204,7 +212,7 @@ class Registry:
                 f"The files of {name}/{version} are not where MLflow has put them: {str(folder)!r} is not there.",
                 hint="Is the artifact storage mounted? Otherwise restore a backup of it, or make the variant again.",
             )
-        return bundle_of(folder)
+        return folder
 
     @insisting
     def judge(self, variant: Variant) -> Bundle:

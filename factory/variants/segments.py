@@ -2,15 +2,16 @@
 
 A segment's folds are its part of the pooled folds, so a pooled model of a fold
 has seen none of the rows that this fold holds of the segment, and both sides'
-out-of-fold predictions line up.  Whether the segment's own models are used at
-all is decided by cross-fitting: weights chosen on one half of the rows have to
-be better on the other half than weights over the pooled models alone (partial
+out-of-fold predictions line up.  Whether weights of its own, and models of its
+own, take the place of the pooled blend is decided by cross-fitting: chosen on
+one half of the rows they have to be surely better on the other half (partial
 pooling; thin segments gain from it, Gelman and Hill 2007, chapter 12).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,24 +19,30 @@ import numpy as np
 
 from factory.errors import InvalidData, TrainingFault
 from factory.families.base import Deadline
+from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult, search
-from factory.search.ensemble import Candidates, greedy
+from factory.search.ensemble import Blend, Candidates, greedy
 from factory.search.jobs import TrialData
 from factory.search.plan import family
 from factory.search.study import Configuration
 from factory.settings import Settings
-from factory.spec import Trial
+from factory.spec import Task, Trial
+from factory.variants.assembly import keep_loaded
+from factory.variants.frontier import Chosen
 from factory.variants.making import Made, Order, finish
 from factory.variants.slices import LEAST_ROWS
 
 FINISH_S = 1.5
-"""What a segment takes beside its search: bundle, scores, gate and model card (measured .8 to 2 s)."""
+"""What a segment is taken to need beside its search, until some have ended: bundle, scores, gate and model card."""
 MOST_LENT = 6
 """Pooled trials that a segment may blend, the heaviest; each brings a model for every fold."""
 LENT_FROM = 1_000_000
 """Numbers of the pooled trials on a segment's leaderboard start here."""
 LEAST_SHARED_ROWS = 2 * LEAST_ROWS
 """Out-of-fold rows that own and pooled models need to share to be weighed: each half has what a slice needs as well."""
+SURE, RESAMPLES, NEGLIGIBLE = 0.95, 200, 0.02
+"""How sure it has to be that other weights are better than the pooled ones, by how many resamples it is told, and the
+share below which a trial is left out."""
 POOL = "trees"
 """Families that a segment's worker fits; it holds no heavy framework."""
 
@@ -49,12 +56,18 @@ class Lent:
         parts: Trial → its models.
         judges: Trial → its model of the first fold; empty where all of them are new to the gate's rows.
         predictions: Fold → trial → its predictions of the segment's validation rows of this fold.
+        weights: Trial → its share in the pooled variant, summing to 1.
+        chosen: Trial → its models in the pooled variant.
+        calibration: Of the pooled variant.
     """
 
     trials: tuple[Trial, ...]
     parts: dict[int, tuple[Part, ...]]
     judges: dict[int, Part]
     predictions: dict[int, dict[int, np.ndarray]]
+    weights: dict[int, float]
+    chosen: dict[int, tuple[Part, ...]]
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -66,24 +79,36 @@ class SegmentOrder:
     seeds: tuple[Configuration, ...]
 
 
-def lend(pooled: TrialData, result: SearchResult, rows: np.ndarray) -> Lent:
-    """Return the pooled blend's trials with their out-of-fold predictions of a segment's rows."""
+def lend(pooled: TrialData, result: SearchResult, chosen: Chosen, rows: np.ndarray) -> Lent:
+    """Return the pooled variant's trials, and further ones of its search, with their predictions of a segment's rows.
+
+    Args:
+        pooled: The data of the pooled search.
+        result: What it found.
+        chosen: The blend that the pooled variant is.
+        rows: The segment's.
+    """
     inside = np.zeros(len(pooled.dataset.y), dtype=bool)
     inside[rows] = True
-    heaviest = sorted(result.blend.weights, key=lambda n: (-result.blend.weights[n], n))[:MOST_LENT]
+    shares = result.blend.weights
+    members = sorted(chosen.weights, key=lambda n: (-chosen.weights[n], n))
+    further = sorted(shares, key=lambda n: (-shares[n], n))
+    lent = list(dict.fromkeys((*members, *further)))[: max(MOST_LENT, len(members))]
     by_number = {trial.number: trial for trial in result.trials}
     predictions: dict[int, dict[int, np.ndarray]] = {}
     for position, fold in enumerate(result.folds):
         mine = inside[pooled.splits[fold].validation]
-        predictions[fold] = {LENT_FROM + n: result.candidates.predictions[n][position][mine] for n in heaviest}
+        predictions[fold] = {LENT_FROM + n: result.candidates.predictions[n][position][mine] for n in lent}
     return Lent(
         trials=tuple(
-            by_number[n].model_copy(update={"number": LENT_FROM + n, "origin": "history", "cost_s": 0.0})
-            for n in heaviest
+            by_number[n].model_copy(update={"number": LENT_FROM + n, "origin": "history", "cost_s": 0.0}) for n in lent
         ),
-        parts={LENT_FROM + n: result.parts[n] for n in heaviest},
-        judges={LENT_FROM + n: result.judges[n] for n in heaviest if n in result.judges},
+        parts={LENT_FROM + n: result.parts[n] for n in lent},
+        judges={LENT_FROM + n: result.judges[n] for n in lent if n in result.judges},
         predictions=predictions,
+        weights={LENT_FROM + n: weight for n, weight in chosen.weights.items()},
+        chosen={LENT_FROM + n: parts for n, parts in chosen.parts.items()},
+        calibration=chosen.bundle.calibration,
     )
 
 
@@ -105,6 +130,8 @@ def make_segment(given: SegmentOrder, settings: Settings, *, limit_s: float) -> 
             with journal.open("a", encoding="utf-8") as lines:
                 lines.write("\n" + trial.model_dump_json() + "\n")  # whatever a killed attempt has left unended
 
+    if given.lent is not None:
+        keep_loaded(part for parts in given.lent.parts.values() for part in parts)
     families = tuple(name for name in order.plan.families if family(name).pool == POOL)
     plan = replace(order.plan, families=families or order.plan.families)
     try:
@@ -139,29 +166,40 @@ def _read(journal: Path) -> list[Trial]:
 
 
 def _with_lent(own: SearchResult | None, lent: Lent | None, data: TrialData) -> SearchResult:
-    """Return a segment's search with the pooled trials as candidates, its own ones only if they prove their worth."""
+    """Return a segment's search with the pooled trials as candidates; what proves its worth is blended.
+
+    The pooled variant's own blend stands unless weights of the segment's own, over the pooled models alone or with the
+    segment's models among them, are surely better on rows that they were not chosen on.
+    """
     if lent is None:
         if own is None:
             raise TrainingFault("The segment has no model.", hint="Give it more time, or a larger segments.min_rows.")
         return own
-    if own is None:
-        return _blended(_of_lent(lent, data, tuple(lent.predictions)), lent, tuple(lent.predictions))
-    shared = tuple(k for k in own.folds if k in lent.predictions)
-    pooled = _of_lent(lent, data, shared)
-    n_shared = sum(len(y) for y in pooled.targets)
-    skipped = dict(own.skipped)
-    if n_shared >= LEAST_SHARED_ROWS:
-        places = [own.folds.index(k) for k in shared]
-        mine = {n: tuple(p[i] for i in places) for n, p in own.candidates.predictions.items()}
-        both = replace(pooled, predictions={**mine, **pooled.predictions})
-        if cross_fitted(both) > cross_fitted(pooled):
-            return _blended(both, lent, shared, own=own)
-        reason = "no better on rows that the weights were not chosen on"
-    else:
-        reason = f"weighed against the pooled ones by {n_shared} rows, and {LEAST_SHARED_ROWS} are needed"
-    skipped |= {trial.family: f"the segment's own models are {reason}" for trial in own.trials if trial.folds}
     folds = tuple(lent.predictions)
-    return replace(_blended(_of_lent(lent, data, folds), lent, folds, own=own), skipped=skipped)
+    pooled = _of_lent(lent, data, folds)
+    skipped = dict(own.skipped) if own else {}
+    if own is not None:
+        both, shared = _with_own(own, lent, data)
+        n_shared = sum(len(y) for y in both.targets)
+        if n_shared < LEAST_SHARED_ROWS:
+            reason = f"weighed against the pooled ones by {n_shared} rows, and {LEAST_SHARED_ROWS} are needed"
+        elif surely_better(both, lent.weights) >= SURE:
+            return _as_lent(both, lent, shared, own=own, weights=partly_pooled(both, lent.weights))
+        else:
+            reason = "no better on rows that the weights were not chosen on"
+        skipped |= {trial.family: f"the segment's own models are {reason}" for trial in own.trials if trial.folds}
+    again = len(lent.trials) > 1 and surely_better(pooled, lent.weights) >= SURE
+    weights = partly_pooled(pooled, lent.weights) if again else lent.weights
+    return replace(_as_lent(pooled, lent, folds, own=own, weights=weights), skipped=skipped)
+
+
+def _with_own(own: SearchResult, lent: Lent, data: TrialData) -> tuple[Candidates, tuple[int, ...]]:
+    """Return own and pooled trials as candidates on the folds that both have, and these folds."""
+    shared = tuple(k for k in own.folds if k in lent.predictions)
+    places = [own.folds.index(k) for k in shared]
+    mine = {n: tuple(p[i] for i in places) for n, p in own.candidates.predictions.items()}
+    pooled = _of_lent(lent, data, shared)
+    return replace(pooled, predictions={**mine, **pooled.predictions}), shared
 
 
 def _of_lent(lent: Lent, data: TrialData, folds: tuple[int, ...]) -> Candidates:
@@ -174,16 +212,32 @@ def _of_lent(lent: Lent, data: TrialData, folds: tuple[int, ...]) -> Candidates:
     )
 
 
-def _blended(
-    candidates: Candidates, lent: Lent, folds: tuple[int, ...], *, own: SearchResult | None = None
+def _as_lent(
+    candidates: Candidates,
+    lent: Lent,
+    folds: tuple[int, ...],
+    *,
+    own: SearchResult | None,
+    weights: Mapping[int, float],
 ) -> SearchResult:
+    """Return a blend as a search's result of which nothing is chosen, with the pooled variant's models and calibration.
+
+    Args:
+        candidates: Own and lent trials.
+        lent: What the pooled search lends.
+        folds: That the candidates have predictions of.
+        own: The segment's search.
+        weights: Of the blend.
+    """
+    parts = {**(own.parts if own else {}), **lent.parts, **lent.chosen}
     return SearchResult(
         trials=(*(own.trials if own else ()), *lent.trials),
         candidates=candidates,
         folds=folds,
-        blend=greedy(candidates.metric.chooser, candidates.targets, candidates.predictions, weights=candidates.weights),
-        parts={**(own.parts if own else {}), **lent.parts},
+        blend=Blend(dict(weights), candidates.score(candidates.blended(weights), candidates.metric.chooser)),
+        parts={n: parts[n] for n in weights},
         skipped=dict(own.skipped) if own else {},
+        calibration=lent.calibration,
         judges={**(own.judges if own else {}), **lent.judges},
     )
 
@@ -196,19 +250,53 @@ def told(made: Made) -> str:
     return f"of the pooled models ({reasons})"
 
 
-def cross_fitted(candidates: Candidates) -> float:
-    """Return the score of a greedy blend on rows that its weights were not chosen on, mean over both halves.
+def partly_pooled(candidates: Candidates, weights: Mapping[int, float]) -> dict[int, float]:
+    """Return the mean of the best weights on these rows and given ones, without negligible shares; {} if none is best.
 
-    The folds are put together, since half a fold of a small segment may lack a class.
+    Few rows choose among what they cannot tell apart, and half of the way to it loses little where they were right.
+    """
+    metric = candidates.metric.chooser
+    best = greedy(metric, candidates.targets, candidates.predictions, weights=candidates.weights).weights
+    if not best:
+        return {}
+    mean = {n: (best.get(n, 0.0) + weights.get(n, 0.0)) / 2 for n in {**best, **weights}}
+    kept = {n: share for n, share in mean.items() if share > NEGLIGIBLE}
+    total = sum(kept.values())
+    return {n: share / total for n, share in kept.items()}
+
+
+def surely_better(candidates: Candidates, weights: Mapping[int, float]) -> float:
+    """Return how sure it is that weights partly chosen on these rows beat given ones, from 0 to 1.
+
+    They are judged on rows that they were not chosen on: the folds are put together, since half a fold of a small
+    segment may lack a class, and each half is predicted by the blend that the other one chooses.  It is the part of
+    resamples of the rows in which they score higher (Efron and Tibshirani, 1993).
+
+    Args:
+        candidates: That may be blended.
+        weights: Of some of them, that stand if nothing else is better.
     """
     halves = _half(candidates, 0), _half(candidates, 1)
-    scores = []
+    chosen, given = [], []
     for chosen_on, judged_on in (halves, halves[::-1]):
-        weights = greedy(chosen_on.metric, chosen_on.targets, chosen_on.predictions, weights=chosen_on.weights).weights
-        if not weights:
-            return -np.inf
-        scores.append(judged_on.score(judged_on.blended(weights), judged_on.metric))
-    return float(np.mean(scores))
+        found = partly_pooled(chosen_on, weights)
+        if not found:
+            return 0.0
+        chosen.append(judged_on.blended(found)[0])
+        given.append(judged_on.blended(weights)[0])
+    y = np.concatenate([half.targets[0] for half in halves[::-1]])
+    row_weights = [half.weights[0] for half in halves[::-1] if half.weights is not None]
+    weight = np.concatenate(row_weights) if row_weights else None
+    better, other = np.concatenate(chosen), np.concatenate(given)
+    metric, random = candidates.metric.chooser, np.random.default_rng(0)
+    # Within the classes, so that none of them is missing.
+    groups = [np.arange(len(y))] if metric.task is Task.REGRESSION else [np.flatnonzero(y == k) for k in np.unique(y)]
+    draws, wins = RESAMPLES if metric.quick else RESAMPLES // 4, 0
+    for _ in range(draws):
+        rows = np.concatenate([group[random.integers(0, len(group), len(group))] for group in groups])
+        w = None if weight is None else weight[rows]
+        wins += int(metric.score(y[rows], better[rows], weight=w) > metric.score(y[rows], other[rows], weight=w))
+    return wins / draws
 
 
 def _half(candidates: Candidates, half: int) -> Candidates:

@@ -42,6 +42,7 @@ from serve.portal.routes import (
     variants,
 )
 from serve.release import release
+from serve.tracing import Traced, tracer_of
 
 THREADS = 16
 """Calls that are worked on at a time, the others wait; the ledger has connections for 20."""
@@ -98,6 +99,7 @@ def create_app(settings: Settings, *, jobs: Jobs | None = None) -> FastAPI:
         app.add_exception_handler(kind, shown(handler))
     add_pages(app)
     app.add_middleware(Edge)
+    app.add_middleware(Traced, tracer=tracer_of("portal"))
     app.openapi = partial(described, app)  # type: ignore[method-assign]
     return app
 

@@ -24,6 +24,7 @@ from factory.ledger import (
 from factory.ledger.records import Priority
 from factory.operate.answers import InputColumn, ListedVariant, MemberShare
 from factory.operate.recipe_history import RecipeVersion
+from factory.operate.traffic import Lately
 from factory.spec import (
     ALIAS,
     Document,
@@ -274,6 +275,7 @@ class NameDeployment(Document):
 
     name: str
     served: tuple[Deployment, ...]
+    lately: Lately | None = Field(None, description="How it is called; none where it was not within five minutes.")
 
 
 class Deployments(Listing):

@@ -18,6 +18,7 @@ from factory.settings import Settings
 from factory.spec import Actor, Document, Variant
 from serve.errors import STATUS
 from serve.portal.documents import ErrorBody
+from serve.tracing import carried
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -102,7 +103,7 @@ def tried(variant: Variant, wish: Rows, *, settings: Settings, token: OwnToken) 
         raise ServiceFault("No predictor runs here, so nothing can be tried.", hint="`factory up` starts one.")
     place = f"{running.url}/variants/{quote(variant.name, safe='')}/versions/{variant.version}"
     body = {"dataframe_records": list(wish.rows)}
-    headers = {"authorization": f"Bearer {token.secret()}"}
+    headers = carried({"authorization": f"Bearer {token.secret()}"})
     patience_s = settings.serve_deadline_s + _BEYOND_S
     with httpx.Client(trust_env=False, timeout=patience_s, headers=headers) as client:
         found = _asked(client, f"{place}/invocations", body, Predictions)

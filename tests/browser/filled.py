@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from sklearn.datasets import load_wine
 
 from factory.data.dataset import from_frame
 from factory.errors import InvalidData
-from factory.ledger import Ledger
+from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served
 from factory.settings import Settings
 from factory.spec import Actor, CurvePoint, DeploymentWish, FileDataset, Quota, RequestState, Task, Trial, Variant
 from factory.variants.background import Background
@@ -112,6 +114,7 @@ class _Filling:
         self.version(second, digest, 3, 0.8, state="rejected")
         for wish, version in (({"as": "champion"}, 2), ({"as": "canary", "percent": 10}, 1)):
             self.ledger.set_deployment("growth.churn", DeploymentWish.model_validate(wish), version=version, by=SETUP)
+        self.called()
         for title in ("Churn, explained by a line", "Churn, explained by a short line"):
             recipe = {"name": "churn-linear", "title": title, "families": ["constant", "linear"]}
             self.client.put("/recipes/churn-linear", json=recipe).raise_for_status()
@@ -155,6 +158,30 @@ class _Filling:
             "audit": "/audit",
             "account": "/account",
         }
+
+    def called(self) -> None:
+        """Let the champion and its canary have answered for an hour."""
+        random_ = random.Random(7)
+        begin, counted = datetime.now(UTC) - timedelta(minutes=58), []
+        for minute in range(58):
+            for version, mean, slow in ((2, 90, 0), (1, 10, 1)):
+                n = int(mean * (1 + 0.4 * math.sin(minute / 9)) + random_.randint(0, 6))
+                latency = [0] * (len(LATENCY_MS) + 1)
+                latency[2 + slow], latency[3 + slow] = n - n // 8, n // 8
+                counted.append(
+                    Served(
+                        name="growth.churn",
+                        version=version,
+                        began=begin + timedelta(minutes=minute),
+                        calls=n,
+                        failed=int(version == 1 and minute % 20 == 3),
+                        latency=tuple(latency),
+                    )
+                )
+        self.ledger.add_served(counted)
+        canary = self.ledger.deployment("growth.churn")[1]
+        seen = CanaryCounts(calls=640, failed=3, compared=610, slower=290)
+        self.ledger.add_canary("growth.churn", 1, canary.updated, seen)
 
     def uploaded(self) -> str:
         content = wine().to_csv(index=False).encode()

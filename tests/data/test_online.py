@@ -1,13 +1,16 @@
-"""Online reads and their comparison with offline values, on a real SQLite online store."""
+"""Online reads and their comparison with offline values, on SQLite and on a real Redis."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
 import pytest
+from redis import Redis
 
 from factory.data.feature_check import check
 from factory.data.feature_store import apply, open_store
@@ -15,6 +18,7 @@ from factory.data.features import catalogue, join, materialize
 from factory.data.online import CellStatus, OnlineReader
 from factory.errors import Conflict, InvalidRequest
 from factory.settings import Settings
+from tests.topics.brokers import server
 
 FILLED = datetime(2005, 6, 1, tzinfo=UTC)
 
@@ -42,12 +46,13 @@ sites = FeatureView(
 sensor_v1 = FeatureService(name="sensor_v1", features=[readings, sites])
 """
 
+SQLITE = "{type: sqlite, path: data/online.db}"
 STORE = """
 project: sensors
 provider: local
 entity_key_serialization_version: 3
 offline_store: {type: duckdb}
-online_store: {type: sqlite, path: data/online.db}
+online_store: %s
 registry: {registry_type: sql, path: "sqlite:///data/registry.db", cache_ttl_seconds: 0}
 """
 
@@ -56,12 +61,25 @@ def at(clock: str) -> datetime:
     return datetime.fromisoformat(f"2020-01-01T{clock}").replace(tzinfo=UTC)
 
 
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def online_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The online store as ``feature_store.yaml`` names it."""
+    if request.param == "sqlite":
+        yield SQLITE
+        return
+    with server("redis", tmp_path_factory.mktemp("redis")) as url:
+        yield f'{{type: redis, connection_string: "{urlsplit(url).netloc}"}}'
+
+
 @pytest.fixture
-def sensors(tmp_path: Path) -> Settings:
+def sensors(tmp_path: Path, online_store: str) -> Settings:
     """Two join keys, two views that share a feature's name, text, flags, nulls, a corrected row, a view without TTL."""
     repository = tmp_path / "repository"
     (repository / "data").mkdir(parents=True)
-    (repository / "feature_store.yaml").write_text(STORE)
+    (repository / "feature_store.yaml").write_text(STORE % online_store)
+    if online_store != SQLITE:
+        with Redis(port=int(online_store.rpartition(":")[2].rstrip('"}'))) as redis:
+            redis.flushall()
     (repository / "features.py").write_text(SENSORS)
     readings = pd.DataFrame(
         [

@@ -82,7 +82,9 @@ def test_a_refit_searches_nothing_and_costs_less(first: Fitted, settings: Settin
     made = make(more, settings, name="local.first", making="refit", parent="local.first")
     assert (made.variant.kind, made.variant.parent, made.variant.version) == ("refit", "local.first/1", 2)
     trials = made.outcome.made[0].trials
-    assert [t.origin for t in trials] == ["history"] * len(first.variant.blend)
+    assert {t.origin for t in trials} == {"history"}
+    # Of several members a refit fits those that a tenth of the parent's cost affords.
+    assert 1 <= len(trials) <= len(first.variant.blend)
     assert made.variant.cost_s < first.variant.cost_s
     assert made.variant.score > first.variant.score - 0.05
     again = Bundle.load(made.folder, digest=made.variant.bundle_digest)

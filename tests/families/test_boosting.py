@@ -2,9 +2,16 @@
 
 import time
 
+import catboost
+import numpy as np
+import pytest
+
+from factory import plugins
+from factory.families import _boosting
 from factory.families._boosting import HIGHEST_RATE, Progress
-from factory.families.base import Deadline, FitContext
+from factory.families.base import Deadline, Family, FitContext, Shape
 from factory.spec import Task
+from factory.testing.rows import sample
 
 
 def _progress(*, rate: float = 0.1, rounds: int | None = None, deadline: Deadline | None = None) -> Progress:
@@ -38,6 +45,26 @@ def test_curve_is_thinned() -> None:
     assert [p.step for p in progress.points[:31]] == list(range(1, 32))
 
 
+def test_one_round_that_was_held_up_raises_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 0.01, 0.02, 9.0, 9.01, 9.02, 9.03, 9.04, 9.05, 9.06])
+    monkeypatch.setattr(_boosting.time, "perf_counter", lambda: next(moments))
+    progress = _progress(deadline=Deadline.after(60))
+    for _ in range(10):
+        progress.record(train=None, validation=1.0)
+    assert progress.raised_rate is None
+    assert progress.going
+
+
+def test_points_of_the_curve_wait_for_losses_that_are_measured() -> None:
+    progress = _progress()
+    for step in range(1, 101):
+        last = step - (step - 1) % 10
+        progress.record(train=0.0, validation=1 / last, measured=step == last)
+    assert [p.step for p in progress.points] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
+    assert [p.validation for p in progress.points] == [1 / p.step for p in progress.points]
+    assert progress.best == 91
+
+
 def test_rate_is_raised_only_where_the_rounds_left_are_too_few() -> None:
     near, far, fixed = (
         _progress(deadline=Deadline.after(1.0)),
@@ -53,3 +80,23 @@ def test_rate_is_raised_only_where_the_rounds_left_are_too_few() -> None:
     assert not near.going
     assert far.raised_rate is None
     assert fixed.raised_rate is None
+
+
+def test_catboost_that_does_not_let_itself_be_cut_comes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one column many trees have no split, which it counted once and not another time (odd_tables: 2 columns)."""
+    kind = plugins.load("families", "catboost")
+    assert isinstance(kind, Family)
+    rows, held_out = sample(Task.REGRESSION), sample(Task.REGRESSION, seed=1)
+    parameters = kind.portfolio(Task.REGRESSION, shape=Shape(len(rows)))[0].parameters
+
+    def fitted() -> np.ndarray:
+        context = FitContext(Task.REGRESSION, 0, 0)
+        return kind.fit(rows, validation=held_out, parameters=parameters, context=context).predict(held_out.table)
+
+    cut = fitted()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise catboost.CatBoostError("end tree index should be not greater than tree count.")
+
+    monkeypatch.setattr(catboost.CatBoost, "shrink", refuse)
+    np.testing.assert_allclose(fitted(), cut, rtol=1e-6)

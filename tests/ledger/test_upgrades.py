@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import factory.ledger
-from factory.ledger import Ledger, schema
+from factory.ledger import CanaryCounts, Ledger, schema
 from factory.spec import RequestState
 
 from .conftest import ANN, file_of
@@ -161,6 +161,16 @@ def test_what_0005_knows_of_callers_is_read(empty_url: str) -> None:
     with Ledger.open(empty_url) as ledger:
         known = {token.name: (token.scopes, token.variants) for token in ledger.tokens(team="shop")}
         assert known["checkout"] == (("predict",), "shop.score*")
+
+
+def test_what_0006_knows_of_answers_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0006.sql", empty_url)
+    noon = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
+    with Ledger.open(empty_url) as ledger:
+        (minute,) = ledger.served("minute", since=noon.replace(second=0))
+        assert (minute.name, minute.version, minute.calls, minute.failed) == ("growth.churn", 1, 7, 1)
+        assert sum(minute.latency) == 7
+        assert ledger.canary_counts("growth.churn", 1, noon) == CanaryCounts(3, 1, 2, 1)
 
 
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:

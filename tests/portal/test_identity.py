@@ -47,6 +47,7 @@ NEEDED = {
             "try_version",
             "list_deployments",
             "show_deployment",
+            "show_traffic",
             "list_teams",
         ),
         *("list_proposals", "show_proposal", "try_version"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +13,8 @@ import httpx
 import pytest
 
 from factory.errors import InvalidData
-from factory.spec import Trial
+from factory.ledger import Served
+from factory.spec import DeploymentWish, Trial
 from serve.portal.pages.kit import POLICY
 from tests.portal.conftest import SETUP, Client, World
 
@@ -419,6 +422,30 @@ def test_of_two_who_change_a_deployment_the_second_one_is_told(
     late = second.post(place, csrf=pages[1].csrf, tag=tag, **wish)
     assert late.response.status_code == 412
     assert "was changed since it was read" in late.text
+
+
+def test_pages_tell_how_variants_are_called_and_that_one_fails(world: World, filled: dict[str, str]) -> None:
+    visitor = Visitor(world).signed_in("growth/deploy")
+    place = "/deployments/growth.churn"
+    assert "Nobody has called it in this time." in visitor.get(place).text
+    world.ledger.set_deployment("growth.churn", DeploymentWish(as_="champion"), version=1)
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    latency = (0, 90, 10, *(0,) * 9)
+    counted = Served(name="growth.churn", version=1, began=began, calls=100, failed=3, latency=latency)
+    world.ledger.add_served([counted])
+    for text in (visitor.get("/deployments").text, visitor.get(place).text):
+        assert "3%" in text
+        assert "Calls a minute" in text or "calls a minute" in text
+    page = visitor.get(place).text
+    figure = json.loads(re.search(r'id="calls-data">(.*?)</script>', page).group(1))  # type: ignore[union-attr]
+    assert [trace["type"] for trace in figure["data"]] == ["bar", "scatter"]
+    assert figure["data"][0]["y"] == [100.0]
+    assert 'hx-get="/deployments/growth.churn?window=day"' in visitor.get(f"{place}?window=day").text
+    assert visitor.get(f"{place}?window=year").response.status_code == 400
+    home = visitor.get("/").text
+    assert "fails in 3% of its calls" in home
+    german = Visitor(world, language="de").signed_in("growth/deploy")
+    assert "Aufrufe je Minute" in german.get("/deployments").text
 
 
 def test_a_token_is_made_shown_once_and_revoked(world: World) -> None:

@@ -87,6 +87,18 @@ def test_an_operator_makes_a_team_and_changes_its_quota(world: World) -> None:
     assert world.ledger.team("sales").quota.cpus == 4
 
 
+def test_an_operator_who_orders_makes_the_team_on_the_way(world: World) -> None:
+    operator = Visitor(world).signed_in("operator")
+    page = operator.get("/new")
+    assert "Make a team" in page.text
+    made = operator.post("/teams", csrf=page.csrf, name="sales", then="order")
+    assert made.response.headers["location"] == "/new?team=sales"
+    assert "What shall it learn from?" in operator.get("/new?team=sales").text
+    for name in ("growth", "risk", "sales"):
+        world.ledger.archive_team(name, by=SETUP)
+    assert "First, make a team" in operator.get("/new").text
+
+
 def test_changes_are_filtered_and_of_ones_own_team(world: World) -> None:
     world.ledger.create_team("sales", title="Sales", by=SETUP)
     operator = Visitor(world).signed_in("operator").get("/audit?action=team.create")

@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
-from schemathesis.engine import events
 
 from factory.errors import InvalidData
 from factory.ledger import Ledger
@@ -27,6 +25,7 @@ from factory.variants.bundle import Bundle
 from serve.portal import context
 from serve.portal.app import create_app
 from tests.portal.conftest import SETUP, World
+from tests.schemathesis_calls import complaints_of
 from tests.serve.conftest import customers, make_bundle
 from tests.serving import predictor
 
@@ -186,29 +185,7 @@ def called(seeded: World, who: str, *, only: Sequence[str] = ()) -> tuple[set[st
     proposal = seeded.ledger.propose(version, DeploymentWish(), why="x", by=SETUP).id
     chosen = config(seeded.upload(), token, proposal, secret=seeded.secrets[who], only=only)
     schema = schemathesis.openapi.from_asgi("/openapi.json", seeded.app, config=chosen)
-    labels: set[str] = set()
-    n_cases = 0
-    complaints: dict[str, str] = {}
-    for event in engine.from_schema(schema).execute():
-        if isinstance(event, events.ScenarioFinished):
-            n_cases += len(event.recorder.cases)
-            labels |= {node.value.operation.label for node in event.recorder.cases.values()}
-            for case_id, checks in event.recorder.checks.items():
-                for check in checks:
-                    if check.failure_info is not None:
-                        failure = check.failure_info.failure
-                        key = f"{event.recorder.label}: {check.name}: {failure.title}"
-                        said = event.recorder.interactions[case_id].response
-                        body = "" if said is None else said.content[:400].decode("utf-8", "replace")
-                        complaints.setdefault(
-                            key, f"{key}\n{failure.message}\n{check.failure_info.code_sample}\n{body}"
-                        )
-        elif isinstance(event, events.NonFatalError):
-            complaints.setdefault(event.label, f"{event.label}: {event.value!r}")
-        elif isinstance(event, events.FatalError):
-            raise event.exception
-    print(f"{n_cases:,} calls of {len(labels)} operations")
-    return labels, list(complaints.values())
+    return complaints_of(schema)
 
 
 def test_a_team_finds_what_is_documented(seeded: World) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from factory.errors import ServiceFault, StorageFault
+from factory.ledger import CanaryCounts, Served
 from factory.spec import Actor
 from factory.variants.registry import Registry
 from serve.portal import cards
@@ -224,7 +226,7 @@ def test_a_deployment_is_changed_as_it_was_seen(world: World) -> None:
     for _ in range(2):
         world.made()
     empty = deployer.get("/deployments/growth.churn")
-    assert empty.json() == {"name": "growth.churn", "served": []}
+    assert empty.json() == {"name": "growth.churn", "served": [], "lately": None}
     first = deployer.put("/deployments/growth.churn", json={"version": 1}, headers={"if-match": empty.headers["etag"]})
     assert [(row["as_"], row["version"]) for row in first.json()["served"]] == [("champion", 1)]
     canary = {"version": 2, "as": "canary", "percent": 10}
@@ -254,6 +256,42 @@ def test_a_deployment_is_changed_as_it_was_seen(world: World) -> None:
 def test_deployments_that_are_none(body: dict[str, Any], field: str, world: World) -> None:
     world.made()
     assert fields_of(error_of(world("growth/deploy").put("/deployments/growth.churn", json=body), 400)) == {field}
+
+
+def called(version: int, calls: int, *, failed: int = 0, minutes_ago: int = 1, name: str = "growth.churn") -> Served:
+    latency = (calls // 2, 0, calls - calls // 2, *(0,) * 9)
+    began = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    return Served(name=name, version=version, began=began, calls=calls, failed=failed, latency=latency)
+
+
+def test_how_a_variant_is_called_is_told_of_all_replicas(world: World) -> None:
+    for _ in range(2):
+        world.made()
+    world.made("risk.fraud")
+    deployer, reader = world("growth/deploy"), world("growth/read")
+    deployer.put("/deployments/growth.churn", json={"version": 1})
+    canary = deployer.put("/deployments/growth.churn", json={"version": 2, "as": "canary", "percent": 10}).json()
+    assert reader.get("/deployments/growth.churn").json()["lately"] is None, "nobody has called it"
+    since = datetime.fromisoformat(canary["served"][1]["updated"])
+    for _ in range(2):
+        world.ledger.add_served([called(1, 10), called(2, 2, failed=1), called(1, 8, minutes_ago=30)])
+        world.ledger.add_canary("growth.churn", 2, since, CanaryCounts(calls=2, failed=1, compared=1))
+    lately = reader.get("/deployments/growth.churn").json()["lately"]
+    assert 24 / 6 <= lately["calls_a_minute"] <= 24 / 5
+    assert lately["failed"] == pytest.approx(2 / 24)
+    assert lately["p50_ms"] == 1.0
+    assert 2 < lately["p95_ms"] < 5
+    assert reader.get("/deployments").json()["items"][0]["lately"]["calls_a_minute"] > 0
+
+    traffic = reader.get("/deployments/growth.churn/traffic").json()
+    assert [(p["version"], p["calls"], p["failed"]) for p in traffic["points"]] == [(1, 16, 0), (1, 20, 0), (2, 4, 2)]
+    assert (traffic["window"], traffic["span_s"]) == ("hour", 60)
+    counts = {name: traffic["canary"][name] for name in ("version", "calls", "failed", "compared", "slower")}
+    assert counts == {"version": 2, "calls": 4, "failed": 2, "compared": 2, "slower": 0}
+    month = reader.get("/deployments/growth.churn/traffic", params={"window": "month"}).json()
+    assert sum(point["calls"] for point in month["points"]) == 40
+    error_of(reader.get("/deployments/growth.churn/traffic", params={"window": "year"}), 400)
+    error_of(reader.get("/deployments/risk.fraud/traffic"), 404)
 
 
 # --- recipes -----------------------------------------------------------------------

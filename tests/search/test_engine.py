@@ -41,7 +41,8 @@ def run(
     left_s: float = 15,
     record: Callable[[Trial], None] = lambda _: None,
 ) -> SearchResult:
-    settings = Settings(home=data.workspace)
+    # One thread: two of them wait for each other where tests run side by side.
+    settings = Settings(home=data.workspace, cpus=1)
     with RaySession(settings) as ray:
         result = search(
             plan, data, ray=ray, settings=settings, history=history, deadline=Deadline.after(left_s), record=record
@@ -142,15 +143,15 @@ def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(plan, data, record=recording)
+        run(plan, data, left_s=600, record=recording)
     killed = ledger[2].model_copy(update={"state": TrialState.KILLED})
     before = written(data)
-    result = run(plan, data, history=[ledger[0], ledger[1], killed])
+    result = run(plan, data, history=[ledger[0], ledger[1], killed], left_s=600)
     assert result.trials[2] == killed
     assert [t.number for t in result.trials[3:]] == [3]
     assert result.trials[3].parameters == killed.parameters
     assert before.items() <= written(data).items()
-    whole = run(plan, make_data(tmp_path / "whole", plan=plan))
+    whole = run(plan, make_data(tmp_path / "whole", plan=plan), left_s=600)
     assert [t.fold_scores for t in whole.trials[:2]] == [t.fold_scores for t in result.trials[:2]]
 
 
@@ -165,11 +166,11 @@ def test_a_search_interrupted_among_its_folds_fits_the_missing_ones_only(tmp_pat
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(plan, data, record=recording)
+        run(plan, data, left_s=600, record=recording)
     before = written(data)
-    result = run(plan, data, history=list(ledger.values()))
+    result = run(plan, data, history=list(ledger.values()), left_s=600)
     assert before.items() <= written(data).items()
-    whole = run(plan, make_data(tmp_path / "whole", plan=plan))
+    whole = run(plan, make_data(tmp_path / "whole", plan=plan), left_s=600)
     assert [(t.folds, t.fold_scores) for t in result.trials] == [(t.folds, t.fold_scores) for t in whole.trials]
     assert result.blend == whole.blend
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factory.search.blueprint import Blueprint, MemberPlan, refit_shares
 from factory.search.ensemble import STEPS, Arena, Blend, Candidates, greedy
 from factory.search.metric import Metric
-from factory.spec import Task
+from factory.spec import Task, Trial
 
 RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
 AUC = Metric.of("roc_auc", Task.BINARY)
@@ -157,3 +158,55 @@ def test_the_few_rows_of_a_class_are_looked_at_among_many() -> None:
     second = np.where(y == 1, 0.9, 0.1)
     good = np.stack([1 - second, second], axis=1)
     assert greedy(Metric("roc_auc", Task.BINARY), (y,), {0: (good[:, ::-1],), 1: (good,)}) == Blend({1: 1.0}, 1.0)
+
+
+def test_what_ranks_no_row_takes_no_part_in_a_ranking_unless_it_is_alone() -> None:
+    random = np.random.default_rng(5)
+    y = random.integers(0, 2, 3_000)
+    p = np.clip(0.5 * y + random.normal(0.25, 0.2, len(y)), 0.01, 0.99)
+    models = {0: np.full(len(y), 0.3), 1: p, 2: np.clip(p + random.normal(0, 0.3, len(y)), 0, 1)}
+    shown = {n: [np.stack([1 - each, each], axis=1)] for n, each in models.items()}
+    auc = Metric.of("roc_auc", Task.BINARY)
+    assert 0 not in greedy(auc, [y], shown).weights
+    assert 0 not in greedy(auc, [y], {n: shown[n] for n in (0, 1)}).weights
+    assert greedy(auc, [y], {0: shown[0]}).weights == {0: 1.0}
+    only = Arena(auc, [y], shown).greedy(affords=lambda members: members <= {0})
+    assert set(only.weights) == {0}, "where nothing else is affordable"
+    noisy = {0: shown[0], 1: [np.stack([1 - models[2], models[2]], axis=1)]}
+    assert 0 in greedy(Metric.of("neg_log_loss", Task.BINARY), [y], noisy).weights, "there it takes loss away"
+
+
+def searched(costs: dict[int, float], errors: dict[int, float]) -> tuple[Candidates, list[Trial]]:
+    """Candidates with that much noise, each fitted on four folds for that many seconds."""
+    random = np.random.default_rng(6)
+    y = random.normal(size=400)
+    predictions = {n: (y + error * random.normal(size=400),) for n, error in errors.items()}
+    trials = [
+        Trial(number=n, family="linear", parameters={}, state="succeeded", cost_s=cost, folds=(0, 1, 2, 3))
+        for n, cost in costs.items()
+    ]
+    return Candidates(RMSE, (y,), predictions), trials
+
+
+def test_a_refit_fits_the_best_members_that_a_tenth_of_the_searchs_cost_affords() -> None:
+    weights = {0: 0.5, 1: 0.3, 2: 0.2}
+    cheap = searched({0: 4, 1: 4, 2: 4, 9: 400}, {0: 0.3, 1: 0.3, 2: 0.3, 9: 1.0})
+    assert refit_shares(*cheap, weights) == weights, "all of them are affordable"
+    dear = searched({0: 40, 1: 6, 2: 6}, {0: 0.1, 1: 0.3, 2: 0.3})
+    shares = refit_shares(*dear, weights)
+    assert set(shares) == {1, 2}
+    assert sum(shares.values()) == pytest.approx(1)
+    none = searched({0: 40, 1: 30, 2: 20}, {0: 0.1, 1: 0.3, 2: 0.3})
+    assert refit_shares(*none, weights) == {2: 1.0}, "the cheapest, where none is"
+    unknown = Candidates(RMSE, (), {})
+    assert refit_shares(unknown, dear[1], weights) == weights, "a refit of a refit has nothing to choose by"
+
+
+def test_a_blueprint_names_what_a_refit_fits() -> None:
+    def member(n: int, weight: float, refit_weight: float | None = None) -> MemberPlan:
+        return MemberPlan(number=n, family="linear", parameters={}, weight=weight, refit_weight=refit_weight)
+
+    whole = Blueprint(members=(member(0, 0.7), member(1, 0.3)))
+    assert [(m.number, w) for m, w in whole.refitted] == [(0, 0.7), (1, 0.3)]
+    lean = Blueprint(members=(member(0, 0.7, 0.0), member(1, 0.2, 0.4), member(2, 0.1, 0.6)))
+    assert [(m.number, w) for m, w in lean.refitted] == [(2, 0.6), (1, 0.4)]

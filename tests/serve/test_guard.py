@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
-from serve.guard import ALPHA, MOST_ERRORS, SLOWER, Bet, Guard
+from factory.ledger import CanaryCounts
+from serve.guard import ALPHA, MOST_ERRORS, SLOWER, Guard, capital
 
 N_CANARIES, N_CALLS = 400, 500
 
@@ -57,13 +56,24 @@ def test_a_worse_canary_is_withdrawn_soon(errors: float, times: float, within: i
     assert says in guard.verdict
 
 
-@pytest.mark.parametrize("make", [lambda: Bet(0.01), lambda: Bet(0.5)])
-def test_capital_does_not_grow_on_average_while_it_is_good_enough(make: Callable[[], Bet]) -> None:
+@pytest.mark.parametrize("most", [0.01, 0.5])
+def test_capital_does_not_grow_on_average_while_it_is_good_enough(most: float) -> None:
     random = np.random.default_rng(3)
-    ends = []
-    for _ in range(4_000):
-        bet = make()
-        for x in random.random(30) < bet.most:
-            bet.see(float(x))
-        ends.append(bet.capital)
+    ends = [capital(int(n_ones), 30, most=most) for n_ones in random.binomial(30, most, 4_000)]
     assert np.mean(ends) <= 1 + 4 * np.std(ends) / np.sqrt(len(ends))
+
+
+def test_replicas_see_together_what_none_of_them_has_seen_alone() -> None:
+    """Each has seen too little to be sure; by the sums that the ledger keeps each of them is."""
+    guards, fleet = [Guard() for _ in range(4)], CanaryCounts()
+    for guard in guards:
+        guard.failed()
+        assert not guard.verdict
+    for guard in guards:
+        told = guard.untold
+        guard.failed()  # while the ledger is told
+        fleet += told
+        guard.tell(told, fleet)
+    assert [guard.counts for guard in guards] == [CanaryCounts(calls=n, failed=n) for n in (2, 3, 4, 5)]
+    assert [guard.untold for guard in guards] == [CanaryCounts(calls=1, failed=1)] * 4
+    assert "failed where the champion answered" in guards[-1].verdict

@@ -155,3 +155,9 @@ def test_tritonclient_gets_the_sentence_where_it_looks_for_it(caller):
     body = caller.post("/v2/models/growth.chrun/infer", content=b"{}", headers=agent).json()
     assert body["error"].startswith("There is no variant 'growth.chrun'")
     assert body["code"] == "not_found"
+
+
+def test_a_matrix_without_rows_and_with_a_billion_columns_is_refused_at_once(caller):
+    tensor = {"name": "rows", "shape": [0, 10**12], "datatype": "FP64", "data": []}
+    error = error_of(caller.post(INFER, json={"inputs": [tensor]}), 400)
+    assert "more than 100,000 columns" in error["message"]

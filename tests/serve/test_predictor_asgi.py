@@ -39,7 +39,18 @@ def test_every_payload_kind_predicts_the_same(caller, churn):
     for answer in answers:
         assert answer.json() == {"predictions": [row]}
         assert answer.headers["x-variant"] == "growth.churn/1"
-        assert answer.headers["server-timing"].startswith("predict;dur=")
+        assert answer.headers["server-timing"].rpartition(", ")[2].startswith("predict;dur=")
+
+
+def test_kserves_first_protocol(caller, churn):
+    answer = caller.post("/v1/models/growth.churn:predict", json={"instances": [ROW, ROW]})
+    assert answer.json() == {"predictions": expected(churn, [ROW, ROW])}
+    named = caller.post("/v1/models/growth.churn@champion:predict", json={"instances": [list(ROW.values())]})
+    assert named.json() == {"predictions": expected(churn, [ROW])}
+    assert caller.get("/v1/models/growth.churn").json() == {"name": "growth.churn", "ready": True}
+    error_of(caller.post("/v1/models/growth.nobody:predict", json={"instances": [ROW]}), 404)
+    error_of(caller.post("/v1/models/growth.churn:explain", json={"instances": [ROW]}), 405)
+    error_of(caller.get("/v1/models/growth.churn:predict"), 404)
 
 
 def test_regression_answers_numbers(caller, spend):
@@ -212,7 +223,7 @@ def test_entities_need_a_variant_with_features(shelf, make_caller, tmp_path):
 
 def test_feature_store_down_is_a_503_with_retry_after(shelf, make_caller):
     class Down:
-        def columns(self, *_: Any, **__: Any) -> None:
+        def read(self, *_: Any, **__: Any) -> None:
             raise ServiceFault("Feast could not read online features.", hint="Check the store.")
 
     response = make_caller(shelf, features=Down()).post(CHURN, json={"entities": [{"customer": 7}]})

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
@@ -74,6 +75,24 @@ def test_it_predicts_over_http(running, churn):
     assert answer.status_code == 200, answer.text
     assert answer.json() == {"predictions": [probabilities(churn)]}
     assert answer.headers["x-variant"] == "growth.churn/1"
+
+
+def test_grpc_reaches_the_same_variant_through_the_proxy(running: Running, churn: Bundle) -> None:
+    tensors = []
+    kinds = {"age": "FP64", "income": "FP64", "city": "BYTES", "member": "BOOL", "since": "BYTES"}
+    for name, kind in kinds.items():
+        values = np.array([ROW[name]], dtype=object if kind == "BYTES" else bool if kind == "BOOL" else np.float64)
+        tensor = triton_grpc.InferInput(name, [1], kind)
+        tensor.set_data_from_numpy(values)
+        tensors.append(tensor)
+    with triton_grpc.InferenceServerClient(running.predictor.grpc) as client:
+        assert client.is_server_ready()
+        token = {"authorization": f"Bearer {running.secret}"}
+        answer = client.infer("growth.churn", tensors, headers=token)
+        assert answer.as_numpy("probability_yes")[0] == pytest.approx(probabilities(churn)["probability_yes"], abs=1e-9)
+        with pytest.raises(InferenceServerException, match="No token was sent") as found:
+            client.infer("growth.churn", tensors)
+        assert found.value.status() == "StatusCode.UNAUTHENTICATED"
 
 
 def test_an_answer_says_how_long_it_took(running):

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
-from factory.errors import ServiceFault
+from factory.errors import ServiceFault, UntrustedBundle
 from factory.spec import DeploymentWish, Variant
 from factory.variants.bundle import Bundle
-from serve.loaded import Loaded
+from serve.loaded import LEAST_MB, Loaded
 from tests.answers import error_of
 
 from .calls import CHURN, ROW, expected, one
@@ -76,6 +77,31 @@ def test_the_least_recently_used_goes_first(own_shelf, churn, spend, make_caller
     for name in ("a", "b"):
         assert tight.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
     assert loads[-2:] == ["growth.a", "growth.b"]
+
+
+def test_what_is_pinned_stays_while_others_can_go(own_shelf, spend, make_caller):
+    for name in ("growth.a", "growth.b", "growth.c"):
+        own_shelf.put(name, spend)
+    loads = []
+
+    def load(variant: Variant) -> Loaded:
+        loads.append(variant.name)
+        return own_shelf.load(variant)
+
+    caller = make_caller(own_shelf, load=load, bundles=2, pinned=("growth.a",))
+    row = {"json": {"dataframe_records": [{"age": 1, "income": 1}]}}
+    for name in ("a", "b", "c", "a", "b", "a"):
+        assert caller.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
+    assert loads == ["growth.a", "growth.b", "growth.c", "growth.b"]
+
+
+def test_a_variant_counts_at_least_with_its_files_and_a_megabyte(own_shelf, spend):
+    variant = own_shelf.put("growth.a", spend)
+    loaded = Loaded.read(variant, own_shelf.path("growth.a", 1))
+    assert loaded.size_mb >= LEAST_MB
+    (own_shelf.path("growth.a", 1) / "variant.json").write_text("{}")
+    with pytest.raises(UntrustedBundle):
+        Loaded.read(variant, own_shelf.path("growth.a", 1))
 
 
 def test_a_changed_bundle_is_not_loaded_and_is_tried_again(own_shelf, churn, make_caller):

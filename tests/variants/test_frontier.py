@@ -14,6 +14,7 @@ from factory.data.dataset import Dataset, from_frame
 from factory.data.preparation import Preparation
 from factory.errors import StorageFault
 from factory.families.base import Deadline, FitContext, Sample, Shape
+from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult
 from factory.search.ensemble import Candidates, greedy
 from factory.search.jobs import TrialData
@@ -22,8 +23,9 @@ from factory.search.plan import family
 from factory.search.samples import preparation_folder
 from factory.search.splits import Split
 from factory.spec import Ceilings, FileDataset, Task, Trial, TrialState
-from factory.variants import costs
+from factory.variants import assembly, costs
 from factory.variants import frontier as module
+from factory.variants.assembly import assemble, keep_loaded, load_model
 from factory.variants.bundle import folder_size_mb
 from factory.variants.evaluation import one_row_latency_ms
 from factory.variants.frontier import Chosen, choose
@@ -185,6 +187,16 @@ def test_when_time_is_up_the_blend_is_cut_down_until_it_keeps_the_bound(diabetes
     assert len(tight.bundle.members) < sum(p.models for p in points[-1:])
 
 
+def test_a_bound_that_nobody_set_gives_way_where_it_costs_much(diabetes, monkeypatch):
+    monkeypatch.setattr(module, "DEFAULT_MS", 0.02)
+    chosen = under(diabetes)
+    assert chosen.frontier.lost <= module.TOLERATED
+    assert chosen.frontier.bound_ms > 0.02
+    assert "(raised from 0.02 ms" in chosen.frontier.sentence
+    kept = under(diabetes, latency_ms=0.02 / module.MARGIN)
+    assert kept.frontier.lost > module.TOLERATED, "a ceiling that somebody set is kept"
+
+
 def test_the_calibration_is_learned_once(cancer, monkeypatch):
     learned = []
     real = costs.learned_calibration
@@ -202,3 +214,35 @@ def test_files_that_are_gone_are_named(cancer, tmp_path):
     }
     with pytest.raises(StorageFault, match="files of trial 2"):
         choose(replace(result, parts=parts), data=data, ceilings=Ceilings(), rows=unseen.frame)
+
+
+def test_models_that_were_lent_under_other_numbers_are_priced_as_their_own(diabetes):
+    result, data, unseen = diabetes
+    lent = {1_000_000 + n: parts for n, parts in result.parts.items()}
+    predictions = {1_000_000 + n: each for n, each in result.candidates.predictions.items()}
+    both = replace(result, parts=lent, candidates=replace(result.candidates, predictions=predictions))
+    shop = costs.Shop(both, data, unseen.frame)
+    shop.merges = True
+    assert shop.latency_ms(frozenset([1_000_001]), 4) < 4 * shop.cost(1_000_001).row_ms + 1
+
+
+def test_files_of_a_model_are_copied_into_the_bundle_as_they_are(diabetes, tmp_path):
+    result, data, _ = diabetes
+    bundle = assemble({2: 1.0}, {2: result.parts[2][:1]}, data=data, calibration=Calibration())
+    bundle.save(tmp_path)
+    written = {path.name: path.read_bytes() for path in data.model_folder(2, 0).iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "members" / "0").iterdir()} == written
+
+
+def test_models_that_are_kept_are_loaded_once(diabetes, monkeypatch):
+    result = diabetes[0]
+    one, other = result.parts[0][:2]
+    keep_loaded([one])
+    assert load_model(one) is load_model(one)
+    assert load_model(other) is not load_model(other)
+    known = load_model(one)
+    keep_loaded([one, other])
+    assert load_model(one) is known
+    monkeypatch.setattr(assembly, "MOST_KEPT_MB", 0.0)
+    keep_loaded([one, other])
+    assert load_model(one) is not load_model(one)

@@ -22,13 +22,23 @@ from factory.search.jobs import TrialData
 from factory.search.metric import Metric
 from factory.search.plan import check_request, family, make_plan
 from factory.settings import Settings
-from factory.spec import RequestState, Task, Trial
+from factory.spec import Ceilings, RequestState, Task, Trial
 from factory.variants import fanout
 from factory.variants.appraisal import blueprint
 from factory.variants.bundle import Bundle
+from factory.variants.frontier import Chosen, choose
 from factory.variants.material import Material, Unit, divide, gather, slugs_of
 from factory.variants.registry import Registry
-from factory.variants.segments import LEAST_SHARED_ROWS, LENT_FROM, _read, _with_lent, cross_fitted, lend, seeds_of
+from factory.variants.segments import (
+    LEAST_SHARED_ROWS,
+    LENT_FROM,
+    SURE,
+    _read,
+    _with_lent,
+    lend,
+    seeds_of,
+    surely_better,
+)
 
 from .conftest import Made as Variant
 
@@ -96,13 +106,16 @@ def test_segments_take_their_part_of_the_pooled_folds(searched: tuple[Material, 
             assert set(unit.rows[mine.train]) == set(unit.rows) & set(whole.train)
 
 
+def chosen_of(result: SearchResult, pooled: Unit) -> Chosen:
+    return choose(result, data=pooled.data, ceilings=Ceilings(), rows=pooled.unseen.frame)
+
+
 def test_lent_predictions_are_those_of_the_segments_rows(searched, regression: Variant) -> None:
     _, pooled, units, _, result, _ = searched
     unit = units[0]
-    lent = lend(pooled.data, result, unit.rows)
-    assert [t.number for t in lent.trials] == sorted(
-        (LENT_FROM + n for n in result.blend.weights), key=lambda n: (-result.blend.weights[n - LENT_FROM], n)
-    )
+    lent = lend(pooled.data, result, chosen_of(result, pooled), unit.rows)
+    assert {LENT_FROM + n for n in result.blend.weights} | set(lent.weights) == {t.number for t in lent.trials}
+    assert sum(lent.weights.values()) == pytest.approx(1)
     for fold in result.folds:
         y = unit.data.dataset.y[unit.data.splits[fold].validation]
         for trial in lent.trials:
@@ -114,7 +127,9 @@ def test_lent_predictions_are_those_of_the_segments_rows(searched, regression: V
             np.testing.assert_allclose(lent.predictions[fold][trial.number], again, rtol=1e-4, atol=1e-3)
     assert seeds_of(result)[0][0] in ("linear", "lightgbm")
     # A refit of the segment scales a lent booster's rounds from the rows that they were found on: the pooled ones.
-    plan = blueprint(regression.bundle, {t.number: 1.0 for t in lent.trials}, lent.trials, unit.data)
+    plan = blueprint(
+        regression.bundle, {t.number: 1.0 for t in lent.trials}, _with_lent(None, lent, unit.data), unit.data
+    )
     assert {member.n_rows for member in plan.members} == {len(pooled.data.splits[0].train)}
 
 
@@ -128,9 +143,20 @@ def test_cross_fitting_sees_through_luck_and_finds_what_helps() -> None:
     pooled = y + 0.3 * generator.normal(size=200)
     noise = [3 * generator.normal(size=200) for _ in range(5)]
     own = y + 0.3 * generator.normal(size=200)
-    alone = cross_fitted(candidates(pooled, y=y))
-    assert cross_fitted(candidates(pooled, own, y=y)) > alone + 0.05
-    assert cross_fitted(candidates(pooled, *noise, y=y)) <= alone + 0.001
+    assert surely_better(candidates(pooled, own, y=y), {0: 1.0}) > 0.99
+    assert surely_better(candidates(pooled, *noise, y=y), {0: 1.0}) < SURE
+    assert surely_better(candidates(pooled, y=y), {0: 1.0}) == 0.0, "the same is no better"
+
+
+def test_weights_of_a_segments_own_are_seldom_taken_for_better_by_luck() -> None:
+    """Two pooled models whose best shares are the pooled ones: few rows would choose others."""
+    generator = np.random.default_rng(2)
+    taken = 0
+    for _ in range(60):
+        y = generator.normal(size=120)
+        both = [y + 0.3 * generator.normal(size=120) for _ in range(2)]
+        taken += surely_better(candidates(*both, y=y), {0: 0.5, 1: 0.5}) >= SURE
+    assert taken <= 6
 
 
 def fake_result(data: TrialData, predict, *, n_folds: int | None = None) -> SearchResult:
@@ -144,13 +170,17 @@ def fake_result(data: TrialData, predict, *, n_folds: int | None = None) -> Sear
 def test_own_models_are_used_only_if_they_help(searched) -> None:
     _, pooled, units, _, result, _ = searched
     data = units[0].data
-    lent = lend(pooled.data, result, units[0].rows)
+    lent = lend(pooled.data, result, chosen_of(result, pooled), units[0].rows)
     generator = np.random.default_rng(0)
     good = _with_lent(fake_result(data, lambda y: y + 0.01 * generator.normal(size=len(y))), lent, data)
     assert 7 in good.blend.weights
     bad = _with_lent(fake_result(data, lambda y: 100 + 50 * generator.normal(size=len(y))), lent, data)
     assert set(bad.blend.weights) <= {t.number for t in lent.trials}
     assert {t.number for t in bad.trials} == {7, *(t.number for t in lent.trials)}
+    assert (bad.blend.weights, bad.parts, bad.calibration) == (lent.weights, lent.chosen, lent.calibration)
+    assert good.blend.weights[7] > 0.4
+    assert sum(w for n, w in good.blend.weights.items() if n != 7) > 0.4, "half of it stays the pooled blend"
+    assert set(good.parts) == set(good.blend.weights)
     without = _with_lent(None, lent, data)
     assert set(without.blend.weights) <= {t.number for t in lent.trials}
     with pytest.raises(TrainingFault, match="no model"):
@@ -160,7 +190,7 @@ def test_own_models_are_used_only_if_they_help(searched) -> None:
 def test_models_that_share_few_rows_with_the_pooled_ones_are_not_preferred(searched) -> None:
     _, pooled, units, _, result, _ = searched
     data = units[0].data
-    lent = lend(pooled.data, result, units[0].rows)
+    lent = lend(pooled.data, result, chosen_of(result, pooled), units[0].rows)
     n_shared = len(data.splits[0].validation)
     assert n_shared < LEAST_SHARED_ROWS
     perfect = _with_lent(fake_result(data, lambda y: y, n_folds=1), lent, data)
@@ -202,7 +232,7 @@ def test_a_request_makes_all_its_segments_but_one_that_hangs(tmp_path: Path, mon
     settings = Settings(home=tmp_path / "home", cpus=2)
     settings.prepare_home()
     monkeypatch.setattr(fanout, "HANG_S", 8.0)
-    monkeypatch.setattr(fanout, "share_of", lambda *_: 2.0)
+    monkeypatch.setattr(fanout, "share_of", lambda *_, **__: 5.0)
     with Ledger.open(settings.ledger) as ledger:
         record = Intake(ledger, settings).submit(document(write_shops(tmp_path)), door="library").record
         # A pipe that nobody writes to: its reader waits for ever, as on a file system that went away.

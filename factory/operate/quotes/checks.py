@@ -7,7 +7,7 @@ fail the request seconds after a wait that may be hours.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from factory.data.dataset import MIN_ROWS
@@ -56,6 +56,7 @@ class Looked:
 def look(request: VariantRequest, recipe: Recipe, *, ledger: Ledger, settings: Settings) -> Looked:
     """Look at a well-formed request's data and parent."""
     data = look_at_data(request.dataset, settings=settings)
+    table = None if data.table is None else _counted_rows(request.dataset, data.table, ledger)
     problems = [*data.problems]
     if data.table is not None:
         problems += _unknown_columns(request, recipe, data.table)
@@ -65,7 +66,15 @@ def look(request: VariantRequest, recipe: Recipe, *, ledger: Ledger, settings: S
             parent = resolve(request.parent, ledger=ledger)
         except FactoryError as error:
             problems.append(Detail("parent", f"{error.message} {error.hint}".strip()))
-    return Looked(tuple(problems), data.table, parent, data.notes)
+    return Looked(tuple(problems), table, parent, data.notes)
+
+
+def _counted_rows(ref: DatasetRef, table: TableMetadata, ledger: Ledger) -> TableMetadata:
+    """Return what is known of a table, with its rows as they were counted where it was uploaded."""
+    if table.exact or not isinstance(ref, UploadDataset) or not (teams := ledger.upload_teams(ref.upload)):
+        return table
+    n_rows = ledger.upload(ref.upload, teams[0]).rows
+    return table if n_rows is None else replace(table, n_rows=n_rows, exact=True)
 
 
 def look_at_data(ref: DatasetRef, *, settings: Settings) -> Looked:

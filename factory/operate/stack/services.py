@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factory.errors import InvalidRequest, listing, suggest
-from factory.operate.deployments import free_port
+from factory.operate.deployments import free_port, wanted_grpc_port
 from factory.operate.stack.records import HttpProbe, Port, Service, StackFolder
 from factory.search.cluster import OBJECT_STORE_BYTES, local_cpus, ray_token
 from factory.settings import Settings
@@ -145,13 +145,17 @@ def _portal(settings: Settings, environment: dict[str, str]) -> Service:
 
 def _predictor(settings: Settings, environment: dict[str, str]) -> Service:
     port = settings.serve_port or free_port(0)
+    for_grpc = wanted_grpc_port(settings, after=settings.serve_port) or free_port(0)
     url = f"http://{LOOPBACK}:{port}"
     # With a small Ray of its own, so that what is served does not wait for what is searched, nor ends with it.
     return Service(
         name="predictor",
-        command=_module("serve.predictor", f"--port={port}"),
+        command=_module("serve.predictor", f"--port={port}", f"--grpc-port={for_grpc}"),
         env=environment,
-        ports=(Port(number=port, setting="FACTORY_SERVE_PORT"),),
+        ports=(
+            Port(number=port, setting="FACTORY_SERVE_PORT"),
+            Port(number=for_grpc, setting="FACTORY_SERVE_GRPC_PORT"),
+        ),
         health=HttpProbe(url=f"{url}/v2/health/ready"),
         depends_on=("mlflow",),
         start_s=300.0,

@@ -77,7 +77,8 @@ async def create_team(visitor: SignedIn, request: Request) -> Response:
     form = await read_form(request)
     document = {"name": one(form, "name"), "title": one(form, "title"), "quota": quota_of(form)}
     await visitor.api.send("POST", f"{API}/teams", document, csrf=one(form, "csrf"))
-    return visitor.go(f"/team?name={document['name']}", visitor.words("The team is there."))
+    page = "/new?team=" if one(form, "then") == "order" else "/team?name="
+    return visitor.go(f"{page}{document['name']}", visitor.words("The team is there."))
 
 
 @router.post("/team/{name}/quota")

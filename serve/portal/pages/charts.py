@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
+from factory.operate.traffic import Traffic
 from factory.spec import Trial, TrialState
 from serve.portal.pages.names import NAMES
 from serve.portal.pages.words import Words
@@ -158,3 +161,40 @@ def learning_curves(trials: Sequence[Trial], *, words: Words, most: int = 6) -> 
 
 
 _PARTS = {"validation": "validation", "train": "training"}
+
+
+def calls_over_time(traffic: Traffic, *, words: Words) -> Figure:
+    """Return calls by version over time, and below them what 95 % of each version's took at most, in ms."""
+    half = timedelta(seconds=traffic.span_s / 2)
+    traces: list[Figure] = []
+    for colour, version in zip(itertools.cycle(COLOURS), sorted({p.version for p in traffic.points}), strict=False):
+        those = [point for point in traffic.points if point.version == version]
+        shared: Figure = {
+            "name": words("Version {n}", n=version),
+            "legendgroup": str(version),
+            "x": [(point.began + half).isoformat() for point in those],
+        }
+        marker = {"color": colour}
+        traces.append(
+            shared
+            | {"type": "bar", "y": [p.calls * 60 / traffic.span_s for p in those], "width": traffic.span_s * 900}
+            | {"marker": marker, "hovertemplate": "%{y:.3g}<extra>%{fullData.name}</extra>"}
+        )
+        slow = {"type": "scatter", "mode": "lines+markers", "y": [p.p95_ms for p in those], "yaxis": "y2"}
+        look = {"line": {"color": colour, "width": 2}, "marker": {"size": 5, **marker}, "showlegend": False}
+        traces.append(shared | slow | look | {"hovertemplate": "%{y:.3g} ms<extra>%{fullData.name}</extra>"})
+    titles = ((1.0, words("Calls a minute")), (0.36, words("95 % within, ms")))
+    layout: Figure = {
+        "barmode": "stack",
+        "margin": {"l": 50, "r": 12, "t": 56, "b": 44},
+        "legend": {"orientation": "h", "x": 0, "y": 1.12, "yanchor": "bottom"},
+        "annotations": [
+            {"text": text, "showarrow": False, "align": "left"}
+            | {"xref": "paper", "yref": "paper", "x": 0, "y": y, "xanchor": "left", "yanchor": "bottom"}
+            for y, text in titles
+        ],
+        "xaxis": {"type": "date", "anchor": "y2", "range": [one.isoformat() for one in (traffic.since, traffic.until)]},
+        "yaxis": {"domain": [0.5, 1], "rangemode": "tozero"},
+        "yaxis2": {"domain": [0, 0.36], "rangemode": "tozero"},
+    }
+    return {"data": traces, "layout": layout}

@@ -7,7 +7,9 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from serve.portal.documents import Deployments, VariantName
+from factory.operate.traffic import Traffic
+from serve.portal.documents import Deployments, NameDeployment, VariantName
+from serve.portal.pages.charts import calls_over_time
 from serve.portal.pages.forms import number, one, read_form
 from serve.portal.pages.kit import SignedIn
 from serve.portal.routes import API
@@ -23,14 +25,21 @@ async def show_deployments(visitor: SignedIn) -> Response:
 
 
 @router.get("/deployments/{name}")
-async def show_deployment(visitor: SignedIn, name: str) -> Response:
-    """Show how a variant is served, and a form to change it."""
-    found, answer = await asyncio.gather(
-        visitor.api.get(f"{API}/variants/{name}", VariantName), visitor.api.answer(f"{API}/deployments/{name}")
+async def show_deployment(visitor: SignedIn, name: str, window: str = "hour") -> Response:
+    """Show how a variant is served and called, and a form to change it."""
+    found, answer, called, served = await asyncio.gather(
+        visitor.api.get(f"{API}/variants/{name}", VariantName),
+        visitor.api.answer(f"{API}/deployments/{name}"),
+        visitor.api.get(f"{API}/deployments/{name}/traffic", Traffic, {"window": window}),
+        visitor.api.get(f"{API}/deployments", Deployments),
     )
     return visitor.page(
         "deployment.html",
         variant=found,
+        traffic=called,
+        calls=calls_over_time(called, words=visitor.words),
+        lately=NameDeployment.model_validate_json(answer.content).lately,
+        predictor=served.predictor,
         versions=sorted(found.versions, key=lambda version: -version.version),
         tag=answer.headers.get("etag", ""),
         may_deploy=visitor.may_change("deploy", found.team),

@@ -19,6 +19,8 @@ router = APIRouter(include_in_schema=False)
 
 SHOWN = 6
 """Lines of each list; a link leads to all of them."""
+FAILING = 0.01
+"""Part of a variant's calls that fail, from which on somebody should look."""
 
 
 @router.get("/")
@@ -41,6 +43,8 @@ async def show_home(visitor: SignedIn) -> Response:
         champions=[one for one in variants.items if "champion" in one.aliases][:SHOWN],
         challengers=[one for one in variants.items if "challenger" in one.aliases][:SHOWN],
         deployments={one.name: one.served for one in deployments.items},
+        lately={one.name: one.lately for one in deployments.items},
+        failing=[one for one in deployments.items if one.lately and one.lately.failed >= FAILING][:SHOWN],
         predictor=deployments.predictor,
         proposals=proposals.items,
     )

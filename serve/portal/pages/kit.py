@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
-from serve.portal.pages.names import MENU, NAMES
+from serve.portal.pages.names import MENU, NAMES, metric_named
 from serve.portal.pages.words import UNKNOWN, Words
 from serve.portal.routes.sign_in import SessionView
 
@@ -227,6 +227,8 @@ def environment(language: str) -> Environment:
         "score": words.score,
         "percent": words.percent,
         "seconds": words.seconds,
+        "ms": words.milliseconds,
+        "metric": metric_named,
         "bytes": words.size,
         "moment": lambda moment: time_element(words, moment),
         "figure": figure_json,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from factory.search.metric import label_of
+
 
 def _(message: str) -> str:
     """Mark a message for the catalogues."""
@@ -9,6 +11,7 @@ def _(message: str) -> str:
 
 
 NAMES: dict[str, dict[str, str]] = {
+    "origin": {"portfolio": _("the portfolio"), "search": _("the search"), "history": _("an earlier request")},
     "state": {
         "received": _("Received"),
         "queued": _("Waiting"),
@@ -118,3 +121,12 @@ MENU = (
     ("/team", _("Team")),
 )
 """Pages of the menu: address and name."""
+
+
+def metric_named(name: str) -> str:
+    """Return the name for people of a metric; scores of losses stay negative, and so is their name.
+
+    >>> metric_named("roc_auc"), metric_named("neg_log_loss")
+    ('ROC AUC', '\u2212log loss')
+    """
+    return f"\N{MINUS SIGN}{label_of(name)}" if name.startswith("neg_") else label_of(name)

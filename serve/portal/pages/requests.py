@@ -17,6 +17,7 @@ from serve.portal.pages.charts import colour_of, learning_curves, score_over_tri
 from serve.portal.pages.forms import asked_yaml, one, read_form
 from serve.portal.pages.inner import Query, Refused
 from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.pages.names import metric_named
 from serve.portal.routes import API
 
 router = APIRouter(include_in_schema=False)
@@ -24,6 +25,8 @@ router = APIRouter(include_in_schema=False)
 RAIL = ("received", "queued", "preparing", "searching", "evaluating", "registered", "serving")
 LEADERS = 12
 """Lines of the leaderboard."""
+LATEST = 200
+"""Trials that are listed with their parameters."""
 MOST_PAGES = 60
 """Of trials that are read, 200 each; the chart tells if there are more."""
 
@@ -97,13 +100,15 @@ async def _told(visitor: Visitor, request_id: str) -> dict[str, Any]:
         visitor.api.get(f"{API}/variants", Variants, {"request_id": record.id, "limit": 200}),
     )
     pooled = [trial for trial in trials if not trial.segment]
-    metric = made.items[0].metric if made.items else record.request.metric or visitor.words("Score")
+    named = made.items[0].metric if made.items else record.request.metric
+    metric = metric_named(named) if named else visitor.words("Score")
     return {
         "record": record,
         "trials": pooled,
         "n_trials": _counts(pooled),
         "segments": sorted({trial.segment for trial in trials if trial.segment}),
         "leaders": leaders(pooled),
+        "latest": pooled[: -LATEST - 1 : -1],
         "colour_of": colour_of,
         "scores": score_over_trials(pooled, metric=metric, words=visitor.words) if pooled else None,
         "curves": learning_curves(pooled, words=visitor.words),

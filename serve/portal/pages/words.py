@@ -125,6 +125,14 @@ class Words:
         shown = [format_unit(n, f"duration-{unit}", length="short", locale=self.locale) for unit, n in parts[:2] if n]
         return str(format_list(shown, style="unit", locale=self.locale))
 
+    def milliseconds(self, ms: float | None) -> str:
+        """Return a short duration.
+
+        >>> [Words.of("en").milliseconds(ms) for ms in (0.347, 42.1, 1520)]
+        ['0.3 ms', '42 ms', '1,520 ms']
+        """
+        return UNKNOWN if ms is None else f"{self.number(ms, 1 if ms < 10 else 0)} ms"
+
     def size(self, n_bytes: float) -> str:
         """Return a size in bytes, kB, MB or GB.
 

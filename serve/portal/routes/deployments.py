@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Annotated
 
@@ -11,10 +10,11 @@ from pydantic import Field
 from starlette.responses import Response
 
 from factory.errors import Detail, InvalidRequest
-from factory.ledger import Deployment
+from factory.ledger import Ledger
 from factory.ledger.catalog import served_digest, team_of
 from factory.operate.deployments import running_predictor
 from factory.operate.promotion import deploy
+from factory.operate.traffic import Traffic, Window, lately, traffic
 from factory.spec import DeploymentWish, Document
 from serve.portal.bodies import Incoming
 from serve.portal.context import Here
@@ -37,12 +37,20 @@ class DeploymentFilters(Document):
     team: str | None = Field(None, max_length=63, description="Of one team; the token's own where empty.")
 
 
+class TrafficQuery(Document):
+    """How far back."""
+
+    window: Window = Field("hour", description="By minutes over an hour, by hours over a day or a month of 30 days.")
+
+
 @router.get("", response_model=Deployments, responses=refusals(404))
 def list_deployments(portal: Here, caller: Reader, filters: Annotated[DeploymentFilters, Query()]) -> Response:
     """List what is served of a team, by name, and where."""
     team = caller.own_team(filters.team)
     rows = [row for row in portal.ledger.deployments() if team in (None, team_of(row.name))]
-    items = [NameDeployment(name=name, served=tuple(those)) for name, those in groupby(rows, key=lambda row: row.name)]
+    by_name = {name: tuple(those) for name, those in groupby(rows, key=lambda row: row.name)}
+    called = lately(portal.ledger, list(by_name))
+    items = [NameDeployment(name=name, served=served, lately=called.get(name)) for name, served in by_name.items()]
     running = running_predictor(portal.settings)
     return reply(Deployments(items=tuple(items), predictor=None if running is None else running.url))
 
@@ -51,7 +59,14 @@ def list_deployments(portal: Here, caller: Reader, filters: Annotated[Deployment
 def show_deployment(portal: Here, caller: Reader, name: Name) -> Response:
     """Show how a variant is served; empty where it is not."""
     seen_versions(portal.ledger, caller, name)
-    return _shown(name, portal.ledger.deployment(name))
+    return _shown(portal.ledger, name)
+
+
+@router.get("/{name}/traffic", response_model=Traffic, responses=refusals(404))
+def show_traffic(portal: Here, caller: Reader, name: Name, query: Annotated[TrafficQuery, Query()]) -> Response:
+    """Show how often a variant was called over a while, with faults and latencies, and what its canary has done."""
+    seen_versions(portal.ledger, caller, name)
+    return reply(traffic(portal.ledger, name, query.window))
 
 
 @router.put(
@@ -75,7 +90,7 @@ def set_deployment(portal: Here, caller: Deployer, name: Name, body: Incoming, i
             why=change.why,
             if_digest=seen,
         )
-    return _shown(name, portal.ledger.deployment(name))
+    return _shown(portal.ledger, name)
 
 
 def _wish(change: DeploymentChange) -> DeploymentWish:
@@ -89,6 +104,7 @@ def _wish(change: DeploymentChange) -> DeploymentWish:
     )
 
 
-def _shown(name: str, served: Sequence[Deployment]) -> Response:
-    headers = {"etag": tag(served_digest(served))}
-    return reply(NameDeployment(name=name, served=tuple(served)), headers=headers)
+def _shown(ledger: Ledger, name: str) -> Response:
+    served = ledger.deployment(name)
+    shown = NameDeployment(name=name, served=tuple(served), lately=lately(ledger, [name]).get(name))
+    return reply(shown, headers={"etag": tag(served_digest(served))})

@@ -64,10 +64,21 @@ export function themed(layout, width = Infinity) {
 
 export const chartOptions = { displaylogo: false, responsive: true, displayModeBar: false };
 
+// Plotly draws moments as they are written: in the reader's zone, then.
+function here(moment) {
+  const date = new Date(moment);
+  return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, -1);
+}
+
 export async function drawChart(element) {
   const source = document.getElementById(element.dataset.figure);
   if (!source) return;
   const figure = JSON.parse(source.textContent);
+  const axis = figure.layout?.xaxis;
+  if (axis?.type === "date") {
+    axis.range = axis.range?.map(here);
+    figure.data.forEach((trace) => { trace.x = trace.x.map(here); });
+  }
   const Plotly = await loadPlotly();
   await Plotly.react(element, figure.data, themed(figure.layout ?? {}, element.clientWidth), chartOptions);
   element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));

@@ -1,0 +1,196 @@
+"""What is answered: calls by version and time, and what counts against a canary, summed over all replicas.
+
+Replicas add what they have counted every few seconds, so that the sums tell of
+the whole fleet, whoever asks, and outlive a replica.  A minute is kept for
+three hours, an hour for 35 days.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from datetime import datetime, timedelta
+from operator import add, sub
+from typing import Literal, Self
+
+from sqlalchemy import Connection, delete, select
+
+from factory.ledger import schema
+from factory.ledger.database import Database
+from factory.ledger.engines import insert_into
+from factory.ledger.moments import now
+from factory.spec import Document
+
+Span = Literal["minute", "hour"]
+SPANS: Mapping[Span, tuple[timedelta, timedelta]] = {
+    "minute": (timedelta(minutes=1), timedelta(hours=3)),
+    "hour": (timedelta(hours=1), timedelta(days=35)),
+}
+"""How long each is, and for how long it is kept."""
+LATENCY_MS = schema.LATENCY_MS
+"""Upper bounds of the groups of calls by the time that they took, from arrival to answer; the last has none."""
+_SUMS = ("calls", "failed", *schema.LATENCY_COLUMNS)
+_CANARY_SUMS = ("calls", "failed", "compared", "slower")
+
+
+class Served(Document):
+    """Calls of one version within a minute or an hour.
+
+    Attributes:
+        name: Of the variant.
+        version: Who has answered.
+        began: When the minute or hour did.
+        calls: That it has answered, or was to.
+        failed: Of them those that ended in a fault of the factory, or that the champion answered for a canary.
+        latency: Calls by what they took, as :data:`LATENCY_MS` and above.
+    """
+
+    name: str
+    version: int
+    began: datetime
+    calls: int = 0
+    failed: int = 0
+    latency: tuple[int, ...] = (0,) * len(schema.LATENCY_COLUMNS)
+
+    def __add__(self, other: Self) -> Self:
+        """Return both together, as if they were of one time."""
+        latency = tuple(a + b for a, b in zip(self.latency, other.latency, strict=True))
+        sums = {"calls": self.calls + other.calls, "failed": self.failed + other.failed, "latency": latency}
+        return self.model_copy(update=sums)
+
+    def quantile_ms(self, q: float) -> float | None:
+        """Return what a part of the calls took at most, in ms; None where there was none.
+
+        Within a group of calls times are taken as spread evenly.
+        """
+        wanted, below, low = q * sum(self.latency), 0, 0.0
+        if not wanted:
+            return None
+        for high, n in zip(LATENCY_MS, self.latency, strict=False):
+            if below + n >= wanted:
+                return low + (high - low) * (wanted - below) / n
+            below, low = below + n, high
+        return low
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryCounts:
+    """What a canary has done beside its champion, since it was given its share.
+
+    Attributes:
+        calls: That it was to answer.
+        failed: Of them those that the champion answered for it.
+        compared: Answers that were set beside one of the champion's.
+        slower: Of them those that took much longer.
+    """
+
+    calls: int = 0
+    failed: int = 0
+    compared: int = 0
+    slower: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        """Return the sums of both."""
+        return type(self)(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: Self) -> Self:
+        """Return what is left without the other."""
+        return type(self)(*map(sub, astuple(self), astuple(other)))
+
+
+class ServedCalls(Database):
+    """The part of the ledger that knows what was answered."""
+
+    def add_served(self, counted: Sequence[Served]) -> None:
+        """Add calls to the sums of their minutes and hours, and forget what is too old.
+
+        Args:
+            counted: Of one minute each; ``began`` may be any moment within it.
+        """
+        moment = now()
+        with self._write() as connection:
+            for span, (length, _) in SPANS.items():
+                sums: dict[tuple[str, int, datetime], Served] = {}
+                for one in counted:
+                    began = _floor(one.began, length)
+                    key = (one.name, one.version, began)
+                    sums[key] = sums[key] + one if key in sums else one.model_copy(update={"began": began})
+                # In one order, so that two replicas do not wait for each other.
+                for _, total in sorted(sums.items()):
+                    _add(connection, span, total)
+            for span, (_, kept) in SPANS.items():
+                at = schema.served.c
+                connection.execute(delete(schema.served).where(at.span == span, at.began < moment - kept))
+
+    def served(self, span: Span, *, since: datetime, names: Sequence[str] | None = None) -> list[Served]:
+        """Return calls since a moment by name, version and time.
+
+        Args:
+            span: By minutes or by hours.
+            since: Those that began then or later.
+            names: Of these variants; None of all.
+        """
+        at = schema.served.c
+        query = select(schema.served).where(at.span == span, at.began >= since)
+        if names is not None:
+            query = query.where(at.name.in_(names))
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(at.name, at.version, at.began)).all()
+        return [
+            Served(
+                name=row.name,
+                version=row.version,
+                began=row.began,
+                calls=row.calls,
+                failed=row.failed,
+                latency=tuple(getattr(row, column) for column in schema.LATENCY_COLUMNS),
+            )
+            for row in rows
+        ]
+
+    def add_canary(self, name: str, version: int, since: datetime, counted: CanaryCounts) -> CanaryCounts:
+        """Add to what a canary has done, and return what it has done in the whole fleet.
+
+        Args:
+            name: Of the variant.
+            version: The canary.
+            since: When it was given its share: what it did before, in another one, is no part of it.
+            counted: What is added.
+        """
+        row = {"name": name, "version": version, "since": since} | asdict(counted)
+        at = schema.canaries.c
+        with self._write() as connection:
+            insertion = insert_into(connection, schema.canaries).values(row)
+            added = {each: at[each] + insertion.excluded[each] for each in _CANARY_SUMS}
+            keys = ["name", "version", "since"]
+            connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added))
+            connection.execute(delete(schema.canaries).where(at.name == name, at.since < since))
+            return _canary(connection, name, version, since)
+
+    def canary_counts(self, name: str, version: int, since: datetime) -> CanaryCounts:
+        """Return what a canary has done since it was given its share."""
+        with self._read() as connection:
+            return _canary(connection, name, version, since)
+
+
+def _add(connection: Connection, span: Span, total: Served) -> None:
+    latency = dict(zip(schema.LATENCY_COLUMNS, total.latency, strict=True))
+    sums = {"calls": total.calls, "failed": total.failed} | latency
+    row = {"name": total.name, "version": total.version, "span": span, "began": total.began} | sums
+    insertion = insert_into(connection, schema.served).values(row)
+    added = {each: schema.served.c[each] + insertion.excluded[each] for each in _SUMS}
+    keys = ["span", "name", "version", "began"]
+    connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added))
+
+
+def _canary(connection: Connection, name: str, version: int, since: datetime) -> CanaryCounts:
+    at = schema.canaries.c
+    this = (at.name == name, at.version == version, at.since == since)
+    row = connection.execute(select(schema.canaries).where(*this)).one_or_none()
+    return CanaryCounts() if row is None else CanaryCounts(**{each: getattr(row, each) for each in _CANARY_SUMS})
+
+
+def _floor(moment: datetime, length: timedelta) -> datetime:
+    """Return the beginning of a minute or hour, in UTC."""
+    seconds = int(length.total_seconds())
+    return datetime.fromtimestamp(int(moment.timestamp()) // seconds * seconds, tz=moment.tzinfo)

@@ -1,0 +1,220 @@
+"""Many questions answered at once: those of one version are one prediction, and each still has an answer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from factory.errors import FactoryError, ServiceFault, StorageFault, SystemFault
+from factory.spec import Variant
+from serve.call import Call, Message
+from serve.core import Asked, Core, Prediction, predicted
+from serve.errors import DeadlineExceeded, status_of
+from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, Values, check_rows
+from serve.store import Reference
+from serve.traffic import KEY_HEADER
+
+logger = logging.getLogger(__name__)
+
+Form = Callable[[Prediction], bytes]
+Made = Prediction | FactoryError
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be predicted.
+
+    Attributes:
+        name: Variant, as people write it: ``team.name``, ``team.name@alias`` or ``team.name/version``.
+        key: What it is about; whoever sends the same one gets the same version.
+        payload: The rows.
+        body: As it was sent; stands for the key where there is none.
+    """
+
+    name: str
+    key: str
+    payload: Payload
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Told:
+    """An answer.
+
+    Attributes:
+        by: ``name/version`` that has made it.
+        body: As it was formed.
+    """
+
+    by: str
+    body: bytes
+
+
+async def answer_together(core: Core, questions: Sequence[Question], form: Form) -> list[Told | FactoryError]:
+    """Return an answer or an error for each question, in their order.
+
+    What they have in common is predicted in one go. Where that fails, each is predicted alone, so that an error is
+    told to whoever has made it. Canary, shadow, log and counts are those of the predictor's calls.
+
+    Args:
+        core: Of this process.
+        questions: What is asked.
+        form: Makes the body of an answer.
+    """
+    found = await asyncio.gather(*(_asked(core, question) for question in questions))
+    asked = {i: one for i, one in enumerate(found) if isinstance(one, Asked)}
+    made = await _made_together(core, {i: (one, questions[i].key) for i, one in asked.items()})
+    told: list[Told | FactoryError] = []
+    for i, one in enumerate(found):
+        if isinstance(one, FactoryError):
+            told.append(one)
+        else:
+            told.append(await _answered(core, one, questions[i].key, form, made.get(i)))
+    return told
+
+
+async def _asked(core: Core, question: Question) -> Asked | FactoryError:
+    try:
+        check_rows(question.payload, max_rows=core.limits.rows)
+        reference = Reference.written(question.name)
+        return Asked(reference, await core.table.resolve(reference), question.payload, question.body)
+    except FactoryError as error:
+        return error
+
+
+async def _answered(
+    core: Core, asked: Asked, key: str, form: Form, made: Prediction | FactoryError | None
+) -> Told | FactoryError:
+    """Return the answer of one question."""
+    headers = {KEY_HEADER.encode(): key.encode()} if key else {}
+    call = Call(method="POST", parts=(), headers=headers, receive=_nothing)
+    began = time.perf_counter()
+    answer: Told | FactoryError
+
+    def known(variant: Variant) -> Prediction | None:
+        return made if isinstance(made, Prediction) and made.loaded.variant.version == variant.version else None
+
+    try:
+        if isinstance(made, FactoryError):
+            raise made
+        async with asyncio.timeout(core.limits.deadline_s):
+            body = await core.answered(call, asked, form, made=known)
+        answer = Told(call.answer_headers["x-variant"], body)
+    except TimeoutError:
+        answer = DeadlineExceeded(f"The answer was not ready within {core.limits.deadline_s:g} s.")
+    except FactoryError as error:
+        answer = error
+    except Exception as error:
+        logger.exception("a message failed")
+        answer = SystemFault(f"The predictor failed on this message: {type(error).__name__}.")
+    took_s = time.perf_counter() - began + (made.ms / 1e3 if isinstance(made, Prediction) else 0.0)
+    status = status_of(answer) if isinstance(answer, FactoryError) else 200
+    core.note(call, "invoke", status=status, took_s=took_s)
+    return answer
+
+
+async def _nothing() -> Message:
+    raise AssertionError("the body of a message is read already")
+
+
+# --- predicted together -----------------------------------------------------------
+
+
+async def _made_together(core: Core, asked: Mapping[int, tuple[Asked, str]]) -> dict[int, Made]:
+    """Return the predictions of all that have company, by question; an error where something is away for all."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    who: dict[int, Variant] = {}
+    canaries: set[int] = set()
+    for i, (one, key) in asked.items():
+        choice = await core.traffic.choose(one.reference, one.variant, key.encode() or one.body)
+        who[i] = choice.canary or choice.champion
+        canaries |= {i} if choice.canary else set()
+        groups[who[i].name, who[i].version, *_shape(one.payload)].append(i)
+    made: dict[int, Made] = {}
+    for members in groups.values():
+        payloads = [asked[i][0].payload for i in members]
+        for part in _parts(members, payloads, most=core.limits.rows):
+            if len(part) > 1:
+                found = await _one_go(core, who[part[0]], {i: asked[i][0].payload for i in part})
+                # Where a canary fails the champion answers.
+                made |= {i: one for i, one in found.items() if isinstance(one, Prediction) or i not in canaries}
+    return made
+
+
+def _shape(payload: Payload) -> tuple[object, ...]:
+    """Return what payloads have in common that can stand below each other."""
+    if isinstance(payload, EntityRows):
+        return ("entities", *sorted({key for row in payload.rows for key in row}))
+    columns = payload.columns
+    lengths = {len(values) for values in (columns.values() if isinstance(columns, Mapping) else columns)}
+    if len(lengths) != 1:
+        return (id(payload),)  # is wrong, and stays alone
+    return ("named", *sorted(columns)) if isinstance(columns, Mapping) else ("nameless", len(columns))
+
+
+def _parts(members: Sequence[int], payloads: Sequence[Payload], *, most: int) -> Iterable[list[int]]:
+    """Return groups of no more rows than a request may have."""
+    part: list[int] = []
+    rows = 0
+    for i, payload in zip(members, payloads, strict=True):
+        if part and rows + payload.n_rows > most:
+            yield part
+            part, rows = [], 0
+        part.append(i)
+        rows += payload.n_rows
+    yield part
+
+
+async def _one_go(core: Core, variant: Variant, payloads: Mapping[int, Payload]) -> dict[int, Made]:
+    """Return the predictions of payloads of one shape; none where they cannot be made together.
+
+    Where a store is away, each would find that out by itself, one after the other: all are told.
+    """
+    try:
+        async with asyncio.timeout(core.limits.deadline_s):
+            loaded = await core.cache.get(variant)
+            columns = await core.columns(None, _joined(list(payloads.values())), loaded)
+            whole = await core.in_("predict", lambda: predicted(columns, loaded))
+    except (ServiceFault, StorageFault) as error:
+        return dict.fromkeys(payloads, error)
+    except TimeoutError:
+        late = DeadlineExceeded(f"The answers were not ready within {core.limits.deadline_s:g} s.")
+        return dict.fromkeys(payloads, late)
+    except FactoryError:
+        return {}
+    except Exception:
+        logger.warning("%s/%d failed on a batch", variant.name, variant.version, exc_info=True)
+        return {}
+    made: dict[int, Made] = {}
+    first = 0
+    share = whole.ms / len(payloads)
+    for i, payload in payloads.items():
+        rows = slice(first, first + payload.n_rows)
+        inputs = {name: values[rows] for name, values in whole.inputs.items()}
+        made[i] = replace(whole, inputs=inputs, raw=whole.raw[rows], ms=share)
+        first += payload.n_rows
+    return made
+
+
+def _joined(payloads: Sequence[Payload]) -> Payload:
+    first = payloads[0]
+    if isinstance(first, EntityRows):
+        return EntityRows([row for one in payloads if isinstance(one, EntityRows) for row in one.rows])
+    if isinstance(first, NamelessColumns):
+        lists = [one.columns for one in payloads if isinstance(one, NamelessColumns)]
+        return NamelessColumns([_below(parts) for parts in zip(*lists, strict=True)])
+    named = [one.columns for one in payloads if isinstance(one, NamedColumns)]
+    return NamedColumns({name: _below([one[name] for one in named]) for name in first.columns})
+
+
+def _below(parts: Sequence[Values]) -> Values:
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return np.concatenate(arrays)
+    return [value for part in parts for value in part]
