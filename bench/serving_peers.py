@@ -36,7 +36,7 @@ from bench.peers.install import installed
 from bench.peers.served_model import PATH
 from bench.record import WORK, save
 from bench.served import Target, measured, one_row, predictor
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 from factory.search import plan
 
 FOLDER = WORK / "serving_peers"

@@ -37,7 +37,7 @@ from factory.data.dataset import from_frame
 from factory.data.traits import traits_of
 from factory.ledger import Ledger, moments, schema
 from factory.ledger.records import document_json
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 from factory.spec import FileDataset, RequestState, Variant
 
 RATES = {"SQLite": 20, "PostgreSQL": 50}

@@ -17,7 +17,8 @@ import threading
 from typing import Any
 
 from factory.errors import Conflict, Detail, FactoryError, ServiceFault
-from factory.operate.deployments import HOST, MARK, announce_ready, free_port, grpc_port
+from factory.operate.deployments import MARK, announce_ready, grpc_port
+from factory.operate.ports import HOST, free_port
 from factory.settings import Settings, load_settings
 from serve.proxy import proxy_environment, proxy_folder
 from serve.replica import PredictorDeployment
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         with proxy_folder(settings.prepare_home()) as folder:
             # Ray takes messages of 2 GB otherwise, before anybody has looked at their token.
             most = {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(int(1.1e6 * settings.max_request_mb) + 100_000)}
-            environment = {**proxy_environment(folder), **_ONE_THREAD, **most}
+            environment = {**proxy_environment(folder, ongoing=settings.serve_max_ongoing), **_ONE_THREAD, **most}
             os.environ.update(environment)
             run(settings, port=port, for_grpc=for_grpc, environment=environment)
     except FactoryError as error:
@@ -93,7 +94,8 @@ def run(settings: Settings, *, port: int, for_grpc: int, environment: dict[str, 
             max_ongoing_requests=4 * settings.serve_max_ongoing,
             graceful_shutdown_timeout_s=5,
             ray_actor_options={"num_cpus": 1},
-            logging_config={"enable_access_log": False},
+            # Without its access log Serve still makes a record of each call.
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )(serve.ingress()(PredictorDeployment))
         serve.run(deployment.bind(settings), name=APPLICATION, route_prefix="/")
         announce_ready(settings)

@@ -5,6 +5,10 @@ Its defaults suit a machine of one's own: sockets in a shared folder, fixed
 ports, 30 s of draining.  Here it gets a private folder and free ports.  The
 statistics and metrics pages still listen on all addresses, since Serve lets
 only their ports be chosen.
+
+It also keeps from the replicas what they could only refuse: a refusal costs a
+replica nearly what an answer does, so that callers who come again at once would
+take the time of those who are answered.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ import contextlib
 import fcntl
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from factory.errors import FactoryError, ServiceFault
+from factory.operate.ports import free_ports
+from serve.errors import DeadlineExceeded, Overloaded, answer
 
 STOP_S = 5
 """How long HAProxy waits for open connections when it stops or reloads; a request takes milliseconds."""
@@ -48,6 +55,8 @@ def proxy_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+QUEUE_MS = 100
+"""How long a call waits for a place in a replica; then it is told to come again."""
 BY_NAME = "\n    ".join(
     (
         "hash path,regsub(^/v[12]/models/,/variants/),regsub(^/inference.*,),field(3,/),regsub([:@].*,)",
@@ -59,15 +68,46 @@ BY_NAME = "\n    ".join(
 
 Consistent: where a replica comes or goes, the other names stay where they are.  A replica with half as many calls again
 as the others have passes further ones on, so that a hot name spreads.  What has no name in its path, as gRPC, goes to
-any of them.  Serve pastes the text after ``balance`` in HAProxy's defaults."""
+any of them."""
+_PAGES: dict[int, FactoryError] = {
+    502: ServiceFault("The replica that had this call has ended.", hint="Send it again: another one answers."),
+    503: Overloaded("All replicas have as many calls as they take at one time.", hint="Try again in a moment."),
+    504: DeadlineExceeded("No replica has answered in time.", hint="Send fewer rows, or try again."),
+}
+"""What callers are told by the proxy itself, by status."""
+_REASONS = {502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
 
 
-def proxy_environment(folder: Path) -> dict[str, str]:
-    """Return the variables for one proxy.
+def write_pages(folder: Path) -> str:
+    """Write what the proxy itself answers in the one shape of all errors; return the lines that name the files."""
+    lines = []
+    for status, error in _PAGES.items():
+        _, headers, body = answer(error)
+        head = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{k}: {v}" for k, v in headers.items())]
+        page = folder / f"{status}.http"
+        page.write_bytes("\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body)
+        lines.append(f"errorfile {status} {page}")
+    return "\n    ".join(lines)
+
+
+def defaults(folder: Path, *, ongoing: int) -> str:
+    """Return what stands in HAProxy's defaults after ``balance``, where Serve pastes it.
+
+    Args:
+        folder: Of the proxy; gets the pages.
+        ongoing: Calls that a replica has at one time; the next ones wait for :data:`QUEUE_MS`.
+    """
+    held = (f"timeout queue {QUEUE_MS}ms", f"default-server maxconn {ongoing}")
+    return "\n    ".join((BY_NAME, *held, write_pages(folder)))
+
+
+def proxy_environment(folder: Path, *, ongoing: int) -> dict[str, str]:
+    """Return the variables for one proxy and the replicas behind it.
 
     Args:
         folder: A folder of its own (:func:`proxy_folder`): Serve makes the admin socket in it writable for everybody
             who can reach it.
+        ongoing: Calls that a replica has at one time.
     """
     stats, metrics = free_ports(2)
     prefix = "RAY_SERVE_HAPROXY"
@@ -80,21 +120,13 @@ def proxy_environment(folder: Path) -> dict[str, str]:
         f"{prefix}_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         f"{prefix}_STATS_PORT": str(stats),
         f"{prefix}_METRICS_PORT": str(metrics),
-        f"{prefix}_BALANCE_ALGORITHM": BY_NAME,
+        # Else each call is a line that Serve's own proxy process reads and counts; GET /metrics counts them already.
+        f"{prefix}_METRICS_ENABLED": "0",
+        f"{prefix}_BALANCE_ALGORITHM": defaults(folder, ongoing=ongoing),
         f"{prefix}_NBTHREAD": str(min(4, len(os.sched_getaffinity(0)))),
         f"{prefix}_HARD_STOP_AFTER_S": str(STOP_S),
         # Without it a replica drains for at least 30 s, whether it has requests or not.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Handing each call to a second event loop and its answer back takes .4 ms; what takes long here has threads.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 
 BIN = Path(sys.executable).parent
 PORTS = ("RAY_PORT", "DASHBOARD_PORT", "MLFLOW_PORT", "PORTAL_PORT", "SERVE_PORT")

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from factory.operate.deployments import HOST, free_port
+from factory.operate.ports import HOST, free_port
 from serve.proxy import proxy_environment, proxy_folder
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     """Serve until SIGTERM."""
     told = Path(sys.argv[1])
     with proxy_folder(told.parent) as folder:
-        os.environ.update(proxy_environment(folder))
+        os.environ.update(proxy_environment(folder, ongoing=64))
         import ray
         from ray import serve
 
@@ -53,7 +53,9 @@ def main() -> int:
         port = free_port(0)
         serve.start(proxy_location="HeadOnly", http_options={"host": HOST, "port": port})
         deployment = serve.deployment(
-            name="nothing", max_ongoing_requests=1_000, logging_config={"enable_access_log": False}
+            name="nothing",
+            max_ongoing_requests=1_000,
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )(serve.ingress()(Nothing))
         serve.run(deployment.bind(), name="nothing", route_prefix="/")
         told.write_text(str(port))

@@ -13,6 +13,7 @@ from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, Boosti
 from factory.families._drawing import AT_MOST, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
+from factory.families._lightgbm_row import SingleRow
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -66,16 +67,31 @@ AUTOGLUON: Parameters = {
 class LightGBMModel(BoosterModel):
     """A booster cut at its best round."""
 
+    _row: SingleRow | None = None
+    """Made at the first single row; no copy and no other process gets it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_row"}
+
     def gains(self) -> np.ndarray | None:
         if not self.inputs.unchanged:
             return None
         return np.asarray(self.booster.feature_importance("gain"), dtype=np.float64)
 
+    @property
+    def _n_outputs(self) -> int:
+        return max(self.head.n_classes, 1) if self.head.task is Task.MULTICLASS else 1
+
     def _answer(self, table: Table) -> np.ndarray:
-        return np.asarray(self.booster.predict(table.matrix, num_threads=1))
+        matrix = table.matrix
+        if len(matrix) != 1:
+            return np.asarray(self.booster.predict(matrix, num_threads=1))
+        if self._row is None:
+            self._row = SingleRow(self.booster, n_columns=matrix.shape[1], n_outputs=self._n_outputs)
+        return self._row.answer(matrix)
 
     def _draw_margin(self, table: DrawnTable) -> str:
-        n_outputs = max(self.head.n_classes, 1) if self.head.task is Task.MULTICLASS else 1
+        n_outputs = self._n_outputs
         return _grown(self.booster.model_to_string(), n_outputs).draw(table.graph, table.matrix, n_targets=n_outputs)
 
     def _write(self, folder: Path) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,12 +23,11 @@ import httpx
 import psutil
 
 from factory.errors import Conflict, Detail, ServiceFault
+from factory.operate.ports import HOST, free_port
 from factory.operate.stack.records import StackFolder
 from factory.search.cluster import token_variables
 from factory.settings import Settings
 
-HOST = "127.0.0.1"
-"""The predictor asks nobody for a token yet, so it is reachable from this machine only."""
 MARK = "FACTORY_PREDICTOR_ID"
 """Variable that all processes of one predictor have in their environment."""
 START_S = 120.0
@@ -201,37 +199,6 @@ def grpc_port(settings: Settings, *, after: int) -> int:
         Conflict: somebody listens on it.
     """
     return free_port(wanted_grpc_port(settings, after=after), setting="FACTORY_SERVE_GRPC_PORT")
-
-
-def free_port(wanted: int, *, setting: str = "FACTORY_SERVE_PORT") -> int:
-    """Return the port if nobody listens on it; for 0 a free one.
-
-    HAProxy must not find out by itself: two of them bind the same port without an error and share its requests.
-
-    Raises:
-        Conflict: somebody listens on it; the process is named where it can be seen.
-    """
-    with socket.socket() as probe:
-        # As servers do: a port whose last connections are still being closed is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, wanted))
-            return int(probe.getsockname()[1])
-        except OSError as error:
-            raise Conflict(
-                f"Port {wanted} on {HOST} cannot be used: {error.strerror}.{_listener(wanted)}",
-                hint=f"Stop what listens there, or choose another port: {setting}={wanted + 10}, or 0 for a free one.",
-                details=[Detail(setting, f"{wanted}: {error.strerror}")],
-            ) from error
-
-
-def _listener(port: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                name = f" ({psutil.Process(connection.pid).name()})" if connection.pid else ""
-                return f" Process {connection.pid}{name} listens there." if connection.pid else ""
-    return ""
 
 
 def _environment(settings: Settings, *, mark: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 from factory.operate.stack import control
 from factory.operate.stack.records import HttpProbe, Port, Service
 

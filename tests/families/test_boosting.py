@@ -1,6 +1,8 @@
 """When a booster stops, which round it keeps, and when it starts again faster."""
 
+import pickle
 import time
+from pathlib import Path
 
 import catboost
 import numpy as np
@@ -10,6 +12,7 @@ from factory import plugins
 from factory.families import _boosting
 from factory.families._boosting import HIGHEST_RATE, Progress
 from factory.families.base import Deadline, Family, FitContext, Shape
+from factory.families.lightgbm import LightGBMModel
 from factory.spec import Task
 from factory.testing.rows import sample
 
@@ -100,3 +103,19 @@ def test_catboost_that_does_not_let_itself_be_cut_comes_to_the_same(monkeypatch:
 
     monkeypatch.setattr(catboost.CatBoost, "shrink", refuse)
     np.testing.assert_allclose(fitted(), cut, rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_lightgbm_answers_a_single_row_as_it_answers_many(task: Task, tmp_path: Path) -> None:
+    train, kind = sample(task, n_rows=400), plugins.load("families", "lightgbm")
+    n_classes = {Task.REGRESSION: 0, Task.BINARY: 2, Task.MULTICLASS: 3}[task]
+    parameters = kind.portfolio(task, shape=Shape(400, 4, 2, 8, n_classes))[0].parameters
+    fitted = kind.fit(train, validation=None, parameters=parameters, context=FitContext(task, n_classes, 0, rounds=20))
+    fitted.save(tmp_path)
+    together = fitted.predict(train.table)
+    for model in (fitted, kind.load(tmp_path), pickle.loads(pickle.dumps(fitted))):
+        alone = np.concatenate([model.predict(train.table.rows(np.array([i]))) for i in range(40)])
+        assert np.array_equal(alone, together[:40])
+        assert isinstance(model, LightGBMModel)
+        assert model._row is not None
+    assert pickle.loads(pickle.dumps(fitted))._row is None

@@ -23,8 +23,8 @@ import psutil
 from factory.errors import ServiceFault
 from factory.ledger import Ledger
 from factory.operate.controller import LEAD
-from factory.operate.deployments import free_port
 from factory.operate.inprocess import InProcess
+from factory.operate.ports import free_port
 from factory.operate.ray_jobs import RayJobs
 from factory.operate.stack import launch
 from factory.operate.stack.processes import MARK, SERVICE, Leader, family, identity

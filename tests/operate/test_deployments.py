@@ -16,11 +16,11 @@ from factory.errors import Conflict, ServiceFault, StorageFault
 from factory.operate.deployments import (
     MARK,
     RunningPredictor,
-    free_port,
     running_predictor,
     start_predictor,
     stop_predictor,
 )
+from factory.operate.ports import free_port, free_ports
 from factory.operate.stack.processes import identity
 from factory.operate.stack.records import Plan, Port, Service, ServiceState, StackFolder, StackState
 from factory.settings import Settings
@@ -46,6 +46,15 @@ def test_free_ports():
     assert free_port(0) > 0
     port = free_port(0)
     assert free_port(port) == port
+
+
+def test_free_ports_are_none_that_the_system_gives_to_connections():
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    with socket.socket() as given:
+        given.bind(("127.0.0.1", 0))
+        lowest, highest = given.getsockname()[1], max(ports)
+    assert highest < lowest, "the system gives a port among those"
 
 
 def test_a_home_that_cannot_be_written(tmp_path):

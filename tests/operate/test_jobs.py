@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from factory.errors import Conflict, NotFound, ServiceFault
-from factory.operate.deployments import free_port
 from factory.operate.jobs import JobInfo, Jobs, JobSpec, JobState
+from factory.operate.ports import free_port
 from factory.operate.ray_jobs import RayJobs
 from factory.search.cluster import ray_token
 from factory.testing.jobs import FakeJobs, Script

@@ -18,7 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from factory.errors import Conflict, ServiceFault, StorageFault
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 from factory.operate.stack import control, supervisor
 from factory.operate.stack.control import StackStatus
 from factory.operate.stack.processes import MARK, SERVICE, Leader, family, identity

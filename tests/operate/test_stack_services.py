@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from factory.errors import InvalidRequest
-from factory.operate.deployments import free_port
 from factory.operate.jobs import JobSpec
+from factory.operate.ports import free_port
 from factory.operate.ray_jobs import RayJobs
 from factory.operate.stack import control, logs
 from factory.operate.stack.logs import JsonLog

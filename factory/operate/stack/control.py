@@ -16,7 +16,7 @@ from uuid import uuid4
 import psutil
 
 from factory.errors import Conflict, Detail, ServiceFault
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 from factory.operate.stack.processes import MARK, SERVICE, end, family, memory_mb
 from factory.operate.stack.records import Plan, Service, ServiceState, StackFolder, StackState, State, now
 from factory.operate.stack.supervisor import LEFTOVER_S, Supervisor, wrong_with

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from factory.operate.deployments import free_port
+from factory.operate.ports import free_port
 
 LONGEST_PATH = 43
 """Of Ray's folder: paths of sockets have 107 characters, and Ray's own part below it has 64."""

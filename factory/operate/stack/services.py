@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factory.errors import InvalidRequest, listing, suggest
-from factory.operate.deployments import free_port, wanted_grpc_port
+from factory.operate.deployments import wanted_grpc_port
+from factory.operate.ports import free_port
 from factory.operate.stack.records import HttpProbe, Port, Service, StackFolder
 from factory.search.cluster import OBJECT_STORE_BYTES, local_cpus, ray_token
 from factory.settings import Settings
