@@ -146,7 +146,10 @@ def test_a_key_is_replied_to_once(url: str, topic: str) -> None:
             await until(lambda: len(seen) == 3)
         return repeated, await read_all(url, f"{topic}.out", 1)
 
-    assert asyncio.run(scenario()) == (2, [b"first"])
+    repeated, answered = asyncio.run(scenario())
+    assert repeated == 2
+    # Messages that wait together come, and are answered, in any order.
+    assert answered in ([b"first"], [b"second"])
 
 
 def test_without_a_key_every_reply_is_published(url: str, topic: str) -> None:
