@@ -38,7 +38,10 @@ class SingleRow:
 
         self._booster = booster  # the C++ object lives as long as it does
         self._n_outputs = n_outputs
-        self._call, self._check = _LIB.LGBM_BoosterPredictForMatSingleRowFast, _safe_call
+        # Holding the interpreter's lock: letting it go for these microseconds would wait for it for milliseconds
+        # wherever another thread computes.
+        self._call = ctypes.PyDLL(_LIB._name).LGBM_BoosterPredictForMatSingleRowFast
+        self._check = _safe_call
         config = ctypes.c_void_p()
         _safe_call(
             _LIB.LGBM_BoosterPredictForMatSingleRowFastInit(
