@@ -20,8 +20,9 @@ from serve.errors import BodyTooLarge, status_of, unexpected
 from serve.handlers import model_metadata, require_model, require_ready
 from serve.inference_messages import message
 from serve.inputs import Values, check_rows
-from serve.open_inference import Inference, Tensor
+from serve.open_inference import Inference
 from serve.release import release
+from serve.tensors import Tensor, datatype_of, from_binary, to_binary
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def read_request(request: Any) -> Inference:
             each.name,
             tuple(each.shape),
             each.datatype,
-            partial(open_inference.from_binary, each.datatype, raw[i]) if raw else partial(_contents, each),
+            partial(from_binary, each.datatype, raw[i]) if raw else partial(_contents, each),
         )
         for i, each in enumerate(request.inputs)
     ]
@@ -196,9 +197,9 @@ def _formed(prediction: Prediction, *, request: Inference) -> Any:
     by = prediction.loaded.variant
     answer = message("ModelInferResponse")(model_name=by.name, model_version=str(by.version), id=request.id or "")
     for name, values, binary in open_inference.chosen_outputs(prediction.raw, prediction.loaded.bundle, request):
-        output = answer.outputs.add(name=name, datatype=open_inference.datatype_of(values), shape=[len(values)])
+        output = answer.outputs.add(name=name, datatype=datatype_of(values), shape=[len(values)])
         if binary:
-            answer.raw_output_contents.append(open_inference.to_binary(values))
+            answer.raw_output_contents.append(to_binary(values))
         elif isinstance(values, np.ndarray):
             output.contents.fp64_contents.extend(values.tolist())
         else:

@@ -9,9 +9,7 @@ sends and asks for binary tensors unless it is told not to.
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,18 +23,10 @@ from factory.spec import ColumnType
 from factory.variants.bundle import Bundle
 from serve.inputs import NamedColumns, NamelessColumns, Payload, Values, column_types
 from serve.invocations import read_json
+from serve.tensors import Tensor, checked, datatype_of, from_binary, from_json, to_binary
 
-MOST_COLUMNS = 100_000
-"""Of a matrix; one without rows may name any number of them in a few bytes."""
 BINARY_HEADER = "inference-header-content-length"
 
-_DTYPES = {
-    "BOOL": np.dtype("?"),
-    **{f"UINT{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
-    **{f"INT{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
-    **{f"FP{8 * n}": np.dtype(f"<f{n}") for n in (2, 4, 8)},
-}
-_DATATYPES = (*_DTYPES, "BYTES")
 _COLUMN_DATATYPES = {ColumnType.NUMERIC: "FP64", ColumnType.BOOLEAN: "BOOL"}
 """What a column is declared as; all other kinds are BYTES. Any number type is accepted for a number."""
 
@@ -75,24 +65,6 @@ class _Request(_Part):
     inputs: tuple[_Tensor, ...] = Field(min_length=1)
     outputs: tuple[_Wanted, ...] | None = None
     parameters: _RequestParameters = _RequestParameters()
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor of a request.
-
-    Attributes:
-        name: Its name.
-        shape: Its shape.
-        datatype: Its datatype, as it was sent.
-        read: Returns its values in row-major order, (n_elements,), once the datatype is known to be one; raises
-            ValueError with what is wrong.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    datatype: str
-    read: Callable[[], Values]
 
 
 @dataclass(frozen=True)
@@ -162,7 +134,7 @@ def payload_of(
     found, read = [], []
     for i, tensor in enumerate(tensors):
         try:
-            read.append((tensor, _checked(tensor)))
+            read.append((tensor, checked(tensor)))
         except ValueError as error:
             found.append(Detail(f"inputs[{i}].{tensor.name}", f"{error}."))
     found = found or list(problems)
@@ -248,16 +220,6 @@ def chosen_outputs(
     return [(output, columns[output], binary) for output, binary in wanted]
 
 
-def datatype_of(values: np.ndarray | Sequence[str]) -> str:
-    """Return the datatype of an output."""
-    return "FP64" if isinstance(values, np.ndarray) else "BYTES"
-
-
-def to_binary(values: np.ndarray | Sequence[str]) -> bytes:
-    """Return an output as a binary tensor."""
-    return values.astype("<f8").tobytes() if isinstance(values, np.ndarray) else _pack(values)
-
-
 def metadata(bundle: Bundle, *, name: str, versions: Sequence[int]) -> dict[str, object]:
     """Return the protocol's model metadata: inputs and outputs with datatype and shape."""
     return {
@@ -310,81 +272,14 @@ def _json_length(header_length: str | None, most: int) -> int:
     return int(header_length)
 
 
-def _checked(tensor: Tensor) -> Values:
-    """Return a tensor's values in row-major order, (n_elements,).
-
-    Raises:
-        ValueError: with what is wrong with it.
-    """
-    if tensor.datatype not in _DATATYPES:
-        raise ValueError(
-            f"datatype {tensor.datatype!r} is not known.{suggest(tensor.datatype, _DATATYPES)} "
-            f"Allowed: {listing(_DATATYPES, most=20)}"
-        )
-    if len(tensor.shape) == 2 and tensor.shape[1] > MOST_COLUMNS:
-        raise ValueError(f"shape {list(tensor.shape)} has more than {MOST_COLUMNS:,} columns")
-    if not 1 <= len(tensor.shape) <= 2 or any(length < 0 for length in tensor.shape):
-        raise ValueError(f"shape {list(tensor.shape)} is neither [n], [n, 1] nor [n, n_columns]")
-    values = tensor.read()
-    expected = math.prod(tensor.shape)
-    if len(values) != expected:
-        raise ValueError(f"has {len(values)} values; its shape {list(tensor.shape)} has {expected}")
-    return values
-
-
 def _values(tensor: _Tensor, raw: bytes | None) -> Values:
     if (raw is None) == (tensor.data is None):
         raise ValueError('needs either "data" or the parameter "binary_data_size"')
-    return from_binary(tensor.datatype, raw) if raw is not None else _from_json(tensor)
-
-
-def _from_json(tensor: _Tensor) -> list[object]:
-    values: list[object] = tensor.data or []
-    if len(tensor.shape) == 2 and values and isinstance(values[0], list):
-        if not all(isinstance(row, list) and len(row) == tensor.shape[1] for row in values):
-            raise ValueError(f"is not a list of rows of {tensor.shape[1]} values")
-        values = [value for row in values if isinstance(row, list) for value in row]
-    allowed: tuple[type, ...] = (str,) if tensor.datatype == "BYTES" else (bool,)
-    if tensor.datatype in _DTYPES and tensor.datatype != "BOOL":
-        allowed = (float, int) if tensor.datatype.startswith("FP") else (int,)
-    # A null is no value of the protocol, but the only way to say in JSON that one is missing.
-    wrong = [v for v in values if v is not None and type(v) not in allowed]
-    if wrong:
-        raise ValueError(f"holds {wrong[0]!r}, which is not of its datatype {tensor.datatype}")
-    return values
-
-
-def from_binary(datatype: str, raw: bytes) -> Values:
-    """Return the values of a binary tensor; raises ValueError where it is none."""
-    if datatype == "BYTES":
-        return _unpack(raw)
-    dtype = _DTYPES[datatype]
-    if len(raw) % dtype.itemsize:
-        raise ValueError(f"has {len(raw)} bytes, which is no multiple of {dtype.itemsize}")
-    return np.frombuffer(raw, dtype=dtype)
-
-
-def _unpack(raw: bytes) -> list[object]:
-    """Read BYTES elements: each a 4-byte little-endian length and its UTF-8 text."""
-    values: list[object] = []
-    at = 0
-    while at < len(raw):
-        if at + 4 > len(raw):
-            raise ValueError("ends within the length of an element")
-        (length,) = struct.unpack_from("<I", raw, at)
-        at += 4 + length
-        if at > len(raw):
-            raise ValueError("ends within an element")
-        try:
-            values.append(raw[at - length : at].decode())
-        except UnicodeDecodeError as error:
-            raise ValueError("holds an element that is not UTF-8") from error
-    return values
-
-
-def _pack(values: Sequence[str]) -> bytes:
-    encoded = [value.encode() for value in values]
-    return b"".join(part for text in encoded for part in (struct.pack("<I", len(text)), text))
+    return (
+        from_binary(tensor.datatype, raw)
+        if raw is not None
+        else from_json(tensor.data or [], shape=tensor.shape, datatype=tensor.datatype)
+    )
 
 
 def _payload(tensors: Sequence[tuple[Tensor, Values]]) -> NamedColumns | NamelessColumns:
