@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ import pandas as pd
 from bench.claim import bare_parser
 from bench.factory_run import newest, run
 from bench.record import WORK, save
-from bench.served import measured, one_row, predictor
+from bench.served import Target, measured, one_row, predictor
 from factory.data.feature_store import apply
 from factory.data.features import materialize
 from factory.settings import Settings
@@ -84,19 +85,23 @@ def main() -> int:
         repository, home = FOLDER / "repository", FOLDER / "home"
         values = make(repository, home, port=port)
         with predictor(FOLDER / "predictor", home=home, feature_repo=repository) as (_, url, token):
-            by_columns = one_row(url, token)
-            body = {"dataframe_records": [dict(zip(FEATURES, values, strict=True))]}
-            by_columns = replace(by_columns, body=json.dumps(body).encode())
-            by_entity = replace(by_columns, body=json.dumps({"entities": [{ENTITY: 7}]}).encode())
             rows = [
                 {**row, "met": not row["failed"]}
-                for asked, target in (("columns", by_columns), ("entity", by_entity))
+                for asked, target in targets(url, token, values).items()
                 for row in measured(asked, target, FOLDER, clients=(1,), seconds=seconds)
             ]
     adds = rows[1]["p50_ms"] - rows[0]["p50_ms"]
     rows[1] |= {"adds_ms": round(adds, 2), "met": bool(adds <= MOST_MS and not rows[1]["failed"])}
     save("online_features", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1)
     return 0 if all(row["met"] for row in rows) else 1
+
+
+def targets(url: str, token: str, values: Sequence[float]) -> dict[str, Target]:
+    """Return the calls by ``columns`` and by ``entity``, whose answers are the same."""
+    call = one_row(url, token)
+    records = {"dataframe_records": [dict(zip(FEATURES, values, strict=True))]}
+    bodies = {"columns": records, "entity": {"entities": [{ENTITY: 7}]}}
+    return {asked: replace(call, body=json.dumps(body).encode()) for asked, body in bodies.items()}
 
 
 def make(repository: Path, home: Path, *, port: int) -> list[float]:
@@ -114,12 +119,12 @@ def make(repository: Path, home: Path, *, port: int) -> list[float]:
     materialize(settings, until=datetime.now(UTC))
     asked = pd.DataFrame({ENTITY: np.arange(N_ENTITIES), AT: pd.Timestamp("2026-02-01", tz="UTC")})
     asked["y"] = values[:, :5].sum(axis=1) + random.normal(size=N_ENTITIES)
-    asked.to_parquet(FOLDER / "entities.parquet", index=False)
+    asked.to_parquet(repository / "entities.parquet", index=False)
     document = {
         "name": "served",
         "recipe": "tabular-fast",
         "dataset": {
-            "entities": str(FOLDER / "entities.parquet"),
+            "entities": str(repository / "entities.parquet"),
             "timestamp": AT,
             "feature_service": "customer_v1",
             "target": "y",
@@ -130,10 +135,10 @@ def make(repository: Path, home: Path, *, port: int) -> list[float]:
         "budget": {"time_s": 60, "trials": 1},
     }
     variables = {"FACTORY_FEATURE_REPO": str(repository)}
-    run(document, folder=FOLDER / "making", home=home, timeout_s=300, variables=variables)
+    run(document, folder=repository / "making", home=home, timeout_s=300, variables=variables)
     came = newest(home)
     if came is None or not came.variants:
-        raise SystemExit((FOLDER / "making" / "run.log").read_text())
+        raise SystemExit((repository / "making" / "run.log").read_text())
     return [float(value) for value in values[7]]
 
 
