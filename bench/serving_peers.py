@@ -36,6 +36,7 @@ from bench.peers.install import installed
 from bench.peers.served_model import PATH
 from bench.record import WORK, save
 from bench.served import Target, measured, one_row, predictor
+from bench.serving_chart import draw_peers
 from factory.operate.ports import free_port
 from factory.search import plan
 
@@ -101,7 +102,10 @@ def main() -> int:
                 of_model += measured(system, target, FOLDER, clients=CLIENTS, seconds=seconds)
         judge(of_model)
         rows += [{"model": framework, **row} for row in of_model]
-    save("serving_peers", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1)
+    documented = len(sys.argv) == 1
+    save("serving_peers", rows, columns=COLUMNS, note=NOTE, documented=documented)
+    if documented:
+        draw_peers(rows, ours=OURS)
     return 0 if all(row["met"] for row in rows) else 1
 
 

@@ -1,0 +1,91 @@
+"""Charts of the predictor under load, for docs/serving.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.chart import OURS_COLOUR, PEER_COLOUR, chart, plain
+from bench.record import ROOT
+
+LOAD, PEERS = ROOT / "docs" / "serving-load.svg", ROOT / "docs" / "serving-peers.svg"
+
+Row = Mapping[str, Any]
+
+
+def draw_load(rows: Sequence[Row]) -> None:
+    """Draw latency and answers a second over the number of clients, of the predictor and of what does nothing."""
+    ours = [row for row in rows if row["system"] == "predictor"]
+    idle = [row for row in rows if row["system"] == "nothing"]
+    told = _told([*ours, *idle])
+    with chart(LOAD, title="The predictor under load", told=told, width=7.4, height=2.9) as figure:
+        latency, answers = figure.subplots(1, 2)
+        for key, style, name in (("p50_ms", "-", "median"), ("p99_ms", "--", "99th percentile")):
+            at = [row["clients"] for row in ours]
+            latency.plot(at, [row[key] for row in ours], style, marker="o", ms=3, color=OURS_COLOUR, label=name)
+            latency.plot(
+                [row["clients"] for row in idle], [row[key] for row in idle], style, marker="o", ms=3, color=PEER_COLOUR
+            )
+        latency.set(xscale="log", yscale="log", xlabel="clients", ylabel="ms a call")
+        latency.legend(frameon=False, loc="upper left")
+        answers.plot([r["clients"] for r in ours], [r["good_a_second"] for r in ours], "-o", ms=3, color=OURS_COLOUR)
+        answers.plot([r["clients"] for r in idle], [r["good_a_second"] for r in idle], "-o", ms=3, color=PEER_COLOUR)
+        for row, name, colour in ((ours[-1], "predictor", OURS_COLOUR), (idle[-1], "nothing", PEER_COLOUR)):
+            answers.annotate(
+                name,
+                (row["clients"], row["good_a_second"]),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="right",
+                color=colour,
+            )
+        answers.set(xscale="log", xlabel="clients", ylabel="answers a second", ylim=(0, None))
+        for axes in (latency, answers):
+            axes.set_xticks([1, 4, 16, 64, 192], ["1", "4", "16", "64", "192"])
+            axes.minorticks_off()
+            plain(axes, grid="y")
+
+
+def draw_peers(rows: Sequence[Row], *, ours: str) -> None:
+    """Draw answers a second and latency of each system with each model.
+
+    Args:
+        rows: One for each model, system and number of clients.
+        ours: Name of our system.
+    """
+    most = max(row["clients"] for row in rows)
+    panels = {
+        f"answers a second, {most} clients": ("good_a_second", most),
+        "median ms, one client": ("p50_ms", 1),
+        "99th percentile, one client": ("p99_ms", 1),
+    }
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    told = _told(rows)
+    height = 1.0 + 0.24 * len(models) * len(systems)
+    with chart(PEERS, title="One row over HTTP beside other servers", told=told, width=7.4, height=height) as figure:
+        grid = figure.subplots(len(models), len(panels), squeeze=False, sharey=True)
+        for model, line in zip(models, grid, strict=True):
+            for (title, (key, clients)), axes in zip(panels.items(), line, strict=True):
+                found = {r["system"]: r[key] for r in rows if r["model"] == model and r["clients"] == clients}
+                shown = systems[::-1]
+                values = [found.get(system, 0.0) for system in shown]
+                colours = [OURS_COLOUR if system == ours else PEER_COLOUR for system in shown]
+                bars = axes.barh(shown, values, color=colours)
+                axes.bar_label(
+                    bars, [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values], padding=3
+                )
+                axes.set_xlim(0, 1.25 * max(values))
+                axes.set_title(f"{model}: {title}", loc="left", fontsize=8)
+                axes.set_xticks([])
+                plain(axes, grid="x")
+
+
+def _told(rows: Sequence[Row]) -> str:
+    """Return rows in words."""
+    return "; ".join(
+        f"{', '.join(str(row[key]) for key in ('model', 'system') if key in row)}, {row['clients']} clients: "
+        f"{row['good_a_second']:,.0f} answers a second, median {row['p50_ms']:g} ms, "
+        f"99th percentile {row['p99_ms']:g} ms"
+        for row in rows
+    )

@@ -1,0 +1,58 @@
+"""What load generators print, and the charts that are drawn of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import serving_chart
+from bench.served import read_hey, read_wrk
+
+WRK = """Running 5s test @ http://127.0.0.1:1/
+  2 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    16.87ms    4.00ms  98.38ms   91.00%
+    Req/Sec   440.00     30.00   500.00     70.00%
+  Latency Distribution
+     50%   16.87ms
+     75%   18.00ms
+     90%   20.00ms
+     99%    1.50s
+  4420 requests in 5.00s, 1.20MB read
+  Non-2xx or 3xx responses: 20
+Requests/sec:    884.00
+Transfer/sec:    240.00KB
+"""
+HEY = """response-time,DNS+dialup,DNS,Request-write,Response-delay,Response-read,status-code,offset
+0.0012,0.0003,0.0000,0.0000,0.0008,0.0000,200,0.0004
+0.0014,0.0000,0.0000,0.0000,0.0013,0.0000,200,0.0104
+0.0100,0.0000,0.0000,0.0000,0.0013,0.0000,503,0.0204
+"""
+
+
+def test_wrk_is_read() -> None:
+    load = read_wrk(WRK)
+    assert (load.a_second, load.good_a_second, load.failed) == (884.0, 880.0, 20)
+    assert (load.p50_ms, load.p99_ms, load.worst_ms) == (16.87, 1500.0, 98.38)
+
+
+def test_hey_is_read() -> None:
+    load = read_hey(HEY, seconds=2)
+    assert (load.a_second, load.good_a_second, load.failed) == (1.5, 1.0, 1)
+    assert (load.p50_ms, load.worst_ms) == pytest.approx((1.4, 10.0))
+
+
+def row(system: str, clients: int, **more: Any) -> dict[str, Any]:
+    return {"system": system, "clients": clients, "good_a_second": 900.0, "p50_ms": 1.1, "p99_ms": 3.0, **more}
+
+
+def test_charts_are_drawn_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(serving_chart, "LOAD", tmp_path / "load.svg")
+    monkeypatch.setattr(serving_chart, "PEERS", tmp_path / "peers.svg")
+    serving_chart.draw_load([row("nothing", n) for n in (1, 64)] + [row("predictor", n) for n in (1, 16, 64)])
+    assert "predictor, 16 clients: 900 answers a second" in (tmp_path / "load.svg").read_text()
+    rows = [row(s, n, model=m) for m in ("lightgbm", "linear") for s in ("factory", "mlflow") for n in (1, 16)]
+    serving_chart.draw_peers(rows, ours="factory")
+    assert "lightgbm, mlflow, 16 clients" in (tmp_path / "peers.svg").read_text()
