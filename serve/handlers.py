@@ -90,7 +90,11 @@ async def model_ready(core: Core, call: Call, values: dict[str, str]) -> bytes:
 
 
 async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
-    """``POST /variants/{name}[/versions/{n}]/invocations``, and KServe's ``POST /v1/models/{name}:predict``."""
+    """``POST /variants/{name}[/versions/{n}]/invocations``, and what others call it.
+
+    MLflow's client for deployments calls ``/endpoints/{name}/invocations``, KServe's first protocol
+    ``/v1/models/{name}:predict``.
+    """
 
     def form(prediction: Prediction) -> bytes:
         return invocations.format_predictions(prediction.raw, prediction.loaded.bundle)
@@ -175,6 +179,7 @@ ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
     ("POST", ("variants", "{name}", "explain"), explained),
     ("POST", ("variants", "{name}", "versions", "{version}", "explain"), explained),
     ("POST", ("variants", "{name}", "outcomes"), outcomes),
+    ("POST", ("endpoints", "{name}", "invocations"), invoke),
     ("POST", ("v1", "models", "{name}:predict"), invoke),
     ("GET", ("v1", "models", "{name}"), model_ready),
     ("POST", ("v2", "models", "{name}", "infer"), infer),

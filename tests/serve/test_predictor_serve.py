@@ -12,8 +12,10 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import requests
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from mlflow.deployments import get_deploy_client
 from tritonclient.utils import InferenceServerException
 
 from factory.errors import Conflict
@@ -136,6 +138,16 @@ def test_tritonclient_works_untouched(running, churn):
         with pytest.raises(InferenceServerException, match="No token was sent") as error:
             client.infer("growth.churn", inputs)
         assert error.value.status() == "401"
+
+
+def test_mlflows_client_works_untouched(running: Running, churn: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = get_deploy_client(running.predictor.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", running.secret)
+    answer = client.predict(endpoint="growth.churn", inputs={"dataframe_records": [ROW]})
+    assert answer == {"predictions": [probabilities(churn)]}
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "nothing")
+    with pytest.raises(requests.HTTPError, match="401"):
+        client.predict(endpoint="growth.churn", inputs={"dataframe_records": [ROW]})
 
 
 @pytest.mark.parametrize(

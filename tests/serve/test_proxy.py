@@ -120,6 +120,7 @@ def placed(client: httpx.Client, form: str = "/variants/{}/invocations") -> dict
 FORMS = [
     "/variants/{}/versions/3/invocations",
     "/variants/{}@champion/explain",
+    "/endpoints/{}/invocations",
     "/v1/models/{}:predict",
     "/v1/models/{}@challenger:predict",
     "/v2/models/{}/infer",
