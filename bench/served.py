@@ -1,9 +1,7 @@
-"""What measurements of serving share: a predictor with a small variant, and wrk and hey, which call it."""
+"""What measurements of serving share: a predictor with a small variant, and wrk, which calls it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 import shutil
@@ -47,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """What a run of wrk or hey came to.
+    """What a number of calls came to.
 
     Attributes:
         a_second: Answers a second.
@@ -129,7 +127,9 @@ def wrk(target: Target, folder: Path, *, clients: int, seconds: int) -> Load:
     Raises:
         SystemExit: wrk is not installed.
     """
-    program = _program("wrk")
+    program = shutil.which("wrk")
+    if program is None:
+        raise SystemExit("wrk is not installed (Debian: apt-get install wrk).")
     script = folder / "post.lua"
     headers = "\n".join(f"wrk.headers[{json.dumps(k)}] = {json.dumps(v)}" for k, v in target.headers.items())
     script.write_text(_POST.format(body=json.dumps(target.body.decode()), headers=headers))
@@ -137,44 +137,6 @@ def wrk(target: Target, folder: Path, *, clients: int, seconds: int) -> Load:
     command = [program, f"-t{threads}", f"-c{clients}", f"-d{seconds}s", "--latency", "--timeout", "10s"]
     done = subprocess.run([*command, "-s", str(script), target.url], capture_output=True, text=True, check=True)
     return read_wrk(done.stdout)
-
-
-def paced(target: Target, folder: Path, *, a_second: float, clients: int, seconds: int) -> Load:
-    """Let hey call a target so many times a second, spread over some clients.
-
-    Raises:
-        SystemExit: hey is not installed.
-    """
-    program = _program("hey")
-    body = folder / "body.json"
-    body.write_bytes(target.body)
-    headers = [part for name, value in target.headers.items() for part in ("-H", f"{name}: {value}")]
-    # hey takes whole calls a second of each client.
-    each = max(1, round(a_second / clients))
-    command = [program, "-z", f"{seconds}s", "-c", str(clients), "-q", str(each), "-o", "csv", "-m", "POST"]
-    command += ["-T", "application/json", "-D", str(body), *headers, target.url]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return read_hey(done.stdout, seconds=seconds)
-
-
-def read_hey(text: str, *, seconds: float) -> Load:
-    """Read hey's table of calls."""
-    calls = list(csv.DictReader(io.StringIO(text)))
-    took = sorted(1e3 * float(call["response-time"]) for call in calls) or [float("nan")]
-    good = sum(call["status-code"] == "200" for call in calls)
-
-    def part(share: float) -> float:
-        return took[int(share * (len(took) - 1))]
-
-    failed = len(calls) - good
-    return Load(len(calls) / seconds, good / seconds, part(0.5), part(0.99), took[-1], failed)
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise SystemExit(f"{name} is not installed (Debian: apt-get install {name}).")
-    return found
 
 
 def read_wrk(text: str) -> Load:

@@ -8,20 +8,18 @@ again by the operator (here after three seconds).
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import aiohttp
 import psutil
 
 from bench import online_features
+from bench.caller import Caller
 from bench.claim import bare_parser
 from bench.record import WORK, save
 from bench.served import Target, one_row, predictor
@@ -30,7 +28,7 @@ from factory.operate.deployments import MARK, running_predictor
 from factory.settings import Settings
 
 FOLDER = WORK / "serving_faults"
-A_SECOND, TIMES, CALM_S, PATIENCE_S = 50, 5, 5.0, 120.0
+A_SECOND, TIMES, PATIENCE_S = 50, 5, 120.0
 REPLICAS = 2
 DOWN_S = 3.0
 """Until the operator of this bench has started again what nobody else does."""
@@ -142,7 +140,7 @@ def killed(
         times: How often.
         moments: Draws them.
     """
-    caller = Caller(target)
+    caller = Caller(target, a_second=A_SECOND)
     kills, back = [], True
     with caller:
         for _ in range(times):
@@ -154,7 +152,7 @@ def killed(
             if restore is not None:
                 time.sleep(DOWN_S)
                 restore()
-            back = caller.calm(after=moment) and back
+            back = caller.calm(after=moment, patience_s=PATIENCE_S) and back
             kills.append(moment)
     calls = caller.calls
     failed = [(sent, status) for sent, _, status in calls if status != 200]
@@ -196,61 +194,6 @@ def processes(settings: Settings) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-class Caller:
-    """Calls at fixed moments in a thread of its own, whether calls before are answered or not.
-
-    Args:
-        target: What is called.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._over = threading.Event()
-        self.calls: list[tuple[float, float, int]] = []
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Caller:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def calm(self, *, after: float) -> bool:
-        """Wait until no call that was sent for a while has failed; return whether that came."""
-        while time.monotonic() - after < PATIENCE_S:
-            time.sleep(0.2)
-            since = max(after, time.monotonic() - CALM_S)
-            lately = [status for sent, _, status in list(self.calls) if sent >= since]
-            if time.monotonic() - after > CALM_S and lately and all(status == 200 for status in lately):
-                return True
-        return False
-
-    async def _run(self) -> None:
-        headers = {**self._target.headers, "content-type": "application/json"}
-        patience = aiohttp.ClientTimeout(total=30)
-        async with (
-            aiohttp.ClientSession(headers=headers, timeout=patience) as session,
-            asyncio.TaskGroup() as group,
-        ):
-            at = time.monotonic()
-            while not self._over.is_set():
-                group.create_task(self._call(session))
-                at += 1 / A_SECOND
-                await asyncio.sleep(max(0.0, at - time.monotonic()))
-
-    async def _call(self, session: aiohttp.ClientSession) -> None:
-        sent = time.monotonic()
-        try:
-            async with session.post(self._target.url, data=self._target.body) as answer:
-                await answer.read()
-                status = answer.status
-        except (aiohttp.ClientError, TimeoutError):
-            status = 0
-        self.calls.append((sent, time.monotonic(), status))
 
 
 if __name__ == "__main__":

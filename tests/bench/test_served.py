@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench import serving_chart
-from bench.served import read_hey, read_wrk
+from bench.served import read_wrk
 
 WRK = """Running 5s test @ http://127.0.0.1:1/
   2 threads and 16 connections
@@ -25,23 +25,12 @@ WRK = """Running 5s test @ http://127.0.0.1:1/
 Requests/sec:    884.00
 Transfer/sec:    240.00KB
 """
-HEY = """response-time,DNS+dialup,DNS,Request-write,Response-delay,Response-read,status-code,offset
-0.0012,0.0003,0.0000,0.0000,0.0008,0.0000,200,0.0004
-0.0014,0.0000,0.0000,0.0000,0.0013,0.0000,200,0.0104
-0.0100,0.0000,0.0000,0.0000,0.0013,0.0000,503,0.0204
-"""
 
 
 def test_wrk_is_read() -> None:
     load = read_wrk(WRK)
     assert (load.a_second, load.good_a_second, load.failed) == (884.0, 880.0, 20)
     assert (load.p50_ms, load.p99_ms, load.worst_ms) == (16.87, 1500.0, 98.38)
-
-
-def test_hey_is_read() -> None:
-    load = read_hey(HEY, seconds=2)
-    assert (load.a_second, load.good_a_second, load.failed) == (1.5, 1.0, 1)
-    assert (load.p50_ms, load.worst_ms) == pytest.approx((1.4, 10.0))
 
 
 def row(system: str, clients: int, **more: Any) -> dict[str, Any]:
