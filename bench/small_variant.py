@@ -15,6 +15,7 @@ N_COLUMNS = 8
 NAMES = tuple(f"x{i}" for i in range(N_COLUMNS))
 SPACE = {"learning_rate": 0.3, "num_leaves": 8}
 """Fast learning stops early, and few leaves are few."""
+SPACES = {"lightgbm": SPACE, "linear": {"splines": False}}
 ABOUT = f"LightGBM with learning rate {SPACE['learning_rate']} and {SPACE['num_leaves']} leaves on {N_COLUMNS} numbers"
 
 
@@ -35,7 +36,7 @@ def make_variant(home: Path, folder: Path, *, name: str, family: str = "lightgbm
         "recipe": "tabular-fast",
         "dataset": {"path": str(folder / "train.parquet"), "target": "y", "task": "regression"},
         "families": [family],
-        "spaces": {family: SPACE} if family == "lightgbm" else {},
+        "spaces": {family: SPACES[family]},
         "budget": {"time_s": 40, "trials": 1},
     }
     run(document, folder=folder / "making", home=home, timeout_s=300)

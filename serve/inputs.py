@@ -14,6 +14,7 @@ import numpy as np
 from factory.errors import Detail, InvalidData, InvalidRequest, listing
 from factory.spec import ColumnType
 from factory.variants.bundle import Bundle
+from factory.variants.inputs import NUMBERS, check_columns
 from serve.errors import BodyTooLarge
 
 Values = Sequence[object] | np.ndarray
@@ -129,6 +130,8 @@ def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str,
         InvalidData: with one detail for each column that is unknown, missing, of another length or of another type,
             or that holds an infinite number.
     """
+    if (columns := _plain_numbers(payload, bundle)) is not None:
+        return columns
     types = column_types(bundle)
     if isinstance(payload, NamelessColumns):
         if len(payload.columns) != len(types):
@@ -157,15 +160,45 @@ def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str,
     return columns
 
 
-_NUMBERS = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
 _PLAIN = {int, float, bool, type(None)}
+
+
+def _plain_numbers(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str, np.ndarray] | None:
+    """Return the columns where they are what most calls send: each by its name, plain numbers where numbers are wanted.
+
+    All numbers become one block at once, which is checked at once. None where anything is otherwise: it is looked at
+    column by column then.
+    """
+    if not isinstance(payload, NamedColumns):
+        return None
+    given, names, others = payload.columns, bundle.numeric_names, bundle.other_columns
+    if len(given) != len(names) + len(others):
+        return None
+    try:
+        values = [given[name] for name in names]
+        columns = {column.name: _array(given[column.name], column.type) for column in others}
+    except KeyError:
+        return None
+    if any(isinstance(column, np.ndarray) for column in values):
+        return None
+    if not {type(value) for column in values for value in column} <= _PLAIN:
+        return None
+    try:
+        block = np.array(values, dtype=np.float64)
+    except (OverflowError, ValueError):
+        return None
+    if (names and (block.ndim != 2 or np.isinf(block).any())) or check_columns(columns, others):
+        return None
+    if names and others and block.shape[1] != len(next(iter(columns.values()))):
+        return None
+    return dict(zip(names, block, strict=True)) | columns
 
 
 def _array(values: Values, kind: ColumnType | None) -> np.ndarray:
     """Return values as numbers where they are, or as objects, which the bundle reads one by one as in training."""
     if isinstance(values, np.ndarray):
         return values
-    if kind in _NUMBERS and {type(value) for value in values} <= _PLAIN:
+    if kind in NUMBERS and {type(value) for value in values} <= _PLAIN:
         try:
             return np.array(values, dtype=np.float64)
         except OverflowError:

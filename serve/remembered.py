@@ -1,4 +1,4 @@
-"""What was looked up a moment ago: asked for again at most once a second, however many callers wait for it."""
+"""What was looked up a moment ago: asked for again before it is a second old, while callers get what is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 1.0
 """For which an answer of the ledger is good: a promotion, or a revocation, counts within this time."""
+RENEWED_AFTER = 0.5
+"""Part of that time after which a caller who comes has the answer renewed, without waiting for it."""
 clock = time.monotonic
 MOST = 10_000
 """Answers kept by each table."""
@@ -55,6 +58,7 @@ class _Answer(Generic[V]):
     value: V
     told: float
     good_until: float
+    renew_at: float
 
 
 class Remembered(Generic[K, V]):
@@ -74,6 +78,7 @@ class Remembered(Generic[K, V]):
         self._max_age_s, self._without_s, self._most = max_age_s, without_s, most
         self._known: OrderedDict[K, _Answer[V]] = OrderedDict()
         self._flights: Flights[K, V] = Flights()
+        self._renewals: set[asyncio.Task[None]] = set()
 
     async def get(self, key: K, read: Callable[[], V]) -> V:
         """Return the answer of a moment ago, or read it.
@@ -87,8 +92,23 @@ class Remembered(Generic[K, V]):
             FactoryError: what the ledger says; it is forgotten then.
         """
         known = self._known.get(key)
-        if known is not None and clock() < known.good_until:
-            return known.value
+        now = clock()
+        if known is None or now >= known.good_until:
+            return await self._ask(key, read, known)
+        if now >= known.renew_at:
+            known.renew_at = known.good_until
+            task = asyncio.create_task(self._renew(key, read, known))
+            self._renewals.add(task)
+            task.add_done_callback(self._renewals.discard)
+        return known.value
+
+    async def _renew(self, key: K, read: Callable[[], V], known: _Answer[V]) -> None:
+        """Ask before anybody has to wait; what goes wrong is told to whoever asks next."""
+        with suppress(Exception):
+            await self._ask(key, read, known)
+
+    async def _ask(self, key: K, read: Callable[[], V], known: _Answer[V] | None) -> V:
+        now = clock()
         try:
             answer = await self._flights.join(key, lambda: in_thread(self._executor, read))
         except StorageFault:
@@ -96,13 +116,14 @@ class Remembered(Generic[K, V]):
                 raise
             logger.warning("the ledger cannot be read; what it said before counts", exc_info=True)
             # Not asked again by each who comes: a look at what does not answer takes long.
-            known.good_until = clock() + self._max_age_s
+            known.good_until = known.renew_at = clock() + self._max_age_s
             return known.value
         except BaseException:
             self._known.pop(key, None)
             raise
-        now = clock()
-        self._known[key] = _Answer(answer, told=now, good_until=now + self._max_age_s)
+        # Of the moment of the question: the answer may be as old as that.
+        good_until = now + self._max_age_s
+        self._known[key] = _Answer(answer, now, good_until, now + RENEWED_AFTER * self._max_age_s)
         self._known.move_to_end(key)
         if len(self._known) > self._most:
             self._known.popitem(last=False)

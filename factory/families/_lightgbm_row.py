@@ -38,9 +38,11 @@ class SingleRow:
 
         self._booster = booster  # the C++ object lives as long as it does
         self._n_outputs = n_outputs
+        self._answer_type = ctypes.c_double * n_outputs
         # Holding the interpreter's lock: letting it go for these microseconds would wait for it for milliseconds
         # wherever another thread computes.
-        self._call = ctypes.PyDLL(_LIB._name).LGBM_BoosterPredictForMatSingleRowFast
+        self._call = ctypes.PyDLL(_LIB._name)["LGBM_BoosterPredictForMatSingleRowFast"]
+        self._call.argtypes = [ctypes.c_void_p] * 4
         self._check = _safe_call
         config = ctypes.c_void_p()
         _safe_call(
@@ -56,6 +58,9 @@ class SingleRow:
             )
         )
         self._config = config
+        # How many numbers it wrote is known; every thread lets it be written to the same place.
+        self._written = ctypes.c_int64()
+        self._written_at = ctypes.addressof(self._written)
         weakref.finalize(self, _LIB.LGBM_FastConfigFree, config).atexit = False
 
     def answer(self, row: np.ndarray) -> np.ndarray:
@@ -67,11 +72,9 @@ class SingleRow:
         Returns:
             Float64 (1,), or (1, n_outputs) where there are several.
         """
-        out = np.empty(self._n_outputs)
-        n = ctypes.c_int64()
-        self._check(
-            self._call(
-                self._config, ctypes.c_void_p(row.ctypes.data), ctypes.byref(n), ctypes.c_void_p(out.ctypes.data)
-            )
-        )
-        return out if self._n_outputs == 1 else out[np.newaxis]
+        out = self._answer_type()
+        row_at = row.__array_interface__["data"][0]
+        if self._call(self._config, row_at, self._written_at, ctypes.addressof(out)):
+            self._check(-1)
+        answer = np.frombuffer(out)
+        return answer if self._n_outputs == 1 else answer[np.newaxis]

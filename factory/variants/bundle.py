@@ -23,6 +23,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from factory.search.metric import Metric, centred
 from factory.search.plan import family
 from factory.spec import Task
 from factory.variants.background import Background
-from factory.variants.inputs import BundleColumn, Columns, check_columns
+from factory.variants.inputs import NUMBERS, BundleColumn, Columns, check_columns
 from factory.variants.manifest import FORMAT_VERSION, MANIFEST, Manifest, MemberEntry, read_manifest
 
 
@@ -98,6 +99,16 @@ class Bundle:
     background: Background | None = None
     calibration: Calibration = field(default_factory=Calibration)
     blueprint: Blueprint | None = None
+
+    @cached_property
+    def numeric_names(self) -> tuple[str, ...]:
+        """Names of the input columns that hold numbers or booleans."""
+        return tuple(column.name for column in self.columns if column.type in NUMBERS)
+
+    @cached_property
+    def other_columns(self) -> tuple[BundleColumn, ...]:
+        """The input columns that hold something else."""
+        return tuple(column for column in self.columns if column.type not in NUMBERS)
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -20,6 +20,10 @@ Columns = pd.DataFrame | Mapping[str, np.ndarray]
 """A data frame, or arrays (n_rows,) by column name: the hot path needs no pandas."""
 
 
+NUMBERS = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
+"""Types whose values are read as numbers."""
+
+
 class BundleColumn(Document):
     """An input column: its name, what it holds, and how its dates are written where that is not ISO 8601."""
 
@@ -111,7 +115,7 @@ def _misfits(column: BundleColumn, values: np.ndarray) -> np.ndarray:
         nested = [i for i, v in enumerate(values) if isinstance(v, list | tuple | dict | set | np.ndarray)]
         if nested:
             return np.asarray(nested, dtype=np.int64)
-    if column.type in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+    if column.type in NUMBERS:
         unread = np.isnan(as_numeric(values)) if values.dtype.kind != "M" else ~np.isnat(values)
     elif column.type is ColumnType.DATETIME:
         unread = np.isnat(as_datetime(values, text_format=column.text_format))
