@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ wrk.body = {body}
 wrk.headers["Content-Type"] = "application/json"
 {headers}
 """
+WARM_S = 15.0
+"""In which a new replica imports MLflow, Feast and the frameworks; it answers meanwhile, but not evenly."""
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -82,6 +85,7 @@ def predictor(
     with Ledger.open(chosen.ledger) as ledger:
         token = ledger.issue_token("bench", team=None, scopes=("predict",), by=BY).secret
     running = start_predictor(chosen)
+    time.sleep(WARM_S)
     try:
         yield chosen, running.url, token
     finally:

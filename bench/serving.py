@@ -44,7 +44,7 @@ COLUMNS = {
     "met": "met",
 }
 NOTE = (
-    f"wrk, {SECONDS} s each after a warm-up; a client calls again when it has its answer. One replica, which takes 64 "
+    f"wrk, {SECONDS} s each after a warm-up; a client calls again when it has its answer. One replica, which takes 32 "
     f"calls at a time; overload: {OVERLOAD * 64} clients, most of whom are told to come again, and do so at once. "
     "The last row: half as many calls a second as it answered at most, at the moments of a Poisson process. Met: "
     f"for one client p50 at most {MOST_P50:g} and p99 at most {MOST_P99:g} times those of nothing; up to 64 clients no "

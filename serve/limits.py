@@ -30,7 +30,7 @@ class Limits:
 
     rows: int
     body_mb: float
-    ongoing: int = 64
+    ongoing: int = 32
     deadline_s: float = 30.0
     bundles: int = 10_000
     bundles_mb: float = 2048.0

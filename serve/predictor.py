@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         with proxy_folder(settings.prepare_home()) as folder:
             # Ray takes messages of 2 GB otherwise, before anybody has looked at their token.
             most = {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(int(1.1e6 * settings.max_request_mb) + 100_000)}
+            # Of a Ray that is started here: its workers would give way to everything else on the machine.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             environment = {**proxy_environment(folder, ongoing=settings.serve_max_ongoing), **_ONE_THREAD, **most}
             os.environ.update(environment)
             run(settings, port=port, for_grpc=for_grpc, environment=environment)

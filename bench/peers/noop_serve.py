@@ -43,7 +43,7 @@ def main() -> int:
     """Serve until SIGTERM."""
     told = Path(sys.argv[1])
     with proxy_folder(told.parent) as folder:
-        os.environ.update(proxy_environment(folder, ongoing=64))
+        os.environ.update(proxy_environment(folder, ongoing=32))
         import ray
         from ray import serve
 

@@ -76,5 +76,5 @@ class SingleRow:
         row_at = row.__array_interface__["data"][0]
         if self._call(self._config, row_at, self._written_at, ctypes.addressof(out)):
             self._check(-1)
-        answer = np.frombuffer(out)
+        answer = np.array(out)
         return answer if self._n_outputs == 1 else answer[np.newaxis]
