@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
     serve_access_log: bool = Field(False, description="Whether the predictor writes a line for each call.")
     serve_max_ongoing: int = Field(
-        64, ge=1, description="Requests that a replica answers at a time; more wait a moment, then 503."
+        32, ge=1, description="Requests that a replica answers at a time; more wait a moment, then 503."
     )
     serve_deadline_s: float = Field(30.0, gt=0, description="Seconds within which a prediction request is answered.")
     serve_cache_mb: float = Field(2048.0, gt=0, description="MB of variants that one replica keeps in memory.")
