@@ -1,29 +1,17 @@
-"""Calls of one row that come at their own moments, as people's do, whatever became of those before."""
+"""Calls of one row that come at their own moments, whatever became of those before."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
 
 import aiohttp
 
-from bench.served import Load, Target
+from bench.served import Target
 
 CALM_S = 5.0
 """Without a failed call, after which all is well."""
-
-
-def paced(target: Target, *, a_second: float, seconds: float) -> Load:
-    """Call a target so many times a second on average, at the moments of a Poisson process."""
-    with Caller(target, a_second=a_second, gaps=random.Random(0)) as caller:
-        time.sleep(seconds)
-    took = sorted(1e3 * (answered - sent) for sent, answered, _ in caller.calls)
-    good = sum(status == 200 for _, _, status in caller.calls)
-    n = len(took)
-    p50, p99 = (took[int(share * (n - 1))] for share in (0.5, 0.99))
-    return Load(n / seconds, good / seconds, p50, p99, took[-1], n - good)
 
 
 class Caller:
@@ -32,15 +20,13 @@ class Caller:
     Args:
         target: What is called.
         a_second: Calls a second.
-        gaps: Draws the times between two calls, whose mean is one second by ``a_second`` (a Poisson process); they are
-            all the same where it is None.
 
     Attributes:
         calls: When each was sent and answered, and with which status; 0 where there was no answer.
     """
 
-    def __init__(self, target: Target, *, a_second: float, gaps: random.Random | None = None) -> None:
-        self._target, self._a_second, self._gaps = target, a_second, gaps
+    def __init__(self, target: Target, *, a_second: float) -> None:
+        self._target, self._a_second = target, a_second
         self._over = threading.Event()
         self.calls: list[tuple[float, float, int]] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -73,7 +59,7 @@ class Caller:
             at = time.monotonic()
             while not self._over.is_set():
                 group.create_task(self._call(session))
-                at += 1 / self._a_second if self._gaps is None else self._gaps.expovariate(self._a_second)
+                at += 1 / self._a_second
                 await asyncio.sleep(max(0.0, at - time.monotonic()))
 
     async def _call(self, session: aiohttp.ClientSession) -> None:

@@ -26,6 +26,9 @@ wrk.body = {body}
 wrk.headers["Content-Type"] = "application/json"
 {headers}
 """
+_PAUSE = """
+function delay() return math.floor(0.5 - {mean} * math.log(1 - math.random())) end
+"""
 WARM_S = 15.0
 """In which a new replica imports MLflow, Feast and the frameworks; it answers meanwhile, but not evenly."""
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -125,8 +128,15 @@ def row_of(system: str, load: Load, *, clients: int) -> dict[str, Any]:
     return row
 
 
-def wrk(target: Target, folder: Path, *, clients: int, seconds: int) -> Load:
+def wrk(target: Target, folder: Path, *, clients: int, seconds: int, pause_ms: float = 0.0) -> Load:
     """Let wrk call a target with so many clients, each of which waits for its answer before it calls again.
+
+    Args:
+        target: What is called.
+        folder: For wrk's script.
+        clients: So many.
+        seconds: For so long.
+        pause_ms: Mean of the time between an answer and a client's next call, exponentially distributed; 0 for none.
 
     Raises:
         SystemExit: wrk is not installed.
@@ -136,7 +146,8 @@ def wrk(target: Target, folder: Path, *, clients: int, seconds: int) -> Load:
         raise SystemExit("wrk is not installed (Debian: apt-get install wrk).")
     script = folder / "post.lua"
     headers = "\n".join(f"wrk.headers[{json.dumps(k)}] = {json.dumps(v)}" for k, v in target.headers.items())
-    script.write_text(_POST.format(body=json.dumps(target.body.decode()), headers=headers))
+    pause = _PAUSE.format(mean=pause_ms) if pause_ms else ""
+    script.write_text(_POST.format(body=json.dumps(target.body.decode()), headers=headers) + pause)
     threads = min(clients, 2)
     command = [program, f"-t{threads}", f"-c{clients}", f"-d{seconds}s", "--latency", "--timeout", "10s"]
     done = subprocess.run([*command, "-s", str(script), target.url], capture_output=True, text=True, check=True)
