@@ -25,7 +25,7 @@ router = APIRouter(include_in_schema=False)
 RAIL = ("received", "queued", "preparing", "searching", "evaluating", "registered", "serving")
 LEADERS = 12
 """Lines of the leaderboard."""
-LATEST = 200
+LATEST = 100
 """Trials that are listed with their parameters."""
 MOST_PAGES = 60
 """Of trials that are read, 200 each; the chart tells if there are more."""
