@@ -27,6 +27,7 @@ from bench.served import BY
 from factory.ledger import Ledger
 from factory.operate.deployments import start_predictor, stop_predictor
 from factory.settings import Settings
+from factory.variants.bundle import Bundle
 from factory.variants.registry import Registry
 
 FOLDER = WORK / "zipf"
@@ -103,13 +104,14 @@ def registered(home: Path, n: int) -> list[str]:
     made = [variant for variant in came.variants if variant.segment] or list(came.variants)
     settings = Settings(home=home)
     registry = Registry(settings)
-    example = frame[COLUMNS_].head(3)
     names = []
     with Ledger.open(settings.ledger) as ledger:
         for i in range(n):
             source = made[i % len(made)]
             bundle = registry.local_bundle(source.name, source.version)
             wanted = source.model_copy(update={"name": f"bench.copy-{i:04d}", "version": 0})
+            # What the pooled variant's models answer for needs the region.
+            example = frame[[column.name for column in Bundle.load(bundle).columns]].head(3)
             copy = registry.register(bundle, variant=wanted, example=example, metrics={})
             ledger.record_variant(copy)
             ledger.set_alias(copy.name, "champion", copy.version, who="bench", why="Measured.")
@@ -154,7 +156,7 @@ def measured(url: str, token: str, names: list[str], *, cache_mb: int, seconds: 
 async def _called(url: str, token: str, names: list[str], seconds: int) -> list[tuple[float, float | None, int]]:
     """Call names in their order by several clients; return ms, ms of a load if there was one, and status of each."""
     calls: list[tuple[float, float | None, int]] = []
-    body = json.dumps({"dataframe_records": [dict.fromkeys(COLUMNS_, 0.5)]}).encode()
+    body = json.dumps({"dataframe_records": [{**dict.fromkeys(COLUMNS_, 0.5), "region": "r00"}]}).encode()
     left = iter(names)
     deadline = time.monotonic() + seconds
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
