@@ -66,6 +66,7 @@ def draw_peers(rows: Sequence[Row], *, ours: str) -> None:
     with chart(PEERS, title="One row over HTTP beside other servers", told=told, width=7.4, height=height) as figure:
         grid = figure.subplots(len(models), len(panels), squeeze=False, sharey=True)
         for model, line in zip(models, grid, strict=True):
+            line[0].set_ylabel(model)
             for (title, (key, clients)), axes in zip(panels.items(), line, strict=True):
                 found = {r["system"]: r[key] for r in rows if r["model"] == model and r["clients"] == clients}
                 shown = systems[::-1]
@@ -76,7 +77,8 @@ def draw_peers(rows: Sequence[Row], *, ours: str) -> None:
                     bars, [f"{value:,.0f}" if value >= 100 else f"{value:.1f}" for value in values], padding=3
                 )
                 axes.set_xlim(0, 1.25 * max(values))
-                axes.set_title(f"{model}: {title}", loc="left", fontsize=8)
+                if model == models[0]:
+                    axes.set_title(title, loc="left", fontsize=8)
                 axes.set_xticks([])
                 plain(axes, grid="x")
 
