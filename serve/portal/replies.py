@@ -140,8 +140,11 @@ async def on_http(request: Request, error: Exception) -> Response:
         found = NotFound(f"There is no route {path!r}.", hint="GET /openapi.json lists them all.", details=details)
     elif error.status_code == 405:
         # The framework tells the methods of the first route of a path only.
-        allowed = headers["Allow"] = ", ".join(methods_at(request.app, request.url.path))
-        found = MethodNotAllowed(f"{request.method} is not allowed on {path!r}.", hint=f"Use {allowed}.")
+        allowed = ", ".join(methods_at(request.app, request.url.path))
+        headers |= {"Allow": allowed} if allowed else {}
+        # What a page's form is sent to is no route that the API tells of.
+        hint = f"Use {allowed}." if allowed else "It is where a form is sent to: go to the page with the form."
+        found = MethodNotAllowed(f"{request.method} is not allowed on {path!r}.", hint=hint)
     elif error.status_code == 415:
         found = UnsupportedMedia(str(error.detail), hint="Send application/json.")
     else:
