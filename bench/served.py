@@ -88,8 +88,8 @@ def predictor(
     with Ledger.open(chosen.ledger) as ledger:
         token = ledger.issue_token("bench", team=None, scopes=("predict",), by=BY).secret
     running = start_predictor(chosen)
-    time.sleep(WARM_S)
     try:
+        time.sleep(WARM_S)
         yield chosen, running.url, token
     finally:
         stop_predictor(chosen)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from factory.errors import Detail, InvalidData, InvalidRequest, listing
-from factory.spec import ColumnType
+from factory.spec import NUMBERS, ColumnType
 from factory.variants.bundle import Bundle
-from factory.variants.inputs import NUMBERS, check_columns
+from factory.variants.inputs import check_columns
 from serve.errors import BodyTooLarge
 
 Values = Sequence[object] | np.ndarray

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from factory.spec import ColumnType, Variant
+from factory.spec import NUMBERS, Variant
 from factory.variants.bundle import Bundle, folder_size_mb
 
 LEAST_MB = 1.0
@@ -57,9 +57,8 @@ class Loaded:
     @classmethod
     def warm(cls, variant: Variant, bundle: Bundle, *, size_mb: float) -> Loaded:
         """Predict one row of missing values a few times: frameworks do their last preparations at the first call."""
-        numbers = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
         row = {
-            column.name: np.array([np.nan]) if column.type in numbers else np.array([None], dtype=object)
+            column.name: np.array([np.nan]) if column.type in NUMBERS else np.array([None], dtype=object)
             for column in bundle.columns
         }
         _row_ms(bundle, row)

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 from factory.errors import FactoryError, ServiceFault
@@ -75,7 +76,6 @@ _PAGES: dict[int, FactoryError] = {
     504: DeadlineExceeded("No replica has answered in time.", hint="Send fewer rows, or try again."),
 }
 """What callers are told by the proxy itself, by status."""
-_REASONS = {502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
 
 
 def write_pages(folder: Path) -> str:
@@ -83,7 +83,7 @@ def write_pages(folder: Path) -> str:
     lines = []
     for status, error in _PAGES.items():
         _, headers, body = answer(error)
-        head = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{k}: {v}" for k, v in headers.items())]
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{k}: {v}" for k, v in headers.items())]
         page = folder / f"{status}.http"
         page.write_bytes("\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body)
         lines.append(f"errorfile {status} {page}")

@@ -17,7 +17,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+
+from factory.operate.ports import free_port
 
 MISSING = "PostgreSQL's initdb and postgres are neither on the PATH nor in /usr/lib/postgresql/*/bin"
 
@@ -59,9 +60,7 @@ class PostgresServer:
         self._folder = Path(tempfile.mkdtemp(prefix="factory-postgres-"))
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port(0)
         # Neither program runs as root.
         self._account = pwd.getpwnam(_unprivileged()) if os.geteuid() == 0 else None
         if self._account is not None:

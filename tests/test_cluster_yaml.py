@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ import psutil
 import pytest
 import yaml
 
+from factory.operate.ports import free_port
 from factory.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,12 +115,6 @@ print(json.dumps({"nodes": len(alive), "head": ray.get_runtime_context().get_nod
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 BUSY = "timed out during startup"
 """What ``ray start`` says when the head, busy starting the fake node, lets it wait for longer than Ray's fixed 30 s."""
 
@@ -193,7 +187,7 @@ def test_head_and_workers_start_by_the_files_own_commands(home: Path) -> None:
     import ray
 
     config = prepared("cluster.yaml")
-    ip, port, dashboard = ray.util.get_node_ip_address(), free_port(), free_port()
+    ip, port, dashboard = ray.util.get_node_ip_address(), free_port(0), free_port(0)
     fake = with_fake_nodes(config, gcs_address=f"{ip}:{port}")
     (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(fake))
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FACTORY_", "MLFLOW_"))}
@@ -210,7 +204,7 @@ def test_head_and_workers_start_by_the_files_own_commands(home: Path) -> None:
             pytest.skip("Ray's head did not answer `ray start` within Ray's own fixed 30 s: too busy a machine.")
         assert done.returncode == 0, said
 
-    run("head", f"--num-cpus=1 --dashboard-port={dashboard} --ray-client-server-port={free_port()}")
+    run("head", f"--num-cpus=1 --dashboard-port={dashboard} --ray-client-server-port={free_port(0)}")
     run("worker", "--num-cpus=1 --resources='{\"by_command\": 1}'")
 
     trusted = env | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "model-variant-factory" / "ray_token")}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from factory.spec import ColumnType
+from factory.spec import NUMBERS, ColumnType
 
 MISSING_TEXT = frozenset({"", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "<NA>", "NaT"})
 """Text that means missing, in CSV and everywhere else. "None" is not among them: it is often a level of its own."""
@@ -202,7 +202,7 @@ def clean(series: pd.Series, wanted: ColumnType | None = None) -> tuple[pd.Serie
         kept = text_format if text_format != "ISO8601" else None
         moments = as_datetime(values, text_format=kept)
         return pd.Series(moments, name=series.name), kind, kept
-    if kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+    if kind in NUMBERS:
         if kind is ColumnType.NUMERIC and values.dtype.kind in "iu" and values.dtype != np.uint64:
             return pd.Series(values.astype(np.int64), name=series.name), kind, None
         numbers = as_numeric(values)

@@ -27,7 +27,7 @@ from factory.data.dates import calendar, days_between, first_day, varying_parts
 from factory.data.graph import DrawnTable, Graph
 from factory.data.text import TextEncoder
 from factory.errors import Detail, InvalidData, UntrustedBundle, listing, suggest
-from factory.spec import ColumnType
+from factory.spec import NUMBERS, ColumnType
 
 _MANY_LEVELS = 100
 """Above this cardinality a level seen once is noise and is folded into the unseen level."""
@@ -184,7 +184,7 @@ class Preparation:
         for column in frame.columns:
             kind = types.get(column)
             values = frame[column].to_numpy()
-            if kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+            if kind in NUMBERS:
                 plans.append(_Numbers(column=column))
             elif kind is ColumnType.CATEGORICAL:
                 plans.append(_Levels(column=column, levels=_fit_levels(values)))

@@ -27,7 +27,7 @@ from factory.data.dataset import Dataset
 from factory.data.drift import Later, drifts
 from factory.data.findings import Finding, Suspicion
 from factory.errors import Detail, InvalidData
-from factory.spec import ColumnType, Task
+from factory.spec import NUMBERS, ColumnType, Task
 
 LEAKAGE = 0.999
 """Cross-validated score of one column alone, from which on it is taken for the target in disguise.
@@ -163,7 +163,7 @@ def _copy(dataset: Dataset, column: str) -> Suspicion | None:
     """Find the target itself: its labels renamed, or its numbers times a factor plus a constant; gaps are allowed."""
     series, kind, target = dataset.frame[column], dataset.types[column], dataset.target
     if dataset.task is Task.REGRESSION:
-        numeric = kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN)
+        numeric = kind in NUMBERS
         if not numeric or not sanity.affine(_floats(series), dataset.y, least_rows=_COPY_ROWS):
             return None
         how = f"{target!r} times a factor plus a constant"
@@ -219,7 +219,7 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
     """What may be wrong with a column, the most telling first."""
     series, kind = dataset.frame[column], dataset.types[column]
     enough = int(series.notna().sum()) >= CORRELATION_ROWS
-    if enough and kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+    if enough and kind in NUMBERS:
         r = sanity.label_correlation(_floats(series), dataset.y, n_classes=len(dataset.classes))
         if abs(r) >= CORRELATION:
             said = f"almost tells {dataset.target!r} (correlation {r:+.3f})"

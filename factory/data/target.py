@@ -11,7 +11,7 @@ import pandas as pd
 
 from factory.data.columns import as_numeric, factorize, infer_type
 from factory.errors import Detail, InvalidData, listing
-from factory.spec import ColumnType, DatasetRef, Task
+from factory.spec import NUMBERS, ColumnType, DatasetRef, Task
 
 _MOST_CLASSES_OF_INTEGERS = 20
 """A whole-number target with more distinct values is a quantity, not a label."""
@@ -64,7 +64,7 @@ def read_target(series: pd.Series, ref: DatasetRef) -> tuple[Task, tuple[str, ..
     """Return the task, the classes, the encoded target (n_rows,), and what is wrong with it."""
     numbers = as_numeric(series.to_numpy())
     kind = infer_type(series)
-    numeric = kind in (ColumnType.NUMERIC, ColumnType.BOOLEAN) and not np.isnan(numbers).any()
+    numeric = kind in NUMBERS and not np.isnan(numbers).any()
     if kind is ColumnType.DATETIME:
         problem = "The target holds dates; derive a number or a label from them."
         return ref.task or Task.REGRESSION, (), numbers, [Detail(ref.target, problem)]

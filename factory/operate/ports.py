@@ -64,7 +64,8 @@ def free_ports(count: int) -> list[int]:
     low, high = _ephemeral()
     known = [port for port in range(_LOWEST, _HIGHEST + 1) if not low <= port <= high]
     found: list[int] = []
-    for port in random.sample(known, min(_TRIES, len(known))):
+    # Not of the process's own generator: two processes with the same seed would try the same ports.
+    for port in random.SystemRandom().sample(known, min(_TRIES, len(known))):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("", port))
             found.append(port)

@@ -5,7 +5,7 @@ The JSON schemas of these models are good enough to draw a form from;
 """
 
 from factory.spec.dataset import DatasetRef, EntityDataset, FeatureJoin, FileDataset, UploadDataset
-from factory.spec.document import NAME, ColumnType, Document, Seconds, Task
+from factory.spec.document import NAME, NUMBERS, ColumnType, Document, Seconds, Task
 from factory.spec.outcome import ALIAS, CurvePoint, Traits, Trial, Variant, duration
 from factory.spec.request import (
     FOR_CALLERS,
@@ -37,6 +37,7 @@ __all__ = [
     "FOR_CALLERS",
     "NAME",
     "NEXT_STATES",
+    "NUMBERS",
     "REMADE",
     "SCOPES",
     "Actor",

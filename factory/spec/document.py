@@ -32,6 +32,10 @@ class ColumnType(StrEnum):
     IDENTIFIER = "identifier"
 
 
+NUMBERS = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
+"""Types whose values are read as numbers."""
+
+
 class Document(BaseModel):
     """Base of all nouns: frozen, and unknown fields are errors."""
 

@@ -18,14 +18,13 @@ import pandas as pd
 
 from factory.data.columns import as_datetime, as_numeric, as_text
 from factory.errors import UntrustedBundle
-from factory.spec import ColumnType
+from factory.spec import NUMBERS, ColumnType
 from factory.variants.inputs import BundleColumn, Columns
 
 BACKGROUND = "background.json"
 ROWS = 32
 """Rows that are kept: the base of an explanation is the mean prediction of these."""
 _FORMAT = 1
-_NUMBERS = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +88,7 @@ def _used(columns: Sequence[BundleColumn]) -> list[BundleColumn]:
 
 
 def _canonical(values: np.ndarray, column: BundleColumn) -> np.ndarray:
-    if column.type in _NUMBERS:
+    if column.type in NUMBERS:
         return as_numeric(values)
     if column.type is ColumnType.DATETIME:
         return as_datetime(values, text_format=column.text_format)
@@ -97,7 +96,7 @@ def _canonical(values: np.ndarray, column: BundleColumn) -> np.ndarray:
 
 
 def _restored(values: list[Any], column: BundleColumn) -> np.ndarray:
-    if column.type in _NUMBERS:
+    if column.type in NUMBERS:
         return np.array(values, dtype=np.float64)
     if column.type is ColumnType.DATETIME:
         return np.array(values, dtype="M8[us]")

@@ -36,9 +36,9 @@ from factory.search.blueprint import Blueprint
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric, centred
 from factory.search.plan import family
-from factory.spec import Task
+from factory.spec import NUMBERS, Task
 from factory.variants.background import Background
-from factory.variants.inputs import NUMBERS, BundleColumn, Columns, check_columns
+from factory.variants.inputs import BundleColumn, Columns, check_columns
 from factory.variants.manifest import FORMAT_VERSION, MANIFEST, Manifest, MemberEntry, read_manifest
 
 

@@ -14,14 +14,10 @@ import pandas as pd
 
 from factory.data.columns import FORMATS, as_datetime, as_numeric, text_of
 from factory.errors import Detail, listing, suggest
-from factory.spec import ColumnType, Document
+from factory.spec import NUMBERS, ColumnType, Document
 
 Columns = pd.DataFrame | Mapping[str, np.ndarray]
 """A data frame, or arrays (n_rows,) by column name: the hot path needs no pandas."""
-
-
-NUMBERS = (ColumnType.NUMERIC, ColumnType.BOOLEAN)
-"""Types whose values are read as numbers."""
 
 
 class BundleColumn(Document):

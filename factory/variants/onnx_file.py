@@ -20,7 +20,7 @@ from factory.data.columns import as_datetime, as_numeric, as_text
 from factory.data.graph import COLUMNS, DOUBLE, ML, STRING, CannotDraw, Graph, Node
 from factory.errors import Conflict, Detail, SystemFault, listing
 from factory.search.calibration import TILT, Calibration
-from factory.spec import ColumnType
+from factory.spec import NUMBERS, ColumnType
 from factory.variants.bundle import Bundle
 from factory.variants.inputs import Columns
 
@@ -251,7 +251,7 @@ def _rows(bundle: Bundle) -> dict[str, np.ndarray]:
     rows = {}
     for column in bundle.columns:
         own = known.get(column.name)
-        if column.type in (ColumnType.NUMERIC, ColumnType.BOOLEAN):
+        if column.type in NUMBERS:
             extra: Sequence[Any] = [np.nan, 0.0, -1e9, np.inf]
             rows[column.name] = np.array([*([] if own is None else own), *extra], dtype=np.float64)
         elif column.type is ColumnType.DATETIME:

@@ -14,13 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from factory.operate.ports import free_port
+
 PATIENCE_S = 60.0
 """For which a server may start; RabbitMQ takes ten seconds."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @contextmanager
@@ -32,7 +29,7 @@ def server(kind: str, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def redis(folder: Path, *, port: int = 0) -> Iterator[str]:
-    port = port or free_port()
+    port = port or free_port(0)
     command = [_found("redis-server"), "--port", str(port), "--dir", str(folder), "--appendonly", "yes", "--save", ""]
     with _running(command, port, folder):
         yield f"redis://127.0.0.1:{port}/0"
@@ -40,7 +37,7 @@ def redis(folder: Path, *, port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def nats(folder: Path) -> Iterator[str]:
-    port = free_port()
+    port = free_port(0)
     command = [_found("nats-server"), "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", str(folder / "js")]
     with _running(command, port, folder):
         yield f"nats://127.0.0.1:{port}"
@@ -48,7 +45,7 @@ def nats(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def rabbit(folder: Path) -> Iterator[str]:
-    port, home = free_port(), folder / "rabbit"
+    port, home = free_port(0), folder / "rabbit"
     home.mkdir()
     config = home / "rabbitmq.conf"
     config.write_text(f"listeners.tcp.1 = 127.0.0.1:{port}\nvm_memory_high_watermark.absolute = 1GB\n")
@@ -56,7 +53,7 @@ def rabbit(folder: Path) -> Iterator[str]:
     program = next((p for p in Path("/usr/lib/rabbitmq").glob("lib/*/sbin/rabbitmq-server")), None)
     if program is None:
         pytest.skip("rabbitmq-server is not installed")
-    distribution, mapper = free_port(), free_port()
+    distribution, mapper = free_port(0), free_port(0)
     environment = {
         **os.environ,
         "HOME": str(home),
