@@ -130,6 +130,8 @@ class _Filling:
         fault = InvalidData("There is no column 'churned'. Did you mean 'target'?", hint="Name one of its columns.")
         self.ledger.fail(broken, fault)
         waiting = self.ordered(digest, "waiting", seed=5)
+        # The first look imports Feast.
+        self.client.get("/feature-services", timeout=120).raise_for_status()
         return {
             "home": "/",
             "requests": "/requests",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from factory.spec import Recipe, VariantRequest
 from serve.portal.pages import charts
 from serve.portal.pages.forms import request_fields
 from serve.portal.pages.kit import environment
-from serve.portal.pages.words import UNKNOWN, Words, best_language
+from serve.portal.pages.words import UNKNOWN, Words, best_language, zone_of
 from serve.portal.routes.recipes import request_schema
 
 Message = tuple[str, ...]
@@ -221,3 +222,17 @@ def test_sizes_are_told_in_the_largest_unit(n_bytes: float, expected: str) -> No
 def test_any_header_leads_to_one_of_the_languages(accepted: str, language: str) -> None:
     assert best_language(accepted) == language
     assert Words.of(accepted).language == language
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("Europe/Berlin", True), ("UTC", True), ("", False), ("Europe/Nowhere", False), ("../../etc/passwd", False)],
+)
+def test_a_zone_is_one_that_there_is(name: str, known: bool) -> None:
+    zone = zone_of(name)
+    assert (zone is not None and zone.key == name) == known
+
+
+@pytest.mark.parametrize(("zone", "told"), [("Europe/Berlin", "05.07.2021, 01:30"), ("", "04.07.2021, 23:30 UTC")])
+def test_a_moment_is_told_in_the_readers_zone(zone: str, told: str) -> None:
+    assert Words.of("de").moment(datetime(2021, 7, 4, 23, 30, tzinfo=UTC), zone_of(zone)) == told

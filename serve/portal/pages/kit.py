@@ -12,16 +12,18 @@ from importlib import resources
 from importlib.metadata import version
 from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlencode
+from zoneinfo import ZoneInfo
 
 from fastapi import Depends, Request
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
 from serve.portal.pages.names import MENU, NAMES, metric_named
-from serve.portal.pages.words import UNKNOWN, Words
+from serve.portal.pages.words import UNKNOWN, Words, zone_of
 from serve.portal.routes.sign_in import SessionView
 
 _NOTHING = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
@@ -50,6 +52,8 @@ HEADERS = {
 }
 SAID = "factory_said"
 """Cookie with a sentence that the next page shows."""
+ZONE = "factory_zone"
+"""Cookie with the reader's time zone."""
 HTMX = "hx-request"
 """Header by which htmx asks for a part of a page."""
 
@@ -102,6 +106,11 @@ class Visitor:
         return unquote(self.request.cookies.get(SAID, ""))[:500]
 
     @property
+    def zone(self) -> ZoneInfo | None:
+        """Its time zone, which the page's script has told; None before."""
+        return zone_of(self.request.cookies.get(ZONE, ""))
+
+    @property
     def wants_part(self) -> bool:
         """Whether htmx asks, which puts a part of a page into the one that is there."""
         return self.request.headers.get(HTMX) == "true" and "hx-boosted" not in self.request.headers
@@ -111,7 +120,7 @@ class Visitor:
         text = (
             environment(self.words.language)
             .get_template(template)
-            .render(visitor=self, path=self.request.url.path, now=datetime.now(UTC), **values)
+            .render(visitor=self, path=self.request.url.path, zone=self.zone, now=datetime.now(UTC), **values)
         )
         response = HTMLResponse(text, status_code=status, headers=HEADERS)
         if SAID in self.request.cookies and not self.wants_part:
@@ -192,7 +201,9 @@ def failed(request: Request, status: int, error: ErrorContent, *, retry_after: s
     words = Words.of(request.headers.get("accept-language", ""))
     part = request.headers.get(HTMX) == "true"
     template = environment(words.language).get_template("error_part.html" if part else "error.html")
-    text = template.render(visitor=None, path=request.url.path, status=status, error=error, now=datetime.now(UTC))
+    text = template.render(
+        visitor=None, path=request.url.path, status=status, error=error, zone=None, now=datetime.now(UTC)
+    )
     headers = {**HEADERS, **({"retry-after": retry_after} if retry_after else {})}
     if part:
         headers |= {"hx-retarget": "#notices", "hx-reswap": "beforeend"}
@@ -230,7 +241,7 @@ def environment(language: str) -> Environment:
         "ms": words.milliseconds,
         "metric": metric_named,
         "bytes": words.size,
-        "moment": lambda moment: time_element(words, moment),
+        "moment": time_element,
         "figure": figure_json,
         "segment": lambda text: quote(str(text), safe=""),
         "query": lambda values: urlencode({k: v for k, v in values.items() if v not in (None, "")}, doseq=True),
@@ -244,12 +255,16 @@ def named(words: Words, kind: str, name: object) -> str:
     return words(NAMES.get(kind, {}).get(text, text)) if text else ""
 
 
-def time_element(words: Words, moment: datetime | None) -> Markup:
-    """Return a moment that the page's script puts into the reader's zone; the exact one shows on hovering."""
+@pass_context
+def time_element(context: Context, moment: datetime | None) -> Markup:
+    """Return a moment in the reader's zone, which the page's script keeps up to date; hovering shows the exact one."""
     if moment is None:
         return escape(UNKNOWN)
     exact = moment.astimezone(UTC).isoformat(timespec="seconds")
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(exact, exact, words.moment(moment))
+    words: Words = context["words"]
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        exact, exact, words.moment(moment, context.get("zone"))
+    )
 
 
 def figure_json(figure: Any) -> Markup:

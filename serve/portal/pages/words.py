@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib import resources
+from zoneinfo import ZoneInfo, available_timezones
 
 from babel import Locale
-from babel.dates import format_datetime, format_timedelta
+from babel.dates import format_date, format_time, format_timedelta
 from babel.lists import format_list
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
@@ -26,8 +27,8 @@ LANGUAGES = ("en", "de")
 """The first one is that of the messages themselves."""
 UNKNOWN = "\N{EN DASH}"
 """Stands where there is no number."""
-RECENT_S = 3000
-"""Younger moments are told by how long ago they were, as the page's script does."""
+MINUTES_FROM_S, RECENT_S = 50, 3000
+"""Younger moments are told by how many seconds, or minutes, ago they were, as the page's script does."""
 SIGNIFICANT = 4
 """Digits of a score: its interval is seldom narrower."""
 
@@ -144,15 +145,25 @@ class Words:
                 return f"{self.number(n_bytes / size, 1)} {unit}"
         return f"{self.number(n_bytes)} B"
 
-    def moment(self, moment: datetime) -> str:
-        """Return a moment, in UTC where it is not of this hour; the page's script puts it into the reader's zone.
+    def moment(self, moment: datetime, zone: ZoneInfo | None = None) -> str:
+        """Return a moment as the page's script tells it: how long ago, at what time of the day, or of which day.
 
-        What the script writes is as long as this, so that nothing moves when it does.
+        Args:
+            moment: With its time zone.
+            zone: Of the reader; without it the text is in UTC, and says so.
         """
-        past = datetime.now(UTC) - moment
-        if abs(past.total_seconds()) < RECENT_S:
-            return format_timedelta(-past, add_direction=True, threshold=RECENT_S / 3600, locale=self.locale)
-        return f"{format_datetime(moment.astimezone(UTC), 'd MMM y, HH:mm', locale=self.locale)} UTC"
+        now, there = datetime.now(UTC), moment.astimezone(zone or UTC)
+        past = now - moment
+        age_s = abs(past.total_seconds())
+        if age_s < MINUTES_FROM_S:
+            return format_timedelta(-past, add_direction=True, threshold=1, locale=self.locale)
+        if age_s < RECENT_S:
+            minutes = timedelta(minutes=round(past / timedelta(minutes=1)))
+            return format_timedelta(-minutes, add_direction=True, threshold=1, locale=self.locale)
+        time = format_time(there, "short", locale=self.locale)
+        today = there.date() == now.astimezone(zone or UTC).date()
+        shown = time if today else f"{format_date(there, 'medium', locale=self.locale)}, {time}"
+        return shown if zone else f"{shown} UTC"
 
 
 def _zeros(value: float) -> int:
@@ -174,6 +185,16 @@ def best_language(accepted: str) -> str:
         if language in LANGUAGES and weight < 0:
             return language
     return LANGUAGES[0]
+
+
+def zone_of(name: str) -> ZoneInfo | None:
+    """Return the time zone that a browser names, as ``Europe/Berlin``; None where there is none of that name."""
+    return ZoneInfo(name) if name in _zones() else None
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 @cache

@@ -8,7 +8,7 @@ const short = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle
 const hour = new Intl.DateTimeFormat(language, { timeStyle: "short" });
 const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
 
-function toldTime(moment, now) {
+export function toldTime(moment, now) {
   const past = (now - moment) / 1000;
   const size = Math.abs(past);
   if (size < 50) return relative.format(-Math.round(past), "second");
@@ -17,13 +17,17 @@ function toldTime(moment, now) {
   return short.format(moment);
 }
 
-export function showTimes(root = document) {
+// The page is told the reader's zone, so that what it writes of times is what this would write: nothing moves then.
+const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+document.cookie = `factory_zone=${zone}; path=/; max-age=31536000; samesite=lax`;
+
+export function showTimes(root = document, told = false) {
   const now = new Date();
   for (const element of root.querySelectorAll("time[datetime]")) {
     const moment = new Date(element.dateTime);
     if (Number.isNaN(moment.valueOf())) continue;
     element.title = exact.format(moment);
-    element.textContent = toldTime(moment, now);
+    if (!told) element.textContent = toldTime(moment, now);
   }
 }
 
@@ -168,12 +172,12 @@ document.addEventListener("change", (event) => {
 });
 
 function begin(root = document) {
-  showTimes(root);
+  showTimes(root, document.documentElement.dataset.zone === zone);
   drawCharts(root);
 }
 
 begin();
-setInterval(showTimes, 20000);
+setInterval(() => showTimes(), 20000);
 window.addEventListener("pageshow", () => fresh(document));
 document.addEventListener("htmx:afterSettle", (event) => begin(event.detail.elt));
 document.addEventListener("htmx:afterRequest", (event) => fresh(event.detail.elt.ownerDocument));
