@@ -25,6 +25,7 @@ from factory.search.plan import Plan, family
 from factory.search.race import gain
 from factory.search.standing import Standing, fold_s
 from factory.search.study import Configuration, Prior, Study, shape_of
+from factory.search.watchdog import DIED
 from factory.space import Parameters
 from factory.spec import Trial, TrialState
 
@@ -176,8 +177,12 @@ class Proposer:
                 self._tell_batch()
 
     def lost(self, job: FitJob, reason: str) -> None:
-        """Give up a job whose worker died; what its trial has, it keeps."""
-        self.done(job, FitResult(number=job.trial.number, state=TrialState.KILLED, reason=reason))
+        """Give up a job whose worker died; what its trial has, it keeps, and a bet that has nothing is made again."""
+        trial = job.trial
+        with self._lock:
+            if reason == DIED and 0 in job.folds and trial.origin != "search":
+                self._study.again((trial.family, trial.parameters))
+            self.done(job, FitResult(number=trial.number, state=TrialState.KILLED, reason=reason))
 
     # --- when ------------------------------------------------------------------
 

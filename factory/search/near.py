@@ -32,7 +32,7 @@ from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
 from factory.search.plan import family
 from factory.search.trial import TrialRunner
 from factory.search.tune import RECYCLE_SHARE
-from factory.search.watchdog import ending_this_process_after
+from factory.search.watchdog import death_of, ending_this_process_after
 
 GROWN = b"grown"
 """What a worker says that is to be replaced."""
@@ -157,12 +157,13 @@ class _Attendant:
             if job is None:
                 time.sleep(_WAIT_S)
                 continue
+            handed_at = time.time()
             try:
                 worker.send_bytes(job.model_dump_json().encode())
                 result = FitResult.model_validate_json(worker.recv_bytes())
                 grown = worker.recv_bytes() == GROWN
             except (OSError, EOFError):
-                self._jobs.lost(job, "Its worker process died, or ended itself since the trial did not end in time.")
+                self._jobs.lost(job, death_of(job, handed_at=handed_at))
                 return True
             self._jobs.done(job, result)
             if grown:

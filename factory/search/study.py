@@ -101,6 +101,7 @@ class Study:
         self._seeds = {key_of(*seed) for seed in served}
         fresh = {key_of(*bet): bet for bet in [*served, *bets] if key_of(*bet) not in self._seen}
         self._bets = deque(fresh.values())
+        self._repeated: set[Key] = set()
 
     @property
     def bets_left(self) -> bool:
@@ -116,6 +117,12 @@ class Study:
         bet = self._bets.popleft()
         self._seen.add(key_of(*bet))
         return bet
+
+    def again(self, bet: Configuration) -> None:
+        """Let a bet that came to nothing by no fault of its own come next once more, and not a third time."""
+        if (key := key_of(*bet)) not in self._repeated:
+            self._repeated.add(key)
+            self._bets.appendleft(bet)
 
     def is_seed(self, bet: Configuration) -> bool:
         """Whether a configuration is one of the seeds."""

@@ -9,6 +9,7 @@ that grew is recycled the same way, by a shape that is one megabyte larger.
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -19,7 +20,7 @@ import psutil
 from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
 from factory.search.plan import family
 from factory.search.trial import TrialRunner
-from factory.search.watchdog import ending_this_process_after
+from factory.search.watchdog import death_of, ending_this_process_after
 
 POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 """Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
@@ -118,7 +119,7 @@ class _Exchange:
     def __init__(self, jobs: Jobs, *, threads: int, memory_limit_mb: float, on_first_end: Callable[[], None]) -> None:
         self._jobs, self._threads, self._limit_mb = jobs, threads, memory_limit_mb
         self._on_first_end = on_first_end
-        self._jobs_by_trial: dict[str, FitJob] = {}
+        self._jobs_by_trial: dict[str, tuple[FitJob, float]] = {}
         self._generation: Counter[str] = Counter()
 
     def __getstate__(self) -> dict[str, object]:
@@ -132,18 +133,18 @@ class _Exchange:
         job = self._jobs.next()
         if job is None:
             return finished if self._jobs.exhausted else None
-        self._jobs_by_trial[trial_id] = job
+        self._jobs_by_trial[trial_id] = job, time.time()
         generation = self._generation[family(job.trial.family).pool]
         return _configuration(job, threads=self._threads, generation=generation)
 
     def complete(self, trial_id: str, result: dict[str, Any] | None, *, error: bool) -> None:
         """Take a trial's end, or the death of its worker."""
-        job = self._jobs_by_trial.pop(trial_id, None)
-        if job is None:
+        if trial_id not in self._jobs_by_trial:
             return
+        job, handed_at = self._jobs_by_trial.pop(trial_id)
         self._on_first_end()
         if result is None or "result" not in result or error:
-            self._jobs.lost(job, "Its worker process died, or ended itself since the trial did not end in time.")
+            self._jobs.lost(job, death_of(job, handed_at=handed_at))
             return
         if result["resident_mb"] > RECYCLE_SHARE * self._limit_mb:
             self._generation[family(job.trial.family).pool] += 1
@@ -151,7 +152,7 @@ class _Exchange:
 
     def abandon(self, reason: str) -> None:
         """Give up what Tune has not brought back; a job that another executor runs is not Tune's to give up."""
-        for job in self._jobs_by_trial.values():
+        for job, _ in self._jobs_by_trial.values():
             self._jobs.lost(job, reason)
         self._jobs_by_trial.clear()
 

@@ -30,6 +30,9 @@ HANGING = 4.0
 _STDERR = 2
 """By its number: Ray puts an object in the place of the stream."""
 LEFT_BEHIND = "It did not end in time, and was left behind."
+DIED = "Its worker process died."
+"""Of something else than its job, as far as is known: by being killed, for want of memory, with its node."""
+HUNG = "Its worker ended itself, since the trial did not end in time."
 
 T = TypeVar("T")
 
@@ -74,7 +77,7 @@ def ending_this_process_after(job: FitJob) -> Iterator[None]:
     Python's own watchdog does it: its thread needs no interpreter, so that code which never lets go of the lock is
     ended as well, and where it stood is told on stderr.
     """
-    left_s = min(job.deadline_at - time.time(), HANGING * job.limit_s * max(len(job.folds), 1)) + OVERRUN_S
+    left_s = min(job.deadline_at - time.time(), _longest_s(job)) + OVERRUN_S
     if job.workers > 1 or left_s == float("inf"):
         yield
         return
@@ -83,3 +86,17 @@ def ending_this_process_after(job: FitJob) -> Iterator[None]:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def death_of(job: FitJob, *, handed_at: float) -> str:
+    """Return why a worker has died with its job: :data:`DIED`, or :data:`HUNG`.
+
+    Args:
+        job: What it worked on.
+        handed_at: When it was handed out, in seconds since the epoch.
+    """
+    return HUNG if time.time() >= min(job.deadline_at, handed_at + _longest_s(job)) else DIED
+
+
+def _longest_s(job: FitJob) -> float:
+    return HANGING * job.limit_s * max(len(job.folds), 1)

@@ -26,6 +26,7 @@ from factory.search.jobs import FitJob, FitResult, TrialData
 from factory.search.plan import family
 from factory.search.race import choose, gain
 from factory.search.study import Configuration, Prior, key_of, portfolio, shape_of
+from factory.search.watchdog import DIED, HUNG
 from factory.spec import Task, Trial, TrialState
 
 from .conftest import Clock, make_data, make_dataset, make_request, make_test_plan, outcome
@@ -215,7 +216,7 @@ def test_a_lost_worker_costs_its_folds_only(data: TrialData) -> None:
     assert second is not None
     assert third is not None
     assert (second.folds, third.folds) == ((1,), (2,))
-    proposer.lost(second, "Its worker process died.")
+    proposer.lost(second, DIED)
     proposer.done(third, outcome(data, third, 0.8))
     assert proposer.next() is None
     assert proposer.exhausted
@@ -223,6 +224,19 @@ def test_a_lost_worker_costs_its_folds_only(data: TrialData) -> None:
     assert (trial.state, trial.folds, trial.reason) == (TrialState.SUCCEEDED, (0, 2), "")
     assert trial.score == pytest.approx(0.85)
     assert recorded[-1] == trial
+
+
+@pytest.mark.parametrize("reason", [DIED, HUNG])
+def test_a_bet_is_made_once_more_where_its_worker_died_of_something_else(reason: str, data: TrialData) -> None:
+    proposer = propose(make_test_plan("linear", spaces=FIXED_LINEAR), data)
+    lost = []
+    while (job := proposer.next()) is not None:
+        proposer.lost(job, reason)
+        lost.append((job.trial.number, job.trial.parameters, job.folds))
+    first = lost[0][1]
+    assert lost == [(n, first, (0,)) for n in range(2 if reason == DIED else 1)]
+    assert {trial.state for trial in trials_of(proposer)} == {TrialState.KILLED}
+    assert proposer.exhausted
 
 
 # --- a race against the clock ---------------------------------------------------

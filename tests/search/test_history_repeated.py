@@ -15,6 +15,7 @@ from factory.search.history import (
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
 from factory.search.study import portfolio, shape_of
+from factory.search.watchdog import DIED
 from factory.space import clip
 from factory.spec import Trial, TrialState
 
@@ -87,9 +88,9 @@ def test_trials_are_counted_but_killed_ones(data: TrialData) -> None:
     assert third is not None
     assert proposer.next() is None
     assert not proposer.exhausted, "further folds may come"
-    proposer.lost(second, "Its worker process died.")
+    proposer.lost(second, DIED)
     assert recorded[-1].state is TrialState.KILLED
-    assert recorded[-1].reason == "Its worker process died."
+    assert recorded[-1].reason == DIED
     fourth = proposer.next()
     assert fourth is not None
     assert (fourth.trial.number, fourth.folds) == (3, (0,))

@@ -16,7 +16,7 @@ from factory.search.history import Proposer
 from factory.search.near import NearWorkers, frameworks
 from factory.search.plan import Plan
 from factory.search.tune import RECYCLE_SHARE
-from factory.search.watchdog import OVERRUN_S
+from factory.search.watchdog import DIED, OVERRUN_S
 from factory.settings import Settings
 from factory.spec import Trial, TrialState
 
@@ -112,12 +112,13 @@ def test_workers_share_the_jobs_and_are_reused(near: NearWorkers, notes: Path, t
 
 
 def test_a_killed_worker_costs_its_trial_only(near: NearWorkers, notes: Path, tmp_path: Path) -> None:
-    plan = counted(5, does="hang", families=("probe", "constant", "linear"), skill=0.2)
-    with killing(notes, "hang") as killed:
+    plan = counted(5, does="hang_once", families=("probe", "constant", "linear"), skill=0.2)
+    with killing(notes, "hang_once") as killed:
         trials = run_near(near, plan, tmp_path / "work")
     assert len(killed) == 1
-    (lost,) = [trial for trial in trials if trial.family == "probe"]
-    assert (lost.state, lost.folds) == (TrialState.KILLED, ())
+    lost, again = [trial for trial in trials if trial.family == "probe"]
+    assert (lost.state, lost.folds, lost.reason) == (TrialState.KILLED, (), DIED)
+    assert again.parameters == lost.parameters
     assert {trial.state for trial in trials if trial != lost} == {TrialState.SUCCEEDED}
 
 

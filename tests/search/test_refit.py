@@ -10,6 +10,7 @@ from factory.families.base import Deadline
 from factory.search.ensemble import Blend
 from factory.search.jobs import FitResult, TrialData
 from factory.search.refit import SAFETY, RefitProposer
+from factory.search.watchdog import DIED
 from factory.spec import Trial, TrialState
 
 from .conftest import make_data
@@ -36,7 +37,7 @@ def test_the_heaviest_member_comes_first_with_rounds_for_all_rows(data: TrialDat
     assert {job.folds for job in jobs} == {()}
     assert {job.deadline_at for job in jobs} == {proposer.deadline.at}
     proposer.done(jobs[0], FitResult(number=2))
-    proposer.lost(jobs[1], "Its worker process died.")
+    proposer.lost(jobs[1], DIED)
     assert proposer.exhausted
     assert proposer.next() is None
 

@@ -21,7 +21,7 @@ from factory.search.history import Proposer
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
 from factory.search.tune import RECYCLE_SHARE, run_tune
-from factory.search.watchdog import OVERRUN_S
+from factory.search.watchdog import DIED, OVERRUN_S
 from factory.settings import Settings
 from factory.spec import Trial, TrialState
 
@@ -153,7 +153,7 @@ def test_the_same_seed_and_number_of_trials_give_the_same_search_twice(tmp_path:
 
 
 def test_a_killed_worker_costs_its_trial_only(notes: Path, tmp_path: Path) -> None:
-    spaces, counted = {"probe": {"does": "hang", "skill": 0.2}}, {"time_s": 3600, "trials": 5}
+    spaces, counted = {"probe": {"does": "hang_once", "skill": 0.2}}, {"time_s": 3600, "trials": 5}
     plan = make_test_plan(
         "probe",
         "constant",
@@ -162,12 +162,12 @@ def test_a_killed_worker_costs_its_trial_only(notes: Path, tmp_path: Path) -> No
         budget=counted,
         validation={"kind": "cross_validation", "folds": 3},
     )
-    with killing(notes, "hang") as killed:
+    with killing(notes, "hang_once") as killed:
         trials = run_in_workers(plan, make_data(tmp_path, plan=plan), left_s=3600)
     assert len(killed) == 1
-    (lost,) = [t for t in trials if t.family == "probe"]
-    assert (lost.state, lost.folds) == (TrialState.KILLED, ())
-    assert lost.reason == "Its worker process died, or ended itself since the trial did not end in time."
+    lost, again = [t for t in trials if t.family == "probe"]
+    assert (lost.state, lost.folds, lost.reason) == (TrialState.KILLED, (), DIED)
+    assert (again.state, again.parameters) == (TrialState.SUCCEEDED, lost.parameters)
     others = [t for t in trials if t != lost]
     assert [t.state for t in others] == [TrialState.SUCCEEDED] * 5, "and nobody's place"
     assert {t.folds for t in others} == {(0,), (0, 1, 2)}

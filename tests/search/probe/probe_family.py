@@ -19,7 +19,8 @@ from factory.space import ChoiceDimension, FloatDimension
 
 NOTES = "PROBE_NOTES"
 """Environment variable with a folder: each fit leaves a file there, named by process, family and what it does."""
-DOES = ("fit", "raise", "exhaust", "swell", "nan", "hang", "stall", "seize", "raise_later", "stall_later", "hurry")
+DOES = ("fit", "raise", "exhaust", "swell", "nan", "hang", "hang_once", "stall", "seize")
+DOES_LATER = ("raise_later", "stall_later", "hurry")
 """What a fit can do; ``later`` is on a fold after the first. One that hurries raises its learning rate to 0.5 where it
 may, and says by its rounds at what rate, in hundredths, it was fitted."""
 
@@ -51,7 +52,7 @@ class Probe(Family):
 
     def space(self, task):
         return {
-            "does": ChoiceDimension(choices=DOES),
+            "does": ChoiceDimension(choices=(*DOES, *DOES_LATER)),
             "skill": FloatDimension(low=0.0, high=1.0),
         }
 
@@ -59,12 +60,7 @@ class Probe(Family):
         return [Bet({"does": "fit", "skill": 0.2}, rank=10), Bet({"does": "fit", "skill": 0.6}, rank=20)]
 
     def fit(self, train, *, validation, parameters, context):
-        does = parameters["does"]
-        if does.endswith("_later"):
-            does = "fit" if context.raises_rate else does.removesuffix("_later")
-        if folder := os.environ.get(NOTES):
-            note = Path(folder) / f"{os.getpid()}-{self.name}-{does}-{time.monotonic_ns()}"
-            note.write_text(str(len(train)))
+        does = noted(self.name, len(train), parameters["does"], later=not context.raises_rate)
         match does:
             case "raise":
                 raise ValueError("the probe was asked to raise")
@@ -75,7 +71,7 @@ class Probe(Family):
                 while context.keep_going():
                     held.append(np.ones(1_000_000))
                     time.sleep(0.02)
-            case "hang":
+            case "hang" | "hang_once":
                 while not context.stopped:
                     time.sleep(0.02)
             case "stall" | "seize":
@@ -91,6 +87,18 @@ class Probe(Family):
 
     def memory_mb(self, *, n_rows, n_columns, n_classes, parameters):
         return 1.0
+
+
+def noted(name, n_rows, does, *, later):
+    """Leave a note of a fit, and return what it is to do."""
+    if does.endswith("_later"):
+        does = does.removesuffix("_later") if later else "fit"
+    if folder := os.environ.get(NOTES):
+        note = Path(folder) / f"{os.getpid()}-{name}-{does}-{time.monotonic_ns()}"
+        note.write_text(str(n_rows))
+        if does == "hang_once" and any(one != note for one in note.parent.glob(f"*-{does}-*")):
+            return "fit"
+    return does
 
 
 def hurried(model, parameters, context):
