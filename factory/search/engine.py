@@ -27,7 +27,7 @@ from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
 from factory.search.samples import preparation_folder
 from factory.search.study import Configuration, Prior
-from factory.search.watchdog import DIED
+from factory.search.watchdog import DIED, UNANSWERED
 from factory.search.yielding import Room, Yielding
 from factory.settings import Settings
 from factory.spec import REMADE, Trial, VariantRequest
@@ -255,7 +255,7 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
     """
     folds = {t.number: tuple(k for k in t.folds if data.out_of_fold(t.number, k).is_file()) for t in trials if t.folds}
     folds = {number: done for number, done in folds.items() if 0 in done}
-    if not folds or _only_deaths(trials):
+    if not folds or _only_lost(trials):
         reasons = sorted({f"{t.family}: {t.reason}" for t in trials if t.reason}) or ["no trial could finish in time"]
         raise TrainingFault(
             f"None of {counted(len(trials), 'trial')} gave a usable model. " + " | ".join(reasons[:6]),
@@ -280,9 +280,10 @@ def _candidates(data: TrialData, trials: Sequence[Trial]) -> tuple[Candidates, t
     return candidates, common
 
 
-def _only_deaths(trials: Sequence[Trial]) -> bool:
-    """Whether workers died with their trials, and nothing but a constant was made: that says nothing of the data."""
-    return any(t.reason == DIED for t in trials) and all(t.family == "constant" for t in trials if t.folds)
+def _only_lost(trials: Sequence[Trial]) -> bool:
+    """Whether trials were lost with their workers and nothing but a constant was made: no word on the data."""
+    lost = any(t.reason in (DIED, UNANSWERED) for t in trials)
+    return lost and all(t.family == "constant" for t in trials if t.folds)
 
 
 def _worth_blending(trials: Sequence[Trial], folds: Sequence[int]) -> tuple[int, ...]:

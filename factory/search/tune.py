@@ -20,7 +20,7 @@ import psutil
 from factory.search.jobs import FitJob, FitResult, Jobs, TrialData
 from factory.search.plan import family
 from factory.search.trial import TrialRunner
-from factory.search.watchdog import death_of, ending_this_process_after
+from factory.search.watchdog import UNANSWERED, death_of, ending_this_process_after
 
 POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 """Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
@@ -76,7 +76,7 @@ def run_tune(
         ),
     )
     tuner.fit()
-    exchange.abandon("It was stopped when the search's time was up.")
+    exchange.abandon(UNANSWERED)
 
 
 def _configuration(job: FitJob, *, threads: int, generation: int) -> dict[str, Any]:

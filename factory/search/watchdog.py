@@ -32,6 +32,8 @@ _STDERR = 2
 LEFT_BEHIND = "It did not end in time, and was left behind."
 DIED = "Its worker process died."
 """Of something else than its job, as far as is known: by being killed, for want of memory, with its node."""
+UNANSWERED = "It was stopped when the search's time was up."
+"""Of a worker that did not even end itself: mostly it went with its node, which Ray misses only some time later."""
 HUNG = "Its worker ended itself, since the trial did not end in time."
 
 T = TypeVar("T")
