@@ -19,7 +19,7 @@ from factory.search.cluster import RaySession
 from factory.search.engine import SearchResult, search
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan, family
-from factory.search.watchdog import DIED, LEFT_BEHIND
+from factory.search.watchdog import DIED, LEFT_BEHIND, UNANSWERED
 from factory.settings import Settings
 from factory.spec import Task, Trial, TrialState
 
@@ -203,14 +203,13 @@ def test_a_search_without_a_model_says_why(tmp_path: Path, probe: None) -> None:
         run(plan, make_data(tmp_path, plan=plan))
 
 
-def test_workers_that_died_are_no_reason_for_a_constant(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reason", [DIED, UNANSWERED])
+def test_workers_that_were_lost_are_no_reason_for_a_constant(reason: str, tmp_path: Path) -> None:
     """Whoever asked is not told that nothing better can be learned: the search is a fault, and is made again."""
     plan = make_test_plan("constant", budget=SMALL | {"trials": 1})
-    died = Trial(number=0, family="linear", parameters={}, state=TrialState.KILLED, reason=DIED)
-    with pytest.raises(
-        TrainingFault, match=r"None of 2 trials gave a usable model\. linear: Its worker process died\."
-    ):
-        run(plan, make_data(tmp_path, plan=plan), history=[died])
+    lost = Trial(number=0, family="linear", parameters={}, state=TrialState.KILLED, reason=reason)
+    with pytest.raises(TrainingFault, match=rf"None of 2 trials gave a usable model\. linear: {reason}"):
+        run(plan, make_data(tmp_path, plan=plan), history=[lost])
 
 
 def test_lost_predictions_leave_a_trial_out_of_the_blend(tmp_path: Path) -> None:
