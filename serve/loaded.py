@@ -14,10 +14,11 @@ import numpy as np
 import psutil
 
 from factory.spec import NUMBERS, Variant
-from factory.variants.bundle import Bundle, folder_size_mb
+from factory.variants.bundle import Bundle
+from factory.variants.shared import SharedParts
 
-LEAST_MB = 1.0
-"""Of a variant in memory, however small its files: its columns, preparations and models are Python objects."""
+LEAST_MB = 0.1
+"""Of a variant in memory beside its parts, and of each part, however small its files: they are Python objects."""
 FRAMEWORK_MODULES = 40
 """More modules than a bundle brings by itself were a framework's."""
 
@@ -29,40 +30,45 @@ class Loaded:
     Attributes:
         variant: What the ledger says of it.
         bundle: What predicts.
-        size_mb: Memory that it is counted with, in MB.
+        sizes: Memory that its parts are counted with, in MB, by what tells them from those of others; a part that
+            others hold too has the same name there.
         row_ms: Median time of a prediction of one row, in ms.
     """
 
     variant: Variant
     bundle: Bundle
-    size_mb: float
+    sizes: Mapping[str, float]
     row_ms: float
 
     @classmethod
-    def read(cls, variant: Variant, folder: Path) -> Loaded:
+    def read(cls, variant: Variant, folder: Path, shared: SharedParts) -> Loaded:
         """Load a variant's bundle from its folder, warm it up, and measure what memory that took.
 
-        Counted is by how much this process has grown, at least the size of the files and :data:`LEAST_MB`: memory that
-        was freed before is taken again without growing. Where a framework was imported meanwhile, which stays, or
-        another variant was loaded, only the files count.
+        Counted is by how much this process has grown, at least the size of the files: memory that was freed before is
+        taken again without growing. Where a framework was imported meanwhile, which stays, or another variant was
+        loaded, only the files count. What other variants hold already is not loaded again, and counted once.
 
         Raises:
             OSError: files cannot be read.
             UntrustedBundle: it is not what the ledger says.
         """
         with _measured() as grown:
-            loaded = cls.warm(variant, Bundle.load(folder, digest=variant.bundle_digest), size_mb=0.0)
-        return replace(loaded, size_mb=max(LEAST_MB, folder_size_mb(folder), grown()))
+            bundle = Bundle.load(folder, digest=variant.bundle_digest, shared=shared)
+            loaded = cls.warm(variant, bundle, sizes={})
+        files_mb = {part: max(LEAST_MB, size_mb) for part, size_mb in bundle.parts.items()}
+        factor = max(1.0, grown() / sum(files_mb.values()))
+        sizes = {part: factor * size_mb for part, size_mb in files_mb.items()}
+        return replace(loaded, sizes={**sizes, f"{variant.name}/{variant.version}": LEAST_MB})
 
     @classmethod
-    def warm(cls, variant: Variant, bundle: Bundle, *, size_mb: float) -> Loaded:
+    def warm(cls, variant: Variant, bundle: Bundle, *, sizes: Mapping[str, float]) -> Loaded:
         """Predict one row of missing values a few times: frameworks do their last preparations at the first call."""
         row = {
             column.name: np.array([np.nan]) if column.type in NUMBERS else np.array([None], dtype=object)
             for column in bundle.columns
         }
         _row_ms(bundle, row)
-        return cls(variant, bundle, size_mb, statistics.median(_row_ms(bundle, row) for _ in range(5)))
+        return cls(variant, bundle, sizes, statistics.median(_row_ms(bundle, row) for _ in range(5)))
 
 
 _loading: set[object] = set()

@@ -16,6 +16,7 @@ from factory.search.near import frameworks
 from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.registry import Registry
+from factory.variants.shared import SharedParts
 from serve import access_log, tracing
 from serve.app import Predictor
 from serve.core import Core, Watcher
@@ -35,12 +36,12 @@ def build(settings: Settings) -> Predictor:
     Raises:
         StorageFault: the ledger cannot be used.
     """
-    registry = Registry(settings)
+    registry, shared = Registry(settings), SharedParts()
 
     def load(variant: Variant) -> Loaded:
-        folder = registry.local_bundle(variant.name, variant.version)
+        folder = registry.bundle_folder(variant)
         try:
-            return Loaded.read(variant, folder)
+            return Loaded.read(variant, folder, shared)
         except OSError as error:
             raise StorageFault(
                 f"The files of {variant.name}/{variant.version} cannot be read: {error.strerror or error}.",

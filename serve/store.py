@@ -9,8 +9,8 @@ wait, and the least recently used go when there are too many.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, get_args
@@ -131,8 +131,8 @@ class Sized(Protocol):
     """What the cache has to know of what it keeps."""
 
     @property
-    def size_mb(self) -> float:
-        """Memory that it is counted with, in MB."""
+    def sizes(self) -> Mapping[str, float]:
+        """Memory that its parts are counted with, in MB, by name; equal names are the same memory."""
 
 
 L = TypeVar("L", bound=Sized)
@@ -165,6 +165,8 @@ class BundleCache(Generic[L]):
         self._pinned = pinned
         self._loaded: OrderedDict[tuple[str, int], L] = OrderedDict()
         self._size_mb = 0.0
+        self._sizes: dict[str, float] = {}
+        self._holders: Counter[str] = Counter()
         self._flights: Flights[tuple[str, int], L] = Flights()
 
     def __len__(self) -> int:
@@ -191,7 +193,11 @@ class BundleCache(Generic[L]):
         """Load and keep a variant, also where everybody who waited has given up."""
         loaded = await in_thread(self._executor, lambda: self._load(variant))
         self._loaded[variant.name, variant.version] = loaded
-        self._size_mb += loaded.size_mb
+        for part, size_mb in loaded.sizes.items():
+            self._holders[part] += 1
+            if part not in self._sizes:
+                self._sizes[part] = size_mb
+                self._size_mb += size_mb
         self._shrink()
         return loaded
 
@@ -199,5 +205,9 @@ class BundleCache(Generic[L]):
         while len(self._loaded) > 1 and (len(self._loaded) > self._most or self._size_mb > self._most_mb):
             older = list(self._loaded)[:-1]
             gone = next((key for key in older if not self._pinned(key[0])), older[0])
-            self._size_mb -= self._loaded.pop(gone).size_mb
+            for part in self._loaded.pop(gone).sizes:
+                self._holders[part] -= 1
+                if not self._holders[part]:
+                    del self._holders[part]
+                    self._size_mb -= self._sizes.pop(part)
             logger.info("unloaded %s/%d", *gone)

@@ -22,6 +22,8 @@ from factory.search.cluster import local_cpus, ray_token
 from factory.search.plan import load_recipe, recipe_files
 from factory.settings import Settings
 from factory.spec import Document, RequestState
+from factory.variants.mirror import differences
+from factory.variants.registry import Registry
 
 PACKAGES = (
     "ray", "optuna", "scikit-learn", "lightgbm", "xgboost", "catboost", "torch", "tensorflow", "feast", "mlflow",
@@ -30,6 +32,8 @@ PACKAGES = (
 LEAST_FREE_GB = 2.0
 """A variant takes 1 to 100 MB and Ray spills its objects to disk; below this a search may end half-way."""
 LEAST_MEMORY_GB = 3.0
+MOST_NAMES = 200
+"""Whose aliases are compared: MLflow is asked for each."""
 
 UNFINISHED = frozenset(RequestState) - {
     RequestState.REGISTERED, RequestState.SERVING, RequestState.REJECTED, RequestState.FAILED, RequestState.CANCELLED
@@ -58,6 +62,7 @@ def examine(settings: Settings) -> tuple[Check, ...]:
         _families,
         _features,
         _mlflow,
+        _aliases,
         _sign_in,
         _ray,
         _cluster,
@@ -147,6 +152,20 @@ def _mlflow(settings: Settings) -> Iterator[Check]:
     state: State = "ok" if answered else "wrong"
     hint = "" if answered else "Start the MLflow server, or unset MLFLOW_TRACKING_URI to use the embedded one."
     yield Check(name="mlflow", state=state, message=f"{uri} {'answers' if answered else 'does not answer'}", hint=hint)
+
+
+def _aliases(settings: Settings) -> Iterator[Check]:
+    with Ledger.open(settings.ledger) as ledger:
+        names = sorted({one.name for one in ledger.deployments()})[:MOST_NAMES]
+        expected = ledger.aliases(names)
+    if not names:
+        return
+    found = differences(expected, Registry(settings).aliases)
+    told = " ".join(f"{one.field}: {one.message}" for one in found[:5])
+    served = counted(len(names), "served name")
+    message = told if found else f"MLflow's aliases of {served} are the ledger's"
+    hint = "The ledger decides what is served. `factory variants promote` moves an alias in both." if found else ""
+    yield Check(name="aliases", state="note" if found else "ok", message=message, hint=hint)
 
 
 def _sign_in(settings: Settings) -> Iterator[Check]:

@@ -26,7 +26,8 @@ from factory.search.transfer import fitted_parameters
 from factory.spec import TimeSplit, Validation, Variant
 from factory.variants.assembly import assemble
 from factory.variants.background import Background
-from factory.variants.bundle import Bundle, folder_size_mb
+from factory.variants.bundle import Bundle
+from factory.variants.contents import folder_size_mb
 from factory.variants.evaluation import (
     Evaluation,
     Importance,

@@ -14,7 +14,8 @@ from factory.search.engine import Part
 from factory.search.ensemble import Candidates
 from factory.search.jobs import TrialData
 from factory.search.plan import family
-from factory.variants.bundle import Bundle, Member, folder_size_mb
+from factory.variants.bundle import Bundle, Member
+from factory.variants.contents import folder_size_mb
 from factory.variants.inputs import input_columns
 
 

@@ -19,12 +19,12 @@ MLflow loads the same folder through :func:`_load_pyfunc`
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -38,8 +38,12 @@ from factory.search.metric import Metric, centred
 from factory.search.plan import family
 from factory.spec import NUMBERS, Task
 from factory.variants.background import Background
+from factory.variants.contents import Contents
 from factory.variants.inputs import BundleColumn, Columns, check_columns
 from factory.variants.manifest import FORMAT_VERSION, MANIFEST, Manifest, MemberEntry, read_manifest
+from factory.variants.shared import SharedParts
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class Bundle:
         metadata: Lineage, as text.
         background: Training rows that explanations compare with; None where an older factory kept none.
         blueprint: What it takes to make the variant again; None where an older factory kept none.
+        parts: Size in MB of the files of each model and preparation, by what tells these from others; empty where the
+            bundle was not loaded.
     """
 
     task: Task
@@ -99,6 +105,7 @@ class Bundle:
     background: Background | None = None
     calibration: Calibration = field(default_factory=Calibration)
     blueprint: Blueprint | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def numeric_names(self) -> tuple[str, ...]:
@@ -210,33 +217,45 @@ class Bundle:
             self.background.save(folder)
         if self.blueprint is not None:
             self.blueprint.save(folder)
-        return folder_digest(folder)
+        contents = Contents.of(folder)
+        contents.write_list()
+        return contents.digest
 
     @classmethod
-    def load(cls, folder: Path, *, digest: str | None = None) -> Bundle:
+    def load(cls, folder: Path, *, digest: str | None = None, shared: SharedParts | None = None) -> Bundle:
         """Load a bundle after checking that it is what it is said to be.
 
         Args:
             folder: The bundle's folder.
             digest: What :meth:`save` returned, from the ledger; not checked if None.
+            shared: Models and preparations that are in memory already, and are not loaded again.
 
         Raises:
             UntrustedBundle: the folder holds links or special files, its digest differs, or its format is not known.
         """
-        found = folder_digest(folder)
-        if digest is not None and found != digest:
+        contents = Contents.of(folder, digest=digest)
+        if digest is not None and (found := contents.digest) != digest:
             raise UntrustedBundle(
                 f"The bundle {folder.name!r} has the digest {found[:12]}…, but the ledger says {digest[:12]}….",
                 hint="Somebody changed the stored files. Restore them, or make the variant again.",
             )
-        manifest = read_manifest(folder)
+        manifest = read_manifest(contents.top().checked())
+        shared = shared or SharedParts()
+        sizes: dict[str, float] = {}
+
+        def part(relative: str, kind: str, load: Callable[[Path], T]) -> T:
+            found = contents.part(relative)
+            key = f"{kind}:{found.digest}"
+            sizes[key] = found.size_mb
+            return shared.get(key, lambda: load(found.checked()))
+
         preparations = tuple(
-            Preparation.load(_inside(folder, f"preparations/{i}")) for i in range(manifest.preparations)
+            part(f"preparations/{i}", "preparation", Preparation.load) for i in range(manifest.preparations)
         )
         members = tuple(
             Member(
                 family=entry.family,
-                model=family(entry.family).load(_inside(folder, entry.folder)),
+                model=part(entry.folder, entry.family, family(entry.family).load),
                 preparation=entry.preparation,
                 weight=entry.weight,
             )
@@ -253,27 +272,8 @@ class Bundle:
             metadata=manifest.metadata,
             background=Background.load(folder, manifest.columns),
             blueprint=Blueprint.load(folder),
+            parts=sizes,
         )
-
-
-def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 over the sorted relative paths and the contents of all files of a folder.
-
-    Raises:
-        UntrustedBundle: there is no such folder, or it holds a link or something else that is not a plain file.
-    """
-    total = hashlib.sha256()
-    for path in _plain_files(folder):
-        name = path.relative_to(folder).as_posix()
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{len(name)}:{name}:{content}\n".encode())
-    return total.hexdigest()
-
-
-def folder_size_mb(folder: Path) -> float:
-    """Return the size of a folder's files in MB (10^6 bytes)."""
-    return sum(path.stat().st_size for path in _plain_files(folder)) / 1e6
 
 
 class PyfuncVariant:
@@ -323,29 +323,6 @@ class PyfuncVariant:
 def _load_pyfunc(data_path: str) -> PyfuncVariant:
     """Load the bundle for ``mlflow.pyfunc.load_model``."""
     return PyfuncVariant(Bundle.load(Path(data_path)))
-
-
-def _plain_files(folder: Path) -> list[Path]:
-    """Return the files of a folder, sorted by their relative path."""
-    if folder.is_symlink() or not folder.is_dir():
-        raise UntrustedBundle(f"{str(folder)!r} is not a folder.", hint="Check the variant's artifacts.")
-    files = []
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise UntrustedBundle(
-                f"The bundle holds {path.relative_to(folder).as_posix()!r}, which is not a plain file.",
-                hint="A bundle never holds links or devices. Make the variant again.",
-            )
-        if path.is_file():
-            files.append(path)
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _inside(folder: Path, relative: str) -> Path:
-    path = folder / relative
-    if not path.is_dir() or not path.resolve().is_relative_to(folder.resolve()):
-        raise UntrustedBundle(f"The bundle lacks its folder {relative!r}.", hint="Make the variant again.")
-    return path
 
 
 def _created(folder: Path) -> Path:

@@ -23,7 +23,8 @@ from factory.search.engine import Part, SearchResult
 from factory.search.jobs import TrialData
 from factory.spec import Task
 from factory.variants.assembly import assemble, learned_calibration, load_model, load_preparation, merge_by_family
-from factory.variants.bundle import Bundle, folder_size_mb
+from factory.variants.bundle import Bundle
+from factory.variants.contents import folder_size_mb
 
 REFIT_AS = 2.6
 """One model of all rows is worth a bag of about so many: 75 to 80 % of what five folds gain."""

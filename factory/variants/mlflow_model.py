@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
 LOADER = "factory.variants.bundle"
+DATA = "data"
+"""Folder of a logged model that the bundle lies in."""
 DISTRIBUTION = "model-variant-factory"
 """What a logged model requires; never the bare import name, which is another project's on the package index."""
 
@@ -69,6 +71,15 @@ def bundle_of(folder: Path) -> Path:
             hint="Only variants that the factory registered are loaded.",
         )
     return bundle
+
+
+def only_bundle_of(folder: Path) -> Path | None:
+    """Return the one folder with data of an MLflow model, which is the bundle of one of ours; None if there is none."""
+    try:
+        found = list((folder / DATA).iterdir())
+    except OSError:
+        return None
+    return found[0] if len(found) == 1 else None
 
 
 def signature(manifest: Manifest) -> ModelSignature:

@@ -52,13 +52,14 @@ def lineage(variant: Variant) -> dict[str, str]:
     return {**given, ONCE: once(variant)}
 
 
-def completed(variant: Variant, made: Any) -> Variant:
-    """Return a variant with what MLflow's model version says of it."""
+def completed(variant: Variant, made: Any, *, artifacts: str) -> Variant:
+    """Return a variant with what MLflow's model version says of it, and where its files are."""
     number = int(made.version)
     return variant.model_copy(
         update={
             "version": number,
             "model_uri": f"models:/{variant.name}/{number}",
+            "artifacts": artifacts,
             "created": datetime.fromtimestamp(made.creation_timestamp / 1000, tz=UTC),
         }
     )

@@ -23,13 +23,13 @@ from urllib.parse import urlparse
 import pandas as pd
 from sqlalchemy.exc import SQLAlchemyError
 
-from factory.errors import Detail, NotFound, ServiceFault, StorageFault
+from factory.errors import NotFound, ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import CurvePoint, Variant
 from factory.variants.bundle import Bundle
 from factory.variants.mlflow_away import insisting
 from factory.variants.mlflow_files import on_this_machine
-from factory.variants.mlflow_model import bundle_of, quieten, save_model
+from factory.variants.mlflow_model import bundle_of, only_bundle_of, quieten, save_model
 from factory.variants.mlflow_records import BATCH, ONCE, as_metrics, as_parameters, completed, lineage, once
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Registry:
             )
             link = json.dumps([{"name": made.name, "version": made.version}])
             self.client().set_logged_model_tags(model_id, {"mlflow.modelVersions": link})
-        return completed(variant, made)
+            return completed(variant, made, artifacts=self._location(made))
 
     @insisting
     def set_alias(self, name: str, alias: str, version: int | None) -> None:
@@ -165,22 +165,6 @@ class Registry:
                 raise
         return {alias: int(number) for alias, number in found.items()}
 
-    def differences(self, ledger: Mapping[str, Mapping[str, int]]) -> list[Detail]:
-        """Compare the ledger's aliases with their mirror in MLflow; the ledger decides, this only reports.
-
-        Args:
-            ledger: Version by alias, by variant name.
-        """
-        found = []
-        for name, expected in ledger.items():
-            mirrored = self.aliases(name)
-            for alias in sorted({*expected, *mirrored}):
-                here, there = expected.get(alias), mirrored.get(alias)
-                if here != there:
-                    message = f"The ledger says {_said(here)}, MLflow says {_said(there)}; the ledger decides."
-                    found.append(Detail(f"{name}@{alias}", message))
-        return found
-
     @insisting
     def local_bundle(self, name: str, version: int) -> Path:
         """Return the folder of a version's bundle on this machine, as :meth:`local_model` finds it.
@@ -192,6 +176,18 @@ class Registry:
         """
         return bundle_of(self.local_model(name, version))
 
+    def bundle_folder(self, variant: Variant) -> Path:
+        """Return the folder of a variant's bundle by the ledger alone; MLflow is asked where that does not say it.
+
+        What is returned is as little trusted as that of :meth:`local_bundle`; raises as it does.
+        """
+        if variant.artifacts:
+            with self._asking("find a variant's files"):
+                found = only_bundle_of(self._here(variant.artifacts, f"{variant.name}-{variant.version}"))
+            if found is not None:
+                return found
+        return self.local_bundle(variant.name, variant.version)
+
     @insisting
     def local_model(self, name: str, version: int) -> Path:
         """Return the folder of a version's MLflow model on this machine; artifacts elsewhere are downloaded once.
@@ -202,11 +198,7 @@ class Registry:
             ServiceFault: MLflow refused or is not there.
         """
         with self._asking("find a variant's files"):
-            found = self._version(name, version)
-            location = str(found.source)
-            if location.startswith("models:/"):
-                location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
-            folder = self._here(location, f"{name}-{version}")
+            folder = self._here(self._location(self._version(name, version)), f"{name}-{version}")
         if not folder.is_dir():
             raise StorageFault(
                 f"The files of {name}/{version} are not where MLflow has put them: {str(folder)!r} is not there.",
@@ -254,7 +246,7 @@ class Registry:
     def _registered(self, variant: Variant) -> Variant | None:
         same = f"tag.`{ONCE}` = '{once(variant)}'"
         versions = self.client().search_model_versions(f"name = '{variant.name}' and {same}")
-        return completed(variant, versions[0]) if versions else None
+        return completed(variant, versions[0], artifacts=self._location(versions[0])) if versions else None
 
     def _experiment(self, team: str) -> str:
         """Return the id of the team's experiment, with artifacts in FACTORY_HOME unless a server keeps them."""
@@ -368,6 +360,13 @@ class Registry:
                 hint="`factory variants list` shows what there is.",
             ) from error
 
+    def _location(self, version: Any) -> str:
+        """Return where the files of a model version are."""
+        location = str(version.source)
+        if location.startswith("models:/"):
+            location = str(self.client().get_logged_model(location.rpartition("/")[2]).artifact_location)
+        return location
+
     def _of_run(self, name: str, version: int, what: str) -> Path:
         """Return what is kept with the run that made a version, on this machine."""
         run = self.client().get_run(self._version(name, version).run_id)
@@ -394,10 +393,6 @@ class Registry:
                 f"The artifacts of MLflow could not be written or read: {error}.",
                 hint="Free some space, or check the rights on FACTORY_HOME.",
             ) from error
-
-
-def _said(version: int | None) -> str:
-    return f"version {version}" if version is not None else "no version"
 
 
 def _public(uri: str) -> str:

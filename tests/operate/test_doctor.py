@@ -8,11 +8,32 @@ from typing import Any
 import httpx
 import pytest
 
+from factory.ledger import Ledger
 from factory.operate import doctor
 from factory.operate.doctor import Check
 from factory.settings import Settings
+from factory.spec import DeploymentWish
+from factory.variants.registry import Registry
+from tests.ledger.conftest import make_order, make_variant
 
 ISSUER = "https://idp.example.com/realms/staff"
+
+
+def test_an_alias_that_was_moved_in_mlflow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(_env_file=None, home=tmp_path)
+    assert list(doctor._aliases(settings)) == [], "nothing is served"
+    with Ledger.open(settings.ledger) as ledger:
+        ledger.record_variant(make_variant(ledger.create_request(make_order()).id))
+        ledger.set_alias("growth.churn", "champion", 1, who="test", why="first")
+        ledger.set_deployment("growth.churn", DeploymentWish.model_validate({"as": "champion"}), version=1)
+    mirrored = {"champion": 1}
+    monkeypatch.setattr(Registry, "aliases", lambda *_: mirrored)
+    (well,) = doctor._aliases(settings)
+    assert (well.state, well.message) == ("ok", "MLflow's aliases of 1 served name are the ledger's")
+    mirrored["champion"] = 7
+    (moved,) = doctor._aliases(settings)
+    assert moved.state == "note"
+    assert moved.message == "growth.churn@champion: The ledger says version 1, MLflow says version 7."
 
 
 def said(monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception, **settings: Any) -> Check:

@@ -23,7 +23,8 @@ from factory.ledger import Ledger
 from factory.plugins import load as load_plugin
 from factory.settings import Settings
 from factory.spec import Actor, DeploymentWish, FileDataset, Task, Variant, VariantRequest
-from factory.variants.bundle import Bundle, Member, folder_size_mb
+from factory.variants.bundle import Bundle, Member
+from factory.variants.contents import folder_size_mb
 from factory.variants.inputs import input_columns
 from factory.variants.registry import Registry
 from serve.app import Predictor
@@ -138,7 +139,7 @@ class Shelf:
     def load(self, variant: Variant) -> Loaded:
         folder = self.path(variant.name, variant.version)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
-        return Loaded.warm(variant, bundle, size_mb=folder_size_mb(folder))
+        return Loaded.warm(variant, bundle, sizes={str(folder): folder_size_mb(folder)})
 
 
 @dataclass(frozen=True)

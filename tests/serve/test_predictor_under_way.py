@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -12,12 +14,15 @@ import numpy as np
 import pytest
 
 from factory.errors import ServiceFault, UntrustedBundle
-from factory.spec import DeploymentWish, Variant
+from factory.spec import DeploymentWish, Task, Variant
 from factory.variants.bundle import Bundle
+from factory.variants.shared import SharedParts
 from serve.loaded import LEAST_MB, Loaded
+from serve.store import BundleCache
 from tests.answers import error_of
 
 from .calls import CHURN, ROW, expected, one
+from .conftest import variant_of
 
 
 async def together(caller: Any, calls: list[dict[str, Any]]) -> list[httpx.Response]:
@@ -95,13 +100,42 @@ def test_what_is_pinned_stays_while_others_can_go(own_shelf, spend, make_caller)
     assert loads == ["growth.a", "growth.b", "growth.c", "growth.b"]
 
 
-def test_a_variant_counts_at_least_with_its_files_and_a_megabyte(own_shelf, spend):
+def test_a_variant_counts_at_least_with_its_files(own_shelf, spend):
     variant = own_shelf.put("growth.a", spend)
-    loaded = Loaded.read(variant, own_shelf.path("growth.a", 1))
-    assert loaded.size_mb >= LEAST_MB
+    loaded = Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
+    assert sum(loaded.sizes.values()) >= max(sum(loaded.bundle.parts.values()), LEAST_MB * len(loaded.sizes))
+    assert loaded.sizes.keys() == {*loaded.bundle.parts, "growth.a/1"}
     (own_shelf.path("growth.a", 1) / "variant.json").write_text("{}")
     with pytest.raises(UntrustedBundle):
-        Loaded.read(variant, own_shelf.path("growth.a", 1))
+        Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the cache sees of a loaded variant."""
+
+    sizes: dict[str, float]
+
+
+def test_a_part_that_several_hold_counts_once_and_as_long_as_one_holds_it():
+    holds = {
+        "growth.a": {"common": 10.0, "a": 1.0},
+        "growth.b": {"common": 10.0, "b": 2.0},
+        "growth.c": {"c": 4.0},
+        "growth.d": {"d": 8.0},
+    }
+
+    async def sizes() -> list[float]:
+        with ThreadPoolExecutor(1) as threads:
+            cache = BundleCache(lambda variant: Parts(holds[variant.name]), threads, most=10, most_mb=20.0)
+            found = []
+            for name in holds:
+                await cache.get(variant_of(name, 1, request_id="r", task=Task.BINARY, digest="0"))
+                found.append(cache.size_mb)
+            return found
+
+    # The third leaves room for all; for the fourth the first goes, and then the second with what both held.
+    assert asyncio.run(sizes()) == [11.0, 13.0, 17.0, 12.0]
 
 
 def test_a_changed_bundle_is_not_loaded_and_is_tried_again(own_shelf, churn, make_caller):
@@ -193,7 +227,7 @@ def test_a_prediction_that_fails_is_ours_and_the_predictor_lives(shelf, make_cal
     def load(variant: Variant) -> Loaded:
         loaded = shelf.load(variant)
         broken = Broken(**{f: getattr(loaded.bundle, f) for f in Bundle.__dataclass_fields__})
-        return Loaded(variant, broken if variant.name == "growth.churn" else loaded.bundle, 1.0, 0.1)
+        return Loaded(variant, broken if variant.name == "growth.churn" else loaded.bundle, {variant.name: 1.0}, 0.1)
 
     caller = make_caller(shelf, load=load)
     error = error_of(caller.post(**one()), 500)

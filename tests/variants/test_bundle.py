@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import shutil
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +19,16 @@ import pytest
 from factory.data.preparation import Preparation
 from factory.errors import InvalidData, UntrustedBundle
 from factory.families.base import FitContext, Sample, Shape
+from factory.search.blueprint import BLUEPRINT
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.spec import Task
 from factory.variants.assembly import Piece, joined
-from factory.variants.bundle import Bundle, PyfuncVariant, _load_pyfunc, folder_digest, folder_size_mb
+from factory.variants.bundle import Bundle, PyfuncVariant, _load_pyfunc
+from factory.variants.contents import LIST, folder_digest, folder_size_mb
 from factory.variants.manifest import MANIFEST, READABLE_FORMATS
+from factory.variants.shared import SharedParts
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -148,8 +155,78 @@ def test_digest_depends_on_names_and_contents_only(saved, tmp_path):
 def test_changed_file_is_not_loaded(saved):
     folder, digest = saved
     (folder / "members" / "1" / "constant.json").write_text("[0, 1]")
+    with pytest.raises(UntrustedBundle, match=r"'constant\.json' .* is not the one that was registered"):
+        Bundle.load(folder, digest=digest)
+    (folder / LIST).unlink()
     with pytest.raises(UntrustedBundle, match="the ledger says"):
         Bundle.load(folder, digest=digest)
+
+
+@pytest.mark.parametrize("relative", ["members/0/more.bin", BLUEPRINT, "more.json"])
+def test_a_file_more_is_not_loaded(saved, relative):
+    folder, digest = saved
+    (folder / relative).unlink(missing_ok=True)
+    (folder / relative).write_text("{}")
+    with pytest.raises(UntrustedBundle):
+        Bundle.load(folder, digest=digest)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "9:some.file:00\n", "\xff"])
+def test_a_list_that_is_not_the_bundles_is_not_looked_at(saved, text):
+    folder, digest = saved
+    (folder / LIST).write_text(text, encoding="latin-1")
+    Bundle.load(folder, digest=digest)
+
+
+def test_what_bundles_have_in_common_is_in_memory_once(saved, tmp_path):
+    folder, digest = saved
+    shutil.copytree(folder, tmp_path / "copy")
+    shared = SharedParts()
+    one, other = (Bundle.load(place, digest=digest, shared=shared) for place in (folder, tmp_path / "copy"))
+    assert [a.model is b.model for a, b in zip(one.members, other.members, strict=True)] == [True] * len(one.members)
+    assert [a is b for a, b in zip(one.preparations, other.preparations, strict=True)] == [True] * len(one.preparations)
+    assert one.parts == other.parts
+    assert 0 < sum(one.parts.values()) <= folder_size_mb(folder)
+    alone = Bundle.load(folder, digest=digest)
+    assert alone.members[0].model is not one.members[0].model
+    model = weakref.ref(one.members[0].model)
+    del one, other
+    gc.collect()
+    assert model() is None, "nobody holds it any longer"
+
+
+class Part:
+    """Something that may be held weakly."""
+
+
+def test_a_part_is_loaded_once_however_many_wait_for_it():
+    shared, begun, go_on = SharedParts(), threading.Event(), threading.Event()
+    loads = []
+
+    def load() -> Part:
+        loads.append(1)
+        begun.set()
+        assert go_on.wait(10)
+        return Part()
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(shared.get, "key", load)
+        assert begun.wait(10)
+        others = [pool.submit(shared.get, "key", load) for _ in range(3)]
+        go_on.set()
+        assert len({id(each.result()) for each in [first, *others]}) == 1
+    assert loads == [1]
+
+
+def test_a_part_that_could_not_be_loaded_is_tried_again():
+    shared, part = SharedParts(), Part()
+
+    def fail() -> Part:
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        shared.get("key", fail)
+    assert shared.get("key", lambda: part) is part
 
 
 def test_link_is_not_followed(saved, tmp_path):

@@ -26,7 +26,7 @@ from factory.spec import Ceilings, FileDataset, Task, Trial, TrialState
 from factory.variants import assembly, costs
 from factory.variants import frontier as module
 from factory.variants.assembly import assemble, keep_loaded, load_model
-from factory.variants.bundle import folder_size_mb
+from factory.variants.contents import folder_size_mb
 from factory.variants.evaluation import one_row_latency_ms
 from factory.variants.frontier import Chosen, choose
 

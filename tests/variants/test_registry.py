@@ -14,7 +14,9 @@ import pytest
 from factory.errors import NotFound, ServiceFault, UntrustedBundle
 from factory.settings import Settings
 from factory.spec import CurvePoint, Variant
-from factory.variants.bundle import Bundle, folder_size_mb
+from factory.variants.bundle import Bundle
+from factory.variants.contents import folder_size_mb
+from factory.variants.mirror import differences
 from factory.variants.mlflow_model import LOADER
 from factory.variants.registry import Registry
 
@@ -145,6 +147,15 @@ def test_local_bundle_is_what_was_registered(registry, registered, binary):
         registry.local_bundle("growth.churn", 99)
 
 
+def test_a_bundle_is_found_by_the_ledger_alone(registry, registered, monkeypatch):
+    found = registry.local_bundle("growth.churn", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "client", lambda: pytest.fail("MLflow was asked"))
+        assert registry.bundle_folder(registered) == found
+    for elsewhere in ("", "file:///nowhere"):
+        assert registry.bundle_folder(registered.model_copy(update={"artifacts": elsewhere})) == found
+
+
 @pytest.mark.parametrize(("old", "new"), [(LOADER, "os"), ("code: null", "code: code"), ("data: data", "data: ..")])
 def test_model_that_is_not_ours_is_refused(registry, binary, bundle_folder, old, new):
     made = register(registry, binary, bundle_folder, name="growth.forged", request_id=f"forged-{new}")
@@ -160,8 +171,8 @@ def test_aliases_are_set_cleared_and_compared(registry, registered, binary, bund
     made = register(registry, binary, bundle_folder, name="growth.aliases")
     registry.set_alias("growth.aliases", "champion", made.version)
     assert registry.aliases("growth.aliases") == {"champion": 1}
-    assert registry.differences({"growth.aliases": {"champion": 1}}) == []
-    (difference,) = registry.differences({"growth.aliases": {"champion": 2}})
+    assert differences({"growth.aliases": {"champion": 1}}, registry.aliases) == []
+    (difference,) = differences({"growth.aliases": {"champion": 2}}, registry.aliases)
     assert difference.field == "growth.aliases@champion"
     assert "The ledger says version 2, MLflow says version 1" in difference.message
     registry.set_alias("growth.aliases", "champion", None)
