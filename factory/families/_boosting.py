@@ -162,6 +162,25 @@ class BoosterModel(Model):
         """Write the booster."""
 
 
+def link(margin: np.ndarray, task: Task) -> np.ndarray:
+    """Return what :meth:`Head.decode` takes of margins.
+
+    Args:
+        margin: Predictions, log-odds of the second class, or logarithms of shares, float64 (n_rows, n_outputs).
+        task: What is predicted.
+
+    Returns:
+        Predictions or probabilities of the second class (n_rows,), or of each class (n_rows, n_classes).
+    """
+    if task is Task.REGRESSION:
+        return margin[:, 0]
+    if task is Task.BINARY:
+        raised = np.exp(-np.abs(margin[:, 0]))
+        return np.asarray(np.where(margin[:, 0] >= 0, 1.0, raised) / (1 + raised))
+    shares = np.exp(margin - margin.max(axis=1, keepdims=True))
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
 class BoostingFamily(Family):
     """A family trained in rounds, each shrunk by the parameter ``learning_rate``."""
 

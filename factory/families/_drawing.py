@@ -113,6 +113,18 @@ class SymmetricTrees:
     values: np.ndarray
     starts: np.ndarray
 
+    def sums(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the sums, float64 (n_rows, n_targets), of rows float32 (n_rows, n_columns); added tree after tree."""
+        n_trees, depth = self.feature.shape
+        value = matrix[:, self.feature.ravel()].reshape(len(matrix), n_trees, depth)
+        yes = value > self.border
+        if self.equal.any():
+            yes = np.where(self.equal, value == self.border, yes)
+        if self.missing_true.any():
+            yes |= self.missing_true & np.isnan(value)
+        leaves = yes @ (1 << np.arange(depth)) + self.starts
+        return np.asarray(self.values[leaves].cumsum(axis=1)[:, -1])
+
     def draw(self, graph: Graph, matrix: str) -> str:
         """Draw the sums, float64 (n_rows, n_targets), of a matrix float64 (n_rows, n_columns)."""
         n_trees, depth = self.feature.shape

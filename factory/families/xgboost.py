@@ -11,7 +11,7 @@ import numpy as np
 
 from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
-from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
+from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress, link
 from factory.families._drawing import BELOW, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
@@ -117,13 +117,7 @@ class _Walk:
         n_trees, n_outputs = len(self.outputs), max(int(self.outputs.max()) + 1, len(self.intercept))
         values = self.values[self.trees.answers(X)].reshape(len(X), n_trees)
         sums = np.stack([np.bincount(self.outputs, weights=row, minlength=n_outputs) for row in values])
-        margin = sums + self.intercept
-        if self.task is Task.REGRESSION:
-            return np.asarray(margin[:, 0])
-        if self.task is Task.BINARY:
-            return np.asarray(1 / (1 + np.exp(-margin[:, 0])))
-        raised = np.exp(margin - margin.max(axis=1, keepdims=True))
-        return np.asarray(raised / raised.sum(axis=1, keepdims=True))
+        return link(sums + self.intercept, self.task)
 
 
 class XGBoostModel(BoosterModel):

@@ -1,4 +1,4 @@
-"""A few rows walk a booster's trees in numpy: the answers are XGBoost's own."""
+"""A few rows walk a booster's trees in numpy: the answers are XGBoost's and CatBoost's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from factory import plugins
 from factory.data.preparation import Table
+from factory.families import catboost
 from factory.families._walk import Trees
 from factory.families.base import FitContext, Model, Sample
 from factory.families.xgboost import DEPTH_8, FEW_ROWS, WALK, XGBoost
@@ -70,6 +71,40 @@ def test_sets_of_more_levels_than_a_number_has_bits_stay_with_xgboost(tmp_path: 
     np.testing.assert_allclose(one_by_one(model, table), model.predict(table), atol=1e-6)
     model.save(tmp_path)
     assert not (tmp_path / WALK).exists()
+
+
+@pytest.mark.parametrize("missing", [False, True], ids=["all there", "some missing"])
+@pytest.mark.parametrize("levels", [0, 8], ids=["numbers", "levels"])
+@pytest.mark.parametrize("task", list(Task), ids=str)
+def test_catboosts_symmetric_trees_are_walked_to_the_last_bit(
+    task: Task, levels: int, missing: bool, tmp_path: Path
+) -> None:
+    train, table = numbers(task), numbers(task, seed=2).table
+    if levels:
+        train, table = of_levels(sample(task), levels), of_levels(sample(task, seed=2), levels).table
+    if not missing:
+        train, table = replace(train, table=without_gaps(train.table)), without_gaps(table)
+    context = FitContext(task=task, n_classes=N_CLASSES[task], seed=3, rounds=30)
+    model = catboost.PLUGIN.fit(train, validation=None, parameters=catboost.ONE_HOT, context=context)
+    many = model.predict(table)
+    model.save(tmp_path)
+    assert (tmp_path / catboost.WALK).is_file()
+    loaded = catboost.PLUGIN.load(tmp_path)
+    assert np.array_equal(one_by_one(loaded, table), many)
+    assert np.array_equal(loaded.predict(table), many)
+
+
+def test_statistics_of_the_target_by_level_stay_with_catboost(tmp_path: Path) -> None:
+    train, table = of_levels(sample(Task.BINARY), 8), of_levels(sample(Task.BINARY, seed=2), 8).table
+    context = FitContext(task=Task.BINARY, n_classes=2, seed=3, rounds=30)
+    model = catboost.PLUGIN.fit(train, validation=None, parameters=catboost.DEFAULTS, context=context)
+    model.save(tmp_path)
+    assert not (tmp_path / catboost.WALK).exists()
+    assert np.array_equal(one_by_one(catboost.PLUGIN.load(tmp_path), table), model.predict(table))
+
+
+def without_gaps(table: Table) -> Table:
+    return replace(table, numeric=np.nan_to_num(table.numeric))
 
 
 def of_levels(rows: Sample, n_levels: int) -> Sample:
