@@ -7,6 +7,7 @@
     members/<i>/            models, each in its framework's own safe format
     background.json         a few training rows, for explanations
     blueprint.json          what it takes to make the variant again on other rows
+    digests.txt             digests of all these files
 
 A folder's digest is written in the ledger when the variant is made.  Before
 anything of the folder is read by a framework, :meth:`Bundle.load` checks that

@@ -99,7 +99,7 @@ def test_a_first_view_is_light_and_stands_still(size: str, filled: Filled, make_
         first.page.add_init_script(SHIFTS)
         first.page.route("**/portal.js*", late)
         first.go(path)
-        first.page.wait_for_timeout(500)
+        first.page.wait_for_timeout(250)
         seen = first.page.evaluate(WEIGHED)
         library = sum(weight for file, weight in seen["loaded"] if file.endswith("plotly.min.js"))
         weight = seen["page"] + sum(weight for _, weight in seen["loaded"]) - library
