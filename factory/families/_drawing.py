@@ -7,7 +7,7 @@ framework, and sums are no less exact than its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -94,47 +94,67 @@ class GrownTrees:
 
 
 @dataclass(frozen=True)
-class SymmetricTrees:
-    """Trees whose nodes of one depth all ask the same; a leaf's number has a bit for each answer.
+class Questions:
+    """Questions to the columns of a row, in an array of any shape.
 
     Attributes:
-        feature: Column that is asked about, int64 (n_trees, depth).
-        border: What a value has to exceed, float64 (n_trees, depth); infinity where a tree is less deep.
-        equal: Whether it has to equal the border instead, bool (n_trees, depth).
-        missing_true: Whether a missing value counts as yes, bool (n_trees, depth).
-        values: Answers of the leaves of all trees, float64 (n_leaves, n_targets).
-        starts: First leaf of each tree, int64 (n_trees,).
+        feature: Column that is asked about, int64.
+        border: What a value has to exceed, float64; infinity where there is no question.
+        equal: Whether it has to equal the border instead, bool.
+        missing_true: Whether a missing value counts as yes, bool.
     """
 
     feature: np.ndarray
     border: np.ndarray
     equal: np.ndarray
     missing_true: np.ndarray
-    values: np.ndarray
-    starts: np.ndarray
 
-    def sums(self, matrix: np.ndarray) -> np.ndarray:
-        """Return the sums, float64 (n_rows, n_targets), of rows float32 (n_rows, n_columns); added tree after tree."""
-        n_trees, depth = self.feature.shape
-        value = matrix[:, self.feature.ravel()].reshape(len(matrix), n_trees, depth)
+    @classmethod
+    def taken(cls, arrays: Mapping[str, np.ndarray], prefix: str) -> Questions:
+        """Take them from arrays by name."""
+        return cls(*(arrays[prefix + field.name] for field in fields(cls)))
+
+    def answers(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the answers, bool (n_rows, ...), to rows float32 (n_rows, n_columns)."""
+        value = matrix[:, self.feature]
         yes = value > self.border
         if self.equal.any():
             yes = np.where(self.equal, value == self.border, yes)
         if self.missing_true.any():
             yes |= self.missing_true & np.isnan(value)
-        leaves = yes @ (1 << np.arange(depth)) + self.starts
+        return np.asarray(yes)
+
+
+@dataclass(frozen=True)
+class SymmetricTrees:
+    """Trees whose nodes of one depth all ask the same; a leaf's number has a bit for each answer.
+
+    Attributes:
+        questions: Of each tree by depth, (n_trees, depth).
+        values: Answers of the leaves of all trees, float64 (n_leaves, n_targets).
+        starts: First leaf of each tree, int64 (n_trees,).
+    """
+
+    questions: Questions
+    values: np.ndarray
+    starts: np.ndarray
+
+    def sums(self, matrix: np.ndarray) -> np.ndarray:
+        """Return the sums, float64 (n_rows, n_targets), of rows float32 (n_rows, n_columns); added tree after tree."""
+        leaves = self.questions.answers(matrix) @ (1 << np.arange(self.questions.feature.shape[1])) + self.starts
         return np.asarray(self.values[leaves].cumsum(axis=1)[:, -1])
 
     def draw(self, graph: Graph, matrix: str) -> str:
         """Draw the sums, float64 (n_rows, n_targets), of a matrix float64 (n_rows, n_columns)."""
-        n_trees, depth = self.feature.shape
-        value = graph.columns(matrix, self.feature.ravel())
-        yes = graph.add("Greater", value, self.border.ravel())
-        if self.equal.any():
-            same = graph.add("And", graph.add("Equal", value, self.border.ravel()), self.equal.ravel())
-            yes = graph.add("Or", graph.add("And", yes, ~self.equal.ravel()), same)
-        if self.missing_true.any():
-            missing = graph.add("And", graph.add("IsNaN", value), self.missing_true.ravel())
+        asked = self.questions
+        n_trees, depth = asked.feature.shape
+        value = graph.columns(matrix, asked.feature.ravel())
+        yes = graph.add("Greater", value, asked.border.ravel())
+        if asked.equal.any():
+            same = graph.add("And", graph.add("Equal", value, asked.border.ravel()), asked.equal.ravel())
+            yes = graph.add("Or", graph.add("And", yes, ~asked.equal.ravel()), same)
+        if asked.missing_true.any():
+            missing = graph.add("And", graph.add("IsNaN", value), asked.missing_true.ravel())
             yes = graph.add("Or", yes, missing)
         bits = graph.add("Mul", graph.cast(yes, INT64), np.tile(1 << np.arange(depth, dtype=np.int64), n_trees))
         answers = graph.add("Reshape", bits, np.array([0, n_trees, depth], dtype=np.int64))

@@ -5,21 +5,16 @@ Prokhorenkova, Gusev, Vorobev, Dorogush and Gulin 2018.
 
 from __future__ import annotations
 
-import ast
-import json
-import tempfile
-from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from factory.data.graph import CannotDraw, DrawnTable
+from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
 from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress, link
-from factory.families._drawing import SymmetricTrees
+from factory.families._catboost_walk import Walk, document_of, hashes, symmetric, texts_of
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
@@ -29,8 +24,6 @@ from factory.spec import Task
 FILE, WALK = "model.cbm", "walk.npz"
 FEW_ROWS = 4
 """Rows up to which a walk through the trees is the shorter way."""
-MOST_ONE_HOT = 300
-"""Codes of levels that are looked for in a model: beyond 255 CatBoost makes no one-hot columns."""
 LOSSES = {Task.BINARY: "Logloss", Task.MULTICLASS: "MultiClass", Task.REGRESSION: "RMSE"}
 
 DEFAULTS: Parameters = {
@@ -62,54 +55,10 @@ _FEATURES: WeakKeyDictionary[Table, Any] = WeakKeyDictionary()
 """CatBoost's view of tables that are in use: the members of a blend all ask for that of the same rows."""
 
 
-@dataclass(frozen=True)
-class _Walk:
-    """A model's trees for a few rows at a time: CatBoost's own way in takes ten times as long as the trees.
-
-    Attributes:
-        trees: All of them.
-        scale: Of their sums.
-        bias: Added to the scaled sums, float64 (n_outputs,).
-    """
-
-    trees: SymmetricTrees
-    scale: float
-    bias: np.ndarray
-
-    @classmethod
-    def of(cls, booster: Any) -> _Walk | None:
-        """Take a model's trees; None where they ask for statistics of the target by level, or there are none."""
-        document = _document(booster)
-        try:
-            trees = _symmetric(document, n_levels=MOST_ONE_HOT)
-        except CannotDraw:
-            return None
-        scale, bias = document["scale_and_bias"]
-        unknown = trees.equal & (trees.border < 0)
-        return None if not len(trees.starts) or unknown.any() else cls(trees, float(scale), np.asarray(bias))
-
-    @classmethod
-    def load(cls, path: Path) -> _Walk:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        scale, bias = float(arrays.pop("scale")), arrays.pop("bias")
-        return cls(SymmetricTrees(**arrays), scale, bias)
-
-    def save(self, path: Path) -> None:
-        """Write the arrays as npz."""
-        arrays = {field.name: getattr(self.trees, field.name) for field in fields(self.trees)}
-        np.savez(path, allow_pickle=False, scale=self.scale, bias=self.bias, **arrays)
-
-    def margin(self, matrix: np.ndarray) -> np.ndarray:
-        """Return what the booster answers to float32 rows (n_rows, n_columns), float64 (n_rows, n_outputs)."""
-        return np.asarray(self.trees.sums(matrix) * self.scale + self.bias)
-
-
 class CatBoostModel(BoosterModel):
     """A model shrunk to its best round; a few rows walk its trees here where that can be."""
 
-    def __init__(self, booster: Any, head: Head, inputs: Inputs, *, walk: _Walk | None = None) -> None:
+    def __init__(self, booster: Any, head: Head, inputs: Inputs, *, walk: Walk | None = None) -> None:
         super().__init__(booster, head, inputs)
         self._walk = walk
 
@@ -120,8 +69,8 @@ class CatBoostModel(BoosterModel):
         return link(np.asarray(margin).reshape(len(table), -1), self.head.task)
 
     def _draw_margin(self, table: DrawnTable) -> str:
-        document = _document(self.booster)
-        trees = _symmetric(document, n_levels=max(table.levels, default=0))
+        document = document_of(self.booster)
+        trees = symmetric(document, hashes(max(table.levels)) if table.levels else {})
         scale, bias = document["scale_and_bias"]
         total = table.graph.add("Mul", trees.draw(table.graph, table.matrix), np.array(float(scale)))
         return table.graph.add("Add", total, np.asarray(bias, dtype=np.float64))
@@ -129,7 +78,7 @@ class CatBoostModel(BoosterModel):
     def _write(self, folder: Path) -> None:
         self.booster.save_model(str(folder / FILE), format="cbm")
         # Taken here (.04 s), so that nobody who predicts waits for it.
-        if (walk := self._walk or _Walk.of(self.booster)) is not None:
+        if (walk := self._walk or Walk.of(self.booster)) is not None:
             walk.save(folder / WALK)
 
 
@@ -174,7 +123,7 @@ class CatBoost(BoostingFamily):
         import catboost
 
         booster = catboost.CatBoost().load_model(str(folder / FILE), format="cbm")
-        walk = _Walk.load(folder / WALK) if (folder / WALK).is_file() else None
+        walk = Walk.load(folder / WALK) if (folder / WALK).is_file() else None
         return CatBoostModel(booster, Head.load(folder), Inputs.load(folder), walk=walk)
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
@@ -271,69 +220,6 @@ class _Watch:
         )
 
 
-def _document(booster: Any) -> Any:
-    """Return a model as CatBoost's JSON."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.json"
-        booster.save_model(str(path), format="json")
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _symmetric(document: Any, *, n_levels: int) -> SymmetricTrees:
-    """Read the trees of CatBoost's JSON, whose columns are the numeric ones, then the codes.
-
-    Raises:
-        CannotDraw: it holds statistics of the target by level.
-    """
-    trees = document["oblivious_trees"]
-    about = document["features_info"].get("float_features", ())
-    n_numeric = len(about)
-    yes_if_missing = {one["feature_index"] for one in about if one.get("nan_value_treatment") == "AsTrue"}
-    splits = [split for tree in trees for split in tree["splits"] or ()]
-    if any(split["split_type"] == "OnlineCtr" for split in splits):
-        raise CannotDraw("a CatBoost model with target statistics of categories")
-    known = _hashes(n_levels) if any(split["split_type"] == "OneHotFeature" for split in splits) else {}
-    shape = (len(trees), max([len(tree["splits"] or ()) for tree in trees], default=0) or 1)
-    feature, border = np.zeros(shape, dtype=np.int64), np.full(shape, np.inf)
-    equal, missing = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    for i, tree in enumerate(trees):
-        for j, split in enumerate(tree["splits"] or ()):
-            if split["split_type"] == "OneHotFeature":
-                feature[i, j], equal[i, j] = n_numeric + split["cat_feature_index"], True
-                # A level that no table has is never equal.
-                border[i, j] = known.get(split["value"], -1)
-            else:
-                feature[i, j], border[i, j] = split["float_feature_index"], split["border"]
-                missing[i, j] = split["float_feature_index"] in yes_if_missing
-    sizes = np.array([1 << len(tree["splits"] or ()) for tree in trees])
-    values = [
-        np.asarray(tree["leaf_values"], dtype=np.float64).reshape(size, -1)
-        for tree, size in zip(trees, sizes, strict=True)
-    ]
-    return SymmetricTrees(feature, border, equal, missing, np.concatenate(values), np.cumsum(sizes) - sizes)
-
-
-@cache
-def _hashes(n_levels: int) -> dict[int, int]:
-    """Return the code of each of CatBoost's hashes of the codes' texts.
-
-    It tells them in one place only: the Python source that it writes of a model.
-    """
-    import catboost
-
-    texts = _texts(n_levels)[:, np.newaxis]
-    pool = catboost.Pool(catboost.FeaturesData(cat_feature_data=texts), label=np.arange(n_levels) % 2)
-    options = {"iterations": 1, "depth": 1, "verbose": False, "allow_writing_files": False, "thread_count": 1}
-    booster = catboost.CatBoost(options).fit(pool)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.py"
-        booster.save_model(str(path), format="python", pool=pool)
-        source = path.read_text(encoding="utf-8")
-    _, _, told = source.partition("cat_features_hashes = ")
-    found: dict[str, int] = ast.literal_eval(told[: told.index("}") + 1])
-    return {hash_: int(text) for text, hash_ in found.items()}
-
-
 def _features(table: Table) -> Any:
     """Return a table as CatBoost's own columnar input, which takes categoricals as text only; kept with the table."""
     kept = _FEATURES.get(table)
@@ -349,14 +235,8 @@ def _columnar(table: Table) -> Any:
         return catboost.FeaturesData(num_feature_data=np.ascontiguousarray(table.numeric))
     return catboost.FeaturesData(
         num_feature_data=np.ascontiguousarray(table.numeric) if table.numeric_names else None,
-        cat_feature_data=_texts(max(table.levels))[table.codes],
+        cat_feature_data=texts_of(max(table.levels))[table.codes],
     )
-
-
-@cache
-def _texts(n_levels: int) -> np.ndarray:
-    """Return the codes below ``n_levels`` as byte strings; cached, since a single row needs them too."""
-    return np.array([b"%d" % code for code in range(n_levels)], dtype=object)
 
 
 PLUGIN = CatBoost()

@@ -10,7 +10,8 @@ import pytest
 
 from factory import plugins
 from factory.data.preparation import Table
-from factory.families import catboost
+from factory.families import _catboost_walk, catboost
+from factory.families._catboost_walk import Walk
 from factory.families._walk import Trees
 from factory.families.base import FitContext, Model, Sample
 from factory.families.xgboost import DEPTH_8, FEW_ROWS, WALK, XGBoost
@@ -94,13 +95,51 @@ def test_catboosts_symmetric_trees_are_walked_to_the_last_bit(
     assert np.array_equal(loaded.predict(table), many)
 
 
-def test_statistics_of_the_target_by_level_stay_with_catboost(tmp_path: Path) -> None:
-    train, table = of_levels(sample(Task.BINARY), 8), of_levels(sample(Task.BINARY, seed=2), 8).table
+@pytest.mark.parametrize("shape", [(8,), (8, 5), (40, 3, 12)], ids=str)
+@pytest.mark.parametrize("task", list(Task), ids=str)
+def test_statistics_of_the_target_by_level_are_looked_up(task: Task, shape: tuple[int, ...], tmp_path: Path) -> None:
+    train, table = of_columns(task, shape, seed=0), of_columns(task, shape, seed=2).table
+    context = FitContext(task=task, n_classes=N_CLASSES[task], seed=3, rounds=60)
+    model = catboost.PLUGIN.fit(train, validation=None, parameters=catboost.DEFAULTS, context=context)
+    model.save(tmp_path)
+    walk = Walk.load(tmp_path / catboost.WALK)
+    assert walk.statistics is not None
+    assert len(walk.statistics.starts) > 1
+    strange = replace(table, codes=np.where(table.codes == 2, np.array(shape, np.int32), table.codes))
+    loaded = catboost.PLUGIN.load(tmp_path)
+    for rows in (table, strange):
+        assert np.array_equal(one_by_one(loaded, rows), model.predict(rows))
+
+
+def test_more_levels_than_are_looked_for_stay_with_catboost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_catboost_walk, "MOST_CODES", 6)
+    monkeypatch.setattr(_catboost_walk, "_hash_of_code", _catboost_walk._hash_of_code.__wrapped__)
+    train, table = of_columns(Task.BINARY, (8,), seed=0), of_columns(Task.BINARY, (8,), seed=2).table
     context = FitContext(task=Task.BINARY, n_classes=2, seed=3, rounds=30)
     model = catboost.PLUGIN.fit(train, validation=None, parameters=catboost.DEFAULTS, context=context)
     model.save(tmp_path)
     assert not (tmp_path / catboost.WALK).exists()
     assert np.array_equal(one_by_one(catboost.PLUGIN.load(tmp_path), table), model.predict(table))
+
+
+def test_a_walk_that_does_not_answer_as_catboost_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = of_columns(Task.REGRESSION, (8,), seed=0)
+    context = FitContext(task=Task.REGRESSION, n_classes=0, seed=3, rounds=30)
+    model = catboost.PLUGIN.fit(train, validation=None, parameters=catboost.DEFAULTS, context=context)
+    monkeypatch.setattr(_catboost_walk, "_FACTOR", np.uint64(7))
+    model.save(tmp_path)
+    assert not (tmp_path / catboost.WALK).exists()
+
+
+def of_columns(task: Task, shape: tuple[int, ...], *, seed: int) -> Sample:
+    """The usual rows with columns of so many levels, the first of which says most, and one more that no row has."""
+    rows, random = sample(task, seed=seed), np.random.default_rng(seed)
+    first = of_levels(rows, shape[0] - 1).table.codes
+    others = [random.integers(0, n, (len(rows.y), 1)) for n in shape[1:]]
+    codes = np.concatenate([first, *others], axis=1).astype(np.int32)
+    names = tuple(f"e{k}" for k in range(len(shape)))
+    levels = tuple(n + 1 for n in shape)
+    return Sample(Table(rows.table.numeric[:, 1:], codes, levels, ("b", "c", "d"), names), rows.y)
 
 
 def without_gaps(table: Table) -> Table:
