@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, delete, desc, func, insert, select, unio
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound
 from factory.ledger import moments, schema
 from factory.ledger.bounds import cleaned
-from factory.ledger.claims import is_alive
+from factory.ledger.claims import NOBODY, is_alive
 from factory.ledger.events import append_event
 from factory.ledger.moments import now
 from factory.ledger.records import UNDER_WAY, Priority
@@ -188,6 +188,7 @@ class Attempts(Requests):
                 preempt_requested_at=None,
                 preemptions=row.preemptions + (outcome == "preempted"),
                 not_before=moment + timedelta(seconds=retry_after_s) if retry_after_s else None,
+                **({} if is_alive(row) else NOBODY),
             )
             tokens = schema.tokens.c
             job_tokens = (tokens.request_id == row.id) & tokens.revoked_at.is_(None)

@@ -74,7 +74,7 @@ class Claim:
             return
         self._over.set()
         self._renewer.join()
-        self._claims._change_claim(self.record.id, self._token, _NOBODY)
+        self._claims._change_claim(self.record.id, self._token, NOBODY)
 
     def __enter__(self) -> Self:
         return self
@@ -143,9 +143,10 @@ class Claims(Requests):
             return connection.execute(change).rowcount == 1
 
 
-_NOBODY: dict[str, Any] = dict.fromkeys(
+NOBODY: dict[str, Any] = dict.fromkeys(
     ("driver_token", "driver_host", "driver_pid", "driver_started", "driver_lease_until")
 )
+"""What a request that no driver works on has of one."""
 
 
 def is_alive(row: Row[Any]) -> bool:

@@ -63,6 +63,24 @@ def test_request_that_a_driver_works_on_is_not_admitted(ledger: Ledger, request_
     assert ledger.admit(request_id).number == 1
 
 
+def test_a_driver_that_died_at_its_very_end_is_let_go_with_its_attempt(ledger: Ledger, request_id: str) -> None:
+    name = ledger.admit(request_id).submission_id
+    lost = ledger.claim(request_id)
+    ledger.reach(request_id, S.REGISTERED, "")
+    lost._over.set()
+    with ledger._write() as connection:
+        connection.execute(update(schema.requests).values(driver_started=schema.requests.c.driver_started - 100))
+    ledger.end_attempt(name, "done")
+    assert ledger.request(request_id).driver is None
+
+
+def test_an_attempt_that_is_ended_leaves_a_live_driver_alone(ledger: Ledger, request_id: str) -> None:
+    name = ledger.admit(request_id).submission_id
+    with ledger.claim(request_id):
+        ledger.end_attempt(name, "lost")
+        assert ledger.request(request_id).driver is not None
+
+
 def test_two_open_attempts_are_refused_by_the_database_itself(ledger: Ledger, request_id: str) -> None:
     second = ledger.admit(request_id).model_dump() | {"number": 2, "submission_id": "other"}
     with pytest.raises(Conflict), ledger._write() as connection:
