@@ -29,7 +29,10 @@ MOST_CODES = 4_096
 """Codes of levels that are looked for in a model; one that knows others stays with CatBoost."""
 MOST_VALUES = 500_000
 """Of all tables of a model: several columns together have as many as the product of their levels."""
+MOST_LEAVES = 200_000
+"""Values of all leaves: reading so many from JSON takes a third of a second, for each model that is saved."""
 N_CHECKED = 64
+"""Rows that are drawn to compare a walk with its model."""
 _EMPTY = np.uint64(2**64 - 1)
 _FACTOR = np.uint64(0x4906BA494954CB65)
 
@@ -80,6 +83,8 @@ class Walk:
     @classmethod
     def of(cls, booster: Any) -> Walk | None:
         """Take a model; None where it cannot be walked, or does not answer drawn rows so to the last bit."""
+        if booster.get_leaf_values().size > MOST_LEAVES:
+            return None
         document = document_of(booster)
         try:
             statistics, places = _statistics(document)

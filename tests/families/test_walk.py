@@ -122,6 +122,14 @@ def test_more_levels_than_are_looked_for_stay_with_catboost(tmp_path: Path, monk
     assert np.array_equal(one_by_one(catboost.PLUGIN.load(tmp_path), table), model.predict(table))
 
 
+def test_a_model_of_very_many_leaves_stays_with_catboost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_catboost_walk, "MOST_LEAVES", 100)
+    context = FitContext(task=Task.REGRESSION, n_classes=0, seed=3, rounds=30)
+    model = catboost.PLUGIN.fit(numbers(Task.REGRESSION), validation=None, parameters=catboost.ONE_HOT, context=context)
+    model.save(tmp_path)
+    assert not (tmp_path / catboost.WALK).exists()
+
+
 def test_a_walk_that_does_not_answer_as_catboost_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = of_columns(Task.REGRESSION, (8,), seed=0)
     context = FitContext(task=Task.REGRESSION, n_classes=0, seed=3, rounds=30)
