@@ -28,6 +28,7 @@ from serve.limits import Limits, Places
 from serve.loaded import Loaded
 from serve.online import FeatureRead
 from serve.recording import Answered, As, Recorder
+from serve.remembered import Changes
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 from serve.telemetry import Telemetry
 from serve.traffic import KEY_HEADER, Choice, Routes, Traffic
@@ -154,9 +155,11 @@ class Core:
         threads = {"ledger": 2, "load": 2, "features": 4, "predict": 2, "explain": 1, "shadow": 1, "disk": 1}
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
-        self.table = VariantTable(ledger, self._pools["ledger"])
-        self.traffic = Traffic(ledger, self.table, self._pools["ledger"], self.telemetry)
-        self.doors = Doors(ledger, self._pools["ledger"], a_minute=limits.a_minute)
+        in_ledger = self._pools["ledger"]
+        changes = Changes(ledger.catalogue_mark, in_ledger)
+        self.table = VariantTable(ledger, in_ledger, changes=changes)
+        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=changes)
+        self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=changes)
         self.cache = BundleCache(
             load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb, pinned=limits.pins
         )

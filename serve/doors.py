@@ -17,7 +17,7 @@ from factory.ledger import Refusal, ShareKind
 from factory.spec import Principal, Variant
 from serve.buckets import Buckets, digest_of
 from serve.errors import Forbidden, TooManyRequests, Unauthorized
-from serve.remembered import Remembered
+from serve.remembered import UNCHANGED_S, Changes, Remembered
 
 WITHOUT_LEDGER_S = 900.0
 _HINT = "Send the header 'Authorization: Bearer <token>'; `factory tokens create NAME --scope predict` makes one."
@@ -43,14 +43,17 @@ class Doors:
         keys: The ledger.
         executor: Where it is read.
         a_minute: Predictions that a token may ask for in a minute.
+        changes: Tell when something is shared with others.
     """
 
-    def __init__(self, keys: Keys, executor: Executor, *, a_minute: float) -> None:
+    def __init__(self, keys: Keys, executor: Executor, *, a_minute: float, changes: Changes) -> None:
         self._keys = keys
         self._buckets = Buckets(a_minute)
         self._a_minute = a_minute
         self._holders: Remembered[bytes, Principal | Refusal] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
-        self._seen: Remembered[tuple[str, str], None] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
+        self._seen: Remembered[tuple[str, str], None] = Remembered(
+            executor, max_age_s=UNCHANGED_S, without_s=WITHOUT_LEDGER_S, changes=changes
+        )
 
     async def admit(self, authorization: str, name: str) -> Principal:
         """Return who calls, if it may call a variant.

@@ -1,4 +1,10 @@
-"""What was looked up a moment ago: asked for again before it is a second old, while callers get what is known."""
+"""What was looked up a moment ago: asked for again before it is a second old, while callers get what is known.
+
+What depends on nothing but the catalogue of the ledger is asked for again only
+when that has changed, which one question a second tells of all names together:
+a thousand names that are called now and then would else be asked for at each
+call.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAX_AGE_S = 1.0
 """For which an answer of the ledger is good: a promotion, or a revocation, counts within this time."""
+UNCHANGED_S = 60.0
+"""For which it is good as long as nothing has changed."""
 RENEWED_AFTER = 0.5
 """Part of that time after which a caller who comes has the answer renewed, without waiting for it."""
 clock = time.monotonic
@@ -69,15 +77,25 @@ class Remembered(Generic[K, V]):
         max_age_s: For which an answer is good.
         without_s: For which it is good while the ledger cannot be read.
         most: Answers that are kept; those that were asked for longest ago go first.
+        changes: Tell when no answer is good any longer.
     """
 
     def __init__(
-        self, executor: Executor, *, max_age_s: float = MAX_AGE_S, without_s: float = math.inf, most: int = MOST
+        self,
+        executor: Executor,
+        *,
+        max_age_s: float = MAX_AGE_S,
+        without_s: float = math.inf,
+        most: int = MOST,
+        changes: Changes | None = None,
     ) -> None:
-        self._executor = executor
+        self._executor, self._changes = executor, changes
         self._max_age_s, self._without_s, self._most = max_age_s, without_s, most
         self._known: OrderedDict[K, _Answer[V]] = OrderedDict()
-        self._flights: Flights[K, V] = Flights()
+        self._doubted = 0
+        if changes is not None:
+            changes.tell(self.doubt)
+        self._flights: Flights[tuple[K, int], V] = Flights()
         self._renewals: set[asyncio.Task[None]] = set()
 
     async def get(self, key: K, read: Callable[[], V]) -> V:
@@ -91,6 +109,8 @@ class Remembered(Generic[K, V]):
             StorageFault: the ledger cannot be read, and nothing that is still good was known before.
             FactoryError: what the ledger says; it is forgotten then.
         """
+        if self._changes is not None:
+            await self._changes.look()
         known = self._known.get(key)
         now = clock()
         if known is None or now >= known.good_until:
@@ -102,15 +122,21 @@ class Remembered(Generic[K, V]):
             task.add_done_callback(self._renewals.discard)
         return known.value
 
+    def doubt(self) -> None:
+        """Ask again for everything, before it is told the next time; what is known counts while that cannot be."""
+        self._doubted += 1
+        for answer in self._known.values():
+            answer.good_until = answer.renew_at = 0.0
+
     async def _renew(self, key: K, read: Callable[[], V], known: _Answer[V]) -> None:
         """Ask before anybody has to wait; what goes wrong is told to whoever asks next."""
         with suppress(Exception):
             await self._ask(key, read, known)
 
     async def _ask(self, key: K, read: Callable[[], V], known: _Answer[V] | None) -> V:
-        now = clock()
+        now, doubted = clock(), self._doubted
         try:
-            answer = await self._flights.join(key, lambda: in_thread(self._executor, read))
+            answer = await self._flights.join((key, doubted), lambda: in_thread(self._executor, read))
         except StorageFault:
             if known is None or clock() > known.told + self._without_s:
                 raise
@@ -121,6 +147,8 @@ class Remembered(Generic[K, V]):
         except BaseException:
             self._known.pop(key, None)
             raise
+        if doubted != self._doubted:
+            return answer  # something may have changed meanwhile
         # Of the moment of the question: the answer may be as old as that.
         good_until = now + self._max_age_s
         self._known[key] = _Answer(answer, now, good_until, now + RENEWED_AFTER * self._max_age_s)
@@ -128,6 +156,37 @@ class Remembered(Generic[K, V]):
         if len(self._known) > self._most:
             self._known.popitem(last=False)
         return answer
+
+
+class Changes:
+    """Looks once a second whether the ledger's catalogue has changed.
+
+    Args:
+        mark: Returns what is another whenever something has; called in ``executor``.
+        executor: Where the ledger is read.
+    """
+
+    def __init__(self, mark: Callable[[], Hashable], executor: Executor) -> None:
+        self._mark = mark
+        self._marks: Remembered[str, Hashable] = Remembered(executor)
+        self._seen: Hashable = None
+        self._told: list[Callable[[], None]] = []
+
+    def tell(self, told: Callable[[], None]) -> None:
+        """Let somebody be called when something has changed."""
+        self._told.append(told)
+
+    async def look(self) -> None:
+        """Tell everybody if something has changed.
+
+        Raises:
+            StorageFault: the ledger cannot be read, and never could.
+        """
+        mark = await self._marks.get("", self._mark)
+        if mark != self._seen:
+            self._seen = mark
+            for told in self._told:
+                told()
 
 
 async def in_thread(executor: Executor, call: Callable[[], V]) -> V:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, get_args
@@ -19,7 +19,7 @@ from factory.errors import Detail, NotFound, listing, suggest
 from factory.ledger import Deployment
 from factory.spec import ALIAS, Variant
 from serve.doors import Keys
-from serve.remembered import MAX_AGE_S, Flights, Remembered, in_thread
+from serve.remembered import UNCHANGED_S, Changes, Flights, Remembered, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ class Catalogue(Keys, Protocol):
 
     def deployments(self) -> list[Deployment]:
         """Return what is to be served."""
+
+    def catalogue_mark(self) -> Hashable:
+        """Return what is another whenever an alias, a deployment or a share has changed."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,10 @@ class Reference:
 class VariantTable:
     """Reference → variant, as the ledger had it a moment ago."""
 
-    def __init__(self, catalogue: Catalogue, executor: Executor, *, max_age_s: float = MAX_AGE_S) -> None:
+    def __init__(self, catalogue: Catalogue, executor: Executor, *, changes: Changes) -> None:
         self._catalogue = catalogue
         self._executor = executor
-        self._known: Remembered[Reference, Variant] = Remembered(executor, max_age_s=max_age_s)
+        self._known: Remembered[Reference, Variant] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
 
     async def resolve(self, reference: Reference) -> Variant:
         """Return the variant that a reference means now.

@@ -23,7 +23,7 @@ from factory.errors import FactoryError, StorageFault, UserFault
 from factory.ledger import CanaryCounts, Deployment
 from factory.spec import Actor, Variant
 from serve.guard import Guard
-from serve.remembered import Remembered, in_thread
+from serve.remembered import UNCHANGED_S, Changes, Remembered, in_thread
 from serve.store import Reference, VariantTable
 from serve.telemetry import Telemetry
 
@@ -116,11 +116,14 @@ class Traffic:
         table: Finds versions.
         executor: Where the ledger is read.
         telemetry: Counts what canaries fail.
+        changes: Tell when a name is served in another way.
     """
 
-    def __init__(self, routes: Routes, table: VariantTable, executor: Executor, telemetry: Telemetry) -> None:
+    def __init__(
+        self, routes: Routes, table: VariantTable, executor: Executor, telemetry: Telemetry, *, changes: Changes
+    ) -> None:
         self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
-        self._known: Remembered[str, _Served] = Remembered(executor)
+        self._known: Remembered[str, _Served] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
         self._guards: dict[Canary, Guard] = {}
         self._withdrawing: set[asyncio.Task[None]] = set()
 

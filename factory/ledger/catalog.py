@@ -120,6 +120,27 @@ class Catalog(Requests):
         return None if row is None else row.version
 
     @repeatable
+    def catalogue_mark(self) -> tuple[object, ...]:
+        """Return what is another whenever an alias, a deployment or a share has changed.
+
+        Transactions may end in another order than they took their numbers and times, so that the largest alone do not
+        tell.
+        """
+        aliases, deployed, shares = schema.aliases.c, schema.deployments.c, schema.shares.c
+        marks = (
+            select(func.count(aliases.id), func.max(aliases.id)),
+            select(
+                func.count(deployed.id),
+                func.max(deployed.updated),
+                func.sum(deployed.version),
+                func.sum(deployed.percent),
+            ),
+            select(func.count(shares.kind), func.max(shares.created)),
+        )
+        with self._read() as connection:
+            return tuple(value for mark in marks for value in connection.execute(mark).one())
+
+    @repeatable
     def aliases(self, names: Collection[str]) -> dict[str, dict[ALIAS, int]]:
         """Return the version that each alias points at, by name; a name without an alias has none."""
         at = schema.aliases.c

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from factory.errors import Conflict, InvalidRequest, NotFound
 from factory.ledger import Ledger
 from factory.ledger.catalog import served_digest
-from factory.spec import DeploymentWish, VariantRequest
+from factory.spec import Actor, DeploymentWish, VariantRequest
 
 from .conftest import make_variant
 
 NAME = "growth.churn"
+ANN = Actor(who="person:ann")
 
 
 @pytest.fixture
@@ -130,3 +133,24 @@ def test_wish_none_takes_the_version_out_of_traffic(ledger: Ledger, request_id: 
 def test_deployment_needs_a_known_version(ledger: Ledger, request_id: str) -> None:
     with pytest.raises(NotFound, match="no version 4"):
         ledger.set_deployment(NAME, DeploymentWish(), version=4)
+
+
+def test_the_mark_is_another_after_each_change_and_only_then(ledger: Ledger, request_id: str) -> None:
+    changes = (
+        lambda: ledger.set_alias(NAME, "champion", 1, who="ann", why="first"),
+        lambda: ledger.set_alias(NAME, "champion", 2, who="ann", why="better"),
+        lambda: ledger.set_alias(NAME, "champion", None, who="ann", why="neither"),
+        lambda: ledger.set_deployment(NAME, DeploymentWish(as_="champion"), version=1),
+        lambda: ledger.set_deployment(NAME, DeploymentWish(as_="canary", percent=5), version=2),
+        lambda: ledger.set_deployment(NAME, DeploymentWish(as_="canary", percent=10), version=2),
+        lambda: ledger.set_deployment(NAME, DeploymentWish(as_="none"), version=2),
+        lambda: ledger.share("variant", NAME, team="growth", with_team="*", by=ANN),
+        lambda: ledger.unshare("variant", NAME, team="growth", with_team="*", by=ANN),
+    )
+    marks = [ledger.catalogue_mark()]
+    for change in changes:
+        change()
+        marks.append(ledger.catalogue_mark())
+    assert len(set(marks)) >= len(changes)
+    assert all(before != after for before, after in pairwise(marks))
+    assert ledger.catalogue_mark() == marks[-1]

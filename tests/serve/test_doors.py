@@ -13,6 +13,7 @@ from factory.errors import InvalidRequest, NotFound, StorageFault
 from factory.spec import Principal
 from serve import remembered
 from serve.doors import Doors
+from serve.remembered import Changes
 from tests.answers import error_of
 
 from .calls import CHURN, one
@@ -161,7 +162,7 @@ def test_a_known_caller_stays_known_for_a_quarter_of_an_hour_without_the_ledger(
     keys = Keys(Principal(name="token:a/t-1", team="growth", scopes=frozenset({"predict"}), token_id="t-1"))
 
     async def calls() -> None:
-        doors = Doors(keys, thread, a_minute=1e9)
+        doors = Doors(keys, thread, a_minute=1e9, changes=Changes(lambda: 1, thread))
         for _ in range(3):
             await doors.admit("Bearer mvf_a", "growth.churn")
         assert keys.asked == 1, "once a second"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,8 @@ from hypothesis import strategies as st
 
 from factory.errors import FactoryError
 from factory.variants.bundle import Bundle
-from serve import inputs, remembered
+from serve import inputs
 from serve.inputs import NamedColumns, arrays
-from serve.remembered import Remembered
 
 NUMBER = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([10**400, "41", "", "x", [1]])
 TEXT = st.none() | st.sampled_from(["Bern", "2021-03-04", "x"]) | st.integers(0, 3) | st.just([1])
@@ -58,27 +55,3 @@ def test_most_calls_go_the_short_way(churn: Bundle, spend: Bundle) -> None:
     assert found["age"].dtype == np.float64
     assert inputs._plain_numbers(NamedColumns({"age": [1, 2], "income": [0.5, 2]}), spend) is not None
     assert inputs._plain_numbers(NamedColumns({"age": [1, 2], "income": [0.5]}), spend) is None
-
-
-def test_an_answer_is_renewed_before_anybody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(remembered, "clock", lambda: now)
-    answers = iter("abc")
-
-    async def scenario() -> list[str]:
-        nonlocal now
-        with ThreadPoolExecutor(1) as executor:
-            known: Remembered[str, str] = Remembered(executor)
-            told = [await known.get("key", lambda: next(answers))]
-            now += 0.4
-            told.append(await known.get("key", lambda: next(answers)))
-            now += 0.3
-            told.append(await known.get("key", lambda: next(answers)))
-            while known._renewals:
-                await asyncio.sleep(0.001)
-            told.append(await known.get("key", lambda: next(answers)))
-            now += 1.1
-            told.append(await known.get("key", lambda: next(answers)))
-            return told
-
-    assert asyncio.run(scenario()) == ["a", "a", "a", "b", "c"]
