@@ -116,8 +116,7 @@ class ServedCalls(Database):
                     key = (one.name, one.version, began)
                     sums[key] = sums[key] + one if key in sums else one.model_copy(update={"began": began})
                 # In one order, so that two replicas do not wait for each other.
-                for _, total in sorted(sums.items()):
-                    _add(connection, span, total)
+                _add(connection, span, [total for _, total in sorted(sums.items())])
             for span, (_, kept) in SPANS.items():
                 at = schema.served.c
                 connection.execute(delete(schema.served).where(at.span == span, at.began < moment - kept))
@@ -173,14 +172,18 @@ class ServedCalls(Database):
             return _canary(connection, name, version, since)
 
 
-def _add(connection: Connection, span: Span, total: Served) -> None:
-    latency = dict(zip(schema.LATENCY_COLUMNS, total.latency, strict=True))
-    sums = {"calls": total.calls, "failed": total.failed} | latency
-    row = {"name": total.name, "version": total.version, "span": span, "began": total.began} | sums
-    insertion = insert_into(connection, schema.served).values(row)
+def _add(connection: Connection, span: Span, totals: Sequence[Served]) -> None:
+    rows: list[dict[str, object]] = []
+    for total in totals:
+        latency = dict(zip(schema.LATENCY_COLUMNS, total.latency, strict=True))
+        of: dict[str, object] = {"name": total.name, "version": total.version, "span": span, "began": total.began}
+        rows.append({**of, "calls": total.calls, "failed": total.failed, **latency})
+    if not rows:
+        return
+    insertion = insert_into(connection, schema.served)
     added = {each: schema.served.c[each] + insertion.excluded[each] for each in _SUMS}
     keys = ["span", "name", "version", "began"]
-    connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added))
+    connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added), rows)
 
 
 def _canary(connection: Connection, name: str, version: int, since: datetime) -> CanaryCounts:

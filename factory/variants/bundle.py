@@ -33,13 +33,13 @@ import pandas as pd
 from factory.data.preparation import Preparation
 from factory.errors import Detail, InvalidData, UntrustedBundle
 from factory.families.base import Model
-from factory.search.blueprint import Blueprint
+from factory.search.blueprint import BLUEPRINT, Blueprint
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric, centred
 from factory.search.plan import family
 from factory.spec import NUMBERS, Task
-from factory.variants.background import Background
-from factory.variants.contents import Contents
+from factory.variants.background import BACKGROUND, Background
+from factory.variants.contents import Contents, folder_size_mb
 from factory.variants.inputs import BundleColumn, Columns, check_columns
 from factory.variants.manifest import FORMAT_VERSION, MANIFEST, Manifest, MemberEntry, read_manifest
 from factory.variants.shared import SharedParts
@@ -240,15 +240,16 @@ class Bundle:
                 f"The bundle {folder.name!r} has the digest {found[:12]}…, but the ledger says {digest[:12]}….",
                 hint="Somebody changed the stored files. Restore them, or make the variant again.",
             )
-        manifest = read_manifest(contents.top().checked())
+        manifest = read_manifest(contents.checked(only=(MANIFEST, BACKGROUND, BLUEPRINT)))
         shared = shared or SharedParts()
         sizes: dict[str, float] = {}
 
         def part(relative: str, kind: str, load: Callable[[Path], T]) -> T:
             found = contents.part(relative)
             key = f"{kind}:{found.digest}"
-            sizes[key] = found.size_mb
-            return shared.get(key, lambda: load(found.checked()))
+            loaded = shared.get(key, lambda: load(found.checked()), size_mb=lambda: folder_size_mb(found.folder))
+            sizes[key] = shared.size_mb(key)
+            return loaded
 
         preparations = tuple(
             part(f"preparations/{i}", "preparation", Preparation.load) for i in range(manifest.preparations)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,25 +21,17 @@ LIST = "digests.txt"
 
 
 @dataclass(frozen=True)
-class File:
-    """A plain file: the SHA-256 of its content, and its bytes."""
-
-    sha256: str
-    n_bytes: int
-
-
-@dataclass(frozen=True)
 class Contents:
-    """The files of a folder by relative path, sorted.
+    """The files of a folder.
 
     Attributes:
         folder: Where they lie.
-        files: All of them.
-        read: Whether the digests are those of what was read; else they are those that the list says.
+        files: SHA-256 of their content by relative path, sorted.
+        read: Whether these are of what was read; else they are what the list says.
     """
 
     folder: Path
-    files: Mapping[str, File]
+    files: Mapping[str, str]
     read: bool
 
     @classmethod
@@ -49,28 +41,22 @@ class Contents:
         Args:
             folder: The bundle's folder.
             digest: Of the list that is taken instead of reading all files; where the list is another one, or none, or
-                names other files, they are read.
+                names other parts, they are read.
 
         Raises:
             UntrustedBundle: there is no such folder, or it holds a link or something else that is not a plain file.
         """
+        stated = _stated(folder / LIST, digest) if digest is not None else {}
+        if stated and _has_the_outline_of(folder, stated):
+            return cls(folder, stated, read=False)
         found = _plain_files(folder)
         found.pop(LIST, None)
-        stated = _stated(folder / LIST, digest) if digest is not None else {}
-        if stated and stated.keys() == found.keys():
-            files = {name: File(sha256, found[name].stat().st_size) for name, sha256 in stated.items()}
-            return cls(folder, files, read=False)
-        return cls(folder, {name: _read(folder / name) for name in found}, read=True)
+        return cls(folder, {name: _sha256(folder / name) for name in found}, read=True)
 
     @property
     def digest(self) -> str:
         """SHA-256 over the relative paths and the contents of all files."""
         return hashlib.sha256(self._list().encode()).hexdigest()
-
-    @property
-    def size_mb(self) -> float:
-        """Size of all files, in MB (10^6 bytes)."""
-        return sum(file.n_bytes for file in self.files.values()) / 1e6
 
     def part(self, relative: str) -> Contents:
         """Return the contents of a folder within this one.
@@ -79,35 +65,41 @@ class Contents:
             UntrustedBundle: there is none.
         """
         start = f"{relative}/"
-        files = {name.removeprefix(start): file for name, file in self.files.items() if name.startswith(start)}
+        files = {name.removeprefix(start): sha256 for name, sha256 in self.files.items() if name.startswith(start)}
         if not files:
             raise UntrustedBundle(f"The bundle lacks its folder {relative!r}.", hint="Make the variant again.")
         return Contents(self.folder / relative, files, self.read)
 
-    def top(self) -> Contents:
-        """Return the files that lie in no folder within this one."""
-        return Contents(self.folder, {n: file for n, file in self.files.items() if "/" not in n}, self.read)
+    def checked(self, *, only: Collection[str] | None = None) -> Path:
+        """Return the folder after making sure that it holds the files of the list, and that they are those.
 
-    def checked(self) -> Path:
-        """Return the folder after making sure that its files are those of the list.
+        Args:
+            only: Names that are looked at; None looks at all.
 
         Raises:
-            UntrustedBundle: one is not.
+            UntrustedBundle: it does not.
         """
-        for name, file in {} if self.read else self.files.items():
-            if _read(self.folder / name).sha256 != file.sha256:
-                raise UntrustedBundle(
-                    f"The file {name!r} of the bundle in {str(self.folder)!r} is not the one that was registered.",
-                    hint="Somebody changed the stored files. Restore them, or make the variant again.",
-                )
+        if self.read:
+            return self.folder
+        there = set(_plain_files(self.folder) if only is None else filter(self._holds, only))
+        listed = {name for name in self.files if only is None or name in only}
+        wrong = there ^ listed or {name for name in listed if _sha256(self.folder / name) != self.files[name]}
+        if wrong:
+            raise UntrustedBundle(
+                f"The file {min(wrong)!r} of the bundle in {str(self.folder)!r} is not the one that was registered.",
+                hint="Somebody changed the stored files. Restore them, or make the variant again.",
+            )
         return self.folder
+
+    def _holds(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     def write_list(self) -> None:
         """Write the list beside the files."""
         (self.folder / LIST).write_text(self._list(), encoding="utf-8")
 
     def _list(self) -> str:
-        return "".join(f"{len(name)}:{name}:{file.sha256}\n" for name, file in self.files.items())
+        return "".join(f"{len(name)}:{name}:{sha256}\n" for name, sha256 in self.files.items())
 
 
 def folder_digest(folder: Path) -> str:
@@ -120,9 +112,9 @@ def folder_size_mb(folder: Path) -> float:
     return sum(entry.stat().st_size for entry in _plain_files(folder).values()) / 1e6
 
 
-def _read(path: Path) -> File:
+def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
-        return File(hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell())
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stated(path: Path, digest: str) -> dict[str, str]:
@@ -135,6 +127,25 @@ def _stated(path: Path, digest: str) -> dict[str, str]:
         return {}
     lines = (line.partition(":")[2].rpartition(":") for line in text.decode().splitlines())
     return {name: sha256 for name, _, sha256 in lines}
+
+
+def _has_the_outline_of(folder: Path, files: Collection[str]) -> bool:
+    """Whether a folder and those within it have what some files need, no links and nothing else; parts are not entered."""
+    expected: dict[str, set[str]] = {"": {LIST}}
+    for name in files:
+        first, _, rest = name.partition("/")
+        expected[""].add(first)
+        if rest:
+            expected.setdefault(first, set()).add(rest.partition("/")[0])
+    for start, names in expected.items():
+        try:
+            with os.scandir(folder / start) as entries:
+                there = {entry.name: entry.is_symlink() for entry in entries}
+        except OSError:
+            return False
+        if there.keys() != names or any(there.values()):
+            return False
+    return True
 
 
 def _plain_files(folder: Path) -> dict[str, os.DirEntry[str]]:

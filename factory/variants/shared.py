@@ -8,6 +8,7 @@ the digests of its files, which are made anyway when a bundle is checked.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -20,19 +21,29 @@ class SharedParts:
     """Models and preparations by content, kept as long as a bundle holds them; safe to use from several threads.
 
     A part must not change once it is loaded, and must answer in several threads, as every loaded model does.
+
+    Attributes:
+        n_loaded: How often a part was loaded.
     """
 
     def __init__(self) -> None:
+        self.n_loaded = 0
         self._lock = threading.Lock()
         self._parts: WeakValueDictionary[str, object] = WeakValueDictionary()
+        self._sizes: dict[str, float] = {}
         self._under_way: dict[str, Future[object]] = {}
 
-    def get(self, key: str, load: Callable[[], T]) -> T:
+    def size_mb(self, key: str) -> float:
+        """Return the size of a part that somebody holds, in MB."""
+        return self._sizes.get(key, 0.0)
+
+    def get(self, key: str, load: Callable[[], T], *, size_mb: Callable[[], float]) -> T:
         """Return the part of a key, loading it where nobody holds it; who comes meanwhile waits for that load.
 
         Args:
             key: Digest of its files and what kind of part it is; equal keys are equal parts.
             load: Loads it; what it raises is raised to all who wait.
+            size_mb: Says what it is counted with.
         """
         with self._lock:
             found = self._parts.get(key)
@@ -44,9 +55,11 @@ class SharedParts:
         if other is not None:
             return other.result()  # type: ignore[return-value]
         try:
-            part = load()
+            part, size = load(), size_mb()
             with self._lock:
-                self._parts[key] = part
+                self._parts[key], self._sizes[key] = part, size
+                weakref.finalize(part, self._forget, key).atexit = False
+                self.n_loaded += 1
             mine.set_result(part)
             return part
         except BaseException as error:
@@ -55,3 +68,7 @@ class SharedParts:
         finally:
             with self._lock:
                 del self._under_way[key]
+
+    def _forget(self, key: str) -> None:
+        if key not in self._parts:
+            self._sizes.pop(key, None)

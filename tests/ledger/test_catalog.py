@@ -151,6 +151,5 @@ def test_the_mark_is_another_after_each_change_and_only_then(ledger: Ledger, req
     for change in changes:
         change()
         marks.append(ledger.catalogue_mark())
-    assert len(set(marks)) >= len(changes)
     assert all(before != after for before, after in pairwise(marks))
     assert ledger.catalogue_mark() == marks[-1]

@@ -210,9 +210,9 @@ def test_a_part_is_loaded_once_however_many_wait_for_it():
         return Part()
 
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(shared.get, "key", load)
+        first = pool.submit(shared.get, "key", load, size_mb=lambda: 1.0)
         assert begun.wait(10)
-        others = [pool.submit(shared.get, "key", load) for _ in range(3)]
+        others = [pool.submit(shared.get, "key", load, size_mb=lambda: 1.0) for _ in range(3)]
         go_on.set()
         assert len({id(each.result()) for each in [first, *others]}) == 1
     assert loads == [1]
@@ -225,8 +225,9 @@ def test_a_part_that_could_not_be_loaded_is_tried_again():
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        shared.get("key", fail)
-    assert shared.get("key", lambda: part) is part
+        shared.get("key", fail, size_mb=lambda: 1.0)
+    assert shared.get("key", lambda: part, size_mb=lambda: 1.0) is part
+    assert shared.size_mb("key") == 1.0
 
 
 def test_link_is_not_followed(saved, tmp_path):
