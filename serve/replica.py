@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,9 +28,6 @@ from serve.online import FeatureReaders
 from serve.recording import Recorder
 
 COLLECTED_EVERY_S = 30.0
-SWITCH_S = 0.0005
-"""For which a thread that loads or computes keeps the interpreter from the one that answers; Python's own 5 ms are more
-than most answers take."""
 
 
 def build(settings: Settings) -> Predictor:
@@ -40,7 +36,6 @@ def build(settings: Settings) -> Predictor:
     Raises:
         StorageFault: the ledger cannot be used.
     """
-    sys.setswitchinterval(SWITCH_S)
     registry, shared = Registry(settings), SharedParts()
 
     def load(variant: Variant) -> Loaded:
