@@ -45,7 +45,7 @@ def predictor(ledger: Ledger, bundle: Bundle) -> Iterator[str]:
     """Run a predictor that answers with one model for every variant that a ledger knows; yield its address."""
 
     def load(variant: Variant) -> Loaded:
-        return Loaded.warm(variant, bundle, size_mb=1)
+        return Loaded.warm(variant, bundle, sizes={variant.name: 1.0})
 
     app = Predictor(Core(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1)))
     with running(lambda _: app) as address:

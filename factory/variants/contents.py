@@ -86,7 +86,8 @@ class Contents:
         wrong = there ^ listed or {name for name in listed if _sha256(self.folder / name) != self.files[name]}
         if wrong:
             raise UntrustedBundle(
-                f"The file {min(wrong)!r} of the bundle in {str(self.folder)!r} is not the one that was registered.",
+                f"The file {min(wrong)!r} of the bundle in {str(self.folder)!r} is not the one that was registered: "
+                "its digest is another.",
                 hint="Somebody changed the stored files. Restore them, or make the variant again.",
             )
         return self.folder
