@@ -132,6 +132,8 @@ def _stated(path: Path, digest: str) -> dict[str, str]:
 
 def _has_the_outline_of(folder: Path, files: Collection[str]) -> bool:
     """Whether a folder and those within it hold what some files need, no links, nothing else; parts are not entered."""
+    if folder.is_symlink():
+        return False
     expected: dict[str, set[str]] = {"": {LIST}}
     for name in files:
         first, _, rest = name.partition("/")

@@ -44,6 +44,14 @@ def test_versions_are_listed_with_their_aliases(world: World) -> None:
     assert {first.name, other.name} == {"growth.churn", "growth.spend.asia"}
 
 
+def test_where_files_lie_is_told_to_nobody(world: World) -> None:
+    made = world.made(artifacts="file:///srv/factory/artifacts/growth/m-1")
+    assert world.ledger.variant(made.name, 1).artifacts
+    for path in ("/variants", "/variants/growth.churn", "/variants/growth.churn/versions/1"):
+        for who in ("growth/read", "operator"):
+            assert "/srv/factory" not in world(who).get(path).text
+
+
 def test_a_variant_tells_its_versions_and_champions(world: World) -> None:
     world.made()
     world.made(state="rejected")

@@ -236,8 +236,11 @@ def test_link_is_not_followed(saved, tmp_path):
     (folder / "members" / "2").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UntrustedBundle, match="'members/2', which is not a plain file"):
         Bundle.load(folder, digest=digest)
-    with pytest.raises(UntrustedBundle, match="is not a folder"):
-        Bundle.load(tmp_path / "nothing")
+    (folder / "members" / "2").unlink()
+    (tmp_path / "link").symlink_to(folder)
+    for other in ("nothing", "link"):
+        with pytest.raises(UntrustedBundle, match="is not a folder"):
+            Bundle.load(tmp_path / other, digest=digest)
 
 
 @pytest.mark.parametrize(
