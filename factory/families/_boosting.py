@@ -26,6 +26,8 @@ from factory.families.base import Family, FitContext, Model, Sample
 from factory.space import ChoiceDimension, Parameters, Space
 from factory.spec import CurvePoint, Task
 
+FEW_ROWS = 4
+"""Rows up to which walking the trees in numpy is quicker than the framework itself."""
 PROBED_ROUNDS = 10
 """After that many rounds the speed is known well enough to say how many are affordable."""
 LEAST_STEPS = 12

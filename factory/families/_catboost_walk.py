@@ -87,12 +87,15 @@ class Walk:
             return None
         document = document_of(booster)
         try:
-            statistics, places = _statistics(document)
-            trees = symmetric(document, hashes(MOST_CODES), places=places)
+            # Who has no categories need not know their hashes, for which a model is trained.
+            codes = hashes(MOST_CODES) if _columns(document) else {}
+            statistics, places = _statistics(document, codes)
+            trees = symmetric(document, codes, places=places)
         except CannotDraw:
             return None
         scale, bias = document["scale_and_bias"]
-        if not len(trees.starts) or (trees.questions.equal & (trees.questions.border < 0)).any():
+        asked = [trees.questions, *([statistics.questions] if statistics is not None else [])]
+        if not len(trees.starts) or any((each.equal & (each.border < 0)).any() for each in asked):
             return None
         walk = cls(trees, float(scale), np.asarray(bias, dtype=np.float64), statistics)
         return walk if walk._answers_as(booster, document) else None
@@ -227,7 +230,7 @@ def texts_of(n_levels: int) -> np.ndarray:
 # --- statistics ---------------------------------------------------------------------
 
 
-def _statistics(document: Any) -> tuple[Statistics | None, list[int]]:
+def _statistics(document: Any, codes: Mapping[int, int]) -> tuple[Statistics | None, list[int]]:
     """Return the statistics of CatBoost's JSON, and how many borders come up to each of them.
 
     Raises:
@@ -239,12 +242,12 @@ def _statistics(document: Any) -> tuple[Statistics | None, list[int]]:
     before = sum(len(one["borders"] or ()) for one in _numeric(document))
     before += sum(len(one.get("values") or ()) for one in _columns(document))
     places = list(accumulate((len(one["borders"]) for one in asked), initial=before))[:-1]
-    told, codes = _hash_of_code(), hashes(MOST_CODES)
+    told = _hash_of_code()
     n_numeric, n_columns = len(_numeric(document)), len(_columns(document))
     counted = {key: _counts(one) for key, one in document["ctr_data"].items()}
     n_known = np.zeros(n_columns, dtype=np.int64)
     for one in asked:
-        columns = [e["cat_feature_index"] for e in one["elements"] if e["combination_element"] == "cat_feature_value"]
+        columns = _combined(one)
         if len(columns) == 1:
             n_known[columns[0]] = max(n_known[columns[0]], _n_known(one, counted[one["identifier"]][0], told))
     questions = list(dict.fromkeys(_question(e, codes, n_numeric) for one in asked for e in _answered(one)))
@@ -252,7 +255,7 @@ def _statistics(document: Any) -> tuple[Statistics | None, list[int]]:
     values: list[np.ndarray] = []
     starts, n_values = [], 0
     for k, one in enumerate(asked):
-        columns = [e["cat_feature_index"] for e in one["elements"] if e["combination_element"] == "cat_feature_value"]
+        columns = _combined(one)
         digits = columns + [n_columns + questions.index(_question(e, codes, n_numeric)) for e in _answered(one)]
         sizes = [*(n_known[columns] + 1), *(2 for _ in _answered(one))]
         if n_values + (size := int(np.prod(sizes))) > MOST_VALUES or not all(n_known[columns]):
@@ -261,12 +264,13 @@ def _statistics(document: Any) -> tuple[Statistics | None, list[int]]:
         starts.append(n_values)
         values.append(_table(one, counted[one["identifier"]], [told[:n] for n in n_known[columns]]))
         n_values += size
+    yes_if_missing = _yes_if_missing(document)
     return Statistics(
         Questions(
             np.array([column for column, _, _ in questions], dtype=np.int64),
             np.array([border for _, border, _ in questions], dtype=np.float64),
             np.array([equal for _, _, equal in questions], dtype=bool),
-            np.array([column in _yes_if_missing(document) for column, _, _ in questions], dtype=bool),
+            np.array([column in yes_if_missing for column, _, _ in questions], dtype=bool),
         ),
         np.arange(n_numeric, n_numeric + n_columns),
         n_known,
@@ -289,13 +293,13 @@ def _table(one: Any, counted: tuple[np.ndarray, np.ndarray, int], told: Sequence
     if len(np.unique(hashes_[there])) != len(known):
         raise CannotDraw("a CatBoost model with target statistics of too many levels")
     kind, border = one["ctr_type"], one["target_border_idx"]
-    total = counts.sum(axis=1)
+    total, of_nothing = counts.sum(axis=1), 0
     if kind == "Borders":
         good = counts[:, border + 1 :].sum(axis=1)
     elif kind == "Buckets":
         good = counts[:, border]
     elif kind in ("Counter", "FeatureFreq"):
-        good, total = counts[:, 0], np.full(len(counts), denominator)
+        good, total, of_nothing = counts[:, 0], np.full(len(counts), denominator), denominator
     else:
         raise CannotDraw(f"a CatBoost model with target statistics of the kind {kind}")
 
@@ -306,7 +310,7 @@ def _table(one: Any, counted: tuple[np.ndarray, np.ndarray, int], told: Sequence
         share = (good.astype(np.float32) + prior) / (total.astype(np.float32) + weight)
         return np.asarray((share + shift) * scale)
 
-    nothing = value(np.zeros(1), np.full(1, denominator if kind in ("Counter", "FeatureFreq") else 0))
+    nothing = value(np.zeros(1), np.full(1, of_nothing))
     values = np.where(there, value(good, total)[place], nothing)
     columns = tuple((0, 1) for _ in told) + tuple((0, 0) for _ in _answered(one))
     return np.pad(values, columns, constant_values=nothing[0]).ravel()
@@ -343,6 +347,11 @@ def _hash_of_code() -> np.ndarray:
     for hash_, code in hashes(MOST_CODES).items():
         found[code] = hash_
     return found.view(np.uint64)
+
+
+def _combined(one: Any) -> list[int]:
+    """Return the columns with codes that a statistic combines, by their number among these."""
+    return [e["cat_feature_index"] for e in one["elements"] if e["combination_element"] == "cat_feature_value"]
 
 
 def _answered(one: Any) -> list[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
-from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress, link
+from factory.families._boosting import FEW_ROWS, INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress, link
 from factory.families._catboost_walk import Walk, document_of, hashes, symmetric, texts_of
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
@@ -22,8 +22,6 @@ from factory.space import ChoiceDimension, FloatDimension, IntDimension, Paramet
 from factory.spec import Task
 
 FILE, WALK = "model.cbm", "walk.npz"
-FEW_ROWS = 4
-"""Rows up to which a walk through the trees is the shorter way."""
 LOSSES = {Task.BINARY: "Logloss", Task.MULTICLASS: "MultiClass", Task.REGRESSION: "RMSE"}
 
 DEFAULTS: Parameters = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
-from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress, link
+from factory.families._boosting import FEW_ROWS, INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress, link
 from factory.families._drawing import BELOW, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
@@ -21,8 +21,6 @@ from factory.space import FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
 FILE, WALK = "model.ubj", "walk.npz"
-FEW_ROWS = 4
-"""Rows up to which walking the trees in numpy is quicker than XGBoost itself."""
 OBJECTIVES = {
     Task.BINARY: ("binary:logistic", "logloss"),
     Task.MULTICLASS: ("multi:softprob", "mlogloss"),

@@ -11,10 +11,11 @@ import pytest
 from factory import plugins
 from factory.data.preparation import Table
 from factory.families import _catboost_walk, catboost
+from factory.families._boosting import FEW_ROWS
 from factory.families._catboost_walk import Walk
 from factory.families._walk import Trees
 from factory.families.base import FitContext, Model, Sample
-from factory.families.xgboost import DEPTH_8, FEW_ROWS, WALK, XGBoost
+from factory.families.xgboost import DEPTH_8, WALK, XGBoost
 from factory.spec import Task
 from factory.testing.rows import N_CLASSES, sample
 
