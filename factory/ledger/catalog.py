@@ -54,7 +54,7 @@ class Catalog(Requests):
                     request_id=variant.request_id,
                     state=variant.state,
                     created=variant.created,
-                    document=document_json(variant),
+                    document=document_json(variant) | {"artifacts": variant.artifacts},
                     team=request.team,
                 )
             )

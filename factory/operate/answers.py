@@ -35,16 +35,14 @@ class ListedVariant(Variant):
 
 
 def listed(variants: Iterable[Variant], *, ledger: Ledger) -> tuple[ListedVariant, ...]:
-    """Return versions with the aliases that point at them; where their files lie concerns nobody outside."""
+    """Return versions with the aliases that point at them."""
     shown = tuple(variants)
     aliases = ledger.aliases({variant.name for variant in shown})
 
     def pointing_at(variant: Variant) -> tuple[ALIAS, ...]:
         return tuple(alias for alias, version in aliases[variant.name].items() if version == variant.version)
 
-    return tuple(
-        ListedVariant(**variant.model_dump(exclude={"artifacts"}), aliases=pointing_at(variant)) for variant in shown
-    )
+    return tuple(ListedVariant(**variant.model_dump(), aliases=pointing_at(variant)) for variant in shown)
 
 
 class InputColumn(Document):

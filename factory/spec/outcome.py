@@ -103,7 +103,11 @@ class Variant(Document):
     size_mb: float = 0.0
     latency_ms: float = 0.0
     model_uri: str = ""
-    artifacts: str = Field("", description="Where MLflow has put its files; empty where that has to be asked there.")
+    artifacts: str = Field(
+        "",
+        exclude=True,
+        description="Where MLflow has put its files, which the ledger keeps and no document tells; empty: ask MLflow.",
+    )
     approval: bool = Field(False, description="Whether its recipe asks for a second person to approve it.")
     online: OnlinePolicy = Field(
         default_factory=OnlinePolicy, description="What is done about features that are not as they should be."
