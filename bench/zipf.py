@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ CACHES_MB = (2_048, 300)
 MOST_P99_MS, MOST_COLD_P95_MS = 50.0, 500.0
 COLUMNS_ = [f"x{i}" for i in range(8)]
 
+WINDOWS = ("first", "second", "third")
+"""Of the measured time, each as long; nothing is in memory when the first begins."""
+
 COLUMNS = {
     "cache_mb": "cache MB",
+    "minute": "minute",
     "calls": "calls",
     "failed": "failed",
     "a_second": "a second",
@@ -56,8 +61,10 @@ COLUMNS = {
 NOTE = (
     f"{NAMES:,} variants of {SEGMENTS} segments' models, {REGISTERED:,} names in the ledger; {CLIENTS} clients, each "
     f"of which calls again when it has its answer, names by Zipf's law with exponent {EXPONENT}, one row a call, "
-    f"{SECONDS} s; one replica. Met: nothing failed, p99 at most {MOST_P99_MS:g} ms, p95 of calls that had to load at "
-    f"most {MOST_COLD_P95_MS:g} ms. The first line has room for all; the second has to let some go."
+    f"{len(WINDOWS)} times {SECONDS} s without a break; one replica. Nothing is in memory when the first minute "
+    "begins, in which every seventh call or so is a variant's first: it is met where nothing failed and p95 of the calls that had "
+    f"to load is at most {MOST_COLD_P95_MS:g} ms. The others are met where p99 of all calls is at most "
+    f"{MOST_P99_MS:g} ms as well. {CACHES_MB[0]:,} MB have room for all; {CACHES_MB[1]} MB have to let some go."
 )
 
 
@@ -78,7 +85,10 @@ def main() -> int:
             token = ledger.issue_token("bench", team=None, scopes=("predict",), by=BY).secret
         running = start_predictor(settings)
         try:
-            rows.append(measured(running.url, token, names, cache_mb=cache_mb, seconds=seconds, seed=chosen.seed))
+            order = drawn(names, seed=chosen.seed)
+            for window in WINDOWS:
+                came = measured(running.url, token, order, seconds=seconds)
+                rows.append({"cache_mb": cache_mb, "minute": window} | came | {"met": met(came, window)})
         finally:
             stop_predictor(settings)
     save("zipf", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1)
@@ -123,20 +133,23 @@ def registered(home: Path, n: int) -> list[str]:
     return names
 
 
-def measured(url: str, token: str, names: list[str], *, cache_mb: int, seconds: int, seed: int) -> dict[str, Any]:
-    """Call for a while, and say how it went."""
+def drawn(names: list[str], *, seed: int) -> Iterator[str]:
+    """Yield names as they are called."""
     random = np.random.default_rng(seed)
     weights = 1 / np.arange(1, len(names) + 1) ** EXPONENT
-    order = random.choice(len(names), size=500_000, p=weights / weights.sum())
-    calls = asyncio.run(_called(url, token, [names[i] for i in order], seconds))
+    while True:
+        yield from (names[i] for i in random.choice(len(names), size=10_000, p=weights / weights.sum()))
+
+
+def measured(url: str, token: str, names: Iterator[str], *, seconds: int) -> dict[str, Any]:
+    """Call for a while, and say how it went."""
+    calls = asyncio.run(_called(url, token, names, seconds))
     took = np.array([ms for ms, _, status in calls if status == 200])
     loads = np.array([load for _, load, status in calls if status == 200 and load is not None])
     cold = np.array([ms for ms, load, status in calls if status == 200 and load is not None])
-    failed = sum(status != 200 for _, _, status in calls)
-    row = {
-        "cache_mb": cache_mb,
+    return {
         "calls": len(calls),
-        "failed": failed,
+        "failed": sum(status != 200 for _, _, status in calls),
         "a_second": round(len(took) / seconds),
         "p50_ms": round(float(np.percentile(took, 50)), 2),
         "p99_ms": round(float(np.percentile(took, 99)), 2),
@@ -147,24 +160,25 @@ def measured(url: str, token: str, names: list[str], *, cache_mb: int, seconds: 
         "cold_p95_ms": round(float(np.percentile(cold, 95)), 1) if len(cold) else None,
         "replica_mb": _replica_mb(),
     }
-    row["met"] = bool(
-        not failed and row["p99_ms"] <= MOST_P99_MS and (not len(cold) or row["cold_p95_ms"] <= MOST_COLD_P95_MS)
-    )
-    return row
 
 
-async def _called(url: str, token: str, names: list[str], seconds: int) -> list[tuple[float, float | None, int]]:
+def met(row: dict[str, Any], window: str) -> bool:
+    """Whether a window kept its limits."""
+    cold_met = row["cold_p95_ms"] is None or row["cold_p95_ms"] <= MOST_COLD_P95_MS
+    return not row["failed"] and cold_met and (window == WINDOWS[0] or row["p99_ms"] <= MOST_P99_MS)
+
+
+async def _called(url: str, token: str, names: Iterator[str], seconds: int) -> list[tuple[float, float | None, int]]:
     """Call names in their order by several clients; return ms, ms of a load if there was one, and status of each."""
     calls: list[tuple[float, float | None, int]] = []
     body = json.dumps({"dataframe_records": [{**dict.fromkeys(COLUMNS_, 0.5), "region": "r00"}]}).encode()
-    left = iter(names)
     deadline = time.monotonic() + seconds
     headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
 
     async def client(session: aiohttp.ClientSession) -> None:
         while time.monotonic() < deadline:
             began = time.perf_counter()
-            async with session.post(f"{url}/variants/{next(left)}/invocations", data=body) as answer:
+            async with session.post(f"{url}/variants/{next(names)}/invocations", data=body) as answer:
                 await answer.read()
                 timing = answer.headers.get("server-timing", "")
                 status = answer.status
