@@ -62,7 +62,7 @@ NOTE = (
     f"{NAMES:,} variants of {SEGMENTS} segments' models, {REGISTERED:,} names in the ledger; {CLIENTS} clients, each "
     f"of which calls again when it has its answer, names by Zipf's law with exponent {EXPONENT}, one row a call, "
     f"{len(WINDOWS)} times {SECONDS} s without a break; one replica. Nothing is in memory when the first minute "
-    "begins, in which every seventh call or so is a variant's first: it is met where nothing failed and p95 of the calls "
+    "begins, in which one call in seven is a variant's first: it is met where nothing failed and p95 of the calls "
     f"that had to load is at most {MOST_COLD_P95_MS:g} ms. The others are met where p99 of all calls is at most "
     f"{MOST_P99_MS:g} ms as well. {CACHES_MB[0]:,} MB have room for all; {CACHES_MB[1]} MB have to let some go."
 )
