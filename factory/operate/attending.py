@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from factory.errors import InvalidRequest, NotFound, ServiceFault, SystemFault
@@ -126,28 +127,25 @@ class Attendant:
             self.jobs.stop(job.submission_id)
         return False
 
-    def tidy(self, open_: Set[str], jobs: Mapping[str, JobInfo]) -> None:
-        """Stop jobs of attempts that have ended, and let the cluster forget those that ended long ago.
+    def untidy(self, open_: Set[str], jobs: Mapping[str, JobInfo]) -> list[tuple[str, Callable[[], object]]]:
+        """Return what is left to do about jobs of attempts that have ended, each with the id of its request.
+
+        Those that still run are stopped, and the cluster forgets those that ended long ago.
 
         Args:
             open_: Submission ids of the open attempts, read before the jobs.
             jobs: As the cluster has them.
-
-        Raises:
-            ServiceFault: the cluster cannot be asked.
         """
         over = [
             job
             for job in jobs.values()
             if job.submission_id not in open_ and job.metadata.get(LEDGER) == self._ledger_id
         ]
-        for job in over:
-            if not job.state.ended and self._is_stray(job.submission_id):
-                self.jobs.stop(job.submission_id)
+        strays = [job for job in over if not job.state.ended and self._is_stray(job.submission_id)]
         # Not at once: a controller that was held up may still want to submit one of them, which its name forbids.
         old = [job for job in over if job.ended_at is not None and now() > job.ended_at + timedelta(seconds=KEPT_S)]
-        for job in old[:FORGOTTEN]:
-            self.jobs.delete(job.submission_id)
+        acts = [(self.jobs.stop, job) for job in strays] + [(self.jobs.delete, job) for job in old[:FORGOTTEN]]
+        return [(job.metadata.get("request", ""), partial(act, job.submission_id)) for act, job in acts]
 
     def _is_stray(self, submission_id: str) -> bool:
         """Whether the attempt of a job that runs has ended: its job came up late, or a stop was not heard."""

@@ -155,6 +155,9 @@ class Controller:
                 self._each(one.id, partial(self.ledger.request_preemption, one.id, for_id=one.for_id))
             self._hold(decision)
             self._forget_keys()
+            # Last: a job that can be neither stopped nor forgotten keeps nobody waiting.
+            for request_id, act in self._attendant.untidy({attempt.submission_id for attempt in attempts}, jobs):
+                self._each(request_id, act)
         return Pass(
             led=True,
             admitted=tuple(admitted),
@@ -178,7 +181,6 @@ class Controller:
                 log.info("attempt %s has ended", attempt.submission_id, extra={"request": attempt.request_id})
             if len(ended) == AT_ONCE:
                 break
-        self._attendant.tidy({attempt.submission_id for attempt in attempts}, jobs)
         return tuple(ended)
 
     def _cancel(self, request_id: str) -> None:

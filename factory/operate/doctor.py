@@ -14,11 +14,11 @@ import httpx
 import psutil
 
 from factory import plugins
-from factory.errors import FactoryError, counted
+from factory.errors import FactoryError, StorageFault, counted
 from factory.ledger import Ledger
 from factory.operate.deployments import running_predictor
-from factory.operate.ray_jobs import RayJobs
-from factory.search.cluster import local_cpus, ray_token
+from factory.operate.ray_jobs import RayJobs, TokenRefused
+from factory.search.cluster import TOKEN_PATH, local_cpus, ray_token
 from factory.search.plan import load_recipe, recipe_files
 from factory.settings import Settings
 from factory.spec import Document, RequestState
@@ -205,11 +205,14 @@ def _ray(_: Settings) -> Iterator[Check]:
 
 def _cluster(settings: Settings) -> Iterator[Check]:
     """Look what a cluster of several nodes needs, where one of ours runs: their drivers work on one ledger."""
-    if not (settings.root / "ray_token").is_file():  # which nothing has been started with, then
+    if not (TOKEN_PATH in os.environ or (settings.root / "ray_token").is_file()):  # nothing has been started here, then
         return
     try:
         with RayJobs(settings.dashboard, token_path=ray_token(settings.root)) as jobs:
             n_nodes = jobs.n_nodes()
+    except (TokenRefused, StorageFault) as fault:
+        yield Check(name="cluster", state="wrong", message=fault.message, hint=fault.hint)
+        return
     except FactoryError:
         return  # it does not run now
     message = counted(n_nodes, "node")

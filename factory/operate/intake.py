@@ -85,7 +85,9 @@ class Intake:
             Conflict: the key was used for something else, the team is archived, or ``retry_of`` has not ended.
         """
         if idempotency is not None and (made := self.ledger.replayed(idempotency)) is not None:
-            return Taken(self.ledger.request(made), replayed=True)
+            # Whoever used the key may see less by now.
+            seen_by = None if self.principal is None else self.principal.team
+            return Taken(self.ledger.request(made, seen_by=seen_by), replayed=True)
         request, recipe = self._checked(document, problems)
         told = quote(request, recipe, ledger=self.ledger, settings=self.settings, cpus=self._asked(request, recipe))
         if told.problems:

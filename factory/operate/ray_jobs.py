@@ -38,6 +38,10 @@ IDLE_S = 10.0
 _HINT = "`factory status` shows whether Ray runs; `factory up` starts it. Jobs that it ran are made again."
 
 
+class TokenRefused(ServiceFault):
+    """Ray runs, and does not take our token."""
+
+
 class RayJobs:
     """The jobs of a Ray cluster.
 
@@ -225,9 +229,10 @@ class RayJobs:
                 method, path, json=json, params=params, timeout=timeout_s, headers=headers
             ) as answer:
                 if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-                    raise ServiceFault(
+                    raise TokenRefused(
                         f"Ray at {self.address} does not take the token {str(self._token_path)!r}.",
-                        hint="It is of another FACTORY_HOME or of another start: `factory down`, `factory up`.",
+                        hint="It is of another FACTORY_HOME or of another start: `factory down`, `factory up`. "
+                        "RAY_AUTH_TOKEN_PATH names the token of a cluster that was started otherwise.",
                     )
                 yield answer
         except httpx.TimeoutException as error:

@@ -21,7 +21,8 @@ from factory.spec import Budget
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a Ray that we start ourselves; data beyond it spills to disk."""
-_PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
+"""Variable of Ray's that names the file with its token."""
 DRIVER_MB = 1_500.0
 """What the driver and an idle Ray take of a request's memory (PSS, measured)."""
 WORKER_MB, LEAST_WORKER_MB = 400.0, 800.0
@@ -89,11 +90,20 @@ def local_cpus(settings: Settings) -> int:
 
 
 def ray_token(root: Path) -> Path:
-    """Return the file with Ray's token in a FACTORY_HOME, made where it is missing, readable by its owner only.
+    """Return the file with Ray's token: the one that ``RAY_AUTH_TOKEN_PATH`` names, else that of a FACTORY_HOME.
+
+    The latter is made where it is missing, readable by its owner only.
 
     Raises:
-        StorageFault: it cannot be written.
+        StorageFault: it cannot be written, or the one that was named is not there.
     """
+    if given := os.environ.get(TOKEN_PATH):
+        if not (named := Path(given).expanduser()).is_file():
+            raise StorageFault(
+                f"{TOKEN_PATH} names {given!r}, which is no file.",
+                hint="Name the token that the cluster was started with, or unset it: the factory then has its own.",
+            )
+        return named
     path = root / "ray_token"
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -115,9 +125,9 @@ def token_variables(settings: Settings) -> dict[str, str]:
 
     Without, Ray leaves a token in the user's home that others can read, and lets in whoever has it.
     """
-    if os.environ.keys() & {"RAY_AUTH_TOKEN", _PATH_VARIABLE} or os.environ.get("RAY_ADDRESS"):
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", TOKEN_PATH} or os.environ.get("RAY_ADDRESS"):
         return {}
-    return {_PATH_VARIABLE: str(ray_token(settings.root))}
+    return {TOKEN_PATH: str(ray_token(settings.root))}
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-
 from factory import plugins
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault, listing, suggest
 from factory.families.base import Family
@@ -31,6 +29,7 @@ from factory.spec import (
     Validation,
     VariantRequest,
 )
+from factory.spec.texts import read_json, read_yaml
 
 MAX_DOCUMENT_BYTES = 1_000_000
 SETTLED_S = 2.0
@@ -74,25 +73,24 @@ def family(name: str) -> Family:
 
 
 def read_document(path: Path, *, what: str) -> object:
-    """Read one YAML or JSON document from a small file, without anything that YAML could execute.
+    """Read one YAML or JSON document from a small file, as strictly as the API reads a body.
 
     Raises:
-        InvalidRequest: no such file, too large, or not YAML.
+        InvalidRequest: no such file, too large, or not YAML or JSON as :mod:`factory.spec.texts` takes it.
     """
     try:
         if path.stat().st_size > MAX_DOCUMENT_BYTES:
             raise InvalidRequest(
                 f"The {what} {str(path)!r} is larger than {MAX_DOCUMENT_BYTES:,} bytes.", hint="Name data by its path."
             )
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise InvalidRequest(f"The {what} {str(path)!r} uses YAML aliases.", hint="Write the values out.")
-        return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        text = path.read_bytes()
+    except OSError as error:
         raise InvalidRequest(
-            f"The {what} {str(path)!r} cannot be read: {reason}.", hint="Name an existing YAML or JSON file."
+            f"The {what} {str(path)!r} cannot be read: {error.strerror or error}.",
+            hint="Name an existing YAML or JSON file.",
         ) from error
+    read = read_json if path.suffix == ".json" else read_yaml
+    return read(text, what=f"The {what} {str(path)!r}")
 
 
 def recipe_files(settings: Settings) -> dict[str, Path]:

@@ -20,9 +20,9 @@ from starlette.requests import ClientDisconnect
 
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
 from factory.parsing import parse
+from factory.spec.texts import read_json, read_yaml
 from serve.errors import BodyTooLarge, SlowRequest, UnsupportedMedia
 from serve.portal.context import Portal, portal_of
-from serve.portal.texts import read_json, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from factory.errors import FactoryError
@@ -28,11 +28,11 @@ class Tails:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(max(most, 1), thread_name_prefix="tail")
 
-    def follow(self, lines: Iterator[str]) -> AsyncIterator[str]:
+    def follow(self, lines: Iterator[str]) -> AsyncGenerator[str]:
         """Return a log as it is written; it ends with the job, or when nobody reads it any more.
 
         Args:
-            lines: Of the job; an empty one now and then where it is silent.
+            lines: Of the job; an empty one now and then where it is silent, which is handed on.
 
         Raises:
             Overloaded: too many are followed already.
@@ -43,13 +43,12 @@ class Tails:
             raise Overloaded(f"{self._most} logs are being followed already.", hint="Read the log without follow.")
         return self._follow(lines)
 
-    async def _follow(self, lines: Iterator[str]) -> AsyncIterator[str]:
+    async def _follow(self, lines: Iterator[str]) -> AsyncGenerator[str]:
         loop = asyncio.get_running_loop()
         self._count(1)
         try:
             while (line := await loop.run_in_executor(self._threads, next, lines, None)) is not None:
-                if line:
-                    yield line
+                yield line
         except FactoryError as fault:
             log.warning("a log breaks off: %s", fault.message)
             yield "\n[the log breaks off: the cluster does not answer any more]\n"

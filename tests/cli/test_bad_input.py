@@ -275,10 +275,12 @@ def test_test_and_out_go_together(home: Path) -> None:
     [
         ("", ["(document)", "'name: value'", "received None"]),
         ("- team", ["(document)", "received ['team']"]),
-        ("team: [growth", ["'request.yaml' cannot be read"]),
-        ("team: &a growth\nname: *a\n", ["'request.yaml' uses YAML aliases"]),
-        ("team: !!python/object/apply:os.getpid []", ["'request.yaml' cannot be read", "python/object"]),
-        ("1: 2", ["problems", "team: This field is required"]),
+        ("team: [growth", ["'request.yaml' is not YAML"]),
+        ("team: &a growth\nname: *a\n", ["'request.yaml' is not YAML", "anchors or aliases"]),
+        ("team: !!python/object/apply:os.getpid []", ["'request.yaml' is not YAML", "python/object"]),
+        ("1: 2", ["the name 1 is no text"]),
+        ("name: " + "[" * 3_000, ["'request.yaml' is not YAML", "nesting depth"]),
+        ("seed: " + "9" * 5_000, ["'request.yaml' is not YAML"]),
     ],
 )
 def test_a_file_that_is_no_request(content: str, parts: list[str], home: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
-from factory.errors import Conflict
+import pytest
+
+from factory.errors import Conflict, ServiceFault
 from factory.operate.admission import Capacity
 from factory.operate.attending import KEPT_S
-from factory.operate.controller import LEASE_S, Controller
+from factory.operate.controller import LEASE_S, MOST_REFUSALS, Controller
 from factory.operate.jobs import JobSpec
-from factory.spec import Quota
+from factory.spec import Quota, RequestState
 from factory.testing.controlled import Course
 
 from .conftest import ANN, LONG, Plant
@@ -151,6 +154,28 @@ def test_the_cluster_forgets_our_jobs_an_hour_after_their_end(make: Callable[...
     assert "r-1-1" in plant.jobs.list()
     plant.passes(controller, 2, step_s=10)
     assert set(plant.jobs.list()) == {"somebodys"}
+
+
+@pytest.mark.parametrize("call", ["stop", "delete"])
+def test_jobs_that_the_cluster_keeps_hold_nobody_up(call: str, make: Callable[..., Plant]) -> None:
+    plant = make()
+    controller = plant.controller()
+    for n in range(1, MOST_REFUSALS + 3):
+        plant.order(f"r-{n}")
+    plant.to_the_end(controller, *(f"r-{n}" for n in range(1, MOST_REFUSALS + 3)))
+    if call == "stop":
+        plant.jobs.restart()
+        for spec in list(plant.jobs.specs.values()):
+            plant.jobs.submit(spec)
+    else:
+        plant.advance(KEPT_S + 1)
+    plant.jobs.fail_next(call, times=10_000)
+    plant.order("late")
+    for _ in range(200):
+        with suppress(ServiceFault):
+            controller.reconcile()
+        plant.advance(1)
+    assert plant.state("late") is RequestState.REGISTERED
 
 
 def test_the_quota_of_an_archived_team_still_holds(make: Callable[..., Plant]) -> None:

@@ -133,6 +133,22 @@ def test_several_nodes_need_what_they_can_share(
     assert [word for word in ("SQLite", "MLflow") if word in check.message] == missing
 
 
+def test_a_cluster_that_takes_another_token_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs").write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "theirs"))
+
+    def refused(jobs: doctor.RayJobs) -> int:
+        raise doctor.TokenRefused(f"Ray does not take {jobs.address}.", hint="Name the other one.")
+
+    monkeypatch.setattr(doctor.RayJobs, "n_nodes", refused)
+    (check,) = doctor._cluster(Settings(_env_file=None, home=tmp_path / "home"))
+    assert (check.state, check.hint) == ("wrong", "Name the other one.")
+    (tmp_path / "theirs").unlink()
+    (check,) = doctor._cluster(Settings(_env_file=None, home=tmp_path / "home"))
+    assert check.state == "wrong"
+    assert "RAY_AUTH_TOKEN_PATH" in check.message
+
+
 def test_a_cluster_that_does_not_run_is_no_matter(tmp_path: Path) -> None:
     (tmp_path / "ray_token").write_text("0" * 64)
     assert list(doctor._cluster(Settings(_env_file=None, home=tmp_path, dashboard_port=9))) == []

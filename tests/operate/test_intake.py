@@ -17,7 +17,7 @@ from factory.operate.intake import QUEUED, Intake
 from factory.operate.outlook import Outlook, Queue
 from factory.operate.quotes import Holding
 from factory.settings import Settings
-from factory.spec import Actor, RequestState, VariantRequest
+from factory.spec import Actor, Principal, RequestState, VariantRequest
 from factory.testing.jobs import FakeJobs
 
 ANN = Actor(who="ann")
@@ -64,6 +64,16 @@ def test_a_key_is_looked_up_before_the_document(document: dict[str, object], hom
     first = Intake(ledger, home).submit(document, door="library", idempotency=key)
     again = Intake(ledger, home).submit("nonsense", door="library", idempotency=key)
     assert (again.record.id, again.replayed, first.replayed) == (first.record.id, True, False)
+
+
+def test_a_key_shows_no_request_that_its_user_sees_no_more(
+    document: dict[str, object], home: Settings, ledger: Ledger
+) -> None:
+    key = Idempotency("ann", "k", "d")
+    Intake(ledger, home).submit(document, door="library", idempotency=key)
+    moved = Principal(name="ann", team="risk", scopes=frozenset({"read", "submit"}))
+    with pytest.raises(NotFound):
+        Intake(ledger, home, principal=moved).submit(document, door="api", idempotency=key)
 
 
 # --- the queue -----------------------------------------------------------------------

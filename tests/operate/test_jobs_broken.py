@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault
+from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault, StorageFault
 from factory.operate import ray_jobs
 from factory.operate.admission import Capacity
 from factory.operate.jobs import LOG_BYTES, JobInfo, Jobs, JobSpec, JobState
@@ -196,6 +196,19 @@ def test_the_address_and_the_token_are_checked(tmp_path: Path) -> None:
     assert len(before) == 64
     assert ray_token(tmp_path / "home").read_text() == before
     assert made.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_token_of_a_cluster_that_was_started_otherwise_is_the_one_that_ray_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "ray_token"
+    theirs.write_text("0" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(theirs))
+    assert ray_token(tmp_path / "home") == theirs
+    assert not (tmp_path / "home").exists()
+    theirs.unlink()
+    with pytest.raises(StorageFault, match="is no file"):
+        ray_token(tmp_path / "home")
 
 
 # --- the fake's own: faults ------------------------------------------------------

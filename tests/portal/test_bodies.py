@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factory.errors import InvalidRequest
+from factory.spec.texts import MOST_DEPTH, MOST_VALUES, YAML_KB, read_json, read_yaml
 from serve.portal import bodies
 from serve.portal.bodies import pointer
-from serve.portal.texts import MOST_DEPTH, MOST_VALUES, YAML_KB, read_json, read_yaml
 from tests.answers import error_of
 from tests.portal.conftest import MakeWorld, World, fields_of
 

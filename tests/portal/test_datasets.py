@@ -16,6 +16,7 @@ import pytest
 
 from factory.data import uploads
 from factory.errors import StorageFault
+from factory.ledger import Ledger
 from factory.spec import Actor
 from serve.portal import uploading
 from tests.answers import error_of
@@ -78,6 +79,26 @@ def test_the_same_bytes_are_one_file_and_no_team_learns_of_the_other(world: Worl
     assert len(left_over(world)) == 1
     world("risk/submit").delete(f"/datasets/{mine}")
     assert left_over(world) == []
+
+
+def test_bytes_that_another_team_uploads_while_they_are_forgotten_stay(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = world.upload()
+    ask = Ledger.upload_teams
+    answers: list[list[str]] = []
+
+    def late(ledger: Ledger, digest: str) -> list[str]:
+        answers.append(ask(ledger, digest))
+        if len(answers) == 1:
+            world.upload("risk")
+        return answers[-1]
+
+    monkeypatch.setattr(Ledger, "upload_teams", late)
+    assert world().delete(f"/datasets/{digest}").status_code == 204
+    assert answers == [[], ["risk"]]
+    assert [path.stem for path in left_over(world)] == [digest]
+    assert world("risk/read").get(f"/datasets/{digest}").status_code == 200
 
 
 def test_datasets_of_others_are_seen_where_they_were_shared_with_the_team(world: World) -> None:

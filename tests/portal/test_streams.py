@@ -179,6 +179,37 @@ def test_a_stream_ends_with_its_token(world: World, address: str, monkeypatch: p
     assert asyncio.run(follow()) == 2
 
 
+@pytest.mark.parametrize("what", ["events", "logs"])
+@pytest.mark.parametrize("why", ["token", "share"])
+def test_who_may_see_it_no_more_hears_no_more(
+    what: str, why: str, world: World, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(streams, "LOOK_AGAIN_S", 0.0)
+    request_id = run(world)
+    world.ledger.share("request", request_id, team="growth", with_team="risk", by=ANN)
+    token = world.ledger.issue_token("x", team="risk", scopes=["read"], by=ANN)
+
+    async def follow() -> str:
+        headers = {"authorization": f"Bearer {token.secret}"}
+        text = ""
+        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=10) as client:
+            url = f"/requests/{request_id}/{what}"
+            async with client.stream("GET", url, params={"follow": "true"} if what == "logs" else {}) as got:
+                async for chunk in got.aiter_text():
+                    if not text and why == "token":
+                        world.ledger.revoke_token(token.record.id, by=ANN)
+                    elif not text:
+                        world.ledger.unshare("request", request_id, team="growth", with_team="risk", by=ANN)
+                    text += chunk
+                    world.jobs.advance(1.0)
+        return text
+
+    heard = asyncio.run(follow())
+    assert "two" not in heard
+    assert ("may not read it any more" in heard) == (what == "logs")
+
+
 def test_a_hundred_listeners_are_told_by_one_query_of_one_thread(
     world: World, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,8 +19,8 @@ from fastapi import Request
 
 from factory.errors import Detail, InvalidRequest
 from factory.spec import VariantRequest
+from factory.spec.texts import read_yaml
 from serve.portal.bodies import BODY_S, check_length, chunks
-from serve.portal.texts import read_yaml
 
 MOST_BYTES = 1_000_000
 MOST_FIELDS = 5_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -140,7 +141,14 @@ def _record(portal: Portal, caller: Caller, received: Received, name: str, team:
 def _remove(portal: Portal, digest: str) -> None:
     """Remove a file that no team has; where that fails it is in the way of nobody."""
     try:
-        uploaded(digest, settings=portal.settings).unlink(missing_ok=True)
+        path = uploaded(digest, settings=portal.settings)
+        aside = path.with_name(f".{uuid.uuid4().hex}")
+        path.rename(aside)
+        # Until now a team may have uploaded the same bytes, and found them here.
+        if portal.ledger.upload_teams(digest):
+            aside.replace(path)
+        else:
+            aside.unlink()
     except (NotFound, OSError) as error:
         log.warning("the file of dataset %s was not removed: %s", digest[:12], error)
 

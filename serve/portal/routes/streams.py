@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ SSE = "text/event-stream"
 HEARTBEAT_S = 10.0
 """Between two signs of life of a stream that has no news; proxies close what is silent for a minute."""
 LOOK_AGAIN_S = 5.0
-"""After which a stream looks whether its token is still good."""
+"""After which a stream looks whether its token is still good, and its request still seen."""
 PAUSE_S = 1.0
 """Between two looks of a stream at whether the ledger is back."""
 _MADE = frozenset({RequestState.REGISTERED, RequestState.SERVING})
@@ -120,7 +121,9 @@ def follow_events(
 
 
 @router.get("/{request_id}/logs", response_class=PlainTextResponse, responses=refusals(404, also={200: _LOG}))
-def read_log(portal: Here, caller: JobReader, request_id: Id, filters: Annotated[LogFilters, Query()]) -> Response:
+def read_log(
+    portal: Here, caller: JobReader, request: Request, request_id: Id, filters: Annotated[LogFilters, Query()]
+) -> Response:
     """Read what a request's job printed; follow it while it runs."""
     record = portal.ledger.request(request_id, seen_by=caller.team)
     attempt = _attempt(portal.ledger, record, filters.attempt)
@@ -132,7 +135,8 @@ def read_log(portal: Here, caller: JobReader, request_id: Id, filters: Annotated
     if portal.jobs.info(job) is None:
         raise NotFound(f"The cluster does not know job {job} any more.", hint="Its log is kept once it has ended.")
     lines = portal.tails.follow(portal.jobs.tail(job))
-    return StreamingResponse(lines, media_type="text/plain; charset=utf-8", headers={"x-accel-buffering": "no"})
+    shown = _while(_Permit(portal, request, caller, record.id), lines)
+    return StreamingResponse(shown, media_type="text/plain; charset=utf-8", headers={"x-accel-buffering": "no"})
 
 
 # --- events ------------------------------------------------------------------
@@ -148,14 +152,14 @@ async def _events(
     """
     listener = portal.feed.listen(request_id, trials=filters.trials)
     trials = _Trials(portal, listener, filters.trials_since)
-    token = _Token(portal, request, caller)
+    permit = _Permit(portal, request, caller, request_id)
     news: list[Event] = []
     missed = True
     try:
         yield "retry: 2000\n\n"
         while True:
             try:
-                if not await token.is_still_good():
+                if not await permit.holds():
                     return
                 news = await _read(portal, request_id, after) if missed else news
                 fresh = await trials.fresh()
@@ -209,23 +213,32 @@ class _Trials:
         return [LiveTrial.of(trial, recorded) for recorded, trial in found]
 
 
-class _Token:
-    """The token of a stream, looked at now and then."""
+class _Permit:
+    """What lets a call in that goes on for long: its token and its request, both looked at now and then."""
 
-    def __init__(self, portal: Portal, request: Request, caller: Caller) -> None:
-        self._portal, self._request, self._caller = portal, request, caller
+    def __init__(self, portal: Portal, request: Request, caller: Caller, request_id: str) -> None:
+        self._portal, self._request, self._caller, self._request_id = portal, request, caller, request_id
         self._looked = time.monotonic()
 
-    async def is_still_good(self) -> bool:
+    async def holds(self) -> bool:
         """Whether the call would be let in again.
 
         Raises:
             StorageFault: the ledger is away.
         """
         if time.monotonic() - self._looked > LOOK_AGAIN_S:
-            if not await to_thread.run_sync(is_still_good, self._portal, self._request, self._caller):
+            if not await to_thread.run_sync(self._would_be_let_in):
                 return False
             self._looked = time.monotonic()
+        return True
+
+    def _would_be_let_in(self) -> bool:
+        if not is_still_good(self._portal, self._request, self._caller):
+            return False
+        try:
+            self._portal.ledger.request(self._request_id, seen_by=self._caller.team)
+        except NotFound:  # it is shared no more
+            return False
         return True
 
 
@@ -264,6 +277,22 @@ def _wants_list(request: Request) -> bool:
 
 
 # --- logs --------------------------------------------------------------------
+
+
+async def _while(permit: _Permit, lines: AsyncGenerator[str]) -> AsyncIterator[str]:
+    """Yield a log as it is written, as long as the call would be let in again."""
+    async with aclosing(lines):
+        async for line in lines:
+            try:
+                if not await permit.holds():
+                    yield "\n[the log ends here: this token may not read it any more]\n"
+                    return
+            except StorageFault as fault:
+                log.warning("a log breaks off: %s", fault.message)
+                yield "\n[the log breaks off: the ledger does not answer]\n"
+                return
+            if line:
+                yield line
 
 
 def _attempt(ledger: Ledger, record: RequestRecord, number: int | None) -> Attempt:

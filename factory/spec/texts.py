@@ -1,4 +1,4 @@
-"""Bodies as text: JSON and YAML that came from anywhere become plain values, or one error that says what is wrong.
+"""JSON and YAML that came from anywhere become plain values, or one error that says what is wrong.
 
 What is returned has only what every database can keep and every level can
 handle: objects with names as text, lists, text, finite numbers of 64 bits,
@@ -25,8 +25,8 @@ YAML_KB = 256
 _WHOLE = 2**63
 
 
-def read_json(text: bytes) -> object:
-    """Return the value of a JSON text.
+def read_json(text: bytes, *, what: str = "The body") -> object:
+    """Return the value of a JSON text; an error names it as ``what``.
 
     Raises:
         InvalidRequest: it is none, by RFC 8259 as of I-JSON (RFC 7493): names are not repeated, numbers are finite.
@@ -34,21 +34,21 @@ def read_json(text: bytes) -> object:
     try:
         return checked(json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant))
     except UnicodeDecodeError as error:
-        raise _refused("JSON", f"byte {error.start} is not of UTF-8") from error
+        raise _refused(what, "JSON", f"byte {error.start} is not of UTF-8") from error
     except RecursionError as error:
-        raise _refused("JSON", f"it is nested more than {MOST_DEPTH} levels deep") from error
+        raise _refused(what, "JSON", f"it is nested more than {MOST_DEPTH} levels deep") from error
     except ValueError as error:
-        raise _refused("JSON", str(error)) from error
+        raise _refused(what, "JSON", str(error)) from error
 
 
-def read_yaml(text: bytes) -> object:
-    """Return the value of one YAML document.
+def read_yaml(text: bytes, *, what: str = "The body") -> object:
+    """Return the value of one YAML document; an error names it as ``what``.
 
     Raises:
         InvalidRequest: it is none, is larger than it may be, or uses anchors, tags or names that are no text.
     """
     if len(text) > 1000 * YAML_KB:
-        raise _refused("YAML", f"it has more than {YAML_KB} KB; send large documents as JSON")
+        raise _refused(what, "YAML", f"it has more than {YAML_KB} KB; send large documents as JSON")
     try:
         decoded = text.decode("utf-8")
         _check_events(decoded)
@@ -58,9 +58,9 @@ def read_yaml(text: bytes) -> object:
         finally:
             loader.dispose()
     except UnicodeDecodeError as error:
-        raise _refused("YAML", f"byte {error.start} is not of UTF-8") from error
+        raise _refused(what, "YAML", f"byte {error.start} is not of UTF-8") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _refused("YAML", " ".join(str(error).split())[:300]) from error
+        raise _refused(what, "YAML", " ".join(str(error).split())[:300]) from error
 
 
 def checked(value: object) -> object:
@@ -153,9 +153,9 @@ def _check_events(text: str) -> None:
             raise ValueError(f"it is nested more than {MOST_DEPTH} levels deep")
 
 
-def _refused(language: str, problem: str) -> InvalidRequest:
+def _refused(what: str, language: str, problem: str) -> InvalidRequest:
     return InvalidRequest(
-        f"The body is not {language} as it is read here: {problem}.",
-        hint="Send one JSON object, or YAML with the content type application/yaml.",
+        f"{what} is not {language} as it is read here: {problem}.",
+        hint="Write one JSON object, or one YAML document without anchors and tags (to the API, as application/yaml).",
         details=[Detail("", problem)],
     )
