@@ -104,6 +104,15 @@ class Settings(BaseSettings):
     prediction_log_percent: float = Field(
         1.0, ge=0, le=100, description="Percent of the calls whose rows and predictions are written down; 0 for none."
     )
+    working_files_days: int = Field(
+        14, ge=1, le=36_500, description="Days after its end for which the controller keeps a request's working files."
+    )
+    job_logs_days: int = Field(
+        90,
+        ge=1,
+        le=36_500,
+        description="Days after its end for which the controller keeps the logs of a request's jobs.",
+    )
     prediction_log_days: int = Field(30, ge=1, description="Days for which written predictions and outcomes are kept.")
     topics_url: SecretStr | None = Field(
         None,

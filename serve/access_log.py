@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
+from factory.operate.json_logs import trace_of
 from serve.call import Call
 from serve.core import Watcher
 
@@ -31,6 +32,7 @@ def watcher(folder: Path) -> Watcher:
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": call.header("x-request-id")[:100],
+            "trace": trace_of(call.header("traceparent")) or "",
             "route": route,
             "path": "/".join(call.parts)[:200],
             "variant": call.answer_headers.get("x-variant", ""),

@@ -84,6 +84,12 @@ def carried(headers: MutableMapping[str, str]) -> MutableMapping[str, str]:
     return headers
 
 
+def current_trace() -> str | None:
+    """Return the id of the trace that is under way here, None where nobody traces."""
+    found = trace.get_current_span().get_span_context()
+    return f"{found.trace_id:032x}" if found.is_valid else None
+
+
 class Traced:
     """ASGI middleware: a span around each call, under which others that it makes are.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from factory.cli._console import Json, out, print_json, table
@@ -13,9 +15,14 @@ MARKS = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "wrong": "[
 
 
 @PLUGIN.command()
-def doctor(json: Json = False) -> None:
+def doctor(
+    records: Annotated[
+        bool, typer.Option("--records", help="Read the events of all requests, not only the newest.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Say what is installed, free, reachable and wrong; exit code 1 if anything is wrong."""
-    checks = examine(load_settings())
+    checks = examine(load_settings(), every_record=records)
     wrong = [check for check in checks if check.state == "wrong"]
     if json:
         print_json(checks)

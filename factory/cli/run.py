@@ -15,7 +15,8 @@ from factory.cli._console import Json, ProgressLine, came_to, end, err, only_our
 from factory.ledger import Ledger
 from factory.operate.adoption import Admitted, adopt, is_led, own_job
 from factory.operate.inprocess import InProcess
-from factory.pipeline import Outcome, produce
+from factory.operate.job_log import job_log
+from factory.pipeline import Outcome, Progress, produce
 from factory.remote.credentials import given_token
 from factory.search.plan import read_document
 from factory.settings import Settings
@@ -49,8 +50,17 @@ def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) 
     send_once()
     if not json:
         out.print(f"Request {request_id}")
-    with ProgressLine(quiet=json) as line, only_ours_on_stdout():
-        result = produce(request_id, ledger=ledger, settings=settings, listen=line)
+    with (
+        ProgressLine(quiet=json) as line,
+        only_ours_on_stdout(),
+        job_log(request_id, ledger=ledger, settings=settings) as note,
+    ):
+
+        def listen(progress: Progress) -> None:
+            line(progress)
+            note(progress)
+
+        result = produce(request_id, ledger=ledger, settings=settings, listen=listen)
     _end(result, json=json)
 
 

@@ -58,6 +58,7 @@ class Intake(Requests):
         cpus: float = 1.0,
         memory_gb: float | None = None,
         queued: str | None = None,
+        trace: str | None = None,
     ) -> RequestRecord:
         """Store a request as RECEIVED, with its first event; all of it or, after a crash, nothing.
 
@@ -73,6 +74,7 @@ class Intake(Requests):
             cpus: That it asks for; GPUs follow from its workers.
             memory_gb: That it asks for; its budget's where not given.
             queued: Message with which it goes on to QUEUED at once.
+            trace: Id of the trace that it came in, for the logs of its jobs; its first event keeps it.
 
         Raises:
             InvalidRequest: the id cannot be used.
@@ -82,7 +84,7 @@ class Intake(Requests):
         """
         moment = now()
         request_id = _checked_id(request_id) if request_id is not None else new_request_id(moment)
-        events = _first_events(request_id, request, retry_of, queued)
+        events = _first_events(request_id, request, retry_of, queued, trace)
         row = {
             "id": request_id,
             "document": document_json(request),
@@ -149,9 +151,11 @@ def new_request_id(moment: datetime) -> str:
     return f"r-{moment:%Y%m%d-%H%M%S}-{_DIGITS[high]}{_DIGITS[low]}{chance}"
 
 
-def _first_events(request_id: str, request: VariantRequest, retry_of: str | None, queued: str | None) -> list[Event]:
+def _first_events(
+    request_id: str, request: VariantRequest, retry_of: str | None, queued: str | None, trace: str | None
+) -> list[Event]:
     message = f"Request for {request.variant} received" + (f", a retry of {retry_of}." if retry_of else ".")
-    payload = {"retry_of": retry_of} if retry_of else None
+    payload = {name: value for name, value in (("retry_of", retry_of), ("trace", trace)) if value} or None
     received = next_event(
         request_id, RequestState.RECEIVED, after=(0, None), kind="state", message=message, payload=payload
     )

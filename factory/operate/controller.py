@@ -31,6 +31,7 @@ from factory.ledger.moments import now
 from factory.operate import json_logs
 from factory.operate.admission import Decision, decide
 from factory.operate.attending import ADOPTED, Attendant, adopted_jobs
+from factory.operate.housekeeping import Housekeeping
 from factory.operate.jobs import JobInfo, Jobs
 from factory.operate.outlook import Queue
 from factory.settings import Settings, load_settings
@@ -98,6 +99,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         self._attendant = Attendant(self.ledger, self.jobs, self.settings)
+        self._housekeeping = Housekeeping(self.ledger, self.settings)
         self._epoch: int | None = None
         self._renewed = 0.0
         self._n_refusals = 0
@@ -158,6 +160,7 @@ class Controller:
             # Last: a job that can be neither stopped nor forgotten keeps nobody waiting.
             for request_id, act in self._attendant.untidy({attempt.submission_id for attempt in attempts}, jobs):
                 self._each(request_id, act)
+            self._housekeeping.step()
         return Pass(
             led=True,
             admitted=tuple(admitted),

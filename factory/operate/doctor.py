@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ import httpx
 import psutil
 
 from factory import plugins
-from factory.errors import FactoryError, StorageFault, counted
+from factory.errors import FactoryError, StorageFault, counted, listing
 from factory.ledger import Ledger
 from factory.operate.deployments import running_predictor
 from factory.operate.ray_jobs import RayJobs, TokenRefused
@@ -32,6 +33,8 @@ PACKAGES = (
 LEAST_FREE_GB = 2.0
 """A variant takes 1 to 100 MB and Ray spills its objects to disk; below this a search may end half-way."""
 LEAST_MEMORY_GB = 3.0
+MOST_RECORDS = 500
+"""Requests whose events are read by default: 1 ms each."""
 MOST_NAMES = 200
 """Whose aliases are compared: MLflow is asked for each."""
 
@@ -51,13 +54,19 @@ class Check(Document):
     hint: str = ""
 
 
-def examine(settings: Settings) -> tuple[Check, ...]:
-    """Look at everything that a request needs; starts nothing and changes nothing but a probe file in the home."""
+def examine(settings: Settings, *, every_record: bool = False) -> tuple[Check, ...]:
+    """Look at everything that a request needs; starts nothing and changes nothing but a probe file in the home.
+
+    Args:
+        settings: Of the factory.
+        every_record: Whether the events of all requests are read, and not only those of the newest ones.
+    """
     looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         _packages,
         _machine,
         _home,
         _ledger,
+        partial(_records, most=None if every_record else MOST_RECORDS),
         _recipes,
         _families,
         _features,
@@ -73,7 +82,8 @@ def examine(settings: Settings) -> tuple[Check, ...]:
         try:
             found += look(settings)
         except FactoryError as error:
-            found.append(Check(name=look.__name__[1:], state="wrong", message=error.message, hint=error.hint))
+            name = getattr(look, "func", look).__name__[1:]
+            found.append(Check(name=name, state="wrong", message=error.message, hint=error.hint))
     return tuple(found)
 
 
@@ -115,6 +125,38 @@ def _ledger(settings: Settings) -> Iterator[Check]:
         # Its own URL shows no password.
         message = f"{ledger.url}: {len(requests)} requests, {waiting} open"
     yield Check(name="ledger", state="ok", message=message)
+
+
+def _records(settings: Settings, *, most: int | None) -> Iterator[Check]:
+    """Follow the chains of hashes, which show what was changed in the database behind the ledger's back."""
+    with Ledger.open(settings.ledger) as ledger:
+        n_requests, broken = 0, []
+        if (row := ledger.verify_audit()) is not None:
+            broken.append(f"the audit log from row {row} on")
+        for request_id in _request_ids(ledger, most):
+            n_requests += 1
+            if (event := ledger.verify_events(request_id)) is not None:
+                broken.append(f"the events of {request_id} from {event} on")
+    if broken:
+        message = f"not as they were written: {listing(broken)}"
+        hint = "Somebody changed the database itself. Find out who, and compare with a backup."
+        yield Check(name="records", state="wrong", message=message, hint=hint)
+    else:
+        message = f"the audit log and the events of {counted(n_requests, 'request')} are as they were written"
+        newest = most is not None and n_requests == most
+        yield Check(name="records", state="ok", message=f"{message}; --records reads all" if newest else message)
+
+
+def _request_ids(ledger: Ledger, most: int | None) -> Iterator[str]:
+    """Yield the ids of the newest requests, of all where no most is given."""
+    cursor: str | None = None
+    while most is None or most > 0:
+        page = ledger.request_page(cursor=cursor, limit=200 if most is None else min(most, 200))
+        yield from (item.id for item in page.items)
+        cursor = page.next
+        if cursor is None:
+            return
+        most = None if most is None else most - len(page.items)
 
 
 def _recipes(settings: Settings) -> Iterator[Check]:

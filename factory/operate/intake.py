@@ -17,6 +17,7 @@ from factory.errors import Conflict, Detail, InvalidRequest, NotFound, listing
 from factory.ledger import Door, Idempotency, Ledger, RequestRecord
 from factory.ledger.intake import new_request_id
 from factory.ledger.records import document_json
+from factory.operate.json_logs import known
 from factory.operate.quotes import PlaceOf, Quote, Rates, quote, quote_document
 from factory.operate.quotes.documents import Problem
 from factory.search.cluster import Crew, local_cpus, memory_budget_mb
@@ -105,6 +106,7 @@ class Intake:
             cpus=1.0 if told.holding is None else told.holding.cpus,
             memory_gb=None if told.holding is None else told.holding.memory_gb,
             queued=QUEUED,
+            trace=known("trace"),
         )
         return Taken(record, replayed=record.id != request_id)
 

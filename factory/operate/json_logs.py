@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
@@ -30,8 +32,36 @@ def about(**ids: str) -> Iterator[None]:
         _about.reset(token)
 
 
+def known(name: str) -> str | None:
+    """Return an id that this thread or task is about, None where it is not known.
+
+    >>> with about(trace="4bf92f35"):
+    ...     known("trace")
+    '4bf92f35'
+    """
+    return _about.get().get(name)
+
+
+def trace_of(traceparent: str) -> str | None:
+    """Return the id of the trace that a call came with (W3C Trace Context), None where it came with none.
+
+    >>> trace_of("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    '4bf92f3577b34da6a3ce929d0e0e4736'
+    """
+    found = _TRACEPARENT.fullmatch(traceparent)
+    return None if found is None or set(found[1]) == {"0"} else found[1]
+
+
 class JsonLines(logging.Formatter):
-    """Writes a record as one line of JSON; what was logged by ``extra`` is in it by its name."""
+    """Writes a record as one line of JSON; what was logged by ``extra`` is in it by its name.
+
+    Args:
+        ids: That each line carries, whichever thread logs it.
+    """
+
+    def __init__(self, ids: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__()
+        self._ids = ids
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -40,6 +70,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._ids,
             **_about.get(),
         }
         line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}

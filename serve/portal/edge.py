@@ -12,9 +12,10 @@ from secrets import token_hex
 from typing import Any
 
 from factory.errors import SystemFault
-from factory.operate.json_logs import about
+from factory.operate.json_logs import about, trace_of
 from serve.call import Message, Receive, Send
 from serve.errors import answer
+from serve.tracing import current_trace
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         call = _Call(scope, send)
-        with about(call=call.id):
+        with about(call=call.id, **call.trace):
             try:
                 await self._app(scope, receive, call.send)
             except Exception:
@@ -64,8 +65,11 @@ class _Call:
         self._scope, self._send = scope, send
         self._began = time.perf_counter()
         self._status = 0
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
         self.id = given if _ID.fullmatch(given) else token_hex(8)
+        found = current_trace() or trace_of(headers.get(b"traceparent", ""))
+        self.trace = {} if found is None else {"trace": found}
 
     async def send(self, message: Message) -> None:
         """Pass a part of the answer on."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import update
 
-from factory.ledger import Ledger
+from factory.ledger import Ledger, schema
 from factory.operate import doctor
 from factory.operate.doctor import Check
 from factory.settings import Settings
-from factory.spec import DeploymentWish
+from factory.spec import Actor, DeploymentWish
 from factory.variants.registry import Registry
 from tests.ledger.conftest import make_order, make_variant
 
@@ -131,6 +132,28 @@ def test_several_nodes_need_what_they_can_share(
     (check,) = doctor._cluster(settings)
     assert check.state == ("wrong" if missing else "ok")
     assert [word for word in ("SQLite", "MLflow") if word in check.message] == missing
+
+
+def test_what_was_changed_behind_the_ledgers_back_is_told(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MOST_RECORDS", 2)
+    with Ledger.open(home.ledger) as ledger:
+        for n in range(3):
+            ledger.create_request(make_order(), request_id=f"r-{n}", by=Actor(who="ann"))
+
+    def records(*, every: bool) -> doctor.Check:
+        (check,) = [one for one in doctor.examine(home, every_record=every) if one.name == "records"]
+        return check
+
+    assert (records(every=True).state, "3 requests" in records(every=True).message) == ("ok", True)
+    assert "--records" in records(every=False).message
+    with Ledger.open(home.ledger) as ledger, ledger._write() as connection:
+        connection.execute(update(schema.events).where(schema.events.c.request_id == "r-0").values(message="Nothing."))
+    assert records(every=False).state == "ok", "it is not of the newest two"
+    assert records(every=True).state == "wrong"
+    assert "r-0 from 1 on" in records(every=True).message
+    with Ledger.open(home.ledger) as ledger, ledger._write() as connection:
+        connection.execute(update(schema.audit).where(schema.audit.c.id == 2).values(who="eve"))
+    assert "the audit log from row 2 on" in records(every=False).message
 
 
 def test_a_cluster_that_takes_another_token_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

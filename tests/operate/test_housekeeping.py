@@ -85,6 +85,40 @@ def test_what_is_logged_of_a_request_carries_its_id(
     ]
 
 
+def test_what_requests_leave_behind_is_removed_long_after_their_end(make: Callable[..., Plant]) -> None:
+    plant = make()
+    controller = plant.controller()
+    root = plant.settings.root
+    plant.order("r-1")
+    plant.to_the_end(controller)
+    for name in ("r-1", "somebodys"):
+        for place in ("requests", "logs"):
+            (root / place / name / "deep").mkdir(parents=True, exist_ok=True)
+            (root / place / name / "deep" / "file").write_text("x")
+    plant.order("r-2")
+    (root / "requests" / "r-2").mkdir(exist_ok=True)
+    linked = root / "requests" / "linked"
+    linked.symlink_to(root / "logs")
+
+    def left(place: str) -> list[str]:
+        return sorted(folder.name for folder in (root / place).iterdir())
+
+    for folder in (*(root / "requests").iterdir(), *(root / "logs").iterdir()):
+        os.utime(folder, (0, 0))
+    plant.passes(controller, 3)
+    assert left("requests") == ["linked", "r-1", "r-2", "somebodys"], "its end was just now"
+    plant.advance(timedelta(days=plant.settings.working_files_days, hours=1).total_seconds())
+    plant.jobs.reachable = True
+    plant.passes(controller, 3)
+    assert "r-1" not in left("requests")
+    assert {"linked", "somebodys"} <= set(left("requests"))
+    assert {"r-1", "somebodys"} <= set(left("logs"))
+    plant.advance(timedelta(days=plant.settings.job_logs_days).total_seconds())
+    plant.passes(controller, 4)
+    assert "r-1" not in left("logs")
+    assert (root / "logs" / "somebodys" / "deep" / "file").is_file()
+
+
 @pytest.mark.slow
 def test_a_process_that_cannot_start_says_why_in_one_line_of_json(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FACTORY_", "RAY_"))}

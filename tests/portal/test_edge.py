@@ -91,6 +91,9 @@ def test_what_nobody_expected_is_an_id_to_the_caller_and_a_traceback_in_the_log(
     assert "secret of the house" in JsonLines().format(record)
 
 
+TRACED = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+
+
 def test_lines_of_the_log_are_json_with_the_id_of_the_call(world: World, caplog: pytest.LogCaptureFixture) -> None:
     lines = []
 
@@ -103,10 +106,11 @@ def test_lines_of_the_log_are_json_with_the_id_of_the_call(world: World, caplog:
     logger.addHandler(handler)
     caplog.set_level(logging.INFO, logger.name)
     try:
-        world("growth/read").get("/requests/r-1?x=secret", headers={"x-request-id": "call-8"})
+        world("growth/read").get("/requests/r-1?x=secret", headers={"x-request-id": "call-8"} | TRACED)
     finally:
         logger.removeHandler(handler)
     (line,) = lines
+    assert line["trace"] == "4bf92f3577b34da6a3ce929d0e0e4736"
     assert (line["call"], line["method"], line["route"]) == ("call-8", "GET", "/api/v1/requests/{request_id}")
     assert (line["status"], line["level"], line["client"]) == (404, "info", "10.0.0.7")
     assert line["who"].startswith("token:read/")

@@ -84,13 +84,15 @@ def test_the_access_log_has_a_line_for_each_call_and_may_be_moved(
 ) -> None:
     own_shelf.put("growth.churn", churn)
     caller = caller_of(own_shelf, access_log.watcher(tmp_path / "logs"))
-    caller.post(headers={"x-request-id": "a1"}, **one())
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    caller.post(headers={"x-request-id": "a1", "traceparent": f"00-{trace}-00f067aa0ba902b7-01"}, **one())
     file = tmp_path / "logs" / access_log.FILE
     file.rename(tmp_path / "moved.log")
     caller.get("/v2/models/growth.none")
     [first] = [json.loads(line) for line in (tmp_path / "moved.log").read_text().splitlines()]
     [second] = [json.loads(line) for line in file.read_text().splitlines()]
     assert (first["request_id"], first["status"], first["variant"]) == ("a1", 200, "growth.churn/1")
+    assert (first["trace"], second["trace"]) == (trace, "")
     assert first["ms"] >= first["predict_ms"] > 0
     assert (second["route"], second["status"], second["path"]) == ("model", 404, "v2/models/growth.none")
 
