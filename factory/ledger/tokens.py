@@ -114,10 +114,10 @@ class Tokens(Teams):
             )
 
     def bootstrap_token(self, *, by: Actor) -> IssuedToken | None:
-        """Make an operator's token with all scopes where there is no token at all; None where there is one."""
+        """Make an operator's token with all scopes where there is none but jobs'; None where there is one."""
         with self._write() as connection:
             exclusive(connection, "first token")
-            if connection.scalar(select(schema.tokens.c.id).limit(1)) is not None:
+            if connection.scalar(select(schema.tokens.c.id).where(schema.tokens.c.request_id.is_(None)).limit(1)):
                 return None
             return _issue(connection, "admin", team=None, scopes=("admin",), by=by)
 
@@ -189,9 +189,12 @@ class Tokens(Teams):
         return _record(row)
 
     def tokens(self, *, team: str | None = None, revoked: bool = False) -> list[TokenRecord]:
-        """Return tokens, the newest first: of one team where given, with the revoked ones where asked for."""
+        """Return tokens, the newest first: of one team where given, with the revoked ones where asked for.
+
+        Those of jobs, which come and go with their attempts, are not among them.
+        """
         at = schema.tokens.c
-        query = select(schema.tokens).order_by(at.created.desc(), at.id)
+        query = select(schema.tokens).where(at.request_id.is_(None)).order_by(at.created.desc(), at.id)
         if team is not None:
             query = query.where(at.team == team)
         if not revoked:

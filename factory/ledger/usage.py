@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from factory.errors import Detail, InvalidRequest
 from factory.ledger import schema
@@ -65,6 +65,13 @@ class Usages(Database):
                     for name, amount in held_for(seconds, attempt.cpus, attempt.gpus, attempt.memory_gb).items():
                         mine[name] += amount
         return [Usage(month=month, team=team, **mine) for team, mine in sorted(sums.items())]
+
+    def trials_ever(self) -> dict[str, tuple[int, float]]:
+        """Return how many trials of each team have finished since the ledger was made, and their seconds."""
+        at = schema.usage.c
+        query = select(at.team, func.sum(at.trials), func.sum(at.trial_s)).group_by(at.team).order_by(at.team)
+        with self._read() as connection:
+            return {team: (int(n), float(seconds)) for team, n, seconds in connection.execute(query)}
 
 
 def add_usage(connection: Connection, team: str, month: str, **amounts: float) -> None:

@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from factory.errors import InvalidRequest, NotFound, ServiceFault, SystemFault
+from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault, SystemFault
 from factory.ledger import Attempt, Ledger, OpenAttempt, Outcome, RequestRecord
 from factory.ledger.moments import now
 from factory.operate.jobs import JobInfo, Jobs, JobSpec, JobState
 from factory.settings import Settings
-from factory.spec import RequestState
+from factory.spec import Actor, RequestState
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ ADOPTED = "adopted"
 """Kind of the event in which a job that was submitted past the controller tells its name."""
 FAULT = "fault"
 """Kind of the event in which a driver tells the fault that ended its attempt."""
+
+CONTROLLER = Actor(who="controller")
 
 _MADE = (RequestState.REGISTERED, RequestState.SERVING, RequestState.REJECTED)
 
@@ -273,6 +275,7 @@ class Attendant:
             "MLFLOW_TRACKING_URI": settings.tracking_uri,
             "FACTORY_RECIPES": str(settings.recipes_folder),
             "FACTORY_FEATURE_REPO": str(settings.feature_repo_folder),
+            **self._credentials(attempt),
         }
         # Nothing is reserved for the driver: its trials reserve what they use, and could not start beside it.
         return JobSpec(
@@ -282,6 +285,20 @@ class Attendant:
             metadata={LEDGER: self._ledger_id, "request": request_id, "team": attempt.team},
             folder=str(settings.workspace(request_id)),
         )
+
+    def _credentials(self, attempt: Attempt) -> dict[str, str]:
+        """Return what lets code in a job ask the portal for its own request and nothing else; it ends with the attempt.
+
+        None for a team that was never made, or is archived: the job itself does not need it.
+        """
+        name = f"job {attempt.submission_id}"[:64]
+        try:
+            issued = self.ledger.issue_token(
+                name, team=attempt.team, scopes=("read",), request_id=attempt.request_id, by=CONTROLLER
+            )
+        except (Conflict, NotFound):
+            return {}
+        return {"FACTORY_URL": self.settings.public, "FACTORY_TOKEN": issued.secret}
 
     @property
     def _ledger_id(self) -> str:

@@ -153,4 +153,9 @@ class _OfLedger:
             trials.add_metric((usage.team,), usage.trials)
             seconds.add_metric((usage.team,), usage.trial_s)
             cost.add_metric((usage.team, priced.currency), priced.cost)
-        yield from (trials, seconds, cost)
+        ended = CounterMetricFamily("factory_trials", "Trials that finished.", labels=("team",))
+        took = CounterMetricFamily("factory_trial_seconds", "Seconds of these trials.", labels=("team",))
+        for team, (n, trial_s) in self._portal.ledger.trials_ever().items():
+            ended.add_metric((team,), n)
+            took.add_metric((team,), trial_s)
+        yield from (trials, seconds, cost, ended, took)

@@ -249,6 +249,8 @@ def test_metrics_tell_queue_jobs_cost_and_calls(make_world: MakeWorld) -> None:
     assert value("factory_held", team="growth", resource="cpus") == 2
     assert value("factory_attempts_ended_total", team="growth", outcome="system_fault") == 1
     assert value("factory_month_trial_seconds", team="growth") == 7.5
+    assert value("factory_trials_total", team="growth") == 1
+    assert value("factory_trial_seconds_total", team="growth") == 7.5
     assert value("factory_month_cost", team="growth", currency="USD") > 0
     assert value("factory_admission_seconds_count", team="growth") == 2
     assert value("factory_ledger_up") == 1
