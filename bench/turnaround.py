@@ -37,8 +37,8 @@ COLUMNS = {
 }
 NOTE = (
     "One request after the other of 569 rows and 30 columns with a budget of 60 s, by the API, on a cluster of one "
-    "node with two CPUs that runs nothing else; each is cancelled three seconds after its first trial ran. Looked at every "
-    f"{LOOK_S * 1000:g} ms. All times have to keep the limit."
+    "node with two CPUs that runs nothing else; each is cancelled three seconds after its first trial ran. Looked at "
+    f"every {LOOK_S * 1000:g} ms. All times have to keep the limit."
 )
 
 

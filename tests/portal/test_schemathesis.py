@@ -25,6 +25,7 @@ from factory.variants.bundle import Bundle
 from serve.portal import context
 from serve.portal.app import create_app
 from tests.portal.conftest import SETUP, World
+from tests.portal.serving import served
 from tests.schemathesis_calls import complaints_of
 from tests.serve.conftest import customers, make_bundle
 from tests.serving import predictor
@@ -59,7 +60,7 @@ BEYOND_A_SCHEMA = {
     "rotate_token": ["400"],
 }
 FULL = "FACTORY_TEST_FULL" in os.environ
-"""Whether all boundaries of all parameters are tried as well: some 7,000 calls, four minutes."""
+"""Whether a real server is called, with more examples and all boundaries of all parameters."""
 ENDED, TEAM = "r-20261127-100000-0zseed", "growth"
 
 
@@ -109,13 +110,19 @@ def config(digest: str, token: str, proposal: str, *, secret: str, only: Sequenc
     ]
     if only:
         operations.append({"exclude-operation-id": list(only), "enabled": False})
+    generation = {"max-examples": 20 if FULL else 3, "deterministic": True, "no-shrink": True, "database": "none"}
     return SchemathesisConfig.from_dict(
         {
             "dictionaries": {name: {"values": some} for name, some in values.items()},
             "operations": operations,
             "auth": {"openapi": {"token": {"bearer": secret}}},
             "max-stream-events": 5,
-            "generation": {"max-examples": 3, "deterministic": True, "no-shrink": True, "database": "none"},
+            "generation": {
+                "max-examples": 20 if FULL else 3,
+                "deterministic": True,
+                "no-shrink": True,
+                "database": "none",
+            },
             "phases": {"coverage": {"enabled": FULL}, "stateful": {"enabled": False}},
         }
     )
@@ -184,8 +191,10 @@ def called(seeded: World, who: str, *, only: Sequence[str] = ()) -> tuple[set[st
     version = seeded.ledger.variant("growth.churn", 2)
     proposal = seeded.ledger.propose(version, DeploymentWish(), why="x", by=SETUP).id
     chosen = config(seeded.upload(), token, proposal, secret=seeded.secrets[who], only=only)
-    schema = schemathesis.openapi.from_asgi("/openapi.json", seeded.app, config=chosen)
-    return complaints_of(schema)
+    if not FULL:
+        return complaints_of(schemathesis.openapi.from_asgi("/openapi.json", seeded.app, config=chosen))
+    with served(seeded.app) as url:
+        return complaints_of(schemathesis.openapi.from_url(f"{url}/openapi.json", config=chosen))
 
 
 def test_a_team_finds_what_is_documented(seeded: World) -> None:

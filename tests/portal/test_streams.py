@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from factory.errors import InvalidData, StorageFault
 from factory.operate.attending import ADOPTED, log_path
@@ -24,6 +23,7 @@ from serve.portal import tails
 from serve.portal.routes import streams
 from tests.answers import error_of
 from tests.portal.conftest import MakeWorld, World
+from tests.portal.serving import served
 
 ANN = Actor(who="ann")
 JSON = {"accept": "application/json"}
@@ -54,16 +54,8 @@ async def messages(lines: AsyncIterator[str]) -> AsyncIterator[Message | str]:
 @pytest.fixture
 def address(world: World) -> Iterator[str]:
     """A real server of the application."""
-    config = uvicorn.Config(world.app, port=0, log_config=None, lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/api/v1"
-    server.should_exit = True
-    thread.join()
+    with served(world.app) as url:
+        yield f"{url}/api/v1"
 
 
 @asynccontextmanager
