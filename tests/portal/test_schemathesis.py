@@ -117,12 +117,7 @@ def config(digest: str, token: str, proposal: str, *, secret: str, only: Sequenc
             "operations": operations,
             "auth": {"openapi": {"token": {"bearer": secret}}},
             "max-stream-events": 5,
-            "generation": {
-                "max-examples": 20 if FULL else 3,
-                "deterministic": True,
-                "no-shrink": True,
-                "database": "none",
-            },
+            "generation": generation,
             "phases": {"coverage": {"enabled": FULL}, "stateful": {"enabled": False}},
         }
     )
