@@ -40,9 +40,9 @@ def gate_report(variant: Variant, *, ledger: Ledger) -> GateReport | None:
     passed = variant.state == "registered"
     if event is not None and "checks" in event.payload:
         return GateReport.model_validate({**event.payload, "passed": passed, "sentence": told})
-    changes = [one for one in ledger.alias_history(variant.name) if one.version == variant.version]
-    proposed = [one for one in ledger.proposals(variant.name) if one.version == variant.version]
-    kept = [(one.evidence, one.why) for one in (*changes, *proposed) if "difference" in one.evidence]
+    changes = [(one.version, one.evidence, one.why) for one in ledger.alias_history(variant.name)]
+    changes += [(one.version, one.evidence, one.why) for one in ledger.proposals(variant.name)]
+    kept = [(found, why) for version, found, why in changes if version == variant.version and "difference" in found]
     if not (kept or told):
         return None
     evidence, why = kept[0] if kept else ({}, told)
