@@ -56,7 +56,9 @@ class Side:
         """Type by name: of the columns that it needs to predict, else of the table's."""
         if self.version.columns:
             return {column.name: column.type for column in self.version.columns}
-        return {one.name: str(one.type or "") for one in self.data.preview.columns} if self.data else {}
+        left_out = {self.request.request.dataset.target, *self.request.request.dataset.drop} if self.request else set()
+        shown = self.data.preview.columns if self.data else ()
+        return {one.name: str(one.type or "") for one in shown if one.name not in left_out}
 
     @property
     def views(self) -> dict[str, tuple[str, ...]]:
