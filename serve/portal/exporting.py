@@ -15,7 +15,7 @@ from typing import IO
 
 from pydantic import Field
 
-from factory.errors import Conflict, Detail
+from factory.errors import Conflict, Detail, NotFound
 from factory.settings import Settings
 from factory.spec import Document, Variant
 from factory.variants import onnx_file
@@ -42,13 +42,14 @@ def packed(variant: Variant, settings: Settings, *, as_: Format) -> tuple[IO[byt
 
     Raises:
         Conflict: it is too large, or ONNX does not have what the version does.
+        NotFound: its files are not kept here.
         ServiceFault: MLflow does not answer.
         StorageFault: its files are gone, or there is no room.
     """
     _require_small(variant)
     with tempfile.TemporaryDirectory(prefix="factory-export-") as place:
         out = Path(place) / f"{variant.name}-{variant.version}"
-        export(variant, Registry(settings).local_model(variant.name, variant.version), out, as_=as_)
+        export(variant, _model(variant.name, variant.version, settings), out, as_=as_)
         archive = tempfile.TemporaryFile(prefix="factory-export-")  # noqa: SIM115 - whoever sends it closes it
         with zipfile.ZipFile(archive, "w", compression=zipfile.ZIP_DEFLATED, compresslevel=1) as written:
             for file in sorted(out.rglob("*")):
@@ -79,13 +80,29 @@ def onnx_report(variant: Variant, settings: Settings) -> OnnxReport:
 @lru_cache(maxsize=256)
 def _looked_at(name: str, version: int, digest: str, settings: Settings) -> OnnxReport:
     """Write the file to know it: a version never changes, so it is looked at once."""
-    bundle = Bundle.load(bundle_of(Registry(settings).local_model(name, version)), digest=digest)
+    bundle = Bundle.load(bundle_of(_model(name, version, settings)), digest=digest)
     with tempfile.TemporaryDirectory(prefix="factory-export-") as place:
         try:
             onnx_file.write(bundle, Path(place), about={"variant": f"{name}/{version}"})
         except Conflict as reason:
             return OnnxReport(possible=False, message=reason.message, hint=reason.hint)
     return OnnxReport(possible=True)
+
+
+def _model(name: str, version: int, settings: Settings) -> Path:
+    """Return the folder of a version's MLflow model.
+
+    Raises:
+        NotFound: nothing was ever registered here.
+    """
+    registry = Registry(settings)
+    if not registry.is_made:
+        raise NotFound(
+            f"The files of {name}/{version} are not kept here.",
+            hint="Its scores and lineage are part of the version itself.",
+            details=[Detail("version", "has no files")],
+        )
+    return registry.local_model(name, version)
 
 
 def _require_small(variant: Variant) -> None:

@@ -59,6 +59,7 @@ def stored(world: World, made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
     """Let the registry have a model for every version, and the ledger one."""
     model, digest = made
     world.made(**more)
+    monkeypatch.setattr(exporting.Registry, "is_made", True)
     monkeypatch.setattr(exporting.Registry, "local_model", lambda *_: model)
     real = world.ledger.variant("growth.churn", 1).model_copy(update={"bundle_digest": digest})
     monkeypatch.setattr(type(world.ledger), "variant", lambda *_, **__: real)
@@ -114,6 +115,12 @@ def test_a_large_version_is_not_sent(world: World) -> None:
     world.made(size_mb=exporting.MOST_MB + 1)
     for path in (PLACE, f"{PLACE}/onnx"):
         assert "at most 2,000 MB are sent" in error_of(world("growth/deploy").get(path), 409)["message"]
+
+
+def test_files_that_are_not_there_are_told(world: World) -> None:
+    world.made()
+    for path in (PLACE, f"{PLACE}/onnx"):
+        assert "are not kept here" in error_of(world("growth/deploy").get(path), 404)["message"]
 
 
 def test_only_ones_own_is_sent(world: World) -> None:
