@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,10 +34,12 @@ from factory.spec import (
     Trial,
     Variant,
 )
+from factory.variants import onnx_file
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle
 from factory.variants.report import render
 from factory.variants.resampling import Comparison
+from serve.portal.exporting import OnnxReport
 from tests.serve.conftest import fitted
 from tests.serving import portal, predictor
 from tests.variants.conftest import make
@@ -148,7 +151,16 @@ def predicting(ledger: Ledger) -> Iterator[None]:
         here = SimpleNamespace(url=url)
         patch.setattr("serve.portal.trying.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)
+        patch.setattr("serve.portal.routes.exports.onnx_report", lambda *_: wine_onnx())
         yield
+
+
+@cache
+def wine_onnx() -> OnnxReport:
+    """Say that the one model can be had as ONNX, once it was written so."""
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file.write(wine_bundle(), Path(folder), about={})
+    return OnnxReport(possible=True)
 
 
 @contextmanager

@@ -231,7 +231,7 @@ def environment(language: str) -> Environment:
         "words": words,
         "static": static,
         "plotly_address": static("plotly.min.js"),
-        "told": lambda text: told(words, text),
+        "translated": lambda text: told(words, text),
         "named": lambda kind, name: named(words, kind, name),
         "named_choice": lambda path, name: named(words, path if path in NAMES else path.rpartition(".")[2], name),
     }
