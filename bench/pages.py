@@ -125,17 +125,23 @@ async def places(visitor: Visitor, ledger: Ledger) -> dict[str, str]:
         "variants, by name": "/variants?like=churn&sort=name&alias=champion",
         "variant": variant,
         "version": f"{variant}/versions/{own.version}",
+        "compare": f"{variant}/compare?a={own.version}&b={own.version}",
+        "try": f"{variant}/versions/{own.version}/try",
         "deployments": "/deployments",
+        "deployment": f"/deployments/{own.name}",
         "recipes": "/recipes",
         "recipe": "/recipes/tabular-auto",
         "datasets": "/datasets",
         "dataset": f"/datasets/{digest}",
+        "features": "/features",
+        "feature service": "/features/country_v1",
         "new variant": f"/new?team={TEAM}",
         "form": f"/new/form?dataset={digest}&team={TEAM}",
         "team": f"/team?name={TEAM}",
         "teams": "/team",
         "changes": "/audit",
         "account": "/account",
+        "sign-in": "/sign-in",
     }
 
 

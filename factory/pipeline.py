@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ from factory.variants.frontier import Chosen
 from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
 from factory.variants.making import Made, Order, finish, order_of
-from factory.variants.material import Material, Unit, divide, gather
+from factory.variants.material import Material, Unit, divide, gather, left_pooled
 from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
 from factory.variants.registry import Registry
@@ -383,7 +383,7 @@ class _Making:
         for given, outcome in fan_out(orders, ray=self.ray, settings=self.settings, deadline=deadline, room=self.room):
             if isinstance(outcome, Failed):
                 segment = given.order.lineage.segment
-                self.note("segment", f"Segment {segment!r} is served by the pooled variant: {outcome.reason}")
+                self.note(*left_pooled(segment, outcome.reason))
                 continue
             for trial in outcome.trials:
                 if trial.number < LENT_FROM:
@@ -407,8 +407,8 @@ class _Making:
         self.ledger.reach(self.id, state, message)
         self.tell(message)
 
-    def note(self, kind: str, message: str) -> None:
-        self.ledger.note(self.id, kind, message)
+    def note(self, kind: str, message: str, payload: Mapping[str, object] | None = None, /) -> None:
+        self.ledger.note(self.id, kind, message, payload=payload)
         self.tell(message)
 
     def tell(self, message: str, *, trial: Trial | None = None, segment: str = "") -> None:

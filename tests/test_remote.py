@@ -181,6 +181,18 @@ def test_what_may_have_been_done_is_not_done_again(playing: Any) -> None:
     assert len(played.asked) == 1
 
 
+def test_whoever_promotes_or_rolls_back_may_say_which_champion_it_has_seen(playing: Any) -> None:
+    client, played, _ = playing(told(409, "conflict"), told(409, "conflict"), told(409, "conflict"))
+    for call in (
+        lambda: client.promote("growth.churn/3", why="Better.", instead_of=2),
+        lambda: client.rollback("growth.churn", why="Worse.", instead_of=3),
+        lambda: client.rollback("growth.churn", why="Worse."),
+    ):
+        with pytest.raises(Conflict):
+            call()
+    assert [json.loads(one.content).get("instead_of") for one in played.asked] == [2, 3, None]
+
+
 @pytest.mark.parametrize("answer", [httpx.ConnectError("refused"), httpx.ConnectTimeout("silence")])
 def test_what_was_never_sent_is_sent_again(answer: Exception, playing: Any) -> None:
     client, played, _ = playing(answer, told(409, "conflict"))

@@ -30,7 +30,7 @@ from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, Span
 from factory.ledger.sessions import PERSON, SignedIn, StartedSession
 from factory.ledger.store import Ledger
 from factory.ledger.tokens import IssuedToken, Refusal
-from factory.ledger.usage import Usage
+from factory.ledger.usage import Usage, VariantUsage
 from factory.ledger.visibility import EVERYONE, ShareKind
 
 __all__ = [
@@ -78,5 +78,6 @@ __all__ = [
     "UploadQuery",
     "Usage",
     "VariantQuery",
+    "VariantUsage",
     "Wish",
 ]

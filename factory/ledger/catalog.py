@@ -116,7 +116,7 @@ class Catalog(Requests):
     def alias(self, name: str, alias: str) -> int | None:
         """Return the version that an alias points at, or None."""
         with self._read() as connection:
-            row = _alias_row(connection, name, alias)
+            row = alias_row(connection, name, alias)
         return None if row is None else row.version
 
     @repeatable
@@ -268,7 +268,7 @@ def change_alias(
     exclusive(connection, f"alias of {name}")
     if version is not None:
         required_variant(connection, name, version)
-    present = _alias_row(connection, name, alias)
+    present = alias_row(connection, name, alias)
     if version is None and (present is None or present.version is None):
         raise NotFound(
             f"{name} has no alias {alias!r} to remove.",
@@ -359,7 +359,8 @@ def _differences(known: Variant, other: Variant) -> list[str]:
     return sorted(field for field in given if stored[field] != given[field])
 
 
-def _alias_row(connection: Connection, name: str, alias: str) -> AliasChange | None:
+def alias_row(connection: Connection, name: str, alias: str) -> AliasChange | None:
+    """Return the last change of an alias, within a transaction; None where it was never set."""
     at = schema.aliases.c
     query = select(schema.aliases).where(at.name == name, at.alias == alias).order_by(desc(at.id)).limit(1)
     row = connection.execute(query).one_or_none()

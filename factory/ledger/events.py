@@ -55,6 +55,22 @@ class Events(Audit):
                 last.update((row.request_id, Event.model_validate(row._asdict())) for row in rows)
         return last
 
+    def last_event_of(self, request_id: str, kind: str, *, beginning: str) -> Event | None:
+        """Return a request's last event of a kind whose message begins so; None where there is none."""
+        at = schema.events.c
+        these = at.request_id == request_id, at.kind == kind, at.message.startswith(beginning, autoescape=True)
+        query = select(schema.events).where(*these).order_by(desc(at.sequence)).limit(1)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Event.model_validate(row._asdict())
+
+    def events_of(self, request_id: str, kind: str, *, limit: int) -> list[Event]:
+        """Return a request's events of a kind, in order, ``limit`` at most."""
+        at = schema.events.c
+        query = select(schema.events).where(at.request_id == request_id, at.kind == kind).order_by(at.sequence)
+        with self._read() as connection:
+            return [Event.model_validate(row._asdict()) for row in connection.execute(query.limit(limit))]
+
     def event_counts(self, request_ids: Iterable[str]) -> dict[str, int]:
         """Return the sequence number of each request's last event; unknown requests are left out.
 

@@ -70,6 +70,8 @@ class VariantQuery(Document):
     alias: ALIAS | None = None
     feature_service: str | None = None
     parent: str | None = None
+    dataset_digest: str | None = None
+    recipe: str | None = None
 
 
 class AuditQuery(Document):
@@ -165,7 +167,7 @@ class Pages(Audit):
             query = _equal(query, _variants[column], getattr(where, column))
         if where.like is not None:
             query = query.where(_variants.name.contains(where.like, autoescape=True))
-        for field in ("feature_service", "parent"):
+        for field in ("feature_service", "parent", "dataset_digest", "recipe"):
             query = _equal(query, _variants.document[field].as_string(), getattr(where, field))
         if where.alias is not None:
             query = query.where(tuple_(_variants.name, _variants.version).in_(_pointed_at(where.alias)))

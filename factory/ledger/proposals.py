@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 from sqlalchemy import Connection, Row, insert, select, update
@@ -22,10 +22,18 @@ from factory.errors import Conflict, Detail, NotFound
 from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.bounds import cleaned
-from factory.ledger.catalog import Catalog, change_alias, change_deployment, required_variant, team_of
+from factory.ledger.catalog import (
+    Catalog,
+    alias_row,
+    change_alias,
+    change_deployment,
+    required_variant,
+    team_of,
+)
+from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
-from factory.ledger.records import document_json, payload_json
+from factory.ledger.records import Deployment, document_json, payload_json
 from factory.ledger.sessions import PERSON
 from factory.spec import ALIAS, Actor, DeploymentWish, Document, Variant
 
@@ -66,6 +74,7 @@ class Proposals(Catalog):
         why: str,
         evidence: Mapping[str, object] | None = None,
         by: Actor,
+        instead_of: int | None = None,
     ) -> Proposal:
         """Ask for a version to be served; where that is asked already, the open proposal is returned as it is.
 
@@ -75,12 +84,15 @@ class Proposals(Catalog):
             why: The reason, for whoever decides.
             evidence: What its gate found.
             by: Who asks, and then cannot approve.
+            instead_of: As of :meth:`serve`.
 
         Raises:
+            Conflict: another version is champion by now.
             NotFound: there is no such version.
         """
         with self._write() as connection:
             exclusive(connection, f"proposal of {variant.name}")
+            _require_champion(connection, variant, instead_of)
             required_variant(connection, variant.name, variant.version)
             if (there := _open_one(connection, variant)) is not None:
                 return there
@@ -118,7 +130,42 @@ class Proposals(Catalog):
             _audit(connection, "promotion.approve" if approve else "promotion.reject", decided, by=by)
         return decided
 
-    def override_approval(self, variant: Variant, wish: DeploymentWish, *, why: str, by: Actor) -> Proposal:
+    @repeatable
+    def serve(
+        self,
+        variant: Variant,
+        wish: DeploymentWish,
+        *,
+        why: str,
+        by: Actor,
+        if_digest: str | None = None,
+        instead_of: int | None = None,
+    ) -> Deployment | None:
+        """Serve a version as it is wished, and point the alias of that name at it, both or neither.
+
+        Args:
+            variant: The version.
+            wish: How it is to be served.
+            why: The reason, which the alias ledger keeps.
+            by: Who wants it.
+            if_digest: As of :meth:`set_deployment`.
+            instead_of: Version that is champion as the caller knows it, 0 for none; None where any will do.
+
+        Raises:
+            Conflict: another version is champion, or the name is served otherwise by now.
+            NotFound: there is no such version.
+        """
+        with self._write() as connection:
+            if wish.as_ in get_args(ALIAS):
+                _require_champion(connection, variant, instead_of)
+                change_alias(connection, variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
+            return change_deployment(
+                connection, variant.name, wish, version=variant.version, if_digest=if_digest, by=by
+            )
+
+    def override_approval(
+        self, variant: Variant, wish: DeploymentWish, *, why: str, by: Actor, instead_of: int | None = None
+    ) -> Proposal:
         """Serve a version that nobody has approved, in an emergency; that is recorded as what it is.
 
         Args:
@@ -126,12 +173,15 @@ class Proposals(Catalog):
             wish: How it is to be served.
             why: What the emergency is.
             by: Who overrides.
+            instead_of: As of :meth:`serve`.
 
         Raises:
+            Conflict: another version is champion by now.
             NotFound: there is no such version.
         """
         with self._write() as connection:
             exclusive(connection, f"proposal of {variant.name}")
+            _require_champion(connection, variant, instead_of)
             required_variant(connection, variant.name, variant.version)
             proposal = _open_one(connection, variant)
             if proposal is None:
@@ -287,9 +337,35 @@ def _decided(connection: Connection, proposal: Proposal, state: ProposalState, *
 
 def _serve(connection: Connection, proposal: Proposal, *, why: str, by: Actor) -> None:
     name, version, wish = proposal.name, proposal.version, proposal.wish
-    if wish.as_ in ("champion", "challenger"):
+    if wish.as_ in get_args(ALIAS):
         change_alias(connection, name, wish.as_, version, who=by.who, why=why, evidence=proposal.evidence, by=by)
     change_deployment(connection, name, wish, version=version, by=by)
+
+
+def _require_champion(connection: Connection, variant: Variant, instead_of: int | None) -> None:
+    """Refuse to put a version in the place of one that is not champion any more, unless it is there itself by now.
+
+    Raises:
+        Conflict: who made which version champion meanwhile, and why.
+    """
+    if instead_of is None:
+        return
+    exclusive(connection, f"alias of {variant.name}")
+    change = alias_row(connection, variant.name, "champion")
+    present = 0 if change is None else change.version or 0
+    if present in (instead_of, variant.version):
+        return
+    if change is None:
+        told = f"{variant.name} has no champion."
+    elif present:
+        told = f"{change.who} has made version {present} champion of {variant.name} meanwhile: {change.why}"
+    else:
+        told = f"{change.who} has left {variant.name} without a champion meanwhile: {change.why}"
+    raise Conflict(
+        told,
+        hint="Look at it; promote your version again where it should take that one's place.",
+        details=[Detail("instead_of", f"version {instead_of} is not champion")],
+    )
 
 
 def _audit(connection: Connection, action: str, proposal: Proposal, *, by: Actor) -> None:

@@ -156,6 +156,14 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
             connection.execute(insert(schema.profiles).values(row | {"document": document_json(traits)}))
 
     @repeatable
+    def n_rows(self, request_id: str) -> int | None:
+        """Return how many rows a request's data have; None where they were not looked at yet."""
+        at = schema.profiles.c
+        with self._read() as connection:
+            document = connection.scalar(select(at.document).where(at.request_id == request_id))
+        return None if document is None else Traits.model_validate(document).n_rows
+
+    @repeatable
     def past_searches(
         self, *, team: str, recipe: str, task: Task, limit: int = 20, most_trials: int = 200
     ) -> list[PastSearch]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, or_, select
 
 from factory.errors import Detail, InvalidRequest
 from factory.ledger import schema
@@ -38,6 +38,13 @@ class Usage(Document):
     cpu_s: float = 0.0
     gpu_s: float = 0.0
     gb_s: float = 0.0
+
+
+class VariantUsage(Usage):
+    """What the requests for one variant used in a month; its trials are those that finished in it."""
+
+    variant: str
+    requests: int = 0
 
 
 class Usages(Database):
@@ -73,6 +80,49 @@ class Usages(Database):
         with self._read() as connection:
             return {team: (int(n), float(seconds)) for team, n, seconds in connection.execute(query)}
 
+    def usage_by_variant(self, team: str, month: str | None = None) -> list[VariantUsage]:
+        """Return what each variant of a team used in a month, the present one if not given; ordered by name.
+
+        Segments count to the variant that their request is for. What runs now counts up to now.
+
+        Raises:
+            InvalidRequest: the month is not written as ``2026-11``.
+        """
+        moment = now()
+        month = f"{moment:%Y-%m}" if month is None else _checked_month(month)
+        began, ended = month_bounds(month)
+        held, of, tried = schema.attempts.c, schema.requests.c, schema.trials.c
+        attempts = (
+            select(of.variant, schema.attempts)
+            .join_from(schema.attempts, schema.requests, held.request_id == of.id)
+            .where(held.team == team, held.admitted_at < ended, or_(held.ended_at.is_(None), held.ended_at >= began))
+        )
+        trials = (
+            select(of.variant, func.count(), func.sum(tried.cost_s))
+            .join_from(schema.requests, schema.trials, tried.request_id == of.id)
+            .where(of.team == team, of.updated >= began)
+            .where(tried.finished, tried.recorded >= began, tried.recorded < ended)
+            .group_by(of.variant)
+        )
+        with self._read() as connection:
+            worked = connection.execute(attempts).all()
+            counted = {name: (n, cost_s) for name, n, cost_s in connection.execute(trials)}
+        sums = {name: dict.fromkeys(_SUMS, 0.0) for name in {row.variant for row in worked} | counted.keys()}
+        requests: dict[str, set[str]] = {name: set() for name in sums}
+        for attempt in worked:
+            requests[attempt.variant].add(attempt.request_id)
+            for during, seconds in seconds_by_month(attempt.admitted_at, attempt.ended_at or moment):
+                if during == month:
+                    amounts = held_for(seconds, attempt.cpus, attempt.gpus, attempt.memory_gb)
+                    for name, amount in amounts.items():
+                        sums[attempt.variant][name] += amount
+        for variant, (n, cost_s) in counted.items():
+            sums[variant] |= {"trials": n, "trial_s": cost_s}
+        return [
+            VariantUsage(month=month, team=team, variant=name, requests=len(requests[name]), **sums[name])
+            for name in sorted(sums)
+        ]
+
 
 def add_usage(connection: Connection, team: str, month: str, **amounts: float) -> None:
     """Add to the sums of a team and month, within the transaction of what ended."""
@@ -95,10 +145,21 @@ def seconds_by_month(begin: datetime, end: datetime) -> Iterator[tuple[str, floa
     """
     begin, end = begin.astimezone(UTC), end.astimezone(UTC)
     while begin < end:
-        years, month = divmod(begin.month, 12)
-        following = datetime(begin.year + years, month + 1, 1, tzinfo=UTC)
-        yield f"{begin:%Y-%m}", (min(end, following) - begin).total_seconds()
+        month = f"{begin:%Y-%m}"
+        _, following = month_bounds(month)
+        yield month, (min(end, following) - begin).total_seconds()
         begin = following
+
+
+def month_bounds(month: str) -> tuple[datetime, datetime]:
+    """Return the first moment of a month in UTC, and that of the next one.
+
+    >>> [one.date().isoformat() for one in month_bounds("2026-12")]
+    ['2026-12-01', '2027-01-01']
+    """
+    began = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+    years, following = divmod(began.month, 12)
+    return began, began.replace(year=began.year + years, month=following + 1)
 
 
 def _checked_month(month: str) -> str:

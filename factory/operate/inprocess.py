@@ -213,10 +213,20 @@ class InProcess:
             cards=tuple(map(str, sorted(self.settings.workspace(variant.request_id).glob("*/card.html")))),
         )
 
-    def promote(self, reference: str, *, why: str, override: bool = False) -> Variant | Proposal:
+    def promote(
+        self, reference: str, *, why: str, override: bool = False, instead_of: int | None = None
+    ) -> Variant | Proposal:
         """Make a version the champion, or propose it where a second person has to approve that."""
         variant = named(reference, ledger=self.ledger)
-        return promote(variant, ledger=self.ledger, settings=self.settings, by=self.actor, why=why, override=override)
+        return promote(
+            variant,
+            ledger=self.ledger,
+            settings=self.settings,
+            by=self.actor,
+            why=why,
+            override=override,
+            instead_of=instead_of,
+        )
 
     def proposals(self, *, state: ProposalState | None = None) -> Iterator[Proposal]:
         """Yield proposals, the newest first."""
@@ -238,9 +248,11 @@ class InProcess:
     def _decide(self, proposal_id: str, *, approve: bool, why: str) -> Proposal:
         return decide(proposal_id, approve=approve, ledger=self.ledger, settings=self.settings, by=self.actor, why=why)
 
-    def rollback(self, name: str, *, why: str) -> Variant:
+    def rollback(self, name: str, *, why: str, instead_of: int | None = None) -> Variant:
         """Make the version champion that was it before the present one."""
-        return roll_back(name, ledger=self.ledger, settings=self.settings, by=self.actor, why=why)
+        return roll_back(
+            name, ledger=self.ledger, settings=self.settings, by=self.actor, why=why, instead_of=instead_of
+        )
 
     def deployments(self) -> Serving:
         """Return what is served, and where."""

@@ -44,7 +44,14 @@ def needs_approval(variant: Variant, *, ledger: Ledger, settings: Settings) -> b
 
 
 def promote(
-    variant: Variant, *, ledger: Ledger, settings: Settings, by: Actor, why: str, override: bool = False
+    variant: Variant,
+    *,
+    ledger: Ledger,
+    settings: Settings,
+    by: Actor,
+    why: str,
+    override: bool = False,
+    instead_of: int | None = None,
 ) -> Variant | Proposal:
     """Make a version the champion, and serve it; where a second person has to approve that, propose it.
 
@@ -55,12 +62,13 @@ def promote(
         by: Who promotes; alias ledger and audit log keep it.
         why: The reason, which both keep.
         override: Also where its gate turned it down, or nobody has approved it; that is recorded.
+        instead_of: Version that is champion as the caller knows it, 0 for none; None where any will do.
 
     Returns:
         The version, or the proposal that waits for an approval.
 
     Raises:
-        Conflict: its gate turned it down.
+        Conflict: its gate turned it down, or another version is champion by now.
         ServiceFault: MLflow cannot be reached; the ledger is changed already.
     """
     if variant.state == "rejected" and not override:
@@ -72,12 +80,13 @@ def promote(
     wish = DeploymentWish()
     if needs_approval(variant, ledger=ledger, settings=settings):
         if not override:
-            return ledger.propose(variant, wish, why=why, by=by)
-        ledger.override_approval(variant, wish, why=why, by=by)
+            return ledger.propose(variant, wish, why=why, by=by, instead_of=instead_of)
+        ledger.override_approval(variant, wish, why=why, by=by, instead_of=instead_of)
         _mirror(variant.name, wish, variant.version, settings=settings)
         return variant
     reason = f"{'Override: ' if override else ''}{why}"
-    _serve(variant, wish, ledger=ledger, settings=settings, by=by, why=reason)
+    ledger.serve(variant, wish, why=reason, by=by, instead_of=instead_of)
+    _mirror(variant.name, wish, variant.version, settings=settings)
     return variant
 
 
@@ -103,13 +112,19 @@ def decide(proposal_id: str, *, approve: bool, ledger: Ledger, settings: Setting
     return proposal
 
 
-def roll_back(name: str, *, ledger: Ledger, settings: Settings, by: Actor, why: str) -> Variant:
+def roll_back(
+    name: str, *, ledger: Ledger, settings: Settings, by: Actor, why: str, instead_of: int | None = None
+) -> Variant:
     """Make the version champion that was it before the present one; arguments and errors as of :func:`promote`.
+
+    With ``instead_of`` it is the one before that version: who asks twice does not come back to where it was.
 
     Raises:
         NotFound: there was no other champion before.
     """
     past = [c.version for c in ledger.alias_history(name) if c.alias == "champion" and c.version is not None]
+    if instead_of in past:
+        past = past[: len(past) - past[::-1].index(instead_of)]
     before = [version for version in past if version != past[-1]]
     if not before:
         raise NotFound(
@@ -118,7 +133,9 @@ def roll_back(name: str, *, ledger: Ledger, settings: Settings, by: Actor, why: 
             details=[Detail("name", "was never promoted twice")],
         )
     variant = ledger.variant(name, before[-1])
-    _serve(variant, DeploymentWish(), ledger=ledger, settings=settings, by=by, why=f"Rollback: {why}")
+    wish = DeploymentWish()
+    ledger.serve(variant, wish, why=f"Rollback: {why}", by=by, instead_of=instead_of)
+    _mirror(name, wish, variant.version, settings=settings)
     return variant
 
 
@@ -154,23 +171,7 @@ def deploy(
             hint="Propose it: factory variants promote. It may be served as challenger or shadow meanwhile.",
             details=[Detail("as", f"{wish.as_} is not for a version that nobody has approved")],
         )
-    return _serve(variant, wish, ledger=ledger, settings=settings, by=by, why=why, if_digest=if_digest)
-
-
-def _serve(
-    variant: Variant,
-    wish: DeploymentWish,
-    *,
-    ledger: Ledger,
-    settings: Settings,
-    by: Actor,
-    why: str,
-    if_digest: str | None = None,
-) -> Deployment | None:
-    """Set deployment and alias of a version, without asking what its gate said."""
-    deployment = ledger.set_deployment(variant.name, wish, version=variant.version, if_digest=if_digest, by=by)
-    if wish.as_ in get_args(ALIAS):
-        ledger.set_alias(variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
+    deployment = ledger.serve(variant, wish, why=why, by=by, if_digest=if_digest)
     _mirror(variant.name, wish, variant.version, settings=settings)
     return deployment
 

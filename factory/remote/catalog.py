@@ -150,23 +150,26 @@ class CatalogCalls(Calls):
             "GET", f"variants/{part(name)}/versions/{version}/report", headers={"accept": "text/html"}
         ).text
 
-    def promote(self, reference: str, *, why: str, override: bool = False) -> Variant | Proposal:
+    def promote(
+        self, reference: str, *, why: str, override: bool = False, instead_of: int | None = None
+    ) -> Variant | Proposal:
         """Make a version the champion, or propose it where its recipe asks for a second person.
 
         Args:
             reference: The version.
             why: The reason; it is kept in the alias ledger.
             override: Also where its gate turned it down, or (admins) where nobody has approved it; that is recorded.
+            instead_of: Version that is champion as the caller knows it, 0 for none; None where any will do.
 
         Returns:
             The version, or the proposal that waits for an approval.
 
         Raises:
-            Conflict: its gate turned it down.
+            Conflict: its gate turned it down, or another version is champion by now.
             NotFound: there is no such version.
         """
         name, version = self._named(reference)
-        body = {"version": version, "why": why, "override": override}
+        body = {"version": version, "why": why, "override": override} | _instead_of(instead_of)
         answer = self._call("POST", f"variants/{part(name)}/promote", body=body)
         if answer.status_code == 202:
             return self._read(Proposal, self._json(answer))
@@ -209,13 +212,15 @@ class CatalogCalls(Calls):
         answer = self._call("POST", f"proposals/{part(proposal_id)}/{verdict}", body={"why": why})
         return self._read(Proposal, self._json(answer))
 
-    def rollback(self, name: str, *, why: str) -> Variant:
-        """Make the version champion that was it before the present one.
+    def rollback(self, name: str, *, why: str, instead_of: int | None = None) -> Variant:
+        """Make the version champion that was it before the present one; ``instead_of`` as of :meth:`promote`.
 
         Raises:
+            Conflict: another version is champion by now.
             NotFound: there was none before.
         """
-        answer = self._call("POST", f"variants/{part(name)}/rollback", body={"why": why})
+        body = {"why": why} | _instead_of(instead_of)
+        answer = self._call("POST", f"variants/{part(name)}/rollback", body=body)
         return self._read(Variant, self._json(answer))
 
     def _named(self, reference: str) -> tuple[str, int]:
@@ -263,3 +268,8 @@ class CatalogCalls(Calls):
         body = {**wish.model_dump(mode="json", by_alias=True), "version": variant.version, "why": why}
         self._call("PUT", f"deployments/{part(variant.name)}", body=body, repeatable=True)
         return variant
+
+
+def _instead_of(version: int | None) -> dict[str, Any]:
+    """Return the part of a body that names the champion as the caller knows it; an older portal does not know it."""
+    return {} if version is None else {"instead_of": version}

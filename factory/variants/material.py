@@ -10,9 +10,10 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -32,8 +33,12 @@ from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 SLUG_LENGTH, DIGEST_LENGTH = 40, 8
 """Characters of a segment's value in a variant's name, and of the digest that tells it from values written alike."""
 
-Note = Callable[[str, str], None]
-"""Called with a kind and a sentence for every thing that a person should know."""
+
+class Note(Protocol):
+    """Called for every thing that a person should know."""
+
+    def __call__(self, kind: str, message: str, payload: Mapping[str, object] | None = None, /) -> None:
+        """Take a kind, a sentence, and what programs read of it."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,12 @@ def _check_classes(dataset: Dataset, seen: np.ndarray) -> None:
             )
 
 
+def left_pooled(segment: str, reason: str) -> tuple[str, str, dict[str, object]]:
+    """Return what is noted of a segment without a variant of its own; by its payload such segments are listed."""
+    told = f"Segment {segment!r} is served by the pooled variant: {reason}"
+    return "segment", told, {"segment": segment, "reason": reason}
+
+
 def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tuple[Unit, list[Unit], tuple[str, ...]]:
     """Return the pooled variant to make, those of the segments, and the segments that stay with the pooled one.
 
@@ -160,7 +171,7 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
         seen, unseen = material.seen[rows], material.unseen[values[material.unseen] == value]
         if reason := _too_thin(segments, material.dataset, seen, unseen):
             thin.append(value)
-            note("segment", f"Segment {value!r} is served by the pooled variant: {reason}")
+            note(*left_pooled(value, reason))
             continue
         folder = workspace / f"segment-{slug}"
         name = f"{plan.request.variant}.{slug}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +30,7 @@ class Release:
     ) -> None:
         self._id, self._request = request_id, request
         self._ledger, self._registry = ledger, registry
-        self._note: Callable[[str, str], None] = note
+        self._note: Note = note
 
     def deliver(self, made: Made) -> Made:
         """Register a judged variant, and promote it if its gate says yes.
@@ -52,7 +51,11 @@ class Release:
         )
         variant = self._ledger.record_variant(variant)
         self._note("frontier", f"{variant.name}/{variant.version}: {made.trade}")
-        self._note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}")
+        found = made.verdict.model_dump(mode="json") | {
+            "baseline": made.card.baseline,
+            "comparison": made.comparison.model_dump(mode="json"),
+        }
+        self._note("gate", f"{variant.name}/{variant.version}: {made.verdict.sentence}", found)
         if made.verdict.passed:
             self.promote(variant, why=made.verdict.sentence, evidence=made.comparison.model_dump(mode="json"))
         return replace(made, variant=variant, registration=Registration({}, {}, {}, {}))

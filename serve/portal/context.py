@@ -45,6 +45,8 @@ the ledger's lock waits for the interpreter's, and all others for him (16 thread
 calls that find the ledger locked; 2: 0.3 s and none)."""
 TRIED_AT_ONCE = 4
 """Callers whose rows are tried at a time: each of them holds a thread until the predictor has answered."""
+EXPORTED_AT_ONCE = 2
+"""Versions that are packed at a time, each on the disk for temporary files."""
 TURN_S = 5.0
 """For which one waits for its turn; then it is told to come again, rather than keep all others waiting."""
 LOOK_AGAIN_S = 1.0
@@ -86,6 +88,7 @@ class Portal:
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._tries = threading.BoundedSemaphore(TRIED_AT_ONCE)
+        self._exports = threading.BoundedSemaphore(EXPORTED_AT_ONCE)
         self._looking = threading.Lock()
         self.health_threads = CapacityLimiter(2)
         self._looked: tuple[float, Readiness | None] = (0.0, None)
@@ -129,6 +132,16 @@ class Portal:
             Overloaded: so many ask already.
         """
         with _place(self._tries, 0.0, "Too many people try variants at this moment."):
+            yield
+
+    @contextmanager
+    def exporting(self) -> Iterator[None]:
+        """Pack one of a few versions at a time.
+
+        Raises:
+            Overloaded: so many are being packed already.
+        """
+        with _place(self._exports, TURN_S, "Too many versions are being exported at this moment."):
             yield
 
     def readiness(self, look: Callable[[], Readiness]) -> Readiness:

@@ -23,6 +23,7 @@ from factory.ledger import (
 )
 from factory.ledger.records import Priority
 from factory.operate.answers import InputColumn, ListedVariant, MemberShare
+from factory.operate.evidence import GateReport, PooledSegment
 from factory.operate.recipe_history import RecipeVersion
 from factory.operate.traffic import Lately
 from factory.spec import (
@@ -218,6 +219,8 @@ class VersionDetail(ListedVariant):
 
     columns: tuple[InputColumn, ...] = Field((), description="That it needs to predict.")
     members: tuple[MemberShare, ...] = Field((), description="The models of its blend.")
+    rows: int | None = Field(None, description="Of the data of its request; null of a segment's version.")
+    gate: GateReport | None = Field(None, description="What its gate found; null where nothing of it is kept.")
 
 
 class Variants(Listing):
@@ -235,9 +238,19 @@ class VariantName(Document):
     versions: tuple[ListedVariant, ...]
     deployments: tuple[Deployment, ...]
     alias_history: tuple[AliasChange, ...]
+    pooled_segments: tuple[PooledSegment, ...] = Field(
+        (), description="That its champion answers for, since they have no variant of their own, and why."
+    )
 
 
 _WHY = Field(min_length=1, max_length=1000, description="The reason; it is kept in the alias ledger.")
+_INSTEAD_OF = Field(
+    None,
+    ge=0,
+    lt=2**31,
+    description="Version that is champion as the caller knows it, 0 for none; nothing is changed where another is it "
+    "by now. Any where empty.",
+)
 
 
 class Promotion(Document):
@@ -250,12 +263,14 @@ class Promotion(Document):
         description="Also where its gate turned it down, or (with the scope admin) where nobody has approved it; that "
         "is recorded.",
     )
+    instead_of: int | None = _INSTEAD_OF
 
 
 class Rollback(Document):
     """Make the version champion that was it before."""
 
     why: str = _WHY
+    instead_of: int | None = _INSTEAD_OF
 
 
 # --- deployments -------------------------------------------------------------

@@ -101,6 +101,19 @@ class UsageList(Listing):
     items: tuple[TeamUsage, ...]
 
 
+class VariantCost(TeamUsage):
+    """What the requests for one variant used in a month, and what that costs; segments count to it."""
+
+    variant: str
+    requests: int = Field(0, description="That were worked on.")
+
+
+class VariantCosts(Listing):
+    """What a team's variants used in a month, the costliest first."""
+
+    items: tuple[VariantCost, ...]
+
+
 class Me(Document):
     """Whoever is calling, as its token says."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -19,16 +20,46 @@ from sklearn.datasets import load_wine
 
 from factory.data.dataset import from_frame
 from factory.errors import InvalidData
-from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served
+from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served, moments
 from factory.settings import Settings
-from factory.spec import Actor, CurvePoint, DeploymentWish, FileDataset, Quota, RequestState, Task, Trial, Variant
+from factory.spec import (
+    ALIAS,
+    Actor,
+    CurvePoint,
+    DeploymentWish,
+    FileDataset,
+    Quota,
+    RequestState,
+    Task,
+    Trial,
+    Variant,
+)
+from factory.variants import onnx_file
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle
+from factory.variants.report import render
+from factory.variants.resampling import Comparison
+from serve.portal.exporting import OnnxReport
 from tests.serve.conftest import fitted
 from tests.serving import portal, predictor
+from tests.variants.conftest import make
+from tests.variants.test_report import card_of
+
+from .conftest import Tab
 
 SETUP = Actor(who="token:setup")
+HISTORY: tuple[tuple[float, ALIAS, int, str], ...] = (
+    (41, "champion", 1, "The first one"),
+    (30, "challenger", 2, "More rows"),
+    (19, "champion", 2, "Better in the pilot"),
+    (12, "champion", 1, "Rollback: Version 2 does worse than the one before."),
+    (9, "champion", 2, "It was the features, not the version"),
+    (4, "challenger", 3, "Another recipe"),
+)
+"""Days ago, alias, version and reason."""
 FAMILIES = ("constant", "catboost", "lightgbm", "xgboost", "linear", "extra_trees", "tabm")
+OPENED_MS = 300
+"""Until what was opened has loaded its parts."""
 MADE = (RequestState.PREPARING, RequestState.SEARCHING, RequestState.EVALUATING, RequestState.REGISTERED)
 
 
@@ -39,13 +70,56 @@ class Filled:
     Attributes:
         token: Of the team's admin.
         operator: Token that sees all teams.
-        pages: Name → path of every page.
+        pages: Name → path of every page, as the team's admin sees it.
+        operators: Name → path of what an operator sees otherwise.
     """
 
     address: str
     token: str
     operator: str
     pages: dict[str, str]
+    operators: dict[str, str] = field(
+        default_factory=lambda: {"teams": "/team", "new-team": "/new", "team-by-operator": "/team?name=growth"}
+    )
+
+
+def views(portal: Filled, tab: Tab, only: Collection[str] = ()) -> Iterator[str]:
+    """Show every page in a tab, and what comes up on some of them, and yield the name of each while it is shown.
+
+    Args:
+        portal: With its pages.
+        tab: Signed in by this, as one person after the other.
+        only: Names of those that are wanted; all if empty.
+    """
+
+    def shown(name: str, path: str) -> Iterator[str]:
+        if not only or name in only:
+            tab.go(path)
+            yield name
+
+    tab.page.context.clear_cookies()
+    yield from shown("sign-in", "/sign-in")
+    tab.sign_in(portal.token)
+    for name, path in portal.pages.items():
+        yield from shown(name, path)
+    yield from shown("error", "/variants/growth.unknown")
+    for name in ("variant", "version", "compare", "deployment", "team", "request", "recipe-changed", "form"):
+        for opened in shown(f"{name}-opened", portal.pages[name]):
+            tab.page.evaluate("document.querySelectorAll('main details').forEach((one) => { one.open = true; })")
+            tab.page.wait_for_timeout(OPENED_MS)
+            yield opened
+    for answered in shown("try-answer", portal.pages["try"]):
+        tab.page.get_by_role("button", name="Predict").click()
+        tab.page.locator("#answer .card").wait_for()
+        yield answered
+    for asked in shown("question", portal.pages["dataset"]):
+        tab.page.locator("form[data-question] button").first.click()
+        tab.page.locator("dialog[open]").wait_for()
+        yield asked
+    tab.page.context.clear_cookies()
+    tab.sign_in(portal.operator)
+    for name, path in portal.operators.items():
+        yield from shown(name, path)
 
 
 @contextmanager
@@ -77,6 +151,24 @@ def predicting(ledger: Ledger) -> Iterator[None]:
         here = SimpleNamespace(url=url)
         patch.setattr("serve.portal.trying.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)
+        patch.setattr("serve.portal.routes.exports.onnx_report", lambda *_: wine_onnx())
+        yield
+
+
+@cache
+def wine_onnx() -> OnnxReport:
+    """Say that the one model can be had as ONNX, once it was written so."""
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file.write(wine_bundle(), Path(folder), about={})
+    return OnnxReport(possible=True)
+
+
+@contextmanager
+def ago(**how_long: float) -> Iterator[None]:
+    """Let what the ledger writes have happened some time ago."""
+    then = datetime.now(UTC) - timedelta(**how_long)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "clock", lambda: then)
         yield
 
 
@@ -109,9 +201,22 @@ class _Filling:
         first = self.ordered(digest, "churn", seed=1)
         self.made(first, digest)
         second = self.ordered(digest, "churn", seed=2)
-        self.version(second, digest, 2, 0.849, kind="warm_start", parent="growth.churn/1")
-        self.ledger.set_alias("growth.churn", "champion", 2, who="person:ann", why="Better in the pilot", by=SETUP)
-        self.version(second, digest, 3, 0.8, state="rejected")
+        with ago(days=30):
+            self.version(second, digest, 2, 0.849, kind="warm_start", parent="growth.churn/1")
+        with ago(days=4):
+            self.version(second, digest, 3, 0.8, state="rejected")
+        for days, alias, version, why in HISTORY:
+            with ago(days=days):
+                self.ledger.set_alias("growth.churn", alias, version, who="person:ann", why=why, by=SETUP)
+        self.judged(first, 1, 0.842)
+        self.judged(second, 2, 0.849)
+        self.judged(second, 3, 0.8)
+        for segment, n_rows in (("east", 31), ("overseas", 12)):
+            reason = f"it has {n_rows} rows, fewer than segments.min_rows 200."
+            told = {"segment": segment, "reason": reason}
+            self.ledger.note(
+                second, "segment", f"Segment {segment!r} is served by the pooled variant: {reason}", payload=told
+            )
         for wish, version in (({"as": "champion"}, 2), ({"as": "canary", "percent": 10}, 1)):
             self.ledger.set_deployment("growth.churn", DeploymentWish.model_validate(wish), version=version, by=SETUP)
         self.called()
@@ -204,12 +309,37 @@ class _Filling:
         self.ledger.admit(request_id)
         self.advanced(request_id, MADE)
         self.ledger.end_attempt(f"{request_id}-1", "done")
-        self.version(request_id, digest, 1, 0.842)
+        with ago(days=41):
+            self.version(request_id, digest, 1, 0.842)
         card = self.settings.workspace(request_id) / "pooled" / "card.html"
         card.parent.mkdir(parents=True)
-        card.write_text("<!doctype html><title>Model card</title><h1>Model card</h1><p>growth.churn/1</p>")
+        made = make(Task.BINARY)
+        variant = self.ledger.variant("growth.churn", 1)
+        card.write_text(render(card_of(made, variant=variant)), encoding="utf-8")
         wine_bundle().save(card.parent / "bundle")
-        self.ledger.set_alias("growth.churn", "champion", 1, who="token:setup", why="The first one", by=SETUP)
+
+    def judged(self, request_id: str, version: int, score: float) -> None:
+        """Let a gate have found something of a version."""
+        passed, than = version < 3, 0.84
+        comparison = Comparison(
+            difference=score - than,
+            low=score - than - 0.012,
+            high=score - than + 0.013,
+            probability=0.982 if passed else 0.004,
+            candidate=score,
+            baseline=than,
+            n_rows=420,
+            n_resamples=1000,
+        )
+        checks = [
+            {"name": "improvement", "passed": passed, "value": score - than, "limit": 0.0, "sentence": "Better."},
+            {"name": "latency", "passed": True, "value": 2.31, "limit": 20.0, "sentence": "Fast."},
+            {"name": "size", "passed": True, "value": 12.4, "limit": 100.0, "sentence": "Small."},
+            {"name": "leakage", "passed": True, "value": 0, "limit": 0, "sentence": "No column gives it away."},
+        ]
+        found = {"passed": passed, "baseline": "a constant", "comparison": comparison.model_dump(), "checks": checks}
+        said = f"growth.churn/{version}: {'Passed' if passed else 'Not passed'}. 420 held-out rows were judged."
+        self.ledger.note(request_id, "gate", said, payload=found)
 
     def advanced(self, request_id: str, states: tuple[RequestState, ...]) -> None:
         for state in states:

@@ -13,7 +13,7 @@ from playwright import sync_api as playwright
 from rich.progress import track
 
 from .conftest import CHROMIUM, FLAGS, SIZES, Tab
-from .filled import filled_portal
+from .filled import filled_portal, views
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 SETTLED_MS = 700
@@ -39,21 +39,19 @@ def main() -> None:
         playwright.sync_playwright() as started,
         closing(started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as browser,
     ):
-        pages = {name: path for name, path in portal.pages.items() if not chosen.pages or name in chosen.pages}
         for size, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):
                 looks = {"viewport": {"width": width, "height": height}, "color_scheme": scheme, "locale": "en-US"}
                 tab = Tab(browser.new_context(**looks).new_page(), portal.address)
-                tab.sign_in(portal.token)
-                for name, path in track(pages.items(), f"{size}, {scheme}"):
-                    picture = taken(tab, path)
+                for name in track(views(portal, tab, chosen.pages or ()), f"{size}, {scheme}", total=None):
+                    picture = taken(tab)
                     suffix = "png" if chosen.png else "webp"
                     picture.save(chosen.folder / f"{name}-{size}-{scheme}.{suffix}", quality=QUALITY, method=6)
 
 
-def taken(tab: Tab, path: str) -> Image.Image:
-    """Return a picture of a whole page."""
-    tab.go(path)
+def taken(tab: Tab) -> Image.Image:
+    """Return a picture of the whole page that is shown; parts that load once they are seen are loaded before."""
+    tab.page.evaluate("document.querySelectorAll('iframe').forEach((one) => { one.loading = 'eager'; })")
     tab.page.wait_for_timeout(SETTLED_MS)
     whole = Image.open(io.BytesIO(tab.page.screenshot(full_page=True))).convert("RGB")
     return whole.crop((0, 0, whole.width, min(whole.height, MOST_HEIGHT)))

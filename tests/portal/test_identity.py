@@ -31,6 +31,7 @@ NEEDED = {
     "deploy": [
         *("promote_variant", "roll_back_variant", "set_deployment"),
         *("approve_proposal", "reject_proposal"),
+        *("export_version", "look_at_onnx"),
     ],
     "publish": ["publish_recipe", "withdraw_recipe"],
     "admin": [
@@ -51,7 +52,7 @@ NEEDED = {
             "list_teams",
         ),
         *("list_proposals", "show_proposal", "try_version"),
-        *("show_team", "list_shares", "list_usage", "show_metrics", "show_cluster"),
+        *("show_team", "list_shares", "list_usage", "list_variant_costs", "show_metrics", "show_cluster"),
         *("list_feature_services", "show_feature_service", "list_recipe_versions"),
     ],
     "any": ["show_me", "show_token", "rotate_token", "revoke_token"],

@@ -231,6 +231,26 @@ def test_usage_is_told_with_its_cost(make_world: MakeWorld) -> None:
     error_of(world().get("/usage", params={"team": "risk"}), 404)
 
 
+def test_what_each_variant_costs_is_told_the_costliest_first(make_world: MakeWorld) -> None:
+    world = make_world(cpu_hour=36.0, gb_hour=0.0, currency="EUR")
+    for name, n_trials in (("churn", 1), ("upsell", 2), ("idle", 0)):
+        request_id = world.submitted(name=name)
+        for number in range(n_trials):
+            trial = Trial(number=number, family="linear", parameters={}, state="succeeded", cost_s=7.5, score=0.8)
+            world.ledger.record_trial(request_id, trial)
+        if name == "upsell":
+            world.ledger.admit(request_id)
+    upsell, churn = items(world("growth/read"), "/usage/variants")
+    assert (upsell["variant"], upsell["requests"], upsell["trials"]) == ("growth.upsell", 1, 2)
+    assert (churn["variant"], churn["requests"], churn["trial_s"], churn["cost"]) == ("growth.churn", 0, 7.5, 0.0)
+    (whole,) = items(world("growth/read"), "/usage")
+    assert whole["cost"] == pytest.approx(upsell["cost"] + churn["cost"], abs=0.01)
+    assert [one["variant"] for one in items(world("growth/read"), "/usage/variants", limit=1)] == ["growth.upsell"]
+    assert items(world("operator"), "/usage/variants", team="growth", month="2020-01") == []
+    error_of(world("operator").get("/usage/variants"), 400)
+    error_of(world("risk/read").get("/usage/variants", params={"team": "growth"}), 404)
+
+
 def test_the_audit_log_is_a_teams_own(world: World) -> None:
     world.submitted()
     world.submitted("risk")

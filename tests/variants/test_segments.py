@@ -84,7 +84,7 @@ def searched(settings: Settings, tmp_path_factory: pytest.TempPathFactory):
     material = gather(request, recipe.validation, settings=settings, note=lambda _, text: notes.append(text))
     plan = make_plan(request, recipe, material.dataset.task)
     workspace = tmp_path_factory.mktemp("work")
-    pooled, units, thin = divide(material, plan, workspace=workspace, note=lambda _, text: notes.append(text))
+    pooled, units, thin = divide(material, plan, workspace=workspace, note=lambda _, text, *__: notes.append(text))
     result = search(
         plan, pooled.data, ray=None, settings=settings, history=[], deadline=Deadline.after(60), record=lambda _: None
     )

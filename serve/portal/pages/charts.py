@@ -163,15 +163,24 @@ def learning_curves(trials: Sequence[Trial], *, words: Words, most: int = 6) -> 
 _PARTS = {"validation": "validation", "train": "training"}
 
 
+def tones(traffic: Traffic) -> list[tuple[int, str, int]]:
+    """Return the versions that were called, each with its colour in the chart and its calls."""
+    versions = sorted({point.version for point in traffic.points})
+    calls = {version: sum(p.calls for p in traffic.points if p.version == version) for version in versions}
+    return [
+        (version, colour, calls[version]) for colour, version in zip(itertools.cycle(COLOURS), versions, strict=False)
+    ]
+
+
 def calls_over_time(traffic: Traffic, *, words: Words) -> Figure:
     """Return calls by version over time, and below them what 95 % of each version's took at most, in ms."""
     half = timedelta(seconds=traffic.span_s / 2)
     traces: list[Figure] = []
-    for colour, version in zip(itertools.cycle(COLOURS), sorted({p.version for p in traffic.points}), strict=False):
+    for version, colour, _ in tones(traffic):
         those = [point for point in traffic.points if point.version == version]
         shared: Figure = {
             "name": words("Version {n}", n=version),
-            "legendgroup": str(version),
+            "showlegend": False,  # the page tells the colours in words, at every width
             "x": [(point.began + half).isoformat() for point in those],
         }
         marker = {"color": colour}
@@ -181,13 +190,12 @@ def calls_over_time(traffic: Traffic, *, words: Words) -> Figure:
             | {"marker": marker, "hovertemplate": "%{y:.3g}<extra>%{fullData.name}</extra>"}
         )
         slow = {"type": "scatter", "mode": "lines+markers", "y": [p.p95_ms for p in those], "yaxis": "y2"}
-        look = {"line": {"color": colour, "width": 2}, "marker": {"size": 5, **marker}, "showlegend": False}
+        look = {"line": {"color": colour, "width": 2}, "marker": {"size": 5, **marker}}
         traces.append(shared | slow | look | {"hovertemplate": "%{y:.3g} ms<extra>%{fullData.name}</extra>"})
     titles = ((1.0, words("Calls a minute")), (0.36, words("95 % within, ms")))
     layout: Figure = {
         "barmode": "stack",
-        "margin": {"l": 50, "r": 12, "t": 56, "b": 44},
-        "legend": {"orientation": "h", "x": 0, "y": 1.12, "yanchor": "bottom"},
+        "margin": {"l": 50, "r": 12, "t": 30, "b": 44},
         "annotations": [
             {"text": text, "showarrow": False, "align": "left"}
             | {"xref": "paper", "yref": "paper", "x": 0, "y": y, "xanchor": "left", "yanchor": "bottom"}

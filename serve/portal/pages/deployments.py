@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from factory.operate.traffic import Traffic
 from serve.portal.documents import Deployments, NameDeployment, VariantName
-from serve.portal.pages.charts import calls_over_time
+from serve.portal.pages.aliases import before, spans_of
+from serve.portal.pages.charts import calls_over_time, tones
 from serve.portal.pages.forms import number, one, read_form
 from serve.portal.pages.kit import SignedIn
 from serve.portal.routes import API
@@ -33,11 +34,15 @@ async def show_deployment(visitor: SignedIn, name: str, window: str = "hour") ->
         visitor.api.get(f"{API}/deployments/{name}/traffic", Traffic, {"window": window}),
         visitor.api.get(f"{API}/deployments", Deployments),
     )
+    line = spans_of(found.alias_history)
     return visitor.page(
         "deployment.html",
         variant=found,
         traffic=called,
         calls=calls_over_time(called, words=visitor.words),
+        tones=tones(called),
+        line=line,
+        back=before(line),
         lately=NameDeployment.model_validate_json(answer.content).lately,
         predictor=served.predictor,
         versions=sorted(found.versions, key=lambda version: -version.version),

@@ -23,6 +23,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
 from serve.portal.pages.names import MENU, NAMES, metric_named
+from serve.portal.pages.sentences import told
 from serve.portal.pages.words import UNKNOWN, Words, zone_of
 from serve.portal.routes.sign_in import SessionView
 
@@ -230,6 +231,7 @@ def environment(language: str) -> Environment:
         "words": words,
         "static": static,
         "plotly_address": static("plotly.min.js"),
+        "translated": lambda text: told(words, text),
         "named": lambda kind, name: named(words, kind, name),
         "named_choice": lambda path, name: named(words, path if path in NAMES else path.rpartition(".")[2], name),
     }

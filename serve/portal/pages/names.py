@@ -34,6 +34,15 @@ NAMES: dict[str, dict[str, str]] = {
         "out_of_memory": _("Out of memory"),
     },
     "gate": {"registered": _("Passed"), "rejected": _("Turned down")},
+    "check": {
+        "rows": _("Rows"),
+        "improvement": _("Improvement"),
+        "slices": _("Slices"),
+        "latency": _("One row"),
+        "size": _("Size"),
+        "leakage": _("Leakage"),
+        "memory": _("Nothing forgotten"),
+    },
     "kind": {
         "cold": _("Searched from nothing"),
         "warm_start": _("Search begun with what others found"),

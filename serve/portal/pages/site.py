@@ -11,6 +11,7 @@ from serve.portal.documents import ErrorBody
 from serve.portal.pages import (
     admin,
     assets,
+    comparing,
     deployments,
     entry,
     features,
@@ -27,7 +28,21 @@ from serve.portal.pages.kit import NotSignedIn, failed, is_page, on_not_signed_i
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
-_PAGES = (files, features, entry, home, orders, requests, variants, trying, deployments, assets, teams, admin)
+_PAGES = (
+    files,
+    features,
+    entry,
+    home,
+    orders,
+    requests,
+    variants,
+    comparing,
+    trying,
+    deployments,
+    assets,
+    teams,
+    admin,
+)
 
 
 def add_pages(app: FastAPI) -> None:

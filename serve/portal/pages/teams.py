@@ -14,12 +14,14 @@ from serve.portal.documents import AuditLog, Members, Teams, Tokens
 from serve.portal.pages.forms import one, read_form
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
-from serve.portal.team_documents import NewSecret, UsageList
+from serve.portal.team_documents import NewSecret, UsageList, VariantCosts
 
 router = APIRouter(include_in_schema=False)
 
 DAYS = (7, 30, 90, 365)
 """For which a token may be made on the page."""
+MOST_COSTS = 25
+"""Variants whose cost is shown, the costliest."""
 
 
 @router.get("/team")
@@ -71,9 +73,10 @@ async def put_member(visitor: SignedIn, request: Request, name: str) -> Response
 
 
 async def _page(visitor: Visitor, name: str, *, fresh: NewSecret | None = None) -> Response:
-    team, usage = await asyncio.gather(
+    team, usage, costs = await asyncio.gather(
         visitor.api.get(f"{API}/teams/{name}", Team),
         visitor.api.get(f"{API}/usage", UsageList, {"team": name}),
+        visitor.api.get(f"{API}/usage/variants", VariantCosts, {"team": name, "limit": MOST_COSTS}),
     )
     may = visitor.may("admin")
     members, tokens, audit = Members(items=()), Tokens(items=()), AuditLog(items=())
@@ -87,6 +90,8 @@ async def _page(visitor: Visitor, name: str, *, fresh: NewSecret | None = None) 
         "team.html",
         team=team,
         used=next(iter(usage.items), None),
+        costs=costs.items,
+        most_costs=MOST_COSTS,
         members=members.items,
         tokens=tokens.items,
         audit=audit.items,

@@ -7,19 +7,20 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from factory.errors import NotFound
-from factory.ledger import AliasChange, RequestRecord
 from factory.operate.answers import ListedVariant
 from serve.portal.documents import Deployments, VariantName, Variants, VersionDetail
-from serve.portal.pages.differences import difference
-from serve.portal.pages.forms import asked_yaml, number, one, read_form
-from serve.portal.pages.kit import SignedIn
-from serve.portal.pages.lineage import graph
+from serve.portal.exporting import MOST_MB, OnnxReport
+from serve.portal.pages.aliases import before, lanes, spans_of
+from serve.portal.pages.forms import number, one, read_form
+from serve.portal.pages.inner import Refused
+from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.pages.lineage import graphs, relatives_of
 from serve.portal.routes import API
 from serve.portal.routes.proposals import Proposals
 
@@ -27,11 +28,6 @@ router = APIRouter(include_in_schema=False)
 
 MOST = 100
 """Versions that are shown beside each other, the newest; the list of versions has all."""
-COMPARED = (
-    "state", "kind", "score", "metric", "task", "recipe", "recipe_digest", "dataset_digest", "feature_service",
-    "parent", "segment", "seed", "size_mb", "latency_ms", "cost_s", "bundle_digest",
-)  # fmt: skip
-"""Fields of a version in the order in which a comparison shows them."""
 
 
 @router.get("/variants")
@@ -47,6 +43,12 @@ async def show_variants(
 @router.get("/variants/{name}")
 async def show_variant(visitor: SignedIn, name: str) -> Response:
     """Show a variant: its versions, who was champion when, and how it is served."""
+    return await _variant_page(visitor, name)
+
+
+async def _variant_page(
+    visitor: Visitor, name: str, *, refused: Refused | None = None, why: str | None = None
+) -> Response:
     found, deployments, proposals = await asyncio.gather(
         visitor.api.get(f"{API}/variants/{name}", VariantName),
         visitor.api.get(f"{API}/deployments", Deployments),
@@ -57,89 +59,112 @@ async def show_variant(visitor: SignedIn, name: str) -> Response:
     )
     segments = [one for one in siblings.items if one.segment]
     champion = next((v for v in found.versions if "champion" in v.aliases), None)
+    line = spans_of(found.alias_history)
     return visitor.page(
         "variant.html",
+        refused.status if refused else 200,
         variant=found,
         versions=sorted(found.versions, key=lambda version: -version.version)[:MOST],
         n_versions=len(found.versions),
         segments=beside(segments, champion),
         pooled=champion,
         scale=None if champion is None or not segments else Scale.of([*segments, champion]),
-        line=alias_line(found.alias_history),
+        line=line,
+        back=before(line),
+        drawn=lanes(found.alias_history, now=datetime.now(UTC)),
         proposals=proposals.items,
         predictor=deployments.predictor,
         may_deploy=visitor.may_change("deploy", found.team),
+        refused=refused,
+        why=why,
     )
 
 
 @router.get("/variants/{name}/versions/{version}")
 async def show_version(visitor: SignedIn, name: str, version: int) -> Response:
     """Show a version: its score, its lineage, what is in it, its card, and how to call it."""
-    detail = await visitor.api.get(f"{API}/variants/{name}/versions/{version}", VersionDetail)
-    request, deployments, proposals, heirs, together = await asyncio.gather(
-        visitor.api.find(f"{API}/requests/{detail.request_id}", RequestRecord),
-        visitor.api.get(f"{API}/deployments", Deployments),
-        visitor.api.get(f"{API}/proposals", Proposals, {"name": name, "state": "open"}),
-        visitor.api.get(f"{API}/variants", Variants, {"parent": f"{name}/{version}", "sort": "created", "limit": 200}),
-        visitor.api.get(f"{API}/variants", Variants, {"request_id": detail.request_id, "sort": "name", "limit": 200}),
+    return await _version_page(visitor, name, version)
+
+
+async def _version_page(
+    visitor: Visitor, name: str, version: int, *, refused: Refused | None = None, why: str = ""
+) -> Response:
+    api = visitor.api
+    detail = await api.get(f"{API}/variants/{name}/versions/{version}", VersionDetail)
+    relatives, deployments, proposals, champions = await asyncio.gather(
+        relatives_of(api, detail),
+        api.get(f"{API}/deployments", Deployments),
+        api.get(f"{API}/proposals", Proposals, {"name": name, "state": "open"}),
+        api.get(f"{API}/variants", Variants, {"name": name, "alias": "champion", "limit": 1}),
     )
-    segments = [one for one in together.items if one.segment and not detail.segment]
-    waiting = next((one for one in proposals.items if one.version == version), None)
     return visitor.page(
         "version.html",
+        refused.status if refused else 200,
         version=detail,
-        request=request,
-        proposal=waiting,
-        lineage=graph(detail, request=request, heirs=heirs.items, segments=segments, words=visitor.words),
+        request=relatives.request,
+        proposal=next((one for one in proposals.items if one.version == version), None),
+        lineage=graphs(detail, relatives, visitor.words),
+        champion=champions.items[0] if champions.items else None,
         predictor=deployments.predictor,
         calls=calls(detail, deployments.predictor or "http://127.0.0.1:8000"),
         may_deploy=visitor.may_change("deploy", name.partition(".")[0]),
+        most_mb=MOST_MB,
+        refused=refused,
+        why=why,
     )
 
 
-@router.get("/variants/{name}/compare")
-async def compare(visitor: SignedIn, name: str, a: int, b: int) -> Response:
-    """Show what differs between two versions, and how sure their scores are."""
-    found = await visitor.api.get(f"{API}/variants/{name}", VariantName)
-    by_number = {one.version: one for one in found.versions}
-    if a not in by_number or b not in by_number:
-        raise NotFound(f"{name} has no versions {a} and {b}.", hint="Choose two of its versions.")
-    one_, other = by_number[a], by_number[b]
-    requests = await asyncio.gather(
-        *(visitor.api.find(f"{API}/requests/{v.request_id}", RequestRecord) for v in (one_, other))
-    )
-    rows = [(field, getattr(one_, field), getattr(other, field)) for field in COMPARED]
-    asked = [_asked(request) for request in requests]
-    return visitor.page(
-        "compare.html",
-        name=name,
-        a=one_,
-        b=other,
-        rows=sorted(rows, key=lambda row: row[1] == row[2]),
-        asked=difference(*asked),
-    )
+@router.get("/variants/{name}/versions/{version}/onnx")
+async def show_onnx(visitor: SignedIn, name: str, version: int) -> Response:
+    """Show, within the page of a version, whether there is an ONNX file of it, and why not."""
+    found = await visitor.api.get(f"{API}/variants/{name}/versions/{version}/export/onnx", OnnxReport)
+    return visitor.page("onnx.html", name=name, version=version, onnx=found)
 
 
 @router.post("/variants/{name}/promote")
 async def promote(visitor: SignedIn, request: Request, name: str) -> Response:
-    """Make a version the champion, or propose it where a second person has to agree."""
+    """Make a version the champion, or propose it where a second person has to agree.
+
+    Where another one was promoted meanwhile, the page comes again with who did that, and with the champion of now.
+    """
     form = await read_form(request)
     version = number(one(form, "version"))
-    document = {"version": version, "why": one(form, "why"), "override": one(form, "override") == "true"}
-    answer = await visitor.api.send("POST", f"{API}/variants/{name}/promote", document, csrf=one(form, "csrf"))
+    document = {
+        "version": version,
+        "why": one(form, "why"),
+        "override": one(form, "override") == "true",
+        "instead_of": number(one(form, "instead_of")) if one(form, "instead_of") else None,
+    }
+    try:
+        answer = await visitor.api.send("POST", f"{API}/variants/{name}/promote", document, csrf=one(form, "csrf"))
+    except Refused as refused:
+        if not _was_changed(refused) or not isinstance(version, int):
+            raise
+        return await _version_page(visitor, name, version, refused=refused, why=one(form, "why"))
     said = visitor.words("It waits for a second person.") if answer.status == 202 else visitor.words("It is champion.")
     return visitor.go(f"/variants/{name}/versions/{version}", said)
 
 
 @router.post("/variants/{name}/rollback")
 async def roll_back(visitor: SignedIn, request: Request, name: str) -> Response:
-    """Make the version champion that was it before."""
+    """Make the version champion that was it before, and come back to the page that asked for it."""
     form = await read_form(request)
-    answer = await visitor.api.send(
-        "POST", f"{API}/variants/{name}/rollback", {"why": one(form, "why")}, csrf=one(form, "csrf")
-    )
+    seen = number(one(form, "instead_of")) if one(form, "instead_of") else None
+    document = {"why": one(form, "why"), "instead_of": seen}
+    try:
+        answer = await visitor.api.send("POST", f"{API}/variants/{name}/rollback", document, csrf=one(form, "csrf"))
+    except Refused as refused:
+        if not _was_changed(refused):
+            raise
+        return await _variant_page(visitor, name, refused=refused, why=one(form, "why"))
     again = answer.read(ListedVariant)
-    return visitor.go(f"/variants/{name}", visitor.words("Version {n} is champion again.", n=again.version))
+    page = "deployments" if one(form, "back") == "deployment" else "variants"
+    return visitor.go(f"/{page}/{name}", visitor.words("Version {n} is champion again.", n=again.version))
+
+
+def _was_changed(refused: Refused) -> bool:
+    """Whether another version is champion than the page has shown."""
+    return refused.status == 409 and any(detail.field == "instead_of" for detail in refused.error.details)
 
 
 @router.post("/proposals/{proposal_id}/{decision}")
@@ -149,10 +174,6 @@ async def decide(visitor: SignedIn, request: Request, proposal_id: str, decision
     place = f"{API}/proposals/{proposal_id}/{'approve' if decision == 'approve' else 'reject'}"
     await visitor.api.send("POST", place, {"why": one(form, "why")}, csrf=one(form, "csrf"))
     return visitor.go(one(form, "back") or "/", visitor.words("Your decision is kept."))
-
-
-def _asked(record: RequestRecord | None) -> str:
-    return asked_yaml(record.request) if record else ""
 
 
 @dataclass(frozen=True)
@@ -183,20 +204,6 @@ def beside(
         return "weak" if one.score_high < pooled.score_low else "strong" if one.score_low > pooled.score_high else ""
 
     return [(one, against(one)) for one in sorted(segments, key=lambda version: version.score)]
-
-
-def alias_line(history: Sequence[AliasChange]) -> list[dict[str, Any]]:
-    """Return when which version was champion, the latest first: from, until (None: still), version, who and why."""
-    spans: list[dict[str, Any]] = []
-    for change in history:
-        if change.alias != "champion":
-            continue
-        if spans and spans[-1]["until"] is None:
-            spans[-1]["until"] = change.time
-        if change.version is not None:
-            told = {"who": change.who, "why": change.why}
-            spans.append({"version": change.version, "since": change.time, "until": None, **told})
-    return spans[::-1]
 
 
 def calls(version: VersionDetail, predictor: str) -> tuple[tuple[str, str], ...]:

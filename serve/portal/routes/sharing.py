@@ -18,7 +18,7 @@ from serve.portal.identity import Admin, Caller, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import page, reply
 from serve.portal.routes import API
-from serve.portal.team_documents import NewShare, TeamUsage, UsageList
+from serve.portal.team_documents import NewShare, TeamUsage, UsageList, VariantCost, VariantCosts
 
 router = APIRouter(prefix=API, tags=["teams"], responses=refusals(*ALWAYS))
 
@@ -44,6 +44,12 @@ class UsageFilters(Document):
         None, pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])$", description="As 2026-11, in UTC; this month if empty."
     )
     team: str | None = Field(None, max_length=63, description="Of one team.")
+
+
+class VariantUsageFilters(UsageFilters):
+    """Whose, of which month, and how many."""
+
+    limit: int = Field(50, ge=1, le=1000, description="The costliest; the others are left out.")
 
 
 class AuditFilters(Document):
@@ -98,6 +104,15 @@ def list_usage(portal: Here, caller: Reader, filters: Annotated[UsageFilters, Qu
     return reply(UsageList(items=tuple(TeamUsage.of(usage, portal.settings) for usage in used)))
 
 
+@router.get("/usage/variants", response_model=VariantCosts, responses=refusals(404))
+def list_variant_costs(portal: Here, caller: Reader, filters: Annotated[VariantUsageFilters, Query()]) -> Response:
+    """Tell what the variants of a team have used in a month, and what that costs; the costliest first."""
+    team = _owner(caller, filters.team)
+    used = portal.ledger.usage_by_variant(team, filters.month)
+    costs = sorted((VariantCost.of(one, portal.settings) for one in used), key=lambda one: (-one.cost, one.variant))
+    return reply(VariantCosts(items=tuple(costs[: filters.limit])))
+
+
 @router.get("/audit", response_model=AuditLog, responses=refusals(404))
 def list_audit(portal: Here, caller: Admin, request: Request, filters: Annotated[AuditFilters, Query()]) -> Response:
     """List who changed what, from where and when: of a team, or for operators everything."""
@@ -109,12 +124,12 @@ def list_audit(portal: Here, caller: Admin, request: Request, filters: Annotated
 
 
 def _owner(caller: Caller, team: str | None) -> str:
-    """Return the team that shares."""
+    """Return the one team that a call is about."""
     owner = caller.own_team(team)
     if owner is None:
         raise InvalidRequest(
             "team: an operator's token is of no team.",
-            hint="Say whose it is that is shared.",
+            hint="Say of which team.",
             details=[Detail("team", "This is required.")],
         )
     return owner

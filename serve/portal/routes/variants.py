@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -12,6 +13,7 @@ from factory.errors import Detail, NotFound
 from factory.ledger import Ledger, Proposal, VariantQuery
 from factory.ledger.catalog import team_of
 from factory.operate.answers import ListedVariant, listed
+from factory.operate.evidence import PooledSegment, gate_report, pooled_segments
 from factory.operate.promotion import needs_approval, promote, roll_back
 from factory.spec import ALIAS, Document, Variant
 from serve.errors import Forbidden
@@ -50,6 +52,8 @@ class VariantFilters(Document):
     alias: ALIAS | None = Field(None, description="That this alias points at now.")
     feature_service: str | None = Field(None, max_length=200, description="Whose features it was trained with.")
     parent: str | None = Field(None, max_length=200, description="Made from this version, as growth.churn/3.")
+    dataset_digest: str | None = Field(None, max_length=64, description="Made from these data.")
+    recipe: str | None = Field(None, max_length=64, description="Made by a recipe of this name.")
     sort: Literal["created", "-created", "name", "-name"] = "-created"
     cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
     limit: int = Field(50, ge=1, le=200)
@@ -79,17 +83,20 @@ def show_variant(portal: Here, caller: Reader, name: Name) -> Response:
             versions=listed(versions, ledger=portal.ledger),
             deployments=tuple(portal.ledger.deployment(name)),
             alias_history=tuple(portal.ledger.alias_history(name)),
+            pooled_segments=_left_to(versions, portal.ledger),
         )
     )
 
 
 @router.get("/{name}/versions/{version}", response_model=VersionDetail, responses=refusals(404))
 def show_version(portal: Here, caller: Reader, name: Name, version: Version) -> Response:
-    """Show a version: its score with its interval, its lineage, what it costs to predict with, and what is in it."""
+    """Show a version: its score with its interval, its lineage, what is in it, and what its gate found."""
     variant = portal.ledger.variant(name, version, seen_by=caller.team)
     (one,) = listed([variant], ledger=portal.ledger)
     columns, members = inside_of(variant, portal.settings)
-    return reply(VersionDetail(**one.model_dump(), columns=columns, members=members))
+    rows = None if variant.segment else portal.ledger.n_rows(variant.request_id)
+    gate = gate_report(variant, ledger=portal.ledger)
+    return reply(VersionDetail(**one.model_dump(), columns=columns, members=members, rows=rows, gate=gate))
 
 
 @router.get(
@@ -122,12 +129,13 @@ def try_version(portal: Here, caller: Reader, name: Name, version: Version, body
     "/{name}/promote",
     response_model=ListedVariant,
     responses=refusals(404, 409, *BODY, also={202: _PROPOSED}),
-    openapi_extra=takes(Promotion, {"version": 3, "why": "Better in the pilot."}),
+    openapi_extra=takes(Promotion, {"version": 3, "why": "Better in the pilot.", "instead_of": 2}),
 )
 def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) -> Response:
     """Make a version the champion, and serve it; made again, it changes nothing.
 
-    Where its recipe asks for a second person, it is proposed instead (202), and waits for an approval.
+    Where its recipe asks for a second person, it is proposed instead (202), and waits for an approval. With
+    `instead_of`, of two who promote at once the second one is told what the first one did (409).
     """
     wish = body.read(Promotion, what="promotion")
     require_own_variant(portal.ledger, caller, name)
@@ -146,6 +154,7 @@ def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) 
         by=caller.actor,
         why=wish.why,
         override=wish.override,
+        instead_of=wish.instead_of,
     )
     if isinstance(promoted, Proposal):
         return reply(promoted, 202, {"location": f"{API}/proposals/{promoted.id}"})
@@ -155,15 +164,29 @@ def promote_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) 
 @router.post(
     "/{name}/rollback",
     response_model=ListedVariant,
-    responses=refusals(404, *BODY),
+    responses=refusals(404, 409, *BODY),
     openapi_extra=takes(Rollback, {"why": "It answers too slowly."}),
 )
 def roll_back_variant(portal: Here, caller: Deployer, name: Name, body: Incoming) -> Response:
     """Make the version champion that was it before the present one."""
     wish = body.read(Rollback, what="rollback")
     require_own_variant(portal.ledger, caller, name)
-    variant = roll_back(name, ledger=portal.ledger, settings=portal.settings, by=caller.actor, why=wish.why)
+    variant = roll_back(
+        name,
+        ledger=portal.ledger,
+        settings=portal.settings,
+        by=caller.actor,
+        why=wish.why,
+        instead_of=wish.instead_of,
+    )
     return reply(listed([variant], ledger=portal.ledger)[0])
+
+
+def _left_to(versions: Sequence[Variant], ledger: Ledger) -> tuple[PooledSegment, ...]:
+    """Return the segments that the champion, or the newest version, answers for by its request."""
+    champion = ledger.alias(versions[0].name, "champion")
+    chosen = next((one for one in versions if one.version == champion), versions[-1])
+    return () if chosen.segment else pooled_segments(chosen.request_id, ledger=ledger)
 
 
 def seen_versions(ledger: Ledger, caller: Caller, name: str) -> list[Variant]:

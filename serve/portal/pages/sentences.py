@@ -1,0 +1,323 @@
+"""What the factory says, in the reader's language.
+
+The factory's sentences are English, and go with requests and errors as they
+are: scripts, logs and other doors read the same.  Those that pages show often
+are listed here as templates with placeholders.  A sentence that is one of
+them, or several in a row, is told in the translation with its values put in;
+any other stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from string import Formatter
+
+from serve.portal.pages.words import LANGUAGES, Words
+
+LONGEST = 2000
+"""Characters of a text that is looked at; a longer one is no sentence of ours."""
+MOST, _AT_ONCE = 30, 4
+"""Sentences of a text that are looked at, and full stops that one may have within."""
+
+
+def _(message: str) -> str:
+    """Mark a message for the catalogues."""
+    return message
+
+
+SENTENCES = (
+    # Why a request waits.
+    _("Waiting to be admitted."),
+    _("starts at once, as the queue is now"),
+    _("never: asks for {asked}, the cluster has {there}"),
+    _("never: team {team} may run no request"),
+    _("never: team {team} may use no trial-seconds"),
+    _("waiting for {day}: team {team} has used its {most} trial-seconds of this month; {when}"),
+    _("{n} requests of team {team} come first; {when}"),
+    _("a request of team {team} comes first; {when}"),
+    _("waiting for one to end: team {team} runs {running}, as many as it may; {when}"),
+    _("waiting for {asked} guaranteed to team {team}: {teams} makes room as running trials end"),
+    _("waiting for {asked} guaranteed to team {team}: {teams} make room as running trials end"),
+    _("waiting, for what is free is kept for team {team}, which comes first; {when}"),
+    _("waiting for {asked}: {teams} holds {held} of {all}; {when}"),
+    _("waiting for {asked}: {teams} hold {held} of {all}; {when}"),
+    # What a quote is made from.
+    _("The request is not valid."),
+    _("It searches until its time is over."),
+    _("It ends after {trials}, or when its time is over."),
+    _("It searches nothing and ends when its parent's models are fitted."),
+    _("No earlier request of this kind corrects what is usual."),
+    _("Corrected by {requests} of recipe '{recipe}'."),
+    _("Nothing is known: no earlier request with like data was scored by '{metric}'."),
+    _("By {n} of {requests}, whose data are like these; the nearest made {variant}, at a distance of {distance}."),
+    _("'{place}' is not on this machine: it was not looked at."),
+    _("The feature service '{service}' was not looked at."),
+    # What happens to a request.
+    _("Received."),
+    _("Cancelled."),
+    _("Cancelled; finished trials are kept."),
+    _("Stopped to make room; it goes on with all finished trials."),
+    _("Reading and screening the data."),
+    _("Scoring the best blend on rows that the search has not seen."),
+    _("No variant passed its gate; champions stay."),
+    _("Registered {variants}."),
+    _("{family} was left out: {reason}."),
+    _("An earlier attempt has made {segments}."),
+    _("Segment '{segment}' is served by the pooled variant: {reason}"),
+    _("{rows} rows without a target were left out."),
+    _("Features of '{service}' joined as of each row's moment."),
+    _("No earlier search is near enough to start from: this one starts from nothing."),
+    _("{variant} waits for an approval as {kind}: {proposal}."),
+    _("{variant} is champion now."),
+    _("{variant} is challenger now."),
+    _("{variant}: Passed. {found}"),
+    _("{variant}: Not passed. {found}"),
+    _("{variant}: The best blend keeps {bounds}: nothing was given up."),
+    _("Admitted as attempt {n} with {resources}."),
+    _("Asked to make room for {request}."),
+    _("Job {job} waits to be admitted."),
+    _("On the way to {state}."),
+    _("Served at {address}."),
+    _(
+        "Searching {families} families on {rows} rows and {columns} columns ({how}); {unseen} rows are set aside for "
+        "the gate."
+    ),
+    _(
+        "Searching the family {family} on {rows} rows and {columns} columns ({how}); {unseen} rows are set aside for "
+        "the gate."
+    ),
+    # What a gate found.
+    _("Passed."),
+    _("Not passed."),
+    _("{rows} held-out rows were judged."),
+    _("{rows} held-out rows were judged; at least {least} are needed."),
+    _(
+        "{metric} against {other} of {baseline}: {better} ({level} interval {low} to {high}); {needed} in {sure} of "
+        "{n} resamples, {limit} needed."
+    ),
+    _(
+        "{metric} against {other} of {baseline}: {better} ({level} interval {low} to {high}); {needed} in {sure} of "
+        "{n} resamples, by a normal tail, {limit} needed."
+    ),
+    _("One row takes {value}; at most {most} are allowed."),
+    _("One row takes {value}; only {most} are allowed."),
+    _("The variant takes {value}; at most {most} are allowed."),
+    _("The variant takes {value}; only {most} are allowed."),
+    _("No column alone gives the target away."),
+    _("Columns that alone give the target away were left out ({columns})."),
+    _("it has {rows} rows, fewer than segments.min_rows {least}."),
+    _("none of its rows are among those set aside for the gate."),
+    _("it has too few rows of class '{label}'."),
+    # Problems.
+    _("There is no column '{name}'."),
+    _("Did you mean '{name}'?"),
+    _("There is no variant '{name}'."),
+    _("There is no request '{name}'."),
+    _("There is no team '{name}'."),
+    _("There is no dataset '{name}'."),
+    _("There is no recipe '{name}'."),
+    _("There is no feature service '{name}'."),
+    _("There is a team '{name}' already."),
+    _("{variant} has no version {version}."),
+    _("{variant} was turned down by its gate."),
+    _("{variant} has no champion."),
+    _("{who} has made version {version} champion of {variant} meanwhile: {why}"),
+    _("{who} has left {variant} without a champion meanwhile: {why}"),
+    _("Look at it; promote your version again where it should take that one's place."),
+    _("Look at its model card; an override (--override) promotes it all the same and is recorded."),
+    _("{variant} has to be approved by a second person before callers get it."),
+    _("{variant} has to be approved; to override that needs the scope 'admin'."),
+    _("{variant} has no earlier champion."),
+    _("{what} was changed since it was read."),
+    _("Read it again, and make the change to what it is now."),
+    _("How {variant} is served was changed meanwhile."),
+    _("{variant} is of team {team}, which has shared it for reading."),
+    _("Ask that team."),
+    _("The model card of {variant} is not kept any more."),
+    _("This needs the scope '{scope}'; you have {scopes}."),
+    _("A team's admin gives it: POST /api/v1/tokens for programs, the team's members for people."),
+    _("This is for all teams; you act for team {team}."),
+    _("A team's quota is an operator's to give."),
+    _("Ask an operator."),
+    _("Team {team} is archived."),
+    _("Use another team; an archived one does not come back."),
+    _("Request {request} is {state}: it cannot be cancelled any more."),
+    _("Request {request} is {state}: only one that waits has a place that could be changed."),
+    _("Too many people try variants at this moment."),
+    _("Too many versions are being exported at this moment."),
+    _("Too many requests are being submitted."),
+    _("Try again in a moment."),
+    _("This is more than {n} calls a minute."),
+    _("Wait as long as Retry-After says; follow events instead of asking again and again."),
+    _("Too many tokens or sign-ins from this address were refused."),
+    _("Wait, then try again."),
+    _("There is no route '{path}'."),
+    _("ONNX does not have {what}."),
+    _("Export it as a folder, or order it with `families` that are trees or linear, without texts."),
+    _("{variant} has {size} MB; at most {most} MB are sent."),
+    _("Export it on the factory's machine: factory variants export."),
+    _("No predictor runs here."),
+)
+"""Templates of the factory's sentences, as its code writes them with values for the placeholders."""
+PHRASES = (
+    _("a constant"),
+    _("the champion {variant}"),
+    _("less than a minute"),
+    _("about a minute"),
+    _("about {n} minutes"),
+    _("about an hour"),
+    _("about {n} hours"),
+    _("about a day"),
+    _("about {n} days"),
+    _("no estimate yet"),
+    _("no CPU"),
+    _("no GPU"),
+    _("1 CPU"),
+    _("{n} CPUs"),
+    _("1 GPU"),
+    _("{n} GPUs"),
+    _("{n} GB of memory"),
+    _("{n} of its {all}"),
+    _("team {a}"),
+    _("teams {a} and {b}"),
+    _("teams {a} and {n} more"),
+    _("1 request"),
+    _("{n} requests"),
+    _("1 trial"),
+    _("{n} trials"),
+    _("1 earlier request"),
+    _("{n} earlier requests"),
+    _("1 segment"),
+    _("{n} segments"),
+    _("an improvement"),
+    _("more than {margin}"),
+    _("better by {n}"),
+    _("worse by {n}"),
+    _("over {n}"),
+    _("The deployment of {variant}"),
+    _("and"),
+    _("1 January"),
+    _("1 February"),
+    _("1 March"),
+    _("1 April"),
+    _("1 May"),
+    _("1 June"),
+    _("1 July"),
+    _("1 August"),
+    _("1 September"),
+    _("1 October"),
+    _("1 November"),
+    _("1 December"),
+)
+"""Templates of what stands within sentences for a placeholder."""
+
+
+def told(words: Words, text: str) -> str:
+    """Return what the factory said, in the reader's language as far as it is known there.
+
+    >>> told(Words.of("de"), "waiting for 2 CPUs: team risk holds 4 of 4 CPUs; about 7 minutes")
+    'wartet auf 2 CPUs: Team risk hat 4 von 4 CPUs; etwa 7 Minuten'
+    >>> told(Words.of("en"), "Reading."), told(Words.of("de"), "Nobody has written this.")
+    ('Reading.', 'Nobody has written this.')
+    """
+    if words.language == LANGUAGES[0] or not text or len(text) > LONGEST:
+        return text
+    known = _one(words, text, _split(SENTENCES + PHRASES))
+    return _in_a_row(words, text) if known is None else known
+
+
+def _in_a_row(words: Words, text: str) -> str:
+    """Return several sentences, each that is known in translation."""
+    said: list[str] = []
+    rest = text
+    while rest and len(said) < MOST:
+        ends = [*(found.end() for found in islice(_ENDS.finditer(rest), _AT_ONCE)), len(rest)]
+        for end in ends:
+            known = _one(words, rest[:end], _split(SENTENCES))
+            if known is not None:
+                break
+        else:
+            end, known = ends[0], rest[: ends[0]]
+        said.append(known)
+        rest = rest[end:].lstrip()
+    return " ".join([*said, rest] if rest else said)
+
+
+_ENDS = re.compile(r"[.?](?=\s)")
+
+
+def _one(words: Words, text: str, templates: Sequence[Template]) -> str | None:
+    """Return the translation of one sentence or phrase, its values told likewise; None where it is not known."""
+    for template in templates:
+        if (values := template.values_of(text)) is not None:
+            return words(template.text).format(**{name: _value(words, value) for name, value in values.items()})
+    return None
+
+
+def _value(words: Words, text: str) -> str:
+    """Return what stands for a placeholder: a number, phrases joined by ``and``, sentences, or a name, which stays."""
+    if _NUMBER.fullmatch(text):
+        return text.translate(_SEPARATORS)
+    parts = [_one(words, part, _split(PHRASES)) for part in text.split(" and ")]
+    if None not in parts:
+        return f" {words('and')} ".join(part or "" for part in parts)
+    whole = _one(words, text, _split(PHRASES))
+    if whole is not None:
+        return whole
+    return told(words, text) if text.endswith(".") else text
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?( ?(ms|MB|%))?")
+_SEPARATORS = str.maketrans(",.", ".,")
+"""Of numbers in English to those in German, the one other language so far."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """A sentence with placeholders: the texts between them, one more than there are placeholders."""
+
+    text: str
+    literals: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Template:
+        """Return it of a text as ``str.format`` takes it."""
+        parts = [(literal, name) for literal, name, _spec, _conversion in Formatter().parse(text)]
+        literals = [literal for literal, _name in parts]
+        names = tuple(name for _literal, name in parts if name is not None)
+        return cls(text, tuple(literals if len(literals) > len(names) else [*literals, ""]), names)
+
+    def values_of(self, text: str) -> dict[str, str] | None:
+        """Return the values by which it says a text; None where it does not.
+
+        Each ends at the first place where what follows it may begin, so that no text takes long.
+        """
+        first, *following = self.literals
+        last = following[-1] if following else ""
+        if not (text.startswith(first) and text.endswith(last)) or (not following and text != first):
+            return None
+        at, values = len(first), {}
+        for name, literal in zip(self.names[:-1], following[:-1], strict=True):
+            end = text.find(literal, at + 1)
+            if end < 0:
+                return None
+            values[name] = text[at:end]
+            at = end + len(literal)
+        if self.names:
+            end = len(text) - len(last)
+            if end <= at:
+                return None
+            values[self.names[-1]] = text[at:end]
+        return values
+
+
+@cache
+def _split(texts: tuple[str, ...]) -> tuple[Template, ...]:
+    """Return templates, those that say most first."""
+    templates = map(Template.of, texts)
+    return tuple(sorted(templates, key=lambda one: (-sum(map(len, one.literals)), one.text)))
