@@ -85,6 +85,7 @@ class Portal:
         self.tails = Tails()
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._screens = threading.BoundedSemaphore(1)
         self._tries = threading.BoundedSemaphore(TRIED_AT_ONCE)
         self._looking = threading.Lock()
         self.health_threads = CapacityLimiter(2)
@@ -119,6 +120,16 @@ class Portal:
             Overloaded: it did not come to its turn.
         """
         with _place(self._turns, TURN_S, "Too many requests are being submitted."):
+            yield
+
+    @contextmanager
+    def screening(self) -> Iterator[None]:
+        """Look at the first rows of one table at a time.
+
+        Raises:
+            Overloaded: it did not come to its turn.
+        """
+        with _place(self._screens, TURN_S, "Many tables are being looked at."):
             yield
 
     @contextmanager

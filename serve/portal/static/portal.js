@@ -57,7 +57,7 @@ export function themed(layout, width = Infinity) {
     font: { family: colourOf("--font"), size: 13, color: text }, margin: { l: 50, r: 12, t: 12, b: 44 },
     hoverlabel: { bgcolor: colourOf("--surface"), bordercolor: line, font: { color: text } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: text } }, ...layout,
-    // On a phone the names would take more room than the chart; the tables beside have the same colours.
+    // On a phone the names would take more room than the chart: they stand below it, see legendOf.
     ...(width < NARROW ? { showlegend: false } : {}),
   };
   for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).concat("xaxis", "yaxis")) {
@@ -85,10 +85,36 @@ export async function drawChart(element) {
   }
   const Plotly = await loadPlotly();
   await Plotly.react(element, figure.data, themed(figure.layout ?? {}, element.clientWidth), chartOptions);
+  legendOf(element);
   element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
 }
 
-function drawCharts(root = document) {
+const SVG = "http://www.w3.org/2000/svg";
+
+// What the marks mean, below a chart that is too narrow for it.
+export function legendOf(element) {
+  let list = element.nextElementSibling;
+  if (!list?.matches("ul.legend")) element.after(list = Object.assign(document.createElement("ul"), { className: "legend" }));
+  list.hidden = element.clientWidth >= NARROW;
+  list.replaceChildren(...element.data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => {
+    const [line, mark, path] = ["li", "svg", "path"].map((tag) => tag === "li" ? document.createElement(tag) : document.createElementNS(SVG, tag));
+    const colour = trace.marker?.color ?? trace.line?.color;
+    for (const [name, value] of Object.entries({ viewBox: "0 0 10 10", class: "dot-of", "aria-hidden": "true" })) mark.setAttribute(name, value);
+    const drawn = trace.meta?.path || (trace.mode === "lines" ? "M0 5h10" : "M5 .5a4.5 4.5 0 1 0 .01 0z");
+    for (const [name, value] of Object.entries({ d: drawn, fill: colour, stroke: colour })) path.setAttribute(name, value);
+    mark.append(path);
+    line.append(mark, ` ${trace.name}`);
+    return line;
+  }));
+}
+
+// A chart in a folded part has no width: it is drawn, or fitted, once that is opened.
+document.addEventListener("toggle", async (event) => {
+  if (!event.target.open) return;
+  for (const chart of event.target.querySelectorAll(".chart.js-plotly-plot")) (await loadPlotly()).Plots.resize(chart);
+}, true);
+
+export function drawCharts(root = document) {
   const charts = [...root.querySelectorAll(".chart[data-figure]")];
   if (!charts.length) return;
   const seen = new IntersectionObserver((entries) => {
