@@ -77,6 +77,7 @@ def predicting(ledger: Ledger) -> Iterator[None]:
         here = SimpleNamespace(url=url)
         patch.setattr("serve.portal.trying.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)
+        patch.setattr(Ledger, "leader", lambda *_: "a controller, which there is none of here")
         yield
 
 

@@ -111,6 +111,7 @@ async def read_form(request: Request) -> dict[str, list[str]]:
     form: dict[str, list[str]] = {}
     for name, value in pairs:
         form.setdefault(name, []).append(value.replace("\r\n", "\n"))
+    request.state.form = form  # a page that tells what is wrong with it shows it again
     return form
 
 

@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from factory.ledger import RequestSummary
 from factory.ledger.records import UNDER_WAY
-from serve.portal.documents import Deployments, Requests, Variants
+from serve.portal.documents import Deployments, Readiness, Requests, Variants
+from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.routes import API
 from serve.portal.routes.proposals import Proposals
@@ -52,6 +53,16 @@ async def show_home(visitor: SignedIn) -> Response:
         predictor=deployments.predictor,
         proposals=proposals.items,
     )
+
+
+@router.get("/standing")
+async def show_standing(visitor: SignedIn) -> Response:
+    """Show, as a part of a page, what keeps the factory from working on requests; nothing where all is well."""
+    try:
+        found = await visitor.api.get("/readyz", Readiness)
+    except Refused:  # the ledger does not answer, which the page itself tells
+        return visitor.page("standing.html", missing=())
+    return visitor.page("standing.html", missing=tuple(one.name for one in found.checks if not one.ok))
 
 
 async def _unmended(visitor: Visitor, failed: tuple[RequestSummary, ...]) -> list[RequestSummary]:

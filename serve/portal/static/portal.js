@@ -167,8 +167,73 @@ document.addEventListener("submit", async (event) => {
     if (form.dataset.sent) { event.preventDefault(); event.stopImmediatePropagation(); return; }
     form.dataset.sent = "yes";
     setTimeout(() => form.querySelectorAll("button").forEach((button) => button.setAttribute("aria-busy", "true")));
+    if (isSmall(form)) { event.preventDefault(); send(form, event.submitter); }
   }
 }, true);
+
+// --- small forms: sent without leaving the page, which keeps what was typed where it is refused --------
+
+const isSmall = (form) => !form.matches("[hx-post], [data-plain], [enctype='multipart/form-data'], #order, .alone form");
+const current = () => location.pathname + location.search;
+
+async function send(form, submitter) {
+  const place = submitter?.getAttribute("formaction") ?? form.getAttribute("action");
+  const sent = new URLSearchParams([...new FormData(form, submitter)].filter(([, value]) => typeof value === "string"));
+  let answer, text;
+  try {
+    const headers = { accept: "text/html", "hx-request": "true", "hx-current-url": location.href };
+    answer = await fetch(place, { method: "POST", body: sent, headers });
+    text = await answer.text();
+  } catch {
+    notice(document.body.dataset.unreachable);
+    fresh(document);
+    return;
+  }
+  const to = answer.headers.get("hx-redirect");
+  if (answer.status === 401) sessionStorage.setItem(`typed:${current()}`, JSON.stringify([form.getAttribute("action"), [...sent]]));
+  if (to) { location.assign(to); return; }
+  if (answer.redirected) { location.assign(answer.url); return; }
+  fresh(document);
+  const page = new DOMParser().parseFromString(text, "text/html");
+  if (answer.ok) { document.querySelector("main").replaceWith(page.querySelector("main")); begin(); scrollTo(0, 0); return; }
+  document.getElementById("notices").replaceChildren(...page.body.childNodes);
+  (tellWrong(form) ?? document.getElementById("notices")).scrollIntoView({ block: "nearest" });
+}
+
+// Puts what is wrong beside the fields; the first of them gets the focus.
+function tellWrong(form) {
+  form.querySelectorAll(".wrong[data-told]").forEach((one) => one.remove());
+  form.querySelectorAll("[aria-invalid]").forEach((one) => one.removeAttribute("aria-invalid"));
+  let first;
+  for (const problem of document.querySelectorAll("#notices [data-problem]")) {
+    const name = problem.dataset.problem.split(/[/.]/).filter((step) => step && !/^\d+$/.test(step)).at(-1);
+    const field = name && form.querySelector(`[name="${CSS.escape(name)}"]:not([type=hidden])`);
+    if (!field) continue;
+    const told = Object.assign(document.createElement("span"), { className: "wrong", id: `wrong-${name}`, textContent: problem.textContent });
+    told.dataset.told = "yes";
+    (field.closest(".field, fieldset") ?? field.parentElement).append(told);
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-describedby", told.id);
+    first ??= field;
+  }
+  first?.focus();
+  return first;
+}
+
+// Whose session had ended comes back to the form as it was sent.
+function takeTyped() {
+  const kept = sessionStorage.getItem(`typed:${current()}`);
+  if (!kept || !document.querySelector(".frame")) return;
+  sessionStorage.removeItem(`typed:${current()}`);
+  const [action, values] = JSON.parse(kept);
+  const form = document.querySelector(`form[action="${CSS.escape(action)}"]`);
+  for (const [name, value] of values) {
+    const field = form?.querySelector(`[name="${CSS.escape(name)}"]:not([type=hidden])`);
+    if (field && !["checkbox", "radio"].includes(field.type)) field.value = value;
+  }
+  const folded = form?.closest("details");
+  if (folded) folded.open = true;
+}
 
 function fresh(root) {
   for (const form of root.querySelectorAll("form[data-sent]")) {
@@ -193,9 +258,29 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-document.addEventListener("change", (event) => {
-  if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
+// A choice that is sent by itself: at once where it was pointed at; by keys, which walk through all that there is,
+// once it is left or Enter is pressed.
+const walked = new WeakSet(), waits = new WeakSet();
+
+function choose(choice) {
+  waits.delete(choice);
+  choice.form.requestSubmit();
+}
+
+document.addEventListener("pointerdown", (event) => walked.delete(event.target));
+document.addEventListener("keydown", (event) => {
+  const choice = event.target;
+  if (!choice.matches?.("[data-submits]")) return;
+  if (event.key !== "Enter") { walked.add(choice); return; }
+  walked.delete(choice);
+  if (waits.has(choice)) { event.preventDefault(); choose(choice); }
 });
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-submits]")) return;
+  if (walked.has(event.target)) waits.add(event.target);
+  else choose(event.target);
+});
+document.addEventListener("focusout", (event) => { if (waits.has(event.target)) choose(event.target); });
 
 function begin(root = document) {
   showTimes(root, document.documentElement.dataset.zone === zone);
@@ -203,6 +288,7 @@ function begin(root = document) {
 }
 
 begin();
+takeTyped();
 setInterval(() => showTimes(), 20000);
 window.addEventListener("pageshow", () => fresh(document));
 document.addEventListener("htmx:afterSettle", (event) => begin(event.detail.elt));
