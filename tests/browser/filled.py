@@ -40,12 +40,14 @@ class Filled:
         token: Of the team's admin.
         operator: Token that sees all teams.
         pages: Name → path of every page.
+        ledger: Its state.
     """
 
     address: str
     token: str
     operator: str
     pages: dict[str, str]
+    ledger: Ledger
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def filled_portal(home: Path) -> Iterator[Filled]:
         client = httpx.Client(base_url=f"{address}/api/v1", headers={"authorization": f"Bearer {token}"}, timeout=30)
         with client:
             pages = _Filling(ledger, settings, client).pages()
-        yield Filled(address, token, bootstrap.secret, pages)
+        yield Filled(address, token, bootstrap.secret, pages, ledger)
 
 
 @contextmanager
@@ -229,6 +231,7 @@ class _Filling:
             family = FAMILIES[number] if number < len(FAMILIES) else chance.choice(FAMILIES[1:])
             score = 0.5 if family == "constant" else 0.80 + 0.045 * chance.random() ** 0.5
             folds = tuple(range(8 if number in (2, 4) else 1))
+            state = {5: "pruned", 7: "failed"}.get(number, "succeeded")
             curve = tuple(CurvePoint(step=k * 10, train=3 / (5 + k), validation=3.7 / (6 + k)) for k in range(1, 20))
             self.ledger.record_trial(
                 request_id,
@@ -236,8 +239,8 @@ class _Filling:
                     number=number,
                     family=family,
                     parameters={"a": number},
-                    state="succeeded",
-                    score=score,
+                    state=state,
+                    score=None if state == "failed" else score,
                     train_score=score + 0.03,
                     folds=folds,
                     fold_scores=(score,) * len(folds),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,15 +13,9 @@ from playwright.sync_api import Route
 from serve.portal.pages.words import Words
 
 from .conftest import SIZES, MakeTab
-from .filled import Filled, filled_portal
+from .filled import Filled
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def filled() -> Iterator[Filled]:
-    with tempfile.TemporaryDirectory() as folder, filled_portal(Path(folder) / "home") as portal:
-        yield portal
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

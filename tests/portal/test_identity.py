@@ -43,6 +43,7 @@ NEEDED = {
             "show_request",
             "list_trials",
             "show_progress",
+            "screen_dataset",
             "list_attempts",
             "follow_events",
             "read_log",
