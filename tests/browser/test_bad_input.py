@@ -18,6 +18,7 @@ from .filled import Filled
 pytestmark = pytest.mark.slow
 
 LINE = {"name": "bad-input-line", "title": "A line", "families": ["constant", "linear"]}
+expect.set_options(timeout=15_000)
 FITTED = {"parameters": {}, "state": "succeeded", "folds": (0,), "fold_scores": (0.8,), "cost_s": 1.5}
 
 
@@ -329,7 +330,7 @@ def test_on_a_phone_the_quote_stays_in_sight_and_charts_say_what_their_marks_are
     assert box is not None
     assert 600 < box["y"] < 740 - box["height"] + 1
     tab.go(filled.pages["request"])
-    tab.page.locator("#scores .main-svg").first.wait_for()
+    tab.page.locator("#scores").scroll_into_view_if_needed()
     expect(tab.page.locator("#scores + ul.legend")).to_contain_text("CatBoost")
     expect(tab.page.locator("#scores + ul.legend")).to_contain_text("Failed")
     fits = (

@@ -217,7 +217,7 @@ def calls_over_time(traffic: Traffic, *, words: Words) -> Figure:
         slow = {"type": "scatter", "mode": "lines+markers", "y": [p.p95_ms for p in those], "yaxis": "y2"}
         look = {"line": {"color": colour, "width": 2}, "marker": {"size": 5, **marker}, "showlegend": False}
         traces.append(shared | slow | look | {"hovertemplate": "%{y:.3g} ms<extra>%{fullData.name}</extra>"})
-    titles = ((1.0, words("Calls a minute")), (0.36, words("95 % within, ms")))
+    titles = ((1.0, words("Calls a minute")), (0.36, words("95% within, ms")))
     layout: Figure = {
         "barmode": "stack",
         "margin": {"l": 50, "r": 12, "t": 56, "b": 44},
