@@ -21,6 +21,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from serve.portal.browser import local_path
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
 from serve.portal.pages.names import MENU, NAMES, metric_named
@@ -198,7 +199,7 @@ def _looked_at(request: Request) -> str:
         return request.url.path + (f"?{request.url.query}" if request.url.query else "")
     # What was typed is still in the form that htmx, or the back button, leaves there.
     page = request.headers.get("hx-current-url") or request.headers.get("referer") or "/"
-    return "/" + page.split("://", 1)[-1].partition("/")[2]
+    return local_path("/" + page.split("://", 1)[-1].partition("/")[2])
 
 
 async def failed(request: Request, status: int, error: ErrorContent, *, retry_after: str = "") -> HTMLResponse:

@@ -96,8 +96,9 @@ async def show_form(
 
 @router.post("/new/form")
 async def change_recipe(visitor: SignedIn, request: Request) -> Response:
-    """Show the form for another recipe, with what was typed."""
+    """Show the form for another recipe, with what was typed; its families are its own."""
     form = await read_form(request)
+    form.pop("families", None)
     return visitor.page("new_form.html", **await sheet_of(visitor, form), error=None, wrong={})
 
 

@@ -34,7 +34,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 async def recipe_of(visitor: Visitor, name: str) -> RecipeForm:
     """Return a recipe of today, with the schema of a request for it."""
-    return await visitor.api.get(f"{API}/recipes/{name.partition('@')[0]}", RecipeForm)
+    return await visitor.api.get(f"{API}/recipes/{name.partition('@')[0] or DEFAULT_RECIPE}", RecipeForm)
 
 
 async def sheet_of(visitor: Visitor, form: dict[str, list[str]], *, stale: bool = False) -> dict[str, Any]:

@@ -249,7 +249,7 @@ function follow() {
     source.addEventListener(kind, () => reloadSoon(kind === "state" ? 200 * Math.random() : AGAIN_MS));
   }
   // A portal that is down ends the stream; what happened meanwhile is fetched once it is there again.
-  source.addEventListener("error", () => reloadSoon(1000));
+  source.addEventListener("error", () => reloadSoon(source.readyState === EventSource.CLOSED ? AGAIN_MS : 1000));
 }
 
 if (live()?.dataset.open === "yes") {
