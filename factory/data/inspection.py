@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,8 @@ from factory.spec import ColumnType, Document
 
 TYPED_ROWS, SHOWN_ROWS, SHOWN_CHARACTERS = 1_000, 20, 200
 """Rows that types are inferred from, rows of a preview, and characters of each of its texts."""
+BEGINNING_BYTES = 8 * 2**20
+"""Of a CSV that are read for its first rows."""
 MOST_RATIO, FREE_OF_RATIO_BYTES = 200, 64 * 2**20
 """How much larger than itself a file may become when it is unpacked, and the size up to which nobody asks. Tables
 compress 3 to 30 times; gzip reaches 1,000 and zstd any number on bytes that are all the same."""
@@ -106,6 +108,14 @@ class Inspection:
             rows=tuple(tuple(_cell(value) for value in row) for row in shown),
         )
 
+    def beginning(self, n_rows: int) -> tuple[pd.DataFrame, bool]:
+        """Return the first rows, so many at most, and whether that is all of them."""
+        heads = {"parquet": self._parquet_head, "arrow": self._arrow_head, "csv": self._csv_head}
+        table = self._guarded(lambda: heads[self._sniffed.format](n_rows + 1))
+        check_names(table.column_names, self._shown)
+        frame = self._guarded(lambda: to_frame(_flat(table.slice(0, n_rows))))
+        return frame, table.num_rows <= n_rows
+
     def _guarded(self, read: Callable[[], Any]) -> Any:
         import pyarrow as pa
 
@@ -135,12 +145,9 @@ class Inspection:
             self._check_unpacked(max(told, known.num_rows * known.num_columns))
             return int(known.num_rows), ""
 
-    def _parquet_head(self) -> Any:
-        import pyarrow as pa
-
+    def _parquet_head(self, n_rows: int = TYPED_ROWS) -> Any:
         with parquet_file(self._path) as file:
-            batch = next(file.iter_batches(batch_size=TYPED_ROWS))
-        return without_index(pa.Table.from_batches([batch]))
+            return _first(file.iter_batches(batch_size=n_rows), n_rows)
 
     # --- Arrow -----------------------------------------------------------------
 
@@ -162,12 +169,8 @@ class Inspection:
             n_rows += batch.num_rows
         return n_rows, ""
 
-    def _arrow_head(self) -> Any:
-        import pyarrow as pa
-
-        first = next(batch for batch in self._batches() if batch.num_rows)
-        first.validate(full=True)
-        return without_index(pa.Table.from_batches([first]))
+    def _arrow_head(self, n_rows: int = 1) -> Any:
+        return _first(self._batches(), n_rows)
 
     def _batches(self) -> Iterator[Any]:
         import pyarrow as pa
@@ -178,6 +181,10 @@ class Inspection:
                 yield reader.get_batch(i)
 
     # --- CSV -------------------------------------------------------------------
+
+    def _csv_head(self, n_rows: int) -> Any:
+        head, _ = csv_head(self._path, self._sniffed, n_bytes=BEGINNING_BYTES)
+        return parse_head(head).slice(0, n_rows)
 
     def _csv_rows(self) -> tuple[int, str]:
         import pyarrow as pa
@@ -217,6 +224,19 @@ class Inspection:
                 n_rows += batch.num_rows
                 self._check_rows(n_rows)
         return n_rows
+
+
+def _first(batches: Iterable[Any], n_rows: int) -> Any:
+    """Return the table of the first batches that have so many rows; each is sound."""
+    import pyarrow as pa
+
+    taken: list[Any] = []
+    for batch in batches:
+        batch.validate(full=True)
+        taken.append(batch)
+        if sum(one.num_rows for one in taken) >= n_rows:
+            break
+    return without_index(pa.Table.from_batches(taken))
 
 
 def _flat(table: Any) -> Any:

@@ -187,10 +187,10 @@ def open_csv(path: Path, sniffed: Sniffed) -> BinaryIO:
     return cast("BinaryIO", gzip.open(path)) if sniffed.gzipped else path.open("rb")
 
 
-def csv_head(path: Path, sniffed: Sniffed) -> tuple[bytes, bool]:
-    """Return a CSV's first whole records, and whether that is all of it."""
+def csv_head(path: Path, sniffed: Sniffed, *, n_bytes: int = HEAD_BYTES) -> tuple[bytes, bool]:
+    """Return a CSV's first whole records, of so many bytes, and whether that is all of it."""
     with open_csv(path, sniffed) as data:
-        head = data.read(HEAD_BYTES)
+        head = data.read(n_bytes)
         if not re.search(rb"[\r\n]", head):
             head += data.read(MOST_HEAD_BYTES - len(head))
         whole = not data.read(1)

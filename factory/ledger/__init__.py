@@ -28,7 +28,7 @@ from factory.ledger.records import (
 )
 from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, Span
 from factory.ledger.sessions import PERSON, SignedIn, StartedSession
-from factory.ledger.store import Ledger
+from factory.ledger.store import Ledger, TrialMark
 from factory.ledger.tokens import IssuedToken, Refusal
 from factory.ledger.usage import Usage, VariantUsage
 from factory.ledger.visibility import EVERYONE, ShareKind
@@ -74,6 +74,7 @@ __all__ = [
     "Span",
     "StartedSession",
     "StateCount",
+    "TrialMark",
     "Upload",
     "UploadQuery",
     "Usage",

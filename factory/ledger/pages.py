@@ -51,6 +51,7 @@ class RequestQuery(Document):
     shared: bool = False
     states: tuple[RequestState, ...] = ()
     variant: str | None = None
+    like: str | None = None
     recipe: str | None = None
     door: Door | None = None
     submitted_by: str | None = None
@@ -135,6 +136,8 @@ class Pages(Audit):
         query = select(*_SUMMARY)
         for column in ("variant", "recipe", "door", "submitted_by"):
             query = _equal(query, _requests[column], getattr(where, column))
+        if where.like is not None:
+            query = query.where(_requests.variant.contains(where.like, autoescape=True))
         if where.states:
             query = query.where(_requests.state.in_([state.value for state in where.states]))
         if where.created_from is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, desc, func, insert, literal, select, tuple_, update
 
@@ -21,7 +22,16 @@ from factory.ledger.served import ServedCalls
 from factory.ledger.sessions import Sessions
 from factory.ledger.usage import Usages, add_usage
 from factory.ledger.wishes import Wishes
-from factory.spec import Task, Traits, Trial, Variant
+from factory.spec import Task, Traits, Trial, TrialState, Variant
+
+
+class TrialMark(NamedTuple):
+    """A trial as a mark in a chart: without its parameters, so that thousands are read at once."""
+
+    number: int
+    family: str
+    state: TrialState
+    score: float | None
 
 
 class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages, Usages, ServedCalls):
@@ -90,6 +100,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
         *,
         segment: str | None = None,
         after: tuple[str, int] | None = None,
+        newest: bool = False,
         limit: int | None = None,
     ) -> list[Trial]:
         """Return the trials of a request ordered by segment and number, of one segment where given.
@@ -98,23 +109,57 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
             request_id: Whose.
             segment: Of which segment; empty is the pooled variant's, None all of them.
             after: Segment and number of the trial before the first one.
+            newest: Whether the last ones come first.
             limit: Most of them; all if None.
 
         Raises:
             NotFound: there is no such request.
         """
         at = schema.trials.c
-        query = select(at.document).where(at.request_id == request_id).order_by(at.segment, at.number)
+        order = (at.segment.desc(), at.number.desc()) if newest else (at.segment, at.number)
+        query = select(at.document).where(at.request_id == request_id).order_by(*order)
         if segment is not None:
             query = query.where(at.segment == segment)
         if after is not None:
-            query = query.where(tuple_(at.segment, at.number) > tuple_(*map(literal, after)))
+            place, begin = tuple_(at.segment, at.number), tuple_(*map(literal, after))
+            query = query.where(place < begin if newest else place > begin)
         query = query.limit(limit)
         with self._read() as connection:
             documents = connection.scalars(query).all()
             if not documents:
                 self._require(connection, request_id)
         return [Trial.model_validate(document) for document in documents]
+
+    @repeatable
+    def trial_marks(self, request_id: str) -> list[TrialMark]:
+        """Return all trials of a request's pooled variant by number, each with what a chart shows of it."""
+        at = schema.trials.c
+        query = select(at.number, at.family, at.state, at.score).where(at.request_id == request_id, at.segment == "")
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(at.number)).all()
+        return [TrialMark(row.number, row.family, TrialState(row.state), row.score) for row in rows]
+
+    @repeatable
+    def trial_costs(self, request_id: str) -> dict[str, float]:
+        """Return the seconds that the trials of a request took, by segment; empty is the pooled variant's."""
+        at = schema.trials.c
+        query = select(at.segment, func.sum(at.cost_s)).where(at.request_id == request_id).group_by(at.segment)
+        with self._read() as connection:
+            return {segment: float(cost_s) for segment, cost_s in connection.execute(query)}
+
+    @repeatable
+    def best_trials(self, request_id: str, *, limit: int) -> list[Trial]:
+        """Return the trials of a request's pooled variant that succeeded with the best scores, the best first."""
+        at = schema.trials.c
+        query = (
+            select(at.document)
+            .where(at.request_id == request_id, at.segment == "", at.state == TrialState.SUCCEEDED.value)
+            .where(at.score.is_not(None))
+            .order_by(at.score.desc(), at.number)
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return [Trial.model_validate(document) for document in connection.scalars(query)]
 
     @repeatable
     def trials_since(self, request_id: str, since: datetime | None) -> list[tuple[datetime, Trial]]:

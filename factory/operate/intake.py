@@ -18,12 +18,12 @@ from factory.ledger import Door, Idempotency, Ledger, RequestRecord
 from factory.ledger.intake import new_request_id
 from factory.ledger.records import document_json
 from factory.operate.json_logs import known
-from factory.operate.quotes import PlaceOf, Quote, Rates, quote, quote_document
+from factory.operate.quotes import PlaceOf, Quote, Rates, Usual, quote, quote_document, usual
 from factory.operate.quotes.documents import Problem
 from factory.search.cluster import Crew, local_cpus, memory_budget_mb
 from factory.search.plan import check_request
 from factory.settings import Settings
-from factory.spec import Actor, Principal, Recipe, VariantRequest
+from factory.spec import Actor, Budget, Principal, Recipe, VariantRequest
 
 QUEUED = "Waiting to be admitted."
 LONGEST_PLACE = 1024
@@ -147,6 +147,11 @@ class Intake:
         cpus = self._asked(request, recipe)
         return quote(request, recipe, ledger=self.ledger, settings=self.settings, cpus=cpus, place=place)
 
+    def usual(self, recipe: Recipe, team: str | None) -> Usual:
+        """Return what a request of a recipe usually takes, by a team's earlier ones where there are some."""
+        workers = self._workers(recipe.budget.default)
+        return usual(recipe, team, ledger=self.ledger, settings=self.settings, cpus=workers)
+
     def _checked(self, document: object, known: Sequence[Detail]) -> tuple[VariantRequest, Recipe]:
         """Return a request and its recipe, or report all that is wrong with it at once."""
         plain = document_json(document) if isinstance(document, VariantRequest) else document
@@ -206,10 +211,12 @@ class Intake:
 
     def _asked(self, request: VariantRequest, recipe: Recipe) -> int:
         """Return the CPUs that a request asks for: as many as its memory has workers for, and the cluster has."""
-        budget = request.terms(recipe).budget
+        return max(self._workers(request.terms(recipe).budget), request.resources.workers)
+
+    def _workers(self, budget: Budget) -> int:
         most = local_cpus(self.settings) if self.cpus is None else int(self.cpus)
         crew = Crew.of(cpus=max(most, 1), memory_mb=memory_budget_mb(budget, self.settings))
-        return max(crew.workers, request.resources.workers, 1)
+        return max(crew.workers, 1)
 
 
 class _NotYours(NotFound):

@@ -87,6 +87,7 @@ class Portal:
         self.tails = Tails()
         self.metrics = Metrics(self)
         self._turns = threading.BoundedSemaphore(AT_ONCE)
+        self._screens = threading.BoundedSemaphore(1)
         self._tries = threading.BoundedSemaphore(TRIED_AT_ONCE)
         self._exports = threading.BoundedSemaphore(EXPORTED_AT_ONCE)
         self._looking = threading.Lock()
@@ -122,6 +123,16 @@ class Portal:
             Overloaded: it did not come to its turn.
         """
         with _place(self._turns, TURN_S, "Too many requests are being submitted."):
+            yield
+
+    @contextmanager
+    def screening(self) -> Iterator[None]:
+        """Look at the first rows of one table at a time.
+
+        Raises:
+            Overloaded: it did not come to its turn.
+        """
+        with _place(self._screens, TURN_S, "Many tables are being looked at."):
             yield
 
     @contextmanager

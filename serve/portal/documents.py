@@ -24,6 +24,7 @@ from factory.ledger import (
 from factory.ledger.records import Priority
 from factory.operate.answers import InputColumn, ListedVariant, MemberShare
 from factory.operate.evidence import GateReport, PooledSegment
+from factory.operate.quotes import Usual
 from factory.operate.recipe_history import RecipeVersion
 from factory.operate.traffic import Lately
 from factory.spec import (
@@ -182,6 +183,7 @@ class Recipes(Listing):
 
     items: tuple[RecipeView, ...]
     broken: tuple[BrokenRecipe, ...] = ()
+    usual: dict[str, Usual] = Field({}, description="By recipe: what a request usually takes, where that was asked.")
 
 
 class RecipeVersions(Listing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from playwright import sync_api as playwright
+
+from .filled import Filled, filled_portal
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZES = {"desktop": (1280, 850), "phone": (375, 740)}
@@ -77,6 +80,13 @@ def chromium() -> Iterator[playwright.Browser]:
         closing(started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as browser,
     ):
         yield browser
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[Filled]:
+    """A portal that has something of everything, shared by the tests of a file."""
+    with tempfile.TemporaryDirectory() as folder, filled_portal(Path(folder) / "home") as portal:
+        yield portal
 
 
 MakeTab = Callable[..., Tab]

@@ -72,12 +72,14 @@ class Filled:
         operator: Token that sees all teams.
         pages: Name → path of every page, as the team's admin sees it.
         operators: Name → path of what an operator sees otherwise.
+        ledger: Its state.
     """
 
     address: str
     token: str
     operator: str
     pages: dict[str, str]
+    ledger: Ledger
     operators: dict[str, str] = field(
         default_factory=lambda: {"teams": "/team", "new-team": "/new", "team-by-operator": "/team?name=growth"}
     )
@@ -140,7 +142,7 @@ def filled_portal(home: Path) -> Iterator[Filled]:
         client = httpx.Client(base_url=f"{address}/api/v1", headers={"authorization": f"Bearer {token}"}, timeout=30)
         with client:
             pages = _Filling(ledger, settings, client).pages()
-        yield Filled(address, token, bootstrap.secret, pages)
+        yield Filled(address, token, bootstrap.secret, pages, ledger)
 
 
 @contextmanager
@@ -152,6 +154,7 @@ def predicting(ledger: Ledger) -> Iterator[None]:
         patch.setattr("serve.portal.trying.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.exports.onnx_report", lambda *_: wine_onnx())
+        patch.setattr(Ledger, "leader", lambda *_: "a controller, which there is none of here")
         yield
 
 
@@ -358,6 +361,7 @@ class _Filling:
             family = FAMILIES[number] if number < len(FAMILIES) else chance.choice(FAMILIES[1:])
             score = 0.5 if family == "constant" else 0.80 + 0.045 * chance.random() ** 0.5
             folds = tuple(range(8 if number in (2, 4) else 1))
+            state = {5: "pruned", 7: "failed"}.get(number, "succeeded")
             curve = tuple(CurvePoint(step=k * 10, train=3 / (5 + k), validation=3.7 / (6 + k)) for k in range(1, 20))
             self.ledger.record_trial(
                 request_id,
@@ -365,8 +369,8 @@ class _Filling:
                     number=number,
                     family=family,
                     parameters={"a": number},
-                    state="succeeded",
-                    score=score,
+                    state=state,
+                    score=None if state == "failed" else score,
                     train_score=score + 0.03,
                     folds=folds,
                     fold_scores=(score,) * len(folds),

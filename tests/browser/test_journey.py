@@ -50,7 +50,7 @@ def order(tab: Tab, table: Path) -> str:
     page.wait_for_url("**/new/form**")
     page.locator("[name='dataset.target']").select_option("target")
     page.locator("input[name=recipe][value=tabular-fast]").check(force=True)
-    page.wait_for_load_state("load")
+    page.wait_for_url("**recipe=tabular-fast**")
     page.locator("#f-name").fill("tumour")
     page.locator("[name='budget.time_s']").fill("20")
     page.locator("#quote dl").wait_for()

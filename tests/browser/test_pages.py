@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,15 +14,9 @@ from playwright.sync_api import Locator, Route
 from serve.portal.pages.words import Words
 
 from .conftest import SIZES, MakeTab
-from .filled import Filled, filled_portal, views
+from .filled import Filled, views
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def filled() -> Iterator[Filled]:
-    with tempfile.TemporaryDirectory() as folder, filled_portal(Path(folder) / "home") as portal:
-        yield portal
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

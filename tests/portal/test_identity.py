@@ -39,7 +39,16 @@ NEEDED = {
         *("list_tokens", "create_token", "list_audit", "end_sessions", "set_priority"),
     ],
     "read": [
-        *("list_requests", "show_request", "list_trials", "list_attempts", "follow_events", "read_log"),
+        *(
+            "list_requests",
+            "show_request",
+            "list_trials",
+            "show_progress",
+            "screen_dataset",
+            "list_attempts",
+            "follow_events",
+            "read_log",
+        ),
         *("quote_request", "list_datasets", "show_dataset", "list_recipes", "show_recipe", "list_variants"),
         *(
             "show_variant",

@@ -16,6 +16,7 @@ from factory.variants.bundle import Bundle
 from serve.portal import trying
 from serve.portal.documents import VersionDetail
 from serve.portal.pages.trying import SHOWN, fields_of, outcome, read_value
+from serve.portal.pages.words import Words
 from serve.portal.trying import Contributions, Explanation, Predictions
 from tests.answers import error_of
 from tests.portal.conftest import World
@@ -130,7 +131,9 @@ def version(*columns: tuple[str, str], task: str = "regression") -> VersionDetai
 def test_fields_begin_with_the_first_row_and_suggest_what_the_data_have() -> None:
     columns = tuple(UploadColumn(name=name, type=kind) for name, kind in (("age", "numeric"), ("city", "categorical")))
     preview = Preview(columns=columns, rows=((41, "Bern"), (None, "Genf"), (7, "Bern")))
-    age, city, other = fields_of(version(("age", "numeric"), ("city", "categorical"), ("new", "text")), preview, None)
+    age, city, other = fields_of(
+        version(("age", "numeric"), ("city", "categorical"), ("new", "text")), preview, None, Words.of("de")
+    )
     assert (age.value, age.suggested) == ("41", ())
     assert (city.value, city.suggested) == ("Bern", ("Bern", "Genf"))
     assert (other.value, other.suggested) == ("", ())
@@ -167,4 +170,4 @@ def test_classes_stand_by_their_probability() -> None:
     ],
 )
 def test_values_are_read_by_their_type(text: str, kind: str, value: object) -> None:
-    assert read_value(text, kind) == value
+    assert read_value(text, kind, Words.of("en")) == value

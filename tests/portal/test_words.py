@@ -93,7 +93,10 @@ def placeholders(text: str) -> list[str]:
 
 def test_messages_are_found_wherever_pages_say_some() -> None:
     expected = {("Your models",), ("{n} row", "{n} rows"), ("Random forest",), ("It is champion.",), ("Best so far",)}
-    assert expected | {("{n} fold", "{n} folds"), ("Wall time",), ("Model families",)} <= said()
+    assert (
+        expected | {("as {n} earlier request", "as {n} earlier requests"), ("Wall time",), ("Model families",)}
+        <= said()
+    )
 
 
 def test_every_message_has_a_german_one() -> None:

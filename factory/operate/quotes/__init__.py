@@ -13,8 +13,9 @@ from factory.operate.quotes.documents import (
     Problem,
     Quote,
     Rates,
+    Usual,
 )
-from factory.operate.quotes.quoting import PlaceOf, quote, quote_document
+from factory.operate.quotes.quoting import PlaceOf, quote, quote_document, usual
 
 __all__ = [
     "COVERAGE",
@@ -26,6 +27,8 @@ __all__ = [
     "Problem",
     "Quote",
     "Rates",
+    "Usual",
     "quote",
     "quote_document",
+    "usual",
 ]

@@ -65,6 +65,21 @@ class Holding(Document):
         return self.cpus * rates.cpu_hour + self.gpus * rates.gpu_hour + self.memory_gb * rates.gb_hour
 
 
+class Usual(Document):
+    """What a request of a recipe usually takes, before anything of it is known.
+
+    Attributes:
+        time_s: Half of a team's earlier requests took less; that of the recipe's budget where there are none.
+        money: What its resources cost for that long, in ``currency``.
+        n_past: Earlier requests that it comes from.
+    """
+
+    time_s: float
+    money: float
+    currency: str
+    n_past: int = 0
+
+
 class Place(Document):
     """Where a request would stand in the queue."""
 

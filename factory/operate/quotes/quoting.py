@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -10,7 +11,7 @@ from factory.errors import Detail, InvalidRequest, NotFound, counted
 from factory.ledger import Ledger
 from factory.ledger.records import document_json
 from factory.operate.quotes.checks import Looked, look, look_at_data
-from factory.operate.quotes.documents import ExpectedScore, Holding, Interval, Place, Problem, Quote, Rates
+from factory.operate.quotes.documents import ExpectedScore, Holding, Interval, Place, Problem, Quote, Rates, Usual
 from factory.operate.quotes.estimate import (
     START_S,
     Estimate,
@@ -116,6 +117,27 @@ def quote(
         n_columns=None if looked.table is None else len(looked.table.columns),
         notes=looked.notes,
     )
+
+
+def usual(
+    recipe: Recipe, team: str | None, *, ledger: Ledger, settings: Settings, cpus: int, rates: Rates | None = None
+) -> Usual:
+    """Return what a request of a recipe usually takes.
+
+    Args:
+        recipe: As it is now.
+        team: Whose earlier requests tell; None: nobody's, but the recipe's budget.
+        ledger: Has the history.
+        settings: Bound what it holds.
+        cpus: That it would be given.
+        rates: Those of the settings where not given.
+    """
+    past = () if team is None else past_makings(ledger, team=team, recipe=recipe)
+    budget, rates = recipe.budget.default, rates or Rates.of(settings)
+    time_s = median(was.making_s for was in past) + START_S.mid if past else budget.time_s
+    holding = Holding(cpus=cpus, gpus=0, memory_gb=min(budget.memory_gb, settings.memory_gb or budget.memory_gb))
+    money = time_s * holding.hourly(rates) / 3600
+    return Usual(time_s=round(time_s, 1), money=round(money, 6), currency=rates.currency, n_past=len(past))
 
 
 def _takes(

@@ -13,6 +13,7 @@ from serve.portal.documents import AuditLog, Requests
 from serve.portal.pages.forms import Form, number, one, read_form
 from serve.portal.pages.inner import Query
 from serve.portal.pages.kit import SignedIn
+from serve.portal.pages.words import Words
 from serve.portal.routes import API
 from serve.portal.routes.cluster import Cluster
 
@@ -75,7 +76,7 @@ async def show_audit(
 async def create_team(visitor: SignedIn, request: Request) -> Response:
     """Create a team with its quota."""
     form = await read_form(request)
-    document = {"name": one(form, "name"), "title": one(form, "title"), "quota": quota_of(form)}
+    document = {"name": one(form, "name"), "title": one(form, "title"), "quota": quota_of(form, visitor.words)}
     await visitor.api.send("POST", f"{API}/teams", document, csrf=one(form, "csrf"))
     page = "/new?team=" if one(form, "then") == "order" else "/team?name="
     return visitor.go(f"{page}{document['name']}", visitor.words("The team is there."))
@@ -85,10 +86,12 @@ async def create_team(visitor: SignedIn, request: Request) -> Response:
 async def change_quota(visitor: SignedIn, request: Request, name: str) -> Response:
     """Give a team another quota."""
     form = await read_form(request)
-    await visitor.api.send("PATCH", f"{API}/teams/{name}", {"quota": quota_of(form)}, csrf=one(form, "csrf"))
+    await visitor.api.send(
+        "PATCH", f"{API}/teams/{name}", {"quota": quota_of(form, visitor.words)}, csrf=one(form, "csrf")
+    )
     return visitor.go(f"/team?name={name}", visitor.words("The quota is changed."))
 
 
-def quota_of(form: Form) -> dict[str, object]:
+def quota_of(form: Form, words: Words) -> dict[str, object]:
     """Return the quota that a form tells; what is no number goes along as it was typed, and is refused."""
-    return {field: number(one(form, field)) for field in QUOTAS if one(form, field)}
+    return {field: number(one(form, field), words) for field in QUOTAS if one(form, field)}

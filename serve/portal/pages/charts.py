@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -11,115 +12,150 @@ from factory.operate.traffic import Traffic
 from factory.spec import Trial, TrialState
 from serve.portal.pages.names import NAMES
 from serve.portal.pages.words import Words
+from serve.portal.progress import Mark, Progress
 
 Figure = dict[str, Any]
 
-MOST_POINTS = 1_500
-"""Trials that are drawn: the best so far, the latest, and of the others an even part; ten thousand take a second."""
+
+@dataclass(frozen=True)
+class Look:
+    """How a family is drawn, the same in every chart and beside it.
+
+    Attributes:
+        colour: Told apart on light and on dark, also by most people who see few colours.
+        symbol: Plotly's name of its mark.
+    """
+
+    colour: str
+    symbol: str
+
+    @property
+    def path(self) -> str:
+        """Return the mark in a box of 10 by 10, for SVG."""
+        return PATHS[self.symbol]
+
+
 COLOURS = (
     "#0f8a82", "#e07b39", "#5b7fd4", "#b5547f", "#8a9a34", "#8b6cc7", "#3d9bc4", "#b98a2f", "#64707d", "#cf5d52",
+    "#4f9e5b", "#9a6a4f",
 )  # fmt: skip
-"""Of families, told apart on light and on dark, also by most people who see few colours."""
+PATHS = {
+    "circle": "M5 .5a4.5 4.5 0 1 0 .01 0z",
+    "square": "M1 1h8v8h-8z",
+    "diamond": "M5 0l5 5-5 5-5-5z",
+    "triangle-up": "M5 .5l5 9h-10z",
+    "pentagon": "M5 0l5 3.7-1.9 6h-6.2l-1.9-6z",
+    "cross": "M3.3 0h3.4v3.3h3.3v3.4h-3.3v3.3h-3.4v-3.3h-3.3v-3.4h3.3z",
+}
 FAMILIES = (
     "lightgbm", "catboost", "xgboost", "extra_trees", "random_forest", "linear", "tabm", "torch_network",
-    "keras_network", "neighbours",
+    "keras_network", "neighbours", "kernel", "constant",
 )  # fmt: skip
+FAILED = frozenset({TrialState.FAILED, TrialState.KILLED, TrialState.OUT_OF_MEMORY})
+LOST = {
+    "failed": ("#cf5d52", "x-thin-open", "M1 1l8 8M9 1l-8 8"),
+    "pruned": ("#8a8f98", "line-ns-open", "M5 0v10"),
+}
+"""Trials without a score are marks at the lower edge: colour, symbol and path."""
 
 
-def colour_of(family: str) -> str:
-    """Return the colour of a family, the same in every chart."""
-    if family in FAMILIES:
-        return COLOURS[FAMILIES.index(family)]
-    return COLOURS[sum(family.encode()) % len(COLOURS)]
+def look_of(family: str) -> Look:
+    """Return how a family is drawn: no two of ours alike, and those of plug-ins always the same."""
+    place = FAMILIES.index(family) if family in FAMILIES else sum(family.encode())
+    return Look(COLOURS[place % len(COLOURS)], tuple(PATHS)[place % len(PATHS)])
 
 
-def drawn_trials(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials that a chart shows, by number: not more than it can show quickly."""
-    scored = [trial for trial in trials if trial.score is not None]
-    if len(scored) <= MOST_POINTS:
-        return scored
-    best, leading = float("-inf"), set()
-    for trial in scored:
-        assert trial.score is not None
-        if trial.score > best:
-            best = trial.score
-            leading.add(trial.number)
-    latest = {trial.number for trial in scored[-MOST_POINTS // 3 :]}
-    step = len(scored) / (MOST_POINTS / 2)
-    even = {scored[int(i * step)].number for i in range(MOST_POINTS // 2)}
-    return [trial for trial in scored if trial.number in leading | latest | even]
-
-
-def score_over_trials(trials: Sequence[Trial], *, metric: str, words: Words) -> Figure:
-    """Return the scores of trials in their order, coloured by family, and the best so far as a line."""
-    shown = drawn_trials(trials)
+def score_over_trials(progress: Progress, *, metric: str, words: Words) -> Figure:
+    """Return the scores of trials in their order, by family, those without one at the edge, and the best so far."""
+    shown = [mark for mark in progress.marks if mark.score is not None]
     traces: list[Figure] = []
-    for family in dict.fromkeys(trial.family for trial in shown):
-        those = [trial for trial in shown if trial.family == family]
+    for family in dict.fromkeys(mark.family for mark in shown):
+        those, look = [mark for mark in shown if mark.family == family], look_of(family)
         traces.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": words(_name(family)),
-                "meta": family,
-                "x": [trial.number for trial in those],
-                "y": [trial.score for trial in those],
-                "text": [_folds(trial, words) for trial in those],
-                "hovertemplate": "%{y:.5g}<br>%{text}<extra>%{fullData.name}</extra>",
-                "marker": {
-                    "size": 8,
-                    "color": colour_of(family),
-                    "symbol": [_SYMBOLS.get(trial.state, "circle") for trial in those],
-                },
+                "meta": {"family": family, "path": look.path},
+                "x": [mark.number for mark in those],
+                "y": [mark.score for mark in those],
+                "text": [words(NAMES["trial"][mark.state]) for mark in those],
+                "hovertemplate": "%{y:.5g}<br>%{text}<extra>%{fullData.name} #%{x}</extra>",
+                "marker": {"size": 8, "color": look.colour, "symbol": [symbol_of(mark) for mark in those]},
             }
         )
-    steps = best_so_far(shown)
+    traces += [_lost(progress.marks, kind, words) for kind in LOST]
+    steps = [(mark.number, mark.score) for mark in progress.leading]
+    last = max((mark.number for mark in progress.marks), default=0)
     traces.append(
         {
             "type": "scatter",
             "mode": "lines",
             "name": words("Best so far"),
-            "meta": "best",
-            "x": [number for number, _ in steps],
-            "y": [score for _, score in steps],
+            "meta": {"family": "", "path": "M0 5h10"},
+            "x": [number for number, _ in steps] + [last][: len(steps)],
+            "y": [score for _, score in steps] + [score for _, score in steps[-1:]],
             "line": {"shape": "hv", "width": 2, "color": "#8a8f98"},
             "hoverinfo": "skip",
         }
     )
-    low = worth_seeing([trial.score for trial in shown if trial.score is not None])
+    low = worth_seeing([mark.score for mark in shown if mark.score is not None])
     layout: Figure = {
         "xaxis": {"title": {"text": words("Trial")}, "tickformat": "d", "rangemode": "tozero"},
         "yaxis": {"title": {"text": metric}, **({"range": low} if low else {})},
+        "yaxis2": {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True},
         "uirevision": "kept",
     }
     return {"data": traces, "layout": layout}
 
 
-_SYMBOLS = {
-    TrialState.PRUNED: "triangle-down-open",
-    TrialState.FAILED: "x",
-    TrialState.KILLED: "x",
-    TrialState.OUT_OF_MEMORY: "x",
-}
+def symbol_of(mark: Mark) -> str:
+    """Return the mark of a trial with a score: its family's, open where it was pruned, a cross where it failed."""
+    if mark.state in FAILED:
+        return "x-thin-open"
+    symbol = look_of(mark.family).symbol
+    return f"{symbol}-open" if mark.state is TrialState.PRUNED else symbol
+
+
+def _lost(marks: Sequence[Mark], kind: str, words: Words) -> Figure:
+    """Return those that came to no score, as marks at the lower edge."""
+    those = [
+        mark
+        for mark in marks
+        if mark.score is None and (mark.state in FAILED if kind == "failed" else mark.state is TrialState.PRUNED)
+    ]
+    colour, symbol, path = LOST[kind]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": words(NAMES["trial"][kind]),
+        "meta": {"lost": kind, "path": path},
+        "yaxis": "y2",
+        "x": [mark.number for mark in those],
+        "y": [0.015] * len(those),
+        "text": [f"{words(_name(mark.family))}: {words(NAMES['trial'][mark.state])}" for mark in those],
+        "hovertemplate": "%{text}<extra>#%{x}</extra>",
+        "showlegend": bool(those),
+        "marker": {"size": 9, "color": colour, "symbol": symbol, "line": {"width": 2, "color": colour}},
+    }
+
+
+def looks(families: Iterable[str], words: Words) -> dict[str, dict[str, str]]:
+    """Return how families are named and drawn, for trials that come while one looks."""
+    found = {}
+    for family in dict.fromkeys((*FAMILIES, *families)):
+        look = look_of(family)
+        found[family] = {
+            "name": words(_name(family)),
+            "colour": look.colour,
+            "symbol": look.symbol,
+            "path": look.path,
+        }
+    return found
 
 
 def _name(family: str) -> str:
     return NAMES["family"].get(family, family)
-
-
-def _folds(trial: Trial, words: Words) -> str:
-    return words.many("{n} fold", "{n} folds", len(trial.folds))
-
-
-def best_so_far(trials: Iterable[Trial]) -> list[tuple[int, float]]:
-    """Return the steps of the best score: trial and score, and the last trial again."""
-    steps: list[tuple[int, float]] = []
-    last = 0
-    for trial in trials:
-        last = trial.number
-        if trial.score is not None and (not steps or trial.score > steps[-1][1]):
-            steps.append((trial.number, trial.score))
-    return [*steps, (last, steps[-1][1])] if steps else []
 
 
 def worth_seeing(scores: Sequence[float]) -> list[float] | None:
@@ -135,14 +171,12 @@ def worth_seeing(scores: Sequence[float]) -> list[float] | None:
     return [floor - 0.1 * (high - floor), high + 0.1 * (high - floor)]
 
 
-def learning_curves(trials: Sequence[Trial], *, words: Words, most: int = 6) -> Figure | None:
-    """Return the training and validation losses of the best trials that have a curve; None where none has."""
-    curved = [trial for trial in trials if len(trial.curve) > 1 and trial.score is not None]
-    best = sorted(curved, key=lambda trial: -(trial.score or 0.0))[:most]
-    if not best:
+def learning_curves(trials: Sequence[Trial], *, words: Words) -> Figure | None:
+    """Return the training and validation losses of some trials; None where there are none."""
+    if not trials:
         return None
     traces = []
-    for trial in best:
+    for trial in trials:
         for part, dash in (("validation", "solid"), ("train", "dot")):
             points = [(p.step, value) for p in trial.curve if (value := getattr(p, part)) is not None]
             if points:
@@ -153,7 +187,7 @@ def learning_curves(trials: Sequence[Trial], *, words: Words, most: int = 6) -> 
                         "name": f"{words(_name(trial.family))} {trial.number}, {words(_PARTS[part])}",
                         "x": [step for step, _ in points],
                         "y": [value for _, value in points],
-                        "line": {"color": colour_of(trial.family), "dash": dash, "width": 2},
+                        "line": {"color": look_of(trial.family).colour, "dash": dash, "width": 2},
                     }
                 )
     layout = {"xaxis": {"title": {"text": words("Round or epoch")}}, "yaxis": {"title": {"text": words("Loss")}}}
@@ -192,7 +226,7 @@ def calls_over_time(traffic: Traffic, *, words: Words) -> Figure:
         slow = {"type": "scatter", "mode": "lines+markers", "y": [p.p95_ms for p in those], "yaxis": "y2"}
         look = {"line": {"color": colour, "width": 2}, "marker": {"size": 5, **marker}}
         traces.append(shared | slow | look | {"hovertemplate": "%{y:.3g} ms<extra>%{fullData.name}</extra>"})
-    titles = ((1.0, words("Calls a minute")), (0.36, words("95 % within, ms")))
+    titles = ((1.0, words("Calls a minute")), (0.36, words("95% within, ms")))
     layout: Figure = {
         "barmode": "stack",
         "margin": {"l": 50, "r": 12, "t": 30, "b": 44},

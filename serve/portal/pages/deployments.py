@@ -61,7 +61,7 @@ async def change(visitor: SignedIn, request: Request, name: str) -> Response:
         "why": one(form, "why"),
     }
     if one(form, "as") == "canary":
-        document["percent"] = number(one(form, "percent"))
+        document["percent"] = number(one(form, "percent"), visitor.words)
     headers = {"if-match": one(form, "tag")} if one(form, "tag") else None
     await visitor.api.send("PUT", f"{API}/deployments/{name}", document, csrf=one(form, "csrf"), headers=headers)
     return visitor.go(f"/deployments/{name}", visitor.words("It is served so from now on."))

@@ -7,7 +7,6 @@ says what is wrong with it, and the page shows that beside the field.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from factory.errors import Detail, InvalidRequest
 from factory.spec import VariantRequest
 from factory.spec.texts import read_yaml
 from serve.portal.bodies import BODY_S, check_length, chunks
+from serve.portal.pages.words import Words
 
 MOST_BYTES = 1_000_000
 MOST_FIELDS = 5_000
@@ -50,6 +50,8 @@ class Field:
         choices: Of a choice, or of several.
         low: Least number.
         high: Greatest number.
+        above: Whether it has to be more than the least number.
+        below: Whether it has to be less than the greatest one.
         unit: Of its number.
         required: Whether it has to be filled.
     """
@@ -62,6 +64,8 @@ class Field:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
+    above: bool = False
+    below: bool = False
     unit: str = ""
     required: bool = False
 
@@ -69,6 +73,19 @@ class Field:
     def id(self) -> str:
         """Of its element."""
         return "f-" + re.sub(r"[^a-z0-9]+", "-", self.path.lower())
+
+    def bounds(self, words: Words) -> str:
+        """Return for people which numbers are allowed; empty where all are."""
+        if self.low is not None and self.high is not None and not self.above and not self.below:
+            return words("{low} to {high}", low=words.number(self.low), high=words.number(self.high))
+        told = []
+        if self.low is not None:
+            low = words.number(self.low)
+            told.append(words("more than {low}", low=low) if self.above else words("at least {low}", low=low))
+        if self.high is not None:
+            high = words.number(self.high)
+            told.append(words("less than {high}", high=high) if self.below else words("at most {high}", high=high))
+        return ", ".join(told)
 
 
 async def read_form(request: Request) -> dict[str, list[str]]:
@@ -94,6 +111,7 @@ async def read_form(request: Request) -> dict[str, list[str]]:
     form: dict[str, list[str]] = {}
     for name, value in pairs:
         form.setdefault(name, []).append(value.replace("\r\n", "\n"))
+    request.state.form = form  # a page that tells what is wrong with it shows it again
     return form
 
 
@@ -176,7 +194,8 @@ def _field(
     unit = next((unit for suffix, unit in _UNITS.items() if path.endswith(suffix)), "")
     title = part.get("title") or core.get("title") or path.rpartition(".")[2].replace("_", " ").capitalize()
     told = part.get("description") or core.get("description") or ""
-    return Field(path, title, told, kind, default, choices, low, high, unit, required)
+    above, below = "minimum" not in core and low is not None, "maximum" not in core and high is not None
+    return Field(path, title, told, kind, default, choices, low, high, above, below, unit, required)
 
 
 def _kind(schema: Mapping[str, Any], path: str, core: Mapping[str, Any]) -> tuple[Kind | None, tuple[str, ...]]:
@@ -213,9 +232,14 @@ def _resolved(schema: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str
 # --- from a form to a document and back ------------------------------------------
 
 
-def document_of(form: Form, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """Return the document that a form says; what is left empty is not in it."""
+def document_of(form: Form, fields: Mapping[str, Field], words: Words) -> dict[str, Any]:
+    """Return the document that a form says; what is left empty is not in it.
+
+    Raises:
+        InvalidRequest: numbers are written so that they may be others; or a search space is no YAML.
+    """
     document: dict[str, Any] = {}
+    unclear: list[Detail] = []
     for path, field in fields.items():
         given = [value for value in form.get(path, ()) if value.strip()]
         if field.kind == "flag":
@@ -225,7 +249,13 @@ def document_of(form: Form, fields: Mapping[str, Field]) -> dict[str, Any]:
             if given and not (field.kind == "many" and set(given) == set(field.choices)):
                 _put(document, path, given)
         elif given:
-            _put(document, path, _value(given[-1].strip(), field))
+            text = given[-1].strip()
+            if field.kind in ("number", "integer") and (problem := _unclear(text, field, words)):
+                unclear.append(Detail(path, problem))
+            _put(document, path, _value(text, field, words))
+    if unclear:
+        message = words("It is not clear which numbers are meant.")
+        raise InvalidRequest(message, hint=unclear[0].message, details=unclear)
     types = {name.removeprefix(_TYPES): one(form, name) for name in form if name.startswith(_TYPES) and one(form, name)}
     if types:
         _put(document, "dataset.types", types)
@@ -233,23 +263,52 @@ def document_of(form: Form, fields: Mapping[str, Field]) -> dict[str, Any]:
     return document
 
 
-def _value(text: str, field: Field) -> Any:
+def _value(text: str, field: Field, words: Words) -> Any:
     if field.kind == "yaml":
         return _yaml(text)
-    return number(text) if field.kind in ("number", "integer") else text
+    return number(text, words) if field.kind in ("number", "integer") else text
 
 
-def number(text: str) -> int | float | str:
-    """Return the number that was typed, with a point or a comma; the text where it is none, for the API to refuse.
+def number(text: str, words: Words | None = None) -> int | float | str:
+    """Return the number that was typed; the text where it is none, or may be another one, for the API to refuse.
 
-    >>> number("12"), number("12,5"), number("soon"), number("nan")
-    (12, 12.5, 'soon', 'nan')
+    Args:
+        text: What was typed.
+        words: The language in which it was typed; English if not given.
+
+    >>> number("12"), number("12,5"), number("14,400"), number("soon"), number("nan")
+    (12, 12.5, 14400, 'soon', 'nan')
     """
-    try:
-        found = int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else float(text.replace(",", "."))
-    except ValueError:
-        return text
-    return found if math.isfinite(found) else text  # JSON has no NaN
+    found = (words or Words.of("en")).read(text)
+    return text if found is None else found
+
+
+def typed(value: object, words: Words) -> str:
+    """Return a value as it stands in a field: :func:`number` reads what was a number."""
+    return words.typed(value) if isinstance(value, float) else str(value)
+
+
+def _unclear(text: str, field: Field, words: Words) -> str:
+    """Return what is wrong with a number that may be another one; empty where it is clear, or no number at all."""
+    if not re.fullmatch(r"[-+\d.,'\s]*\d[-+\d.,'\s]*", text):
+        return ""
+    found = words.read(text)
+    if found is None:
+        example = words.number(14400.5, 1)
+        return words(
+            "{text} may be read in several ways. Write it as {plain} or {example}.",
+            text=text,
+            plain=words.typed(14400.5),
+            example=example,
+        )
+    if field.kind == "integer" and not isinstance(found, int):
+        return words(
+            "{text} is no whole number. Write it as {plain} or {example}.",
+            text=text,
+            plain=words.typed(14400),
+            example=words.number(14400),
+        )
+    return ""
 
 
 def _yaml(text: str) -> Any:
@@ -284,26 +343,24 @@ def _put(document: dict[str, Any], path: str, value: Any) -> None:
     place[last] = value
 
 
-def form_of(document: Mapping[str, Any]) -> dict[str, list[str]]:
+def form_of(document: Mapping[str, Any], words: Words) -> dict[str, list[str]]:
     """Return a document as the form that says it."""
     form: dict[str, list[str]] = {}
-    _flatten(form, document, "")
+    _flatten(form, document, "", words)
     return form
 
 
-def _flatten(form: dict[str, list[str]], value: Any, path: str) -> None:
+def _flatten(form: dict[str, list[str]], value: Any, path: str, words: Words) -> None:
     if path == "spaces":
         if value:
             form[path] = [as_yaml(value)]
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            _flatten(form, inner, f"{path}.{name}" if path else str(name))
+            _flatten(form, inner, f"{path}.{name}" if path else str(name), words)
     elif isinstance(value, list | tuple):
         form[path] = [str(one) for one in value]
     elif value is not None:
-        form[path] = [
-            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-        ]
+        form[path] = [str(value).lower() if isinstance(value, bool) else typed(value, words)]
 
 
 def asked_yaml(request: VariantRequest) -> str:

@@ -104,7 +104,7 @@ class Api:
         Raises:
             Refused: the API does not give it.
         """
-        answer = await self._call("GET", path, params=filled_in(query))
+        answer = await self._call("GET", path, params=filled_in(query) or None)
         return answer.content.decode("utf-8", "replace")
 
     async def answer(self, path: str, query: Query | None = None) -> Answer:
@@ -113,7 +113,7 @@ class Api:
         Raises:
             Refused: the API does not give it.
         """
-        return await self._call("GET", path, params=filled_in(query), headers=_JSON)
+        return await self._call("GET", path, params=filled_in(query) or None, headers=_JSON)
 
     async def send(
         self,

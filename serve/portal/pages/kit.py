@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from serve.portal.browser import local_path
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
 from serve.portal.pages.names import MENU, NAMES, metric_named
@@ -181,34 +183,70 @@ async def on_refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     if error.status == 401:
         return await on_not_signed_in(request, error)
-    return failed(request, error.status, error.error, retry_after=error.retry_after)
+    return await failed(request, error.status, error.error, retry_after=error.retry_after)
 
 
 async def on_not_signed_in(request: Request, _: Exception) -> Response:
     """Send a browser to the sign-in; what it wanted to see comes afterwards."""
-    back = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    if request.method != "GET":
-        # What was typed is still in the form that htmx, or the back button, leaves there.
-        back = request.headers.get("hx-current-url") or request.headers.get("referer") or "/"
-        back = "/" + back.split("://", 1)[-1].partition("/")[2]
-    where = f"/sign-in?{urlencode({'next': back})}"
+    where = f"/sign-in?{urlencode({'next': _looked_at(request)})}"
     if request.headers.get(HTMX) == "true":
         return Response(status_code=401, headers={"hx-redirect": where, **HEADERS})
     return RedirectResponse(where, status_code=303)
 
 
-def failed(request: Request, status: int, error: ErrorContent, *, retry_after: str = "") -> HTMLResponse:
+def _looked_at(request: Request) -> str:
+    """Return the path of what a browser looks at: the page itself, or the one with the form that it has sent."""
+    if request.method == "GET" and request.headers.get(HTMX) != "true":
+        return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    # What was typed is still in the form that htmx, or the back button, leaves there.
+    page = request.headers.get("hx-current-url") or request.headers.get("referer") or "/"
+    return local_path("/" + page.split("://", 1)[-1].partition("/")[2])
+
+
+async def failed(request: Request, status: int, error: ErrorContent, *, retry_after: str = "") -> HTMLResponse:
     """Return the page of an error, or the part that tells it in the page that is there."""
     words = Words.of(request.headers.get("accept-language", ""))
     part = request.headers.get(HTMX) == "true"
-    template = environment(words.language).get_template("error_part.html" if part else "error.html")
-    text = template.render(
-        visitor=None, path=request.url.path, status=status, error=error, zone=None, now=datetime.now(UTC)
+    visitor = None if part else await _visitor(request, words)
+    form = getattr(request.state, "form", {}) if status != 412 else {}
+    # Shown again only to whoever has sent it: another site's form comes without the token of this session.
+    sent = form if visitor is not None and form.get("csrf", [""])[-1] == visitor.csrf else {}
+    text = (
+        environment(words.language)
+        .get_template("error_part.html" if part else "error.html")
+        .render(
+            visitor=visitor,
+            path=request.url.path,
+            status=status,
+            error=error,
+            sent={name: values for name, values in sent.items() if name not in _SECRETS},
+            wrong={detail.field.rpartition("/")[2]: detail.message for detail in error.details},
+            again=request.method == "GET",
+            back=_looked_at(request),
+            zone=visitor.zone if visitor else None,
+            now=datetime.now(UTC),
+        )
     )
     headers = {**HEADERS, **({"retry-after": retry_after} if retry_after else {})}
     if part:
-        headers |= {"hx-retarget": "#notices", "hx-reswap": "beforeend"}
+        headers |= {"hx-retarget": "#notices", "hx-reswap": "innerHTML"}
     return HTMLResponse(text, status_code=status, headers=headers)
+
+
+_SECRETS = frozenset({"csrf", "token"})
+"""Fields of forms that a page of an error does not repeat as they were sent."""
+_SESSION_S = 1.0
+"""For which a page of an error waits to know who looks at it: the ledger may be what has failed."""
+
+
+async def _visitor(request: Request, words: Words) -> Visitor | None:
+    """Return whoever looks at a page of an error, for its menu; None where that is not known."""
+    async with api_of(request) as api:
+        try:
+            async with asyncio.timeout(_SESSION_S):
+                return Visitor(request, api, words, await api.get("/auth/session", SessionView))
+        except (Refused, TimeoutError):
+            return None
 
 
 # --- templates ---------------------------------------------------------------

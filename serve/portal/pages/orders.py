@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
 from pprint import pformat
 from secrets import token_hex
 from typing import Any
@@ -13,44 +12,27 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
+from factory.data.first_look import FirstLook
 from factory.errors import InvalidRequest
 from factory.ledger import RequestRecord
 from factory.operate.quotes import Quote
-from serve.portal.documents import Datasets, DatasetView, ErrorContent, RecipeForm, Recipes, Teams, Variants
-from serve.portal.pages.forms import (
-    Field,
-    Form,
-    as_yaml,
-    document_of,
-    form_of,
-    likely_target,
-    one,
-    read_form,
-    request_fields,
-)
+from serve.portal.documents import Datasets, DatasetView, ErrorContent, RecipeForm, Teams
+from serve.portal.pages.forms import Form, as_yaml, document_of, form_of, one, read_form, request_fields
 from serve.portal.pages.inner import Refused, dotted, filled_in
 from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.pages.sheet import recipe_of, sheet_for, sheet_of
 from serve.portal.routes import API
 
 router = APIRouter(include_in_schema=False)
 
-DEFAULT_RECIPE = "tabular-auto"
-SECTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("data", ("dataset.task", "dataset.drop", "dataset.keep", "dataset.weights", "dataset.drift")),
-    ("search", ("metric", "families", "budget.trials", "budget.memory_gb", "making", "parent", "spaces", "seed")),
-    ("validation", ("validation.kind", "validation.folds", "validation.share", "validation.column", "validation.gap")),
-    ("segments", ("segments.by", "segments.min_rows")),
-    ("gates", ("gates.baseline", "gates.min_improvement", "gates.confidence", "gates.slices", "gates.slice_max_loss",
-               "gates.allow_leakage")),
-    ("limits", ("ceilings.latency_ms", "ceilings.size_mb", "deployment.percent")),
-    ("resources", ("resources.workers", "resources.gpus_per_worker", "priority")),
-)  # fmt: skip
-"""Folded parts of the form, with the paths of their fields."""
-
 
 @router.get("/new")
-async def show_data(visitor: SignedIn, team: str = "", features: str = "") -> Response:
+async def show_data(
+    visitor: SignedIn, request: Request, team: str = "", features: str = "", dataset: str = "", like: str = ""
+) -> Response:
     """Show where the data of a new variant may come from."""
+    if dataset or like:  # the address of a form that was sent, and is looked at again
+        return RedirectResponse(f"/new/form?{request.url.query}", status_code=303)
     owner = visitor.team or team
     if not owner:
         teams = await visitor.api.get(f"{API}/teams", Teams)
@@ -99,7 +81,7 @@ async def show_form(
     if like:
         earlier = await visitor.api.get(f"{API}/requests/{like}", RequestRecord)
         document = earlier.request.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        form = form_of(document)
+        form = form_of(document, visitor.words)
         dataset = dataset or one(form, "dataset.upload")
         recipe, team = recipe or earlier.request.recipe.partition("@")[0], team or earlier.request.team
     for name in ("name", "parent", "making", "dataset.target"):
@@ -108,31 +90,51 @@ async def show_form(
     fresh = not form
     if features:
         form["dataset.feature_service"] = [features]
-    sheet = await _sheet(visitor, dataset=dataset, recipe=recipe, team=team, form=form, fresh=fresh)
+    sheet = await sheet_for(visitor, dataset=dataset, recipe=recipe, team=team, form=form, like=like, fresh=fresh)
     return visitor.page("new_form.html", **sheet, error=None, wrong={})
 
 
 @router.post("/new/form")
 async def change_recipe(visitor: SignedIn, request: Request) -> Response:
-    """Show the form for another recipe, with what was typed."""
+    """Show the form for another recipe, with what was typed; its families are its own."""
     form = await read_form(request)
-    return visitor.page("new_form.html", **await _sheet_of(visitor, form), error=None, wrong={})
+    form.pop("families", None)
+    return visitor.page("new_form.html", **await sheet_of(visitor, form), error=None, wrong={})
+
+
+@router.get("/new/findings")
+async def show_findings(visitor: SignedIn, request: Request) -> Response:
+    """Show what the screening finds in the first rows of the data, as a part of the form."""
+    query = request.query_params
+    digest, target = query.get("dataset.upload", ""), query.get("dataset.target", "")
+    try:
+        found = await visitor.api.get(f"{API}/datasets/{digest}/findings", FirstLook, {"target": target})
+    except Refused as refused:
+        if refused.status == 401:
+            raise
+        return visitor.page("findings.html", found=None, problem=refused.error)
+    return visitor.page("findings.html", found=found, problem=None)
 
 
 @router.post("/new/quote")
 async def quote(visitor: SignedIn, request: Request) -> Response:
     """Show what the request of a form would take, and what is wrong with it."""
     form = await read_form(request)
+    nothing: dict[str, Any] = {"quote": None, "wrong": {}, "copies": (), "stale": False}
     try:
-        document = await _document(visitor, form)
+        recipe = await recipe_of(visitor, one(form, "recipe"))
+        document = _document(visitor, form, recipe)
         answer = await visitor.api.send("POST", f"{API}/quotes", document, csrf=one(form, "csrf"))
     except Refused as refused:
-        return visitor.page("quote.html", refused.status, quote=None, error=refused.error, wrong={}, document={})
+        return visitor.page("quote.html", refused.status, **nothing, error=refused.error)
     except InvalidRequest as error:
-        return visitor.page("quote.html", 400, quote=None, error=told(error), wrong={}, document={})
+        return visitor.page("quote.html", **{**nothing, **_wrong(told(error)), "error": None})
     found = answer.read(Quote)
     wrong = {dotted(problem.field): problem.message for problem in found.problems}
-    return visitor.page("quote.html", quote=found, error=None, wrong=wrong, **_copies(visitor, document))
+    stale = _is_stale(form, recipe)
+    return visitor.page(
+        "quote.html", quote=found, error=None, wrong=wrong, stale=stale, copies=_copies(visitor, document)
+    )
 
 
 @router.post("/new")
@@ -140,16 +142,25 @@ async def submit(visitor: SignedIn, request: Request) -> Response:
     """Submit the request of a form; sent twice, it is made once."""
     form = await read_form(request)
     try:
-        document = await _document(visitor, form)
+        recipe = await recipe_of(visitor, one(form, "recipe"))
+        if _is_stale(form, recipe):
+            sheet = await sheet_of(visitor, form, stale=True)
+            return visitor.page("new_form.html", 409, **sheet, error=None, wrong={})
+        document = _document(visitor, form, recipe)
         headers = {"idempotency-key": one(form, "key") or token_hex(16)}
         answer = await visitor.api.send("POST", f"{API}/requests", document, csrf=one(form, "csrf"), headers=headers)
     except Refused as refused:
         if refused.status in (401, 403):
             raise
-        return visitor.page("new_form.html", refused.status, **await _sheet_of(visitor, form), **_wrong(refused.error))
+        return visitor.page("new_form.html", refused.status, **await sheet_of(visitor, form), **_wrong(refused.error))
     except InvalidRequest as error:
-        return visitor.page("new_form.html", 400, **await _sheet_of(visitor, form), **_wrong(told(error)))
+        return visitor.page("new_form.html", 400, **await sheet_of(visitor, form), **_wrong(told(error)))
     return visitor.go(f"/requests/{answer.read(RequestRecord).id}")
+
+
+def _is_stale(form: Form, recipe: RecipeForm) -> bool:
+    """Whether the recipe of a form was changed since the form was made."""
+    return one(form, "recipe_digest") not in ("", recipe.recipe.digest_)
 
 
 def _wrong(error: ErrorContent) -> dict[str, Any]:
@@ -162,9 +173,10 @@ def told(error: InvalidRequest) -> ErrorContent:
     return ErrorContent(code=error.code, message=error.message, hint=error.hint, details=error.details)
 
 
-async def _document(visitor: Visitor, form: Form) -> dict[str, Any]:
-    fields = request_fields(await _schema(visitor, one(form, "recipe")))
-    document = document_of({name: values for name, values in form.items() if name != "recipe"}, fields)
+def _document(visitor: Visitor, form: Form, recipe: RecipeForm) -> dict[str, Any]:
+    fields = request_fields(recipe.request_schema)
+    typed = {name: values for name, values in form.items() if name != "recipe"}
+    document = document_of(typed, fields, visitor.words)
     dataset = document.pop("dataset", {})
     digest = one(form, "dataset.upload")
     place = {"upload": digest} if digest else {}
@@ -172,87 +184,7 @@ async def _document(visitor: Visitor, form: Form) -> dict[str, Any]:
     return {**given, "dataset": {**place, **dataset}, **document}
 
 
-async def _schema(visitor: Visitor, recipe: str) -> Mapping[str, Any]:
-    found = await visitor.api.get(f"{API}/recipes/{recipe.partition('@')[0]}", RecipeForm)
-    return found.request_schema
-
-
-async def _sheet_of(visitor: Visitor, form: dict[str, list[str]]) -> dict[str, Any]:
-    return await _sheet(
-        visitor,
-        dataset=one(form, "dataset.upload"),
-        recipe=one(form, "recipe"),
-        team=one(form, "team"),
-        form=form,
-        fresh=False,
-    )
-
-
-async def _sheet(
-    visitor: Visitor, *, dataset: str, recipe: str, team: str, form: dict[str, list[str]], fresh: bool
-) -> dict[str, Any]:
-    """Return what the form's page is made from."""
-    recipes = await visitor.api.get(f"{API}/recipes", Recipes)
-    names = [one.name for one in recipes.items]
-    chosen = recipe if recipe in names else DEFAULT_RECIPE if DEFAULT_RECIPE in names else names[0]
-    schema = await _schema(visitor, chosen)
-    fields = request_fields(schema)
-    data = await visitor.api.get(f"{API}/datasets/{dataset}", DatasetView) if dataset else None
-    columns = [column.name for column in data.preview.columns] if data else []
-    if fresh and data is not None:
-        form["dataset.target"] = [likely_target(columns)]
-        form["name"] = [_name_of(data.dataset.name)]
-        moments = [column.name for column in data.preview.columns if column.type == "datetime"]
-        form["dataset.timestamp"] = moments[:1]
-    made = await visitor.api.get(f"{API}/variants", Variants, {"limit": 60})
-    return {
-        "team": visitor.team or team,
-        "recipes": recipes.items,
-        "recipe": chosen,
-        "fields": fields,
-        "sections": [(name, [fields[p] for p in paths if p in fields]) for name, paths in SECTIONS],
-        "data": data,
-        "columns": columns,
-        "form": form,
-        "values": _Values(form, fields),
-        "parents": sorted({one.name for one in made.items}),
-        "key": one(form, "key") or token_hex(16),
-    }
-
-
-class _Values:
-    """What stands in a form's fields: what was typed, else the default."""
-
-    def __init__(self, form: Form, fields: Mapping[str, Field]) -> None:
-        self._form, self._fields = form, fields
-
-    def of(self, path: str) -> str:
-        """Return a field's text."""
-        if path in self._form:
-            return one(self._form, path)
-        default = self._fields[path].default if path in self._fields else None
-        return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
-
-    def all_of(self, path: str) -> list[str]:
-        """Return a field's texts."""
-        if path in self._form:
-            return list(self._form[path])
-        default = self._fields[path].default if path in self._fields else None
-        return [str(value) for value in default] if isinstance(default, list | tuple) else []
-
-
-def _name_of(file: str) -> str:
-    """Return a variant's name made from a file's.
-
-    >>> _name_of("Telco Churn (2024).csv"), _name_of("2024.csv")
-    ('telco-churn-2024', 'v2024')
-    """
-    kept = "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in file.partition(".")[0].lower())
-    name = "-".join(part for part in kept.split("-") if part)[:63].rstrip("-")
-    return name if name[:1].isalpha() else f"v{name}"[:63]
-
-
-def _copies(visitor: Visitor, document: dict[str, Any]) -> dict[str, Any]:
+def _copies(visitor: Visitor, document: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return a request as one writes it in YAML, for curl, and in Python."""
     url = str(visitor.request.base_url).rstrip("/")
     body = json.dumps(document, ensure_ascii=False)
@@ -267,4 +199,4 @@ def _copies(visitor: Visitor, document: dict[str, Any]) -> dict[str, Any]:
         "    request = client.submit(order)\n"
         "    print(client.wait(request.id).state)"
     )
-    return {"copies": (("YAML", as_yaml(document)), ("curl", curl), ("Python", python))}
+    return (("YAML", as_yaml(document)), ("curl", curl), ("Python", python))

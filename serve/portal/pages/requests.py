@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from factory.ledger import Event, RequestRecord
 from factory.ledger.records import BROKEN_OFF, UNDER_WAY
-from factory.spec import NEXT_STATES, RequestState, Trial, TrialState
+from factory.operate.answers import ListedVariant
+from factory.spec import NEXT_STATES, RequestState
 from serve.portal.documents import Attempts, Events, Requests, Trials, Variants
-from serve.portal.pages.charts import colour_of, learning_curves, score_over_trials
+from serve.portal.pages.charts import learning_curves, look_of, looks, score_over_trials
 from serve.portal.pages.forms import asked_yaml, one, read_form
 from serve.portal.pages.inner import Query, Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.pages.names import metric_named
+from serve.portal.progress import Progress
 from serve.portal.routes import API
 
 router = APIRouter(include_in_schema=False)
 
 RAIL = ("received", "queued", "preparing", "searching", "evaluating", "registered", "serving")
-LEADERS = 12
-"""Lines of the leaderboard."""
 LATEST = 100
-"""Trials that are listed with their parameters."""
-MOST_PAGES = 60
-"""Of trials that are read, 200 each; the chart tells if there are more."""
+"""Trials of a page of them, with their parameters."""
 
 
 @router.get("/requests")
@@ -39,7 +38,7 @@ async def show_requests(
     states = [str(s) for s in UNDER_WAY] if state == "under_way" else [state] if state else []
     query: Query = {
         "state": states,
-        "variant": variant.strip(),
+        "like": variant.strip(),
         "cursor": cursor,
         "team": team,
         "sort": sort,
@@ -55,6 +54,33 @@ async def show_requests(
 async def show_request(visitor: SignedIn, request_id: str) -> Response:
     """Show a request: where it stands, its trials, its resources and its events, live while it is worked on."""
     return visitor.page("request.html", **await _told(visitor, request_id))
+
+
+@router.get("/requests/{request_id}/live")
+async def show_live(visitor: SignedIn, request_id: str) -> Response:
+    """Show the parts of a request's page that change while it is worked on."""
+    return visitor.page("request_parts.html", **await _told(visitor, request_id))
+
+
+@router.get("/requests/{request_id}/trials")
+async def show_trials(visitor: SignedIn, request_id: str, cursor: str = "") -> Response:
+    """Show the trials of the pooled variant with their parameters, the last one first."""
+    place = f"{API}/requests/{request_id}"
+    record = await visitor.api.get(place, RequestRecord)
+    # The pooled variant's segment is the empty one, so it is a part of the address.
+    query = {"segment": "", "sort": "-number", "limit": LATEST, **({"cursor": cursor} if cursor else {})}
+    found, (metric, _) = await asyncio.gather(
+        visitor.api.get(f"{place}/trials?{urlencode(query)}", Trials), _made(visitor, record)
+    )
+    layout = "part.html" if visitor.wants_part else "base.html"
+    return visitor.page(
+        "trials.html",
+        layout=layout,
+        record=record,
+        trials=found.items,
+        next=found.next,
+        metric=metric or visitor.words("Score"),
+    )
 
 
 @router.get("/requests/{request_id}/log")
@@ -93,50 +119,38 @@ async def _told(visitor: Visitor, request_id: str) -> dict[str, Any]:
     place = f"{API}/requests/{request_id}"
     record = await visitor.api.get(place, RequestRecord)
     before = datetime.now(UTC)
-    trials, attempts, events, made = await asyncio.gather(
-        _trials(visitor, record.id),
+    progress, attempts, events, (metric, made) = await asyncio.gather(
+        visitor.api.get(f"{API}/requests/{record.id}/progress", Progress),
         visitor.api.get(f"{API}/requests/{record.id}/attempts", Attempts),
         _events(visitor, record),
-        visitor.api.get(f"{API}/variants", Variants, {"request_id": record.id, "limit": 200}),
+        _made(visitor, record),
     )
-    pooled = [trial for trial in trials if not trial.segment]
-    named = made.items[0].metric if made.items else record.request.metric
-    metric = metric_named(named) if named else visitor.words("Score")
     return {
         "record": record,
-        "trials": pooled,
-        "n_trials": _counts(pooled),
-        "segments": sorted({trial.segment for trial in trials if trial.segment}),
-        "leaders": leaders(pooled),
-        "latest": pooled[: -LATEST - 1 : -1],
-        "colour_of": colour_of,
-        "scores": score_over_trials(pooled, metric=metric, words=visitor.words) if pooled else None,
-        "curves": learning_curves(pooled, words=visitor.words),
+        "progress": progress,
+        "look_of": look_of,
+        "looks": looks((mark.family for mark in progress.marks), visitor.words),
+        "scores": score_over_trials(progress, metric=metric or visitor.words("Score"), words=visitor.words),
+        "curves": learning_curves(progress.curved, words=visitor.words),
         "metric": metric,
         "attempts": attempts.items,
         "events": events,
-        "made": made.items,
+        "made": made,
         "rail": rail(record, events),
         "document": asked_yaml(record.request),
         "open": not (record.ended or record.state is RequestState.REGISTERED),
         "broken": record.state in BROKEN_OFF,
         "since": before.isoformat(),
-        "spent_s": sum(trial.cost_s for trial in trials),
         "may_change": visitor.may_change("submit", record.request.team),
         "can_cancel": RequestState.CANCELLED in NEXT_STATES[record.state] and record.cancel_requested_at is None,
     }
 
 
-async def _trials(visitor: Visitor, request_id: str) -> list[Trial]:
-    found: list[Trial] = []
-    cursor: str | None = None
-    for _ in range(MOST_PAGES):
-        some = await visitor.api.get(f"{API}/requests/{request_id}/trials", Trials, {"cursor": cursor, "limit": 200})
-        found += some.items
-        cursor = some.next
-        if cursor is None:
-            break
-    return found
+async def _made(visitor: Visitor, record: RequestRecord) -> tuple[str, tuple[ListedVariant, ...]]:
+    """Return the name of the metric, empty where it is not known yet, and the variants that a request has made."""
+    made = await visitor.api.get(f"{API}/variants", Variants, {"request_id": record.id, "limit": 200})
+    named = made.items[0].metric if made.items else record.request.metric
+    return metric_named(named) if named else "", made.items
 
 
 async def _events(visitor: Visitor, record: RequestRecord) -> list[Event]:
@@ -144,19 +158,6 @@ async def _events(visitor: Visitor, record: RequestRecord) -> list[Event]:
     after = max(record.n_events - 190, 0)
     some = await visitor.api.get(f"{API}/requests/{record.id}/events", Events, {"after": after, "limit": 200})
     return list(some.items)
-
-
-def _counts(trials: list[Trial]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for trial in trials:
-        counts[str(trial.state)] = counts.get(str(trial.state), 0) + 1
-    return counts
-
-
-def leaders(trials: list[Trial]) -> list[Trial]:
-    """Return the trials with the best scores, the best first."""
-    scored = [trial for trial in trials if trial.score is not None and trial.state is TrialState.SUCCEEDED]
-    return sorted(scored, key=lambda trial: (-(trial.score or 0.0), trial.number))[:LEADERS]
 
 
 def rail(record: RequestRecord, events: list[Event]) -> list[tuple[str, str]]:

@@ -60,6 +60,6 @@ def shown(handler: Handler) -> Handler:
         response = await handler(request, error)
         if not is_page(request):
             return response
-        return failed(request, response.status_code, ErrorBody.model_validate_json(bytes(response.body)).error)
+        return await failed(request, response.status_code, ErrorBody.model_validate_json(bytes(response.body)).error)
 
     return show

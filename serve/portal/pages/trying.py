@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,9 +15,10 @@ from factory.ledger import RequestRecord
 from factory.operate.answers import InputColumn
 from factory.spec import ColumnType, Task
 from serve.portal.documents import DatasetView, Deployments, VersionDetail
-from serve.portal.pages.forms import number, one, read_form
+from serve.portal.pages.forms import number, one, read_form, typed
 from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
+from serve.portal.pages.words import Words
 from serve.portal.routes import API
 from serve.portal.trying import Contributions, Explanation, Predictions
 
@@ -64,8 +66,8 @@ async def try_it(visitor: SignedIn, request: Request, name: str, version: int) -
     form = await read_form(request)
     place = f"{API}/variants/{name}/versions/{version}"
     detail = await visitor.api.get(place, VersionDetail)
-    typed = {column.name: one(form, f"{PREFIX}{column.name}") for column in detail.columns}
-    row = {column.name: read_value(typed[column.name], column.type) for column in detail.columns}
+    given = {column.name: one(form, f"{PREFIX}{column.name}") for column in detail.columns}
+    row = {column.name: read_value(given[column.name], column.type, visitor.words) for column in detail.columns}
 
     async def predicted(**more: bool) -> Predictions:
         sent = {"rows": [row], **more}
@@ -75,11 +77,11 @@ async def try_it(visitor: SignedIn, request: Request, name: str, version: int) -
         found = await predicted(explain=True)
     except Refused as refused:
         if refused.status == 409:  # it predicts, and keeps nothing to explain by
-            return await _page(visitor, detail, typed, await predicted())
+            return await _page(visitor, detail, given, await predicted())
         if refused.status not in (400, 422, 503):
             raise
-        return await _page(visitor, detail, typed, refused=refused)
-    return await _page(visitor, detail, typed, found)
+        return await _page(visitor, detail, given, refused=refused)
+    return await _page(visitor, detail, given, found)
 
 
 async def _page(
@@ -100,7 +102,7 @@ async def _page(
         "try.html",
         status,
         version=detail,
-        inputs=fields_of(detail, preview, values),
+        inputs=fields_of(detail, preview, values, visitor.words),
         told=told,
         refused=refused,
         wrong={detail.field: detail.message for detail in refused.error.details} if refused else {},
@@ -116,14 +118,17 @@ async def _preview(visitor: Visitor, detail: VersionDetail) -> Preview | None:
     return view.preview if view else None
 
 
-def fields_of(detail: VersionDetail, preview: Preview | None, values: Mapping[str, str] | None) -> list[Inputs]:
+def fields_of(
+    detail: VersionDetail, preview: Preview | None, values: Mapping[str, str] | None, words: Words
+) -> list[Inputs]:
     """Return the fields of a version's columns, with what was typed, or with the data's first row."""
     shown = {} if preview is None else {column.name: k for k, column in enumerate(preview.columns)}
     found = []
     for column in detail.columns:
         place = shown.get(column.name)
         rows = preview.rows if preview is not None and place is not None else ()
-        cells = ["" if row[place] is None else str(row[place]) for row in rows] if place is not None else []
+        told = partial(typed, words=words) if column.type == ColumnType.NUMERIC else str
+        cells = ["" if row[place] is None else told(row[place]) for row in rows] if place is not None else []
         value = (cells[0] if cells else "") if values is None else values[column.name]
         suggests = column.type == ColumnType.CATEGORICAL
         suggested = tuple(dict.fromkeys(cell for cell in cells if cell))[:SUGGESTED] if suggests else ()
@@ -131,17 +136,18 @@ def fields_of(detail: VersionDetail, preview: Preview | None, values: Mapping[st
     return found
 
 
-def read_value(text: str, kind: str) -> object:
+def read_value(text: str, kind: str, words: Words) -> object:
     """Return a typed value as the predictor takes it; what is no number goes along as it was typed, and is refused.
 
-    >>> read_value("1,5", "numeric"), read_value("", "text"), read_value("old", "numeric")
-    (1.5, None, 'old')
+    >>> german = Words.of("de")
+    >>> [read_value(*typed, german) for typed in (("1,5", "numeric"), ("", "text"), ("old", "numeric"))]
+    [1.5, None, 'old']
     """
     if not text:
         return None
     if kind == ColumnType.BOOLEAN:
         return {"true": True, "false": False}.get(text.lower(), text)
-    return number(text) if kind == ColumnType.NUMERIC else text
+    return number(text, words) if kind == ColumnType.NUMERIC else text
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -19,7 +20,15 @@ from babel.dates import format_date, format_time, format_timedelta
 from babel.lists import format_list
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
-from babel.numbers import UnknownCurrencyError, format_currency, format_decimal, format_percent, validate_currency
+from babel.numbers import (
+    UnknownCurrencyError,
+    format_currency,
+    format_decimal,
+    format_percent,
+    get_decimal_symbol,
+    get_group_symbol,
+    validate_currency,
+)
 from babel.support import NullTranslations, Translations
 from babel.units import format_unit
 
@@ -76,6 +85,37 @@ class Words:
             return UNKNOWN
         pattern = "#,##0" if digits == 0 else "#,##0." + "#" * (3 if digits is None else digits)
         return str(format_decimal(value, format=pattern, locale=self.locale))
+
+    def typed(self, value: float) -> str:
+        """Return a number as one types it, with all its digits; :meth:`read` reads it.
+
+        >>> Words.of("de").typed(14400), Words.of("de").typed(1.125)
+        ('14400', '1,125')
+        """
+        text = str(value) if isinstance(value, int) else f"{value:.15g}"
+        return text.replace(".", get_decimal_symbol(self.locale))
+
+    def read(self, text: str) -> int | float | None:
+        """Return the number that was typed as the language writes it; None where it is none, or may be another one.
+
+        Thousands may be grouped. The other language's decimal sign is taken where it can group nothing.
+
+        >>> [Words.of("en").read(text) for text in ("14,400", "14.4", "12,5", "1,4,400", "1.400,5")]
+        [14400, 14.4, 12.5, None, None]
+        >>> [Words.of("de").read(text) for text in ("14.400", "14,4", "12.5", "0.125", "1.400,5")]
+        [14400, 14.4, 12.5, 0.125, 1400.5]
+        """
+        sign, mark = get_decimal_symbol(self.locale), get_group_symbol(self.locale)
+        if re.fullmatch(rf"[-+]?[1-9]\d{{0,2}}(\{mark}\d{{3}})+(\{sign}\d+)?|[-+]?[1-9]\d{{0,2}}([\s']\d{{3}})+", text):
+            text = re.sub(rf"[\{mark}\s']", "", text)
+        elif re.fullmatch(rf"[-+]?(0?\{mark}\d+|\d+\{mark}\d{{1,2}})", text):
+            sign = mark
+        if re.fullmatch(r"[-+]?\d{1,18}", text):
+            return int(text)
+        if not re.fullmatch(rf"[-+]?(\d+\{sign}?\d*|\{sign}\d+)([eE][-+]?\d+)?", text):
+            return None
+        found = float(text.replace(sign, "."))
+        return found if math.isfinite(found) else None
 
     def score(self, value: float | None) -> str:
         """Return a score with the digits that mean something.

@@ -12,6 +12,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from factory.data.first_look import FirstLook, first_look
 from factory.data.loading import uploaded
 from factory.data.uploads import Received
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
@@ -101,6 +102,21 @@ def show_dataset(portal: Here, caller: Reader, digest: Digest) -> Response:
     """Show a dataset with its columns, the types that its first rows suggest, and some of these."""
     upload = _seen(portal, caller, digest)
     return reply(DatasetView(dataset=upload, preview=portal.uploads.preview(digest), known=True))
+
+
+@router.get("/{digest}/findings", response_model=FirstLook, responses=refusals(404, 422))
+def screen_dataset(
+    portal: Here,
+    caller: Reader,
+    digest: Digest,
+    target: Annotated[str, Query(min_length=1, max_length=255, description="The column that would be predicted.")],
+) -> Response:
+    """Say what is suspicious about a dataset's first rows: columns that cannot help, or that give the target away."""
+    _seen(portal, caller, digest)
+    settings = portal.settings
+    with portal.screening():
+        path = uploaded(digest, settings=settings)
+        return reply(first_look(path, target, digest=digest, max_rows=settings.max_rows))
 
 
 @router.delete("/{digest}", status_code=204, responses=refusals(404))

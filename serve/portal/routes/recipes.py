@@ -6,15 +6,15 @@ import json
 from functools import cache
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
-from pydantic import JsonValue, TypeAdapter
+from fastapi import APIRouter, Path, Query
+from pydantic import Field, JsonValue, TypeAdapter
 from starlette.responses import Response
 
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
 from factory.operate.publishing import publish, withdraw
 from factory.operate.recipe_history import history
 from factory.search.plan import family, load_recipe, recipe_files
-from factory.spec import NAME, Recipe, VariantRequest
+from factory.spec import NAME, Document, Recipe, VariantRequest
 from serve.portal.bodies import Incoming, pointing, strict_problems
 from serve.portal.context import Here, Portal
 from serve.portal.documents import BrokenRecipe, RecipeForm, Recipes, RecipeVersions, RecipeView
@@ -22,6 +22,7 @@ from serve.portal.identity import Publisher, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IfMatch, matching, reply, tag
 from serve.portal.routes import API
+from serve.portal.routes.requests import intake_of
 
 router = APIRouter(prefix=f"{API}/recipes", tags=["recipes"], responses=refusals(*ALWAYS))
 
@@ -32,16 +33,27 @@ _ETAG = {"ETag": {"description": "For If-Match of a change.", "schema": {"type":
 _TAGGED = {"description": "The recipe.", "headers": _ETAG}
 
 
-@router.get("", response_model=Recipes)
-def list_recipes(portal: Here, caller: Reader) -> Response:  # noqa: ARG001
+class RecipeFilters(Document):
+    """What is told of recipes."""
+
+    usual: bool = Field(False, description="Also what a request of each usually takes and costs.")
+    team: str | None = Field(None, max_length=63, description="Whose requests tell; the token's own where empty.")
+
+
+@router.get("", response_model=Recipes, responses=refusals(404))
+def list_recipes(portal: Here, caller: Reader, filters: Annotated[RecipeFilters, Query()]) -> Response:
     """List the recipes; one that is not valid hides no other."""
     found, broken = [], []
     for name in recipe_files(portal.settings):
         try:
-            found.append(_view(load_recipe(name, settings=portal.settings)))
+            found.append(load_recipe(name, settings=portal.settings))
         except FactoryError as error:
             broken.append(BrokenRecipe(name=name, message=error.message))
-    return reply(Recipes(items=tuple(found), broken=tuple(broken)))
+    usual = {}
+    if filters.usual:
+        intake, team = intake_of(portal, caller), caller.own_team(filters.team)
+        usual = {recipe.name: intake.usual(recipe, team) for recipe in found}
+    return reply(Recipes(items=tuple(map(_view, found)), broken=tuple(broken), usual=usual))
 
 
 @router.get("/{name}", response_model=RecipeForm, responses=refusals(404))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request
@@ -15,12 +14,13 @@ from factory.errors import InvalidRequest
 from factory.ledger import Door, Idempotency, RequestQuery, RequestRecord
 from factory.ledger.records import document_json
 from factory.operate.intake import Intake, Taken
-from factory.spec import Document, RequestState, Trial, VariantRequest
+from factory.spec import Document, RequestState, VariantRequest
 from serve.portal.bodies import Incoming, pointing, strict_problems
 from serve.portal.context import Here, Portal
 from serve.portal.documents import Attempts, Cancellation, Moment, PriorityChange, Requests, Trials
 from serve.portal.identity import Admin, Caller, JobReader, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
+from serve.portal.progress import Progress, progress, told
 from serve.portal.replies import IdempotencyKey, page, reply
 from serve.portal.routes import API
 
@@ -54,6 +54,7 @@ class RequestFilters(Document):
     shared: bool = Field(True, description="Also those that others have shared with the team.")
     state: list[RequestState] = Field([], description="In one of these states; may be given several times.")
     variant: str | None = Field(None, max_length=200, description="For a variant, as team.name.")
+    like: str | None = Field(None, max_length=100, description="For variants with this in their name.")
     recipe: str | None = Field(None, max_length=63, description="Of a recipe, without its digest.")
     door: Door | None = Field(None, description="That came by this door.")
     submitted_by: str | None = Field(None, max_length=255)
@@ -65,9 +66,10 @@ class RequestFilters(Document):
 
 
 class TrialFilters(Document):
-    """Which trials."""
+    """Which trials, and in which order."""
 
     segment: str | None = Field(None, max_length=255, description="Of one segment; the pooled variant's is empty.")
+    sort: Literal["number", "-number"] = Field("number", description="- is the last one first")
     cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
     limit: int = Field(200, ge=1, le=200)
 
@@ -125,15 +127,29 @@ def list_trials(
     request_id: Id,
     filters: Annotated[TrialFilters, Query()],
 ) -> Response:
-    """List what was fitted for a request so far, by segment and number."""
+    """List what was fitted for a request so far, by segment and number, or the last ones first."""
     record = portal.ledger.request(request_id, seen_by=caller.team)
     left = portal.ledger.trials(
-        record.id, segment=filters.segment, after=_place(filters.cursor), limit=filters.limit + 1
+        record.id,
+        segment=filters.segment,
+        after=_place(filters.cursor),
+        newest=filters.sort == "-number",
+        limit=filters.limit + 1,
     )
-    shown = tuple(_shown(trial) for trial in left[: filters.limit])
+    shown = tuple(map(told, left[: filters.limit]))
     more = len(left) > len(shown)
     following = json.dumps([shown[-1].segment, shown[-1].number]) if more else None
     return page(Trials(items=shown, next=following), request, following)
+
+
+@router.get("/{request_id}/progress", response_model=Progress, responses=refusals(404))
+def show_progress(portal: Here, caller: JobReader, request_id: Id) -> Response:
+    """Show how far a request is: its trials as marks of a chart, the best of them, and what it took and costs so far.
+
+    The answer is bounded, however many trials there are.
+    """
+    record = portal.ledger.request(request_id, seen_by=caller.team)
+    return reply(progress(record, ledger=portal.ledger, settings=portal.settings))
 
 
 @router.get("/{request_id}/attempts", response_model=Attempts, responses=refusals(404))
@@ -206,19 +222,9 @@ def _key(caller: Caller, key: str | None, what: str, document: object) -> Idempo
     return Idempotency(caller.key, key, hashlib.sha256(text.encode("utf-8")).hexdigest())
 
 
-def _shown(trial: Trial) -> Trial:
-    """Return a trial as callers see it: without the folder on our disk, and without numbers that JSON does not have."""
-    finite = {
-        name: None
-        for name in ("score", "train_score")
-        if (value := getattr(trial, name)) is not None and not math.isfinite(value)
-    }
-    return trial.model_copy(update={"artifacts": None, **finite})
-
-
-def _place(cursor: str | None) -> tuple[str, int]:
+def _place(cursor: str | None) -> tuple[str, int] | None:
     if cursor is None:
-        return ("", -1)
+        return None
     try:
         segment, number = json.loads(cursor)
         return str(segment), int(number)

@@ -63,23 +63,33 @@ function send(form, file) {
 // --- the form -----------------------------------------------------------------------
 
 const order = document.getElementById("order");
-const never = new Set(["csrf", "key", "team", "dataset.upload", "recipe"]);
+const never = new Set(["csrf", "key", "team", "dataset.upload", "recipe", "recipe_digest"]);
+const recipe = order && new FormData(order).get("recipe");
 
-function draftName() { return `draft:${order.dataset.draft}:${new FormData(order).get("recipe")}`; }
+function draftName(of = recipe) { return `draft:${order.dataset.draft}:${of}`; }
 
-function keepDraft() {
-  const kept = [...new FormData(order)].filter(([name]) => !never.has(name));
-  sessionStorage.setItem(draftName(), JSON.stringify(kept));
+// What was typed, by the names of its fields; boxes that were not touched are those of the recipe.
+function keepDraft(of, names) {
+  const kept = [...new FormData(order)].filter(([name]) => !never.has(name) && (names?.has(name) ?? true));
+  const boxes = [...order.elements].filter((one) => one.type === "checkbox" && (names?.has(one.name) ?? true));
+  sessionStorage.setItem(draftName(of), JSON.stringify({ kept, boxes: [...new Set(boxes.map((one) => one.name))] }));
+}
+
+function isTyped(element) {
+  if (element.type === "checkbox") return element.checked !== element.defaultChecked;
+  if (element.options) return element.selectedOptions[0] !== ([...element.options].find((one) => one.defaultSelected) ?? element.options[0]);
+  return element.value !== element.defaultValue;
 }
 
 function takeDraft() {
   let kept;
   try { kept = JSON.parse(sessionStorage.getItem(draftName()) ?? "null"); } catch { return; }
-  if (!Array.isArray(kept) || document.querySelector("#notices .bad")) return;
+  if (!Array.isArray(kept?.kept) || document.querySelector("#notices .bad")) return;
   const values = new Map();
-  for (const [name, value] of kept) values.set(name, [...(values.get(name) ?? []), value]);
+  for (const [name, value] of kept.kept) values.set(name, [...(values.get(name) ?? []), value]);
   for (const element of order.elements) {
     if (!element.name || never.has(element.name)) continue;
+    if (element.type === "checkbox" && !kept.boxes.includes(element.name)) continue;
     if (element.type === "checkbox") element.checked = (values.get(element.name) ?? []).includes(element.value);
     else if (values.has(element.name)) element.value = values.get(element.name)[0];
   }
@@ -98,11 +108,21 @@ function showProblems() {
 }
 
 if (order) {
-  if (!new URLSearchParams(location.search).has("like")) takeDraft();
-  order.addEventListener("input", keepDraft);
+  takeDraft();
+  // Who comes back to a form gets it as it was sent, with the recipe that it is for.
+  window.addEventListener("pageshow", () => order.querySelectorAll("[name=recipe]").forEach((one) => { one.checked = one.defaultChecked; }));
+  order.addEventListener("input", (event) => { if (event.target.name !== "recipe") keepDraft(); });
   order.addEventListener("change", (event) => {
     const reloads = event.target.dataset?.reloads;
-    if (reloads) { order.action = reloads; order.submit(); }
+    if (!reloads || event.target.value === recipe) return;
+    // The form of another recipe has an address of its own, so that whoever signs in again comes back to it. It gets
+    // what was typed; what nobody has touched is as the other recipe has it.
+    const typed = [...order.elements].filter((one) => one.name && (order.dataset.typed || isTyped(one)));
+    keepDraft(event.target.value, new Set(typed.map((one) => one.name)));
+    const query = new URLSearchParams(location.search);
+    for (const [name, value] of new URLSearchParams(order.dataset.here)) query.set(name, value);
+    query.set("recipe", event.target.value);
+    location.assign(`${reloads}?${query}`);
   });
   // Forgotten by the page of the request that comes of it: until then the order may be refused, or the session be over.
   order.addEventListener("submit", () => sessionStorage.setItem("draft-sent", draftName()));

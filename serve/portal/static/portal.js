@@ -57,7 +57,7 @@ export function themed(layout, width = Infinity) {
     font: { family: colourOf("--font"), size: 13, color: text }, margin: { l: 50, r: 12, t: 12, b: 44 },
     hoverlabel: { bgcolor: colourOf("--surface"), bordercolor: line, font: { color: text } },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: text } }, ...layout,
-    // On a phone the names would take more room than the chart; the tables beside have the same colours.
+    // On a phone the names would take more room than the chart: they stand below it, see legendOf.
     ...(width < NARROW ? { showlegend: false } : {}),
   };
   for (const name of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key)).concat("xaxis", "yaxis")) {
@@ -85,10 +85,36 @@ export async function drawChart(element) {
   }
   const Plotly = await loadPlotly();
   await Plotly.react(element, figure.data, themed(figure.layout ?? {}, element.clientWidth), chartOptions);
+  legendOf(element);
   element.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
 }
 
-function drawCharts(root = document) {
+const SVG = "http://www.w3.org/2000/svg";
+
+// What the marks mean, below a chart that is too narrow for it.
+export function legendOf(element) {
+  let list = element.nextElementSibling;
+  if (!list?.matches("ul.legend")) element.after(list = Object.assign(document.createElement("ul"), { className: "legend" }));
+  list.hidden = element.clientWidth >= NARROW;
+  list.replaceChildren(...element.data.filter((trace) => trace.name && trace.showlegend !== false).map((trace) => {
+    const [line, mark, path] = ["li", "svg", "path"].map((tag) => tag === "li" ? document.createElement(tag) : document.createElementNS(SVG, tag));
+    const colour = trace.marker?.color ?? trace.line?.color;
+    for (const [name, value] of Object.entries({ viewBox: "0 0 10 10", class: "dot-of", "aria-hidden": "true" })) mark.setAttribute(name, value);
+    const drawn = trace.meta?.path || (trace.mode === "lines" ? "M0 5h10" : "M5 .5a4.5 4.5 0 1 0 .01 0z");
+    for (const [name, value] of Object.entries({ d: drawn, fill: colour, stroke: colour })) path.setAttribute(name, value);
+    mark.append(path);
+    line.append(mark, ` ${trace.name}`);
+    return line;
+  }));
+}
+
+// A chart in a folded part has no width: it is drawn, or fitted, once that is opened.
+document.addEventListener("toggle", async (event) => {
+  if (!event.target.open) return;
+  for (const chart of event.target.querySelectorAll(".chart.js-plotly-plot")) (await loadPlotly()).Plots.resize(chart);
+}, true);
+
+export function drawCharts(root = document) {
   const charts = [...root.querySelectorAll(".chart[data-figure]")];
   if (!charts.length) return;
   const seen = new IntersectionObserver((entries) => {
@@ -141,8 +167,73 @@ document.addEventListener("submit", async (event) => {
     if (form.dataset.sent) { event.preventDefault(); event.stopImmediatePropagation(); return; }
     form.dataset.sent = "yes";
     setTimeout(() => form.querySelectorAll("button").forEach((button) => button.setAttribute("aria-busy", "true")));
+    if (isSmall(form)) { event.preventDefault(); send(form, event.submitter); }
   }
 }, true);
+
+// --- small forms: sent without leaving the page, which keeps what was typed where it is refused --------
+
+const isSmall = (form) => !form.matches("[hx-post], [data-plain], [enctype='multipart/form-data'], #order, .alone form");
+const current = () => location.pathname + location.search;
+
+async function send(form, submitter) {
+  const place = submitter?.getAttribute("formaction") ?? form.getAttribute("action");
+  const sent = new URLSearchParams([...new FormData(form, submitter)].filter(([, value]) => typeof value === "string"));
+  let answer, text;
+  try {
+    const headers = { accept: "text/html", "hx-request": "true", "hx-current-url": location.href };
+    answer = await fetch(place, { method: "POST", body: sent, headers });
+    text = await answer.text();
+  } catch {
+    notice(document.body.dataset.unreachable);
+    fresh(document);
+    return;
+  }
+  const to = answer.headers.get("hx-redirect");
+  if (answer.status === 401) sessionStorage.setItem(`typed:${current()}`, JSON.stringify([form.getAttribute("action"), [...sent]]));
+  if (to) { location.assign(to); return; }
+  if (answer.redirected) { location.assign(answer.url); return; }
+  fresh(document);
+  const page = new DOMParser().parseFromString(text, "text/html");
+  if (answer.ok) { document.querySelector("main").replaceWith(page.querySelector("main")); begin(); scrollTo(0, 0); return; }
+  document.getElementById("notices").replaceChildren(...page.body.childNodes);
+  (tellWrong(form) ?? document.getElementById("notices")).scrollIntoView({ block: "nearest" });
+}
+
+// Puts what is wrong beside the fields; the first of them gets the focus.
+function tellWrong(form) {
+  form.querySelectorAll(".wrong[data-told]").forEach((one) => one.remove());
+  form.querySelectorAll("[aria-invalid]").forEach((one) => one.removeAttribute("aria-invalid"));
+  let first;
+  for (const problem of document.querySelectorAll("#notices [data-problem]")) {
+    const name = problem.dataset.problem.split(/[/.]/).filter((step) => step && !/^\d+$/.test(step)).at(-1);
+    const field = name && form.querySelector(`[name="${CSS.escape(name)}"]:not([type=hidden])`);
+    if (!field) continue;
+    const told = Object.assign(document.createElement("span"), { className: "wrong", id: `wrong-${name}`, textContent: problem.textContent });
+    told.dataset.told = "yes";
+    (field.closest(".field, fieldset") ?? field.parentElement).append(told);
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-describedby", told.id);
+    first ??= field;
+  }
+  first?.focus();
+  return first;
+}
+
+// Whose session had ended comes back to the form as it was sent.
+function takeTyped() {
+  const kept = sessionStorage.getItem(`typed:${current()}`);
+  if (!kept || !document.querySelector(".frame")) return;
+  sessionStorage.removeItem(`typed:${current()}`);
+  const [action, values] = JSON.parse(kept);
+  const form = document.querySelector(`form[action="${CSS.escape(action)}"]`);
+  for (const [name, value] of values) {
+    const field = form?.querySelector(`[name="${CSS.escape(name)}"]:not([type=hidden])`);
+    if (field && !["checkbox", "radio"].includes(field.type)) field.value = value;
+  }
+  const folded = form?.closest("details");
+  if (folded) folded.open = true;
+}
 
 function fresh(root) {
   for (const form of root.querySelectorAll("form[data-sent]")) {
@@ -167,9 +258,29 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-document.addEventListener("change", (event) => {
-  if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
+// A choice that is sent by itself: at once where it was pointed at; by keys, which walk through all that there is,
+// once it is left or Enter is pressed.
+const walked = new WeakSet(), waits = new WeakSet();
+
+function choose(choice) {
+  waits.delete(choice);
+  choice.form.requestSubmit();
+}
+
+document.addEventListener("pointerdown", (event) => walked.delete(event.target));
+document.addEventListener("keydown", (event) => {
+  const choice = event.target;
+  if (!choice.matches?.("[data-submits]")) return;
+  if (event.key !== "Enter") { walked.add(choice); return; }
+  walked.delete(choice);
+  if (waits.has(choice)) { event.preventDefault(); choose(choice); }
 });
+document.addEventListener("change", (event) => {
+  if (!event.target.matches("[data-submits]")) return;
+  if (walked.has(event.target)) waits.add(event.target);
+  else choose(event.target);
+});
+document.addEventListener("focusout", (event) => { if (waits.has(event.target)) choose(event.target); });
 
 function begin(root = document) {
   showTimes(root, document.documentElement.dataset.zone === zone);
@@ -177,6 +288,7 @@ function begin(root = document) {
 }
 
 begin();
+takeTyped();
 setInterval(() => showTimes(), 20000);
 window.addEventListener("pageshow", () => fresh(document));
 document.addEventListener("htmx:afterSettle", (event) => begin(event.detail.elt));
