@@ -20,17 +20,17 @@ from typing import Any
 import pytest
 
 from factory.errors import Conflict, ServiceFault, StorageFault
-from factory.ledger import Ledger, Refusal
+from factory.ledger import Ledger
 from factory.operate.admission import Capacity
 from factory.operate.attending import LEDGER, LOST_S, REFUSED_S, log_path
 from factory.operate.controller import AT_ONCE, LEAD, LEASE_S, MOST_PAUSE_S
 from factory.operate.jobs import JobSpec
-from factory.spec import Principal, RequestState
+from factory.spec import RequestState
 from factory.testing.controlled import Course
 from factory.testing.jobs import SMALL
 from tests.postgres import MISSING, server
 
-from .conftest import ANN, LONG, Plant
+from .conftest import LONG, Plant
 
 # --- one request ------------------------------------------------------------------
 
@@ -70,22 +70,6 @@ def test_a_job_gets_what_it_needs_and_no_more(make: Callable[..., Plant]) -> Non
     assert spec.folder == str(plant.settings.workspace("r-1"))
     assert (spec.cpus, spec.gpus, spec.memory_mb) == (0, 0, 0), "its trials could not start beside it"
     assert spec.metadata == {LEDGER: spec.metadata[LEDGER], "request": "r-1", "team": "growth"}
-
-
-def test_a_job_reads_its_own_request_while_it_runs_and_nothing_else(make: Callable[..., Plant]) -> None:
-    plant = make()
-    plant.ledger.create_team("growth", by=ANN)
-    plant.order()
-    controller = plant.controller()
-    controller.reconcile()
-    env = plant.jobs.specs["r-1-1"].env
-    assert env["FACTORY_URL"] == plant.settings.public
-    principal = plant.ledger.authenticate(env["FACTORY_TOKEN"])
-    assert isinstance(principal, Principal)
-    assert (principal.team, principal.request_id, principal.scopes) == ("growth", "r-1", {"read"})
-    plant.to_the_end(controller)
-    assert isinstance(plant.ledger.authenticate(env["FACTORY_TOKEN"]), Refusal)
-    assert plant.ledger.verify_audit() is None
 
 
 def test_who_waits_is_told_why_and_starts_when_there_is_room(make: Callable[..., Plant]) -> None:

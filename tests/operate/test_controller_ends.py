@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from factory.errors import Conflict
+from factory.ledger import Refusal
 from factory.operate.attending import GRACE_S
 from factory.operate.controller import Controller
-from factory.spec import Quota, RequestState
+from factory.spec import Principal, Quota, RequestState
 from factory.testing.controlled import Course
 
 from .conftest import ANN, LONG, Plant, document
@@ -176,3 +177,19 @@ def test_a_job_that_the_controller_stops_is_not_taken_for_stopped_by_hand(make: 
         "late": (RequestState.FAILED, ["timed_out"]),
         "preempt": (RequestState.REGISTERED, ["preempted", "done"]),
     }[why]
+
+
+def test_a_job_reads_its_own_request_while_it_runs_and_nothing_else(make: Callable[..., Plant]) -> None:
+    plant = make()
+    plant.ledger.create_team("growth", by=ANN)
+    plant.order()
+    controller = plant.controller()
+    controller.reconcile()
+    env = plant.jobs.specs["r-1-1"].env
+    assert env["FACTORY_URL"] == plant.settings.public
+    principal = plant.ledger.authenticate(env["FACTORY_TOKEN"])
+    assert isinstance(principal, Principal)
+    assert (principal.team, principal.request_id, principal.scopes) == ("growth", "r-1", {"read"})
+    plant.to_the_end(controller)
+    assert isinstance(plant.ledger.authenticate(env["FACTORY_TOKEN"]), Refusal)
+    assert plant.ledger.verify_audit() is None

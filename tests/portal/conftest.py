@@ -22,6 +22,7 @@ from factory.spec import SCOPES, Actor, Quota, Variant, VariantRequest
 from factory.testing.jobs import FakeJobs
 from serve.portal.app import create_app
 from tests.portal.providing import Running, providing
+from tests.portal.serving import served
 
 SETUP = Actor(who="setup")
 
@@ -223,3 +224,10 @@ def provider(process: Running) -> Running:
 def yaml_of(document: dict[str, Any]) -> bytes:
     """Return a document as YAML, which JSON is."""
     return json.dumps(document).encode()
+
+
+@pytest.fixture
+def address(world: World) -> Iterator[str]:
+    """A real server of the application."""
+    with served(world.app) as url:
+        yield f"{url}/api/v1"

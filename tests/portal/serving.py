@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
+
+if TYPE_CHECKING:
+    from tests.portal.conftest import World
 
 
 @contextmanager
@@ -26,3 +31,12 @@ def served(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@asynccontextmanager
+async def connected(address: str, world: World, who: str = "growth/read") -> AsyncIterator[httpx.AsyncClient]:
+    """Call a server's API with a token of the world."""
+    headers = {"authorization": f"Bearer {world.secrets[who]}"}
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=10) as client:
+        yield client
