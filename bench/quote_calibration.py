@@ -150,6 +150,8 @@ def measure(ask: Ask, folder: Path, home: Path, *, seed: int) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     rows = part(pd.read_parquet(folder / f"{ask.data}.parquet"), ask.parts, seed=seed)
+    if bench_set.task == "multiclass":  # of a class with one row nothing can be learned
+        rows = rows[rows.groupby(bench_set.target)[bench_set.target].transform("size") > 1]
     path = place / f"table.{ask.suffix}"
     rows.to_csv(path, index=False) if ask.suffix == "csv" else rows.to_parquet(path, index=False)
     request = document(ask, bench_set, path, seed=seed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +89,14 @@ class Outcome:
     pooled_segments: tuple[str, ...] = ()
 
 
-def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: Listener = lambda _: None) -> Outcome:
+def produce(
+    request_id: str,
+    *,
+    ledger: Ledger,
+    settings: Settings,
+    listen: Listener = lambda _: None,
+    began: float | None = None,
+) -> Outcome:
     """Make what a request asks for, from where an earlier attempt may have stopped.
 
     Args:
@@ -96,6 +104,7 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
         ledger: The state.
         settings: Of this process.
         listen: Told every state and every trial.
+        began: When this process was started for it, in Unix seconds; quotes learn from it how long that takes.
 
     Returns:
         The variants, promoted or rejected by their gates.
@@ -116,7 +125,7 @@ def produce(request_id: str, *, ledger: Ledger, settings: Settings, listen: List
         RaySession(settings) as ray,
         NearWorkers() as near,
     ):
-        return _Making(claim.record, ledger, settings, ray, near, listen).run()
+        return _Making(claim.record, ledger, settings, ray, near, listen, began).run()
 
 
 @contextmanager
@@ -164,8 +173,10 @@ class _Making:
         ray: RaySession,
         near: NearWorkers,
         listen: Listener,
+        began: float | None,
     ) -> None:
         self.id, self.ledger, self.settings, self.listen = record.id, ledger, settings, listen
+        self.began = began
         self.ray, self.near = ray, near
         self.request: VariantRequest
         self.recipe: Recipe
@@ -195,7 +206,8 @@ class _Making:
         clear_drafts(self.workspace)
         if near_may_serve(self.request, left_s=self.deadline.left_s - self.finish_s, ray=self.ray):
             self.near.start()  # which imports while the data are read
-        self.reach(RequestState.PREPARING, "Reading and screening the data.")
+        start = None if self.began is None else {"start_s": round(max(time.time() - self.began, 0.0), 3)}
+        self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
         plan = make_plan(self.request, self.recipe, material.dataset.task)
@@ -402,9 +414,9 @@ class _Making:
 
     # --- telling -------------------------------------------------------------
 
-    def reach(self, state: RequestState, message: str) -> None:
+    def reach(self, state: RequestState, message: str, payload: Mapping[str, object] | None = None, /) -> None:
         self.state = state
-        self.ledger.reach(self.id, state, message)
+        self.ledger.reach(self.id, state, message, payload=payload)
         self.tell(message)
 
     def note(self, kind: str, message: str, payload: Mapping[str, object] | None = None, /) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import psutil
 import typer
 
 from factory.cli._console import Json, ProgressLine, came_to, end, err, only_ours_on_stdout, opened_ledger, out
@@ -36,17 +37,25 @@ def run(
     """Make what a request asks for, or go on with one that was interrupted."""
     with opened_ledger(patience_s=PATIENCE_S) as (ledger, settings):
         if Path(request).suffix not in (".yaml", ".yml", ".json"):
-            work_on(ledger.request(request).id, ledger=ledger, settings=settings, json=json)
+            work_on(ledger.request(request).id, ledger=ledger, settings=settings, json=json, began=_began())
         document = read_document(Path(request), what="request")
         job = own_job(settings)
         if job is not None and is_led(ledger):
             _as_job(document, job, ledger=ledger, settings=settings, json=json)
         record = InProcess(ledger, settings).submit(document)
-        work_on(record.id, ledger=ledger, settings=settings, json=json)
+        work_on(record.id, ledger=ledger, settings=settings, json=json, began=_began())
 
 
-def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) -> NoReturn:
-    """Produce a request with its progress shown, print what came of it, and leave with its exit code."""
+def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool, began: float | None = None) -> NoReturn:
+    """Produce a request with its progress shown, print what came of it, and leave with its exit code.
+
+    Args:
+        request_id: The request.
+        ledger: Has it.
+        settings: Of this process.
+        json: Whether the outcome is printed as JSON.
+        began: As :func:`~factory.pipeline.produce` wants it.
+    """
     send_once()
     if not json:
         out.print(f"Request {request_id}")
@@ -60,8 +69,13 @@ def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool) 
             line(progress)
             note(progress)
 
-        result = produce(request_id, ledger=ledger, settings=settings, listen=listen)
+        result = produce(request_id, ledger=ledger, settings=settings, listen=listen, began=began)
     _end(result, json=json)
+
+
+def _began() -> float:
+    """Return when this process was started, which it was for one request."""
+    return psutil.Process().create_time()
 
 
 def _as_job(document: object, job: str, *, ledger: Ledger, settings: Settings, json: bool) -> NoReturn:

@@ -48,6 +48,7 @@ def made(
     fold_s: float = 1.0,
     version: int = 1,
     attempts: int = 1,
+    start_s: float | None = None,
 ) -> str:
     """Put a request that was made into the ledger, as the pipeline leaves it; return its id."""
     order = VariantRequest.model_validate(request)
@@ -58,7 +59,8 @@ def made(
     record = ledger.create_request(order)
     for _ in range(attempts):
         ledger.claim(record.id).release()
-    ledger.reach(record.id, RequestState.PREPARING, "Reading.")
+    start = None if start_s is None else {"start_s": start_s}
+    ledger.reach(record.id, RequestState.PREPARING, "Reading.", payload=start)
     ledger.record_traits(record.id, traits_of(dataset).model_copy(update={"metric": metric, "constant_score": 0.5}))
     for number in range(4):
         trial = Trial(number=number, family="lightgbm", parameters={}, state="succeeded", score=score or 0.5)

@@ -76,6 +76,21 @@ def test_what_earlier_requests_took_corrects_the_estimate(table: Path, ledger: L
     assert usual.low < 107 + 4 < usual.high  # the start of a process comes on top
 
 
+def test_how_long_processes_took_to_start_tells_the_machines_pace(table: Path, ledger: Ledger, home: Settings) -> None:
+    order = document(table, budget={"time_s": 10})
+    unknown = quoted(order, ledger, home).wall_s
+    made(ledger, document(table, budget={"time_s": 60, "trials": 9}), took_s=5.0, start_s=1.9)
+    fast = quoted(order, ledger, home).wall_s
+    for version in range(2, 4):
+        made(ledger, document(table, budget={"time_s": 60, "trials": 9}), took_s=5.0, start_s=7.5, version=version)
+    slow = quoted(order, ledger, home).wall_s
+    assert unknown is not None
+    assert fast is not None
+    assert slow is not None
+    assert unknown.low < fast.expected < unknown.expected < slow.expected
+    assert fast.high - fast.low < unknown.high - unknown.low, "another kind of request, but the same machine"
+
+
 def test_one_slow_request_moves_the_interval_and_many_become_it(table: Path, ledger: Ledger, home: Settings) -> None:
     ends = [quoted(document(table), ledger, home).wall_s]
     for version in range(1, 10):

@@ -30,8 +30,11 @@ from factory.spec import Budget, Trial, Variant
 
 LATE_SHARE, LATE_S = 0.05, 15.0
 """What the engine promises: its process ends within the budget, a twentieth of it and 15 s."""
-START_S = Spread(3.2, 4.2, 7.0)
-"""Process, imports, ledger, and its end; all on one CPU."""
+START_S, END_S = Spread(2.8, 3.8, 6.3), Spread(0.2, 0.4, 0.7)
+"""Process, imports and ledger, until the data are read; and until the process is gone. On one CPU."""
+PACE, PACE_SEEN = Spread(0.3, 0.75, 1.1), Spread(0.8, 1.0, 1.4)
+"""How long a machine takes for what every request begins and ends with, by that on which these priors were measured; a
+disk that has all in memory makes it a third. The second one is how much that changes once earlier starts tell it."""
 READ_S, READ_CELL_S = Spread(1.0, 1.6, 3.0), Spread(1e-6, 3e-6, 8e-6)
 """Reading, typing, screening, splitting: at least, and for each cell."""
 SETUP_S = Spread(1.0, 2.0, 4.0)
@@ -76,16 +79,18 @@ class Size:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a request takes beside the start of its process.
+    """What a request takes.
 
     Attributes:
         making_s: Wall time from when its data are read to its end.
+        around_s: Wall time before and after that: of the start and the end of its process.
         fits_s: Seconds of all its trials.
         rest_cpu_s: Processor time of everything else.
         threads: Of each trial.
     """
 
     making_s: Spread
+    around_s: Spread
     fits_s: Spread
     rest_cpu_s: Spread
     threads: int = 1
@@ -93,7 +98,12 @@ class Estimate:
     @property
     def cpu_s(self) -> Spread:
         """Processor time of all of it."""
-        return self.fits_s.times(self.threads) + self.rest_cpu_s
+        return self.fits_s.times(self.threads) + self.rest_cpu_s + self.around_s
+
+    @property
+    def wall_s(self) -> Spread:
+        """Wall time of all of it."""
+        return self.making_s + self.around_s
 
     def corrected(self, cases: Sequence[tuple[Estimate, PastMaking]], *, fits: bool = True) -> Estimate:
         """Return it as past cases say, each with the estimate that was made of it in the same way.
@@ -109,34 +119,42 @@ class Estimate:
         return replace(self, making_s=making_s, fits_s=self.fits_s.corrected(seen))
 
 
+def pace_of(past: Sequence[PastMaking]) -> Spread:
+    """Return how long the machine takes for what every request begins and ends with, as the starts of others tell."""
+    starts = [was.start_s for was in past if was.start_s is not None]
+    return PACE_SEEN.times(float(np.median(starts)) / START_S.mid) if starts else PACE
+
+
 def promise_s(time_s: float) -> float:
     """Return the seconds after which a request's process has ended."""
     return time_s * (1 + LATE_SHARE) + LATE_S
 
 
 @lru_cache(maxsize=4096)
-def estimate(asked: Asked, size: Size | None, fold: Spread, *, cpus: int, settings: Settings) -> Estimate:
+def estimate(asked: Asked, size: Size | None, fold: Spread, *, pace: Spread, cpus: int, settings: Settings) -> Estimate:
     """Return what a request takes by the stated priors; kept, since each quote asks for those of past requests again.
 
     Args:
         asked: What it asks for.
         size: Of its table; None where nobody knows.
         fold: Seconds of one fold, or of one refit of a parent's whole blend.
+        pace: Of the machine, as :func:`pace_of` tells it.
         cpus: That it may use.
         settings: Of this process.
     """
     reserve_s = min(max(FINISH_SHARE * asked.time_s, FINISH_LEAST_S), FINISH_MOST_S)
     clock_s = max(asked.time_s - reserve_s, LEAST_SEARCH_S)
-    read_s = READ_S if size is None else READ_S + READ_CELL_S.times(size.cells)
+    read_s = pace.by(READ_S if size is None else READ_S + READ_CELL_S.times(size.cells))
+    around_s, finish_s = pace.by(START_S) + pace.by(END_S), pace.by(FINISH_S)
     if asked.kind == "remade":
         fits_s = fold.times(1 / cpus).between(0.0, clock_s)
-        rest_s = read_s + PARENT_S + FINISH_S
-        return Estimate(rest_s + fits_s, fits_s, rest_s, threads=cpus)
+        rest_s = read_s + pace.by(PARENT_S) + finish_s
+        return Estimate(rest_s + fits_s, around_s, fits_s, rest_s, threads=cpus)
     memory_mb = memory_budget_mb(Budget(memory_gb=asked.memory_gb), settings)
     few = asked.trials is not None and asked.trials <= 3
     inline = not asked.segmented and asked.workers == 1 and (clock_s < INLINE_S or few)
     workers = 1 if inline else max(Crew.of(cpus=cpus, memory_mb=memory_mb).workers, 1)
-    set_up_s = read_s + SETUP_S
+    set_up_s = read_s + pace.by(SETUP_S)
     # A table that takes the whole budget to read is searched all the same.
     least_s = max(read_s.mid + LEAST_SEARCH_S, REGISTRY_S)
     if asked.trials is None or asked.segmented:
@@ -152,8 +170,8 @@ def estimate(asked: Asked, size: Size | None, fold: Spread, *, cpus: int, settin
         fits_s = fold.times(n_folds).between(0.0, clock_s * workers)
         least_s = REGISTRY_S if inline else RAY_S.mid
         search_s = (set_up_s + fits_s.times(1 / workers)).between(least_s, max(clock_s, least_s))
-    rest_cpu_s = set_up_s + REGISTRY_CPU_S + FINISH_S
-    return Estimate(search_s + FINISH_S, fits_s, rest_cpu_s if inline else rest_cpu_s + RAY_CPU_S)
+    rest_cpu_s = set_up_s + pace.by(REGISTRY_CPU_S) + finish_s
+    return Estimate(search_s + finish_s, around_s, fits_s, rest_cpu_s if inline else rest_cpu_s + RAY_CPU_S)
 
 
 def fold_prior(size: Size | None) -> Spread:

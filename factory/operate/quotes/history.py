@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Integer, bindparam, desc, func, select
+from sqlalchemy import Connection, Integer, bindparam, desc, select
 
 from factory.ledger import Ledger, schema
 from factory.search.splits import AUTO_FOLDS
@@ -79,6 +79,7 @@ class PastMaking:
         asked: What it asked for.
         traits: Of its data.
         making_s: From when its data were read to its end.
+        start_s: Until then, from when its process was started; None where that is not known.
         fits_s: Seconds of the trials of its pooled search.
         metric: Of its scores; greater is better.
         score: On rows that the search had not seen.
@@ -91,6 +92,7 @@ class PastMaking:
     asked: Asked
     traits: Traits
     making_s: float
+    start_s: float | None
     fits_s: float
     metric: str
     score: float
@@ -115,10 +117,10 @@ _MADE_BY = (
     .where(_of.id.in_(bindparam("ids", expanding=True)))
 )
 _STEPS = (
-    select(_events.request_id, _events.state, func.min(_events.time).label("time"))
+    select(_events.request_id, _events.state, _events.time, _events.payload)
     .where(_events.request_id.in_(bindparam("ids", expanding=True)))
     .where(_events.kind == "state", _events.state.in_((_BEGIN, *_ENDS)))
-    .group_by(_events.request_id, _events.state)
+    .order_by(desc(_events.sequence))
 )
 
 
@@ -134,14 +136,15 @@ def _makings(ledger: Ledger, ids: tuple[str, ...], budget: Budget, validation: V
     """Return what is known of requests that were made, which changes no more: it is read again for other ones only."""
     with ledger._read() as connection:
         rows = {row.id: row for row in connection.execute(_MADE_BY, {"ids": ids})}
-        took_s = _making_s(connection, ids)
+        took_s = _took_s(connection, ids)
     return tuple(
         PastMaking(
             request_id=row.id,
             variant=row.variant,
             asked=Asked.of(row.document, budget, validation),
             traits=Traits.model_validate(row.traits),
-            making_s=took_s[row.id],
+            making_s=took_s[row.id][0],
+            start_s=took_s[row.id][1],
             fits_s=row.made["cost_s"],
             metric=row.made["metric"],
             score=float(row.made["score"]),
@@ -153,11 +156,14 @@ def _makings(ledger: Ledger, ids: tuple[str, ...], budget: Budget, validation: V
     )
 
 
-def _making_s(connection: Connection, ids: Sequence[str]) -> dict[str, float]:
-    """Return the seconds from PREPARING to the end of those requests that have events of both."""
-    begun: dict[str, datetime] = {}
+def _took_s(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[float, float | None]]:
+    """Return the seconds from PREPARING to the end of those requests that have events of both, and those before."""
+    begun: dict[str, tuple[datetime, float | None]] = {}
     ended: dict[str, datetime] = {}
-    for request_id, state, time in connection.execute(_STEPS, {"ids": ids}):
-        (begun if state == _BEGIN else ended)[request_id] = time
-    seconds = {one: (ended[one] - begun[one]).total_seconds() for one in begun.keys() & ended.keys()}
-    return {one: taken for one, taken in seconds.items() if taken > 0}  # a clock may have been set back
+    for request_id, state, time, payload in connection.execute(_STEPS, {"ids": ids}):  # the first one counts
+        if state == _BEGIN:
+            begun[request_id] = (time, payload.get("start_s"))
+        else:
+            ended[request_id] = time
+    took = {one: ((ended[one] - begun[one][0]).total_seconds(), begun[one][1]) for one in begun.keys() & ended.keys()}
+    return {one: taken for one, taken in took.items() if taken[0] > 0}  # a clock may have been set back

@@ -19,6 +19,7 @@ from factory.operate.quotes.estimate import (
     estimate,
     fold_of_past,
     fold_prior,
+    pace_of,
     promise_s,
     refit_of,
     seen_fold,
@@ -90,7 +91,7 @@ def quote(
     past = past_makings(ledger, team=request.team, recipe=recipe)
     takes, n_past = _takes(request, asked, looked, past, cpus=cpus, ledger=ledger, settings=settings)
     most_s = promise_s(asked.time_s)
-    wall = _interval((takes.making_s + START_S).between(0.0, most_s))
+    wall = _interval(takes.wall_s.between(0.0, most_s))
     holding = Holding(
         cpus=cpus,
         gpus=request.resources.workers * request.resources.gpus_per_worker,
@@ -100,7 +101,7 @@ def quote(
     return Quote(
         problems=_told(looked.problems),
         wall_s=wall,
-        used_cpu_s=_interval((takes.cpu_s + START_S).between(0.0, most_s * cpus)),
+        used_cpu_s=_interval(takes.cpu_s.between(0.0, most_s * cpus)),
         cpu_s=wall.times(holding.cpus),
         gpu_s=wall.times(holding.gpus),
         gb_s=wall.times(holding.memory_gb),
@@ -134,7 +135,7 @@ def usual(
     """
     past = () if team is None else past_makings(ledger, team=team, recipe=recipe)
     budget, rates = recipe.budget.default, rates or Rates.of(settings)
-    time_s = median(was.making_s for was in past) + START_S.mid if past else budget.time_s
+    time_s = median(was.making_s for was in past) + pace_of(past).mid * START_S.mid if past else budget.time_s
     holding = Holding(cpus=cpus, gpus=0, memory_gb=min(budget.memory_gb, settings.memory_gb or budget.memory_gb))
     money = time_s * holding.hourly(rates) / 3600
     return Usual(time_s=round(time_s, 1), money=round(money, 6), currency=rates.currency, n_past=len(past))
@@ -154,8 +155,10 @@ def _takes(
     size = _size(request, looked, past)
     cases = [was for was in past if (was.asked.kind, was.asked.segmented) == (asked.kind, asked.segmented)]
 
+    pace = pace_of(past)
+
     def of(one: Asked, its_size: Size | None, fold: Spread) -> Estimate:
-        return estimate(one, its_size, fold, cpus=cpus, settings=settings)
+        return estimate(one, its_size, fold, pace=pace, cpus=cpus, settings=settings)
 
     if asked.kind == "remade":
         again = request.making == "refit"

@@ -55,6 +55,14 @@ class Spread:
         """Return a multiple of it."""
         return Spread(factor * self.low, factor * self.mid, factor * self.high)
 
+    def by(self, other: Spread) -> Spread:
+        """Return the product with one that goes the same way: where this is low, the other one is low too.
+
+        >>> Spread(0.5, 1, 2).by(Spread(2, 4, 8))
+        Spread(low=1.00, mid=4.00, high=16.00)
+        """
+        return Spread(self.low * other.low, self.mid * other.mid, self.high * other.high)
+
     def between(self, least: float, most: float) -> Spread:
         """Return it where nothing can be less or more.
 
