@@ -51,7 +51,9 @@ def main() -> None:
 
 def taken(tab: Tab) -> Image.Image:
     """Return a picture of the whole page that is shown; parts that load once they are seen are loaded before."""
-    tab.page.evaluate("document.querySelectorAll('iframe').forEach((one) => { one.loading = 'eager'; })")
+    for frame in tab.page.locator("iframe:visible").all():
+        frame.scroll_into_view_if_needed()
+        tab.page.wait_for_timeout(SETTLED_MS)
     tab.page.wait_for_timeout(SETTLED_MS)
     whole = Image.open(io.BytesIO(tab.page.screenshot(full_page=True))).convert("RGB")
     return whole.crop((0, 0, whole.width, min(whole.height, MOST_HEIGHT)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,17 @@ def try_it(tab: Tab) -> None:
     assert page.get_by_label("mean_radius").input_value() == "large"
 
 
+def take_away(tab: Tab) -> None:
+    """Download the version, and read whether there is an ONNX file of it."""
+    page = tab.page
+    page.locator("#export > summary").click()
+    page.locator("#onnx :is(a, b)").first.wait_for(timeout=MAKING_MS)
+    with page.expect_download(timeout=MAKING_MS) as download:
+        page.get_by_role("link", name="Download").first.click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert {"clinic.tumour-1/predict.py", "clinic.tumour-1/README.md"} <= set(archive.namelist())
+
+
 def test_from_a_table_to_a_variant_that_answers_and_back(
     stack: Stack, token: str, table: Path, make_tab: MakeTab
 ) -> None:
@@ -96,7 +108,9 @@ def test_from_a_table_to_a_variant_that_answers_and_back(
     card.locator("h1").first.wait_for()
     assert "clinic.tumour" in card.locator("body").inner_text()
     assert "Champion" in desk.page.locator("h1").inner_text()
-    desk.page.locator("svg.lineage .here").wait_for()
+    desk.page.locator(".beside svg.lineage .here").wait_for()
+    assert "Compared with" in desk.page.locator("aside").inner_text(), "what its gate found"
+    take_away(desk)
     try_it(desk)
 
     phone = make_tab(stack.url, size="phone")

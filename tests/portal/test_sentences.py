@@ -19,7 +19,7 @@ OURS = [Path(package.__file__).parent for package in (factory, serve) if package
 COMPOSED = {
     *("makes room as running trials end", "make room as running trials end", "holds", "hold"),
     *("waiting for one to end: team", "is challenger now", "Searching the family", "Searching", "families on", "on"),
-    *("held-out rows were judged; at least", "resamples, by a normal tail"),
+    *("Mend the named field and try again", "held-out rows were judged; at least", "resamples, by a normal tail"),
 }
 """Parts that the code puts together of smaller ones."""
 
