@@ -122,7 +122,7 @@ export function drawCharts(root = document) {
       seen.unobserve(entry.target);
       drawChart(entry.target);
     }
-  }, { rootMargin: "200px" });
+  }, { rootMargin: "1500px" });
   charts.forEach((chart) => seen.observe(chart));
 }
 
