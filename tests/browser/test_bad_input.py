@@ -193,6 +193,7 @@ def test_a_form_says_when_the_portal_does_not_answer(filled: Filled, make_tab: M
     )
     tab.page.context.set_offline(False)
     tab.page.locator("#f-name").fill("online-again")
+    expect(tab.page.locator("#notices")).to_be_empty()
     tab.page.locator("#quote dl").wait_for()
     assert tab.page.locator("#f-name").input_value() == "online-again"
 

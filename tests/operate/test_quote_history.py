@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from factory.ledger import Ledger
+from factory.operate.quotes import usual
+from factory.operate.quotes.estimate import START_S
 from factory.operate.quotes.spread import Spread
+from factory.search.plan import load_recipe
 from factory.settings import Settings
 
-from .quoted import document, frame, made, quoted
+from .quoted import RATES, document, frame, made, quoted
 
 # --- the score to expect -------------------------------------------------------------
 
@@ -28,6 +31,23 @@ def test_nothing_is_known_of_the_first_of_its_kind(table: Path, ledger: Ledger, 
     other = pd.DataFrame({"x": np.arange(300.0), "y": np.arange(300.0) % 7, "z": ["a", "b"] * 150})
     made(ledger, document(table, dataset={"path": "x.csv", "target": "z"}), took_s=50, rows=other)
     assert quoted(document(table), ledger, home).score is None
+
+
+def test_what_a_recipe_usually_takes_is_the_middle_of_what_the_teams_requests_took(
+    table: Path, ledger: Ledger, home: Settings
+) -> None:
+    recipe = load_recipe("tabular-auto", settings=home)
+    told = usual(recipe, "growth", ledger=ledger, settings=home, cpus=2, rates=RATES)
+    assert (told.time_s, told.n_past, told.currency) == (recipe.budget.default.time_s, 0, "EUR")
+    hourly = 2 * RATES.cpu_hour + recipe.budget.default.memory_gb * RATES.gb_hour
+    assert told.money == pytest.approx(told.time_s * hourly / 3600, abs=1e-6)
+    for version, took_s in enumerate([30, 50, 90], start=1):
+        made(ledger, document(table), took_s=took_s, version=version)
+    told = usual(recipe, "growth", ledger=ledger, settings=home, cpus=2, rates=RATES)
+    assert told.n_past == 3
+    assert told.time_s == pytest.approx(50 + START_S.mid, abs=2)
+    for team in (None, "risk"):
+        assert usual(recipe, team, ledger=ledger, settings=home, cpus=2, rates=RATES).n_past == 0
 
 
 def test_the_score_is_that_of_variants_of_like_data(table: Path, ledger: Ledger, home: Settings) -> None:

@@ -44,7 +44,7 @@ def test_every_family_has_a_look_of_its_own() -> None:
 
 
 def test_pruned_and_failed_trials_have_marks_that_say_so() -> None:
-    found = figure(mark(0, 0.8), mark(1, 0.7, "pruned"), mark(2, 0.6, "killed"), mark(3, 0.9, family="xgboost"))
+    found = figure(mark(1, 0.7, "pruned"), mark(0, 0.8), mark(2, 0.6, "killed"), mark(3, 0.9, family="xgboost"))
     linear, boosted = trace(found, "Linear"), trace(found, "XGBoost")
     symbol = look_of("linear").symbol
     assert linear["marker"]["symbol"] == [symbol, f"{symbol}-open", "x-thin-open"]

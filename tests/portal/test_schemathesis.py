@@ -51,6 +51,8 @@ BEYOND_A_SCHEMA = {
     "submit_request": ["400"],
     "upload_dataset": ["400", "422"],
     "retry_request": ["400"],
+    # Which columns a table has.
+    "screen_dataset": ["422"],
     # Which columns a variant has, and that numbers have 64 bits.
     "try_version": ["400", "422"],
     "set_deployment": ["400", "412"],

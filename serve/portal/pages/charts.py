@@ -70,7 +70,11 @@ def score_over_trials(progress: Progress, *, metric: str, words: Words) -> Figur
     shown = [mark for mark in progress.marks if mark.score is not None]
     traces: list[Figure] = []
     for family in dict.fromkeys(mark.family for mark in shown):
-        those, look = [mark for mark in shown if mark.family == family], look_of(family)
+        # The legend has the mark of the first one.
+        those = sorted(
+            (mark for mark in shown if mark.family == family), key=lambda m: m.state is not TrialState.SUCCEEDED
+        )
+        look = look_of(family)
         traces.append(
             {
                 "type": "scatter",

@@ -122,7 +122,7 @@ export function drawCharts(root = document) {
       seen.unobserve(entry.target);
       drawChart(entry.target);
     }
-  }, { rootMargin: "200px" });
+  }, { rootMargin: "1500px" });
   charts.forEach((chart) => seen.observe(chart));
 }
 
@@ -293,7 +293,9 @@ setInterval(() => showTimes(), 20000);
 window.addEventListener("pageshow", () => fresh(document));
 document.addEventListener("htmx:afterSettle", (event) => begin(event.detail.elt));
 document.addEventListener("htmx:afterRequest", (event) => fresh(event.detail.elt.ownerDocument));
-document.addEventListener("htmx:sendError", () => notice(document.body.dataset.unreachable));
+let unreachable;
+document.addEventListener("htmx:sendError", () => { unreachable = notice(document.body.dataset.unreachable); });
+document.addEventListener("htmx:afterOnLoad", () => unreachable?.remove());
 document.addEventListener("htmx:beforeSwap", (event) => {
   // A part that says what is wrong is put into the page like any other.
   if ([400, 403, 404, 409, 412, 422, 429, 500, 503].includes(event.detail.xhr.status)) {
