@@ -147,7 +147,7 @@ def new_request_id(moment: datetime) -> str:
     'r-20261124-150405-1z'
     """
     high, low = divmod(moment.microsecond // 1000, 36)
-    chance = "".join(secrets.choice(_DIGITS) for _ in range(4))
+    chance = "".join(secrets.choice(_DIGITS) for _ in range(6))
     return f"r-{moment:%Y%m%d-%H%M%S}-{_DIGITS[high]}{_DIGITS[low]}{chance}"
 
 

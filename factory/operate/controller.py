@@ -11,6 +11,7 @@ believes to lead would change is refused (:meth:`Ledger.fenced`).
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -19,7 +20,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -243,8 +245,10 @@ class Controller:
             self._renewed = time.monotonic()
 
     def _decide(self) -> Decision:
-        queue = Queue.read(self.ledger, self.jobs.capacity())
-        return decide(queue.capacity, queue.waiting, queue.running, queue.teams, now().timestamp())
+        capacity = self.jobs.capacity()
+        with _uncollected():
+            queue = Queue.read(self.ledger, capacity)
+            return decide(queue.capacity, queue.waiting, queue.running, queue.teams, now().timestamp())
 
     def _hold(self, decision: Decision) -> None:
         """Keep why requests wait, where that changed: always of the first ones, of the others by turns."""
@@ -265,6 +269,18 @@ class Controller:
             self._keys_forgotten = moment
             if n_forgotten:
                 log.info("forgot %d old idempotency keys", n_forgotten)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let nothing be collected meanwhile: a long queue is many small objects in no cycle, and all are looked at."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import pytest
 from factory.errors import InvalidRequest
 from factory.parsing import parse
 from factory.settings import Settings
-from factory.spec import VariantRequest
+from factory.spec import Principal, VariantRequest
 from factory.testing.controlled import SimulatedFactory
 
 from .conftest import ANN, Plant
@@ -49,7 +49,7 @@ def test_names_that_could_be_more_than_names_are_refused(text: str) -> None:
             parse(VariantRequest, order | {"dataset": {"path": "a.csv", "target": "y"}}, what="request")
 
 
-def test_no_job_gets_the_portals_secret_or_a_token(tmp_path: Path) -> None:
+def test_no_job_gets_the_portals_secret_or_a_token_for_more_than_its_request(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, home=tmp_path, oidc_client_secret="0idc-s3cr3t", session_hours=1)
     assert "0idc-s3cr3t" not in repr(settings) + str(settings.model_dump())
     with SimulatedFactory(f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path) as plant:
@@ -64,5 +64,9 @@ def test_no_job_gets_the_portals_secret_or_a_token(tmp_path: Path) -> None:
         plant.ledger.create_request(VariantRequest.model_validate(order), request_id="r-1", by=ANN, queued="It waits.")
         plant.controller().reconcile()
         spec = plant.jobs.specs["r-1-1"]
-    assert not {name for name in spec.env if "TOKEN" in name or "SECRET" in name or "OIDC" in name}
+        principal = plant.ledger.authenticate(spec.env["FACTORY_TOKEN"])
+        assert isinstance(principal, Principal)
+        assert (principal.request_id, principal.scopes) == ("r-1", {"read"})
+    secrets = {name for name in spec.env if "TOKEN" in name or "SECRET" in name or "OIDC" in name}
+    assert secrets == {"FACTORY_TOKEN"}
     assert secret not in str(spec.env)
