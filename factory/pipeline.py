@@ -18,10 +18,9 @@ from functools import partial
 
 import numpy as np
 
-from factory.errors import Conflict, FactoryError, Preempted, StorageFault, SystemFault, counted
+from factory.errors import Conflict, FactoryError, StorageFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
-from factory.ledger.wishes import cancelled
 from factory.search.cluster import RaySession, local_cpus
 from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
@@ -32,6 +31,7 @@ from factory.search.yielding import Room
 from factory.settings import Settings
 from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.appraisal import chosen_blend
+from factory.variants.ending import ending_as_failed
 from factory.variants.fanout import Failed, fan_out, pooled_share
 from factory.variants.frontier import Chosen
 from factory.variants.gates import Verdict
@@ -121,45 +121,11 @@ def produce(
         )
     with (
         ledger.claim(request_id) as claim,
-        _ending_as_failed(claim.record.id, ledger, settings),
+        ending_as_failed(claim.record.id, ledger=ledger, settings=settings),
         RaySession(settings) as ray,
         NearWorkers() as near,
     ):
         return _Making(claim.record, ledger, settings, ray, near, listen, began).run()
-
-
-@contextmanager
-def _ending_as_failed(request_id: str, ledger: Ledger, settings: Settings) -> Iterator[None]:
-    """Record an error as the request's end; an interruption leaves the request as it is, to be gone on with.
-
-    So does a fault of the system in a job of the controller, which knows how often it was tried.
-    """
-    try:
-        yield
-    except Preempted as stopped:
-        record = ledger.request(request_id)
-        if record.cancel_requested_at is not None:
-            ledger.advance(request_id, RequestState.CANCELLED, "Cancelled; finished trials are kept.")
-            raise cancelled(record) from stopped
-        ledger.note(request_id, "preempted", "Stopped to make room; it goes on with all finished trials.")
-        raise
-    except FactoryError as error:
-        _record_end(request_id, error, ledger=ledger, settings=settings)
-        raise
-    except Exception as error:
-        log.exception("request %s failed", request_id)
-        fault = SystemFault(
-            f"Unexpected {type(error).__name__}: {error}.", hint="Please report it with the log of the request."
-        )
-        _record_end(request_id, fault, ledger=ledger, settings=settings)
-        raise fault from error
-
-
-def _record_end(request_id: str, error: FactoryError, *, ledger: Ledger, settings: Settings) -> None:
-    if settings.attempt is not None and isinstance(error, SystemFault):
-        ledger.note(request_id, "fault", error.message, payload={"code": error.code, "hint": error.hint})
-    else:
-        ledger.fail(request_id, error)
 
 
 class _Making:
