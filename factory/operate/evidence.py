@@ -38,8 +38,8 @@ def gate_report(variant: Variant, *, ledger: Ledger) -> GateReport | None:
     event = ledger.last_event_of(variant.request_id, "gate", beginning=named)
     told = event.message.removeprefix(named) if event else ""
     passed = variant.state == "registered"
-    if event is not None and "checks" in event.payload:
-        return GateReport.model_validate({**event.payload, "passed": passed, "sentence": told})
+    if event is not None and (found := _found(event.payload, passed=passed, sentence=told)) is not None:
+        return found
     changes = [(one.version, one.evidence, one.why) for one in ledger.alias_history(variant.name)]
     changes += [(one.version, one.evidence, one.why) for one in ledger.proposals(variant.name)]
     kept = [(found, why) for version, found, why in changes if version == variant.version and "difference" in found]
@@ -61,6 +61,13 @@ def pooled_segments(request_id: str, *, ledger: Ledger, most: int = 1000) -> tup
     told = [event.payload for event in ledger.events_of(request_id, "segment", limit=most)]
     found = {one["segment"]: one["reason"] for one in told if one.keys() == {"segment", "reason"}}
     return tuple(PooledSegment(segment=segment, reason=reason) for segment, reason in found.items())
+
+
+def _found(payload: Mapping[str, Any], *, passed: bool, sentence: str) -> GateReport | None:
+    try:
+        return GateReport.model_validate({**payload, "passed": passed, "sentence": sentence}) if payload else None
+    except ValidationError:  # of a release that kept something else
+        return None
 
 
 def _comparison(evidence: Mapping[str, Any]) -> Comparison | None:

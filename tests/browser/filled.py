@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import httpx
 import pandas as pd
@@ -45,7 +46,8 @@ from tests.serving import portal, predictor
 from tests.variants.conftest import make
 from tests.variants.test_report import card_of
 
-from .conftest import Tab
+if TYPE_CHECKING:
+    from .conftest import Tab
 
 SETUP = Actor(who="token:setup")
 HISTORY: tuple[tuple[float, ALIAS, int, str], ...] = (
@@ -155,6 +157,9 @@ def predicting(ledger: Ledger) -> Iterator[None]:
         patch.setattr("serve.portal.routes.deployments.running_predictor", lambda _: here)
         patch.setattr("serve.portal.routes.exports.onnx_report", lambda *_: wine_onnx())
         patch.setattr(Ledger, "leader", lambda *_: "a controller, which there is none of here")
+        # Its versions are in no registry, which would mirror the aliases.
+        mirror = SimpleNamespace(set_alias=lambda *_: None)
+        patch.setattr("factory.operate.promotion.Registry", lambda _: mirror)
         yield
 
 

@@ -100,3 +100,7 @@ def test_a_version_tells_what_its_gate_found(world: World) -> None:
     world.ledger.note(made.request_id, "gate", "growth.churn/11: Passed. Another.")
     gate = world().get(place).json()["gate"]
     assert (gate["sentence"], gate["baseline"], gate["checks"]) == ("Passed. All.", "a constant", [check])
+    world.ledger.note(made.request_id, "gate", "growth.churn/1: Passed. Otherwise.", payload={"checks": "of old"})
+    gate = world().get(place).json()["gate"]
+    assert (gate["sentence"], gate["checks"]) == ("Passed. Otherwise.", []), "what is not understood is left out"
+    assert gate["comparison"]["difference"] == 0.021
