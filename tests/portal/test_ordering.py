@@ -135,12 +135,13 @@ def test_the_form_says_what_is_suspicious_about_the_columns(world: World) -> Non
     assert (found["n_rows"], found["whole"]) == (300, True)
     visitor = Visitor(world).signed_in()
     assert 'hx-get="/new/findings"' in visitor.get(f"/new/form?dataset={digest}").text
-    part = visitor.get(f"/new/findings?dataset.upload={digest}&dataset.target=churned").text
+    place = f"/new/findings?dataset.upload={digest}&dataset.target=churned"
+    part = visitor.get(place).text
     assert "3 things are suspicious about the columns" in part
     assert "the target itself" in part
-    assert (
-        "no column &#39;nobody&#39;" in visitor.get(f"/new/findings?dataset.upload={digest}&dataset.target=nobody").text
-    )
+    unknown = visitor.get(place.replace("churned", "nobody"), headers={"hx-request": "true"}).text
+    assert "<html" not in unknown
+    assert "no column &#39;nobody&#39;" in unknown
     error_of(world("risk/read").get(f"/datasets/{digest}/findings", params={"target": "churned"}), 404)
 
 

@@ -106,14 +106,15 @@ async def change_recipe(visitor: SignedIn, request: Request) -> Response:
 async def show_findings(visitor: SignedIn, request: Request) -> Response:
     """Show what the screening finds in the first rows of the data, as a part of the form."""
     query = request.query_params
+    layout = "part.html" if visitor.wants_part else "base.html"
     digest, target = query.get("dataset.upload", ""), query.get("dataset.target", "")
     try:
         found = await visitor.api.get(f"{API}/datasets/{digest}/findings", FirstLook, {"target": target})
     except Refused as refused:
         if refused.status == 401:
             raise
-        return visitor.page("findings.html", found=None, problem=refused.error)
-    return visitor.page("findings.html", found=found, problem=None)
+        return visitor.page("findings.html", layout=layout, found=None, problem=refused.error)
+    return visitor.page("findings.html", layout=layout, found=found, problem=None)
 
 
 @router.post("/new/quote")
