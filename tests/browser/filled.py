@@ -213,6 +213,7 @@ class _Filling:
             self.version(second, digest, 2, 0.849, kind="warm_start", parent="growth.churn/1")
         with ago(days=4):
             self.version(second, digest, 3, 0.8, state="rejected")
+        self.card(second, 2)
         for days, alias, version, why in HISTORY:
             with ago(days=days):
                 self.ledger.set_alias("growth.churn", alias, version, who="person:ann", why=why, by=SETUP)
@@ -319,12 +320,15 @@ class _Filling:
         self.ledger.end_attempt(f"{request_id}-1", "done")
         with ago(days=41):
             self.version(request_id, digest, 1, 0.842)
+        wine_bundle().save(self.card(request_id, 1).parent / "bundle")
+
+    def card(self, request_id: str, version: int) -> Path:
+        """Write the model card of what a request has made."""
         card = self.settings.workspace(request_id) / "pooled" / "card.html"
         card.parent.mkdir(parents=True)
-        made = make(Task.BINARY)
-        variant = self.ledger.variant("growth.churn", 1)
-        card.write_text(render(card_of(made, variant=variant)), encoding="utf-8")
-        wine_bundle().save(card.parent / "bundle")
+        variant = self.ledger.variant("growth.churn", version)
+        card.write_text(render(card_of(make(Task.BINARY), variant=variant)), encoding="utf-8")
+        return card
 
     def judged(self, request_id: str, version: int, score: float) -> None:
         """Let a gate have found something of a version."""

@@ -44,6 +44,20 @@ def test_versions_are_listed_with_their_aliases(world: World) -> None:
     assert {first.name, other.name} == {"growth.churn", "growth.spend.asia"}
 
 
+def test_versions_are_found_by_their_data_and_their_recipe(world: World) -> None:
+    world.made(recipe="tabular-fast")
+    world.made("growth.upsell")
+
+    def found(**filters: str) -> list[str]:
+        items = world("growth/read").get("/variants", params={"sort": "name", **filters}).json()["items"]
+        return [item["name"] for item in items]
+
+    assert found(recipe="tabular-fast") == ["growth.churn"]
+    assert found(dataset_digest="b" * 64) == ["growth.churn", "growth.upsell"]
+    assert found(dataset_digest="b" * 64, recipe="tabular-auto") == ["growth.upsell"]
+    assert found(dataset_digest="f" * 64) == []
+
+
 def test_where_files_lie_is_told_to_nobody(world: World) -> None:
     made = world.made(artifacts="file:///srv/factory/artifacts/growth/m-1")
     assert world.ledger.variant(made.name, 1).artifacts
