@@ -25,7 +25,7 @@ from serve.portal.browser import local_path
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
 from serve.portal.pages.names import MENU, NAMES, metric_named
-from serve.portal.pages.sentences import told
+from serve.portal.pages.telling import told
 from serve.portal.pages.words import UNKNOWN, Words, zone_of
 from serve.portal.routes.sign_in import SessionView
 
