@@ -194,8 +194,9 @@ async function send(form, submitter) {
   if (to) { location.assign(to); return; }
   if (answer.redirected) { location.assign(answer.url); return; }
   fresh(document);
-  const page = new DOMParser().parseFromString(text, "text/html");
-  if (answer.ok) { document.querySelector("main").replaceWith(page.querySelector("main")); begin(); scrollTo(0, 0); return; }
+  const page = new DOMParser().parseFromString(text, "text/html"), whole = page.querySelector("main");
+  // A refusal may come as the page itself, as it is by now and with what was typed.
+  if (whole) { document.querySelector("main").replaceWith(whole); begin(); scrollTo(0, 0); return; }
   document.getElementById("notices").replaceChildren(...page.body.childNodes);
   (tellWrong(form) ?? document.getElementById("notices")).scrollIntoView({ block: "nearest" });
 }
