@@ -46,8 +46,9 @@ class Tab:
         self.page.on("request", self._asked)
 
     def _note(self, message: playwright.ConsoleMessage) -> None:
-        # A status that a page shows is no fault of it.
-        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+        # A status that a page shows is no fault of it, nor is a part of it that was on its way when it was left.
+        harmless = ("Failed to load resource", "htmx:sendAbort", "htmx:afterRequest")
+        if message.type in ("error", "warning") and not any(text in message.text for text in harmless):
             self.complaints.append(f"{message.type}: {message.text}")
 
     def _failed(self, request: playwright.Request) -> None:
