@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -14,7 +15,6 @@ from serve.portal import tails
 from serve.portal.routes import streams
 from tests.answers import error_of
 from tests.portal.conftest import SETUP, MakeWorld, World
-from tests.portal.serving import connected
 
 
 @pytest.fixture
@@ -67,36 +67,32 @@ def test_an_adopted_job_is_known_by_the_name_that_it_told(world: World) -> None:
     assert world().get(f"/requests/{request_id}/logs").text == "one\ntwo\n"
 
 
-def test_a_log_is_followed_until_the_job_ends(world: World, address: str) -> None:
-    request_id = run(world)
+def followed(address: str, secret: str, place: str, meanwhile: Callable[[str], None]) -> str:
+    """Return what a stream tells until its end; after each part of it something happens, told what came before."""
 
     async def follow() -> str:
         text = ""
-        async with connected(address, world) as client:
-            url = f"/requests/{request_id}/logs"
-            async with client.stream("GET", url, params={"follow": "true"}) as got:
+        headers = {"authorization": f"Bearer {secret}"}
+        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=10) as client:
+            async with client.stream("GET", f"/requests/{place}") as got:
                 async for chunk in got.aiter_text():
+                    meanwhile(text)
                     text += chunk
-                    world.jobs.advance(20.0)
         return text
 
-    assert asyncio.run(follow()) == "one\ntwo\n"
+    return asyncio.run(follow())
+
+
+def test_a_log_is_followed_until_the_job_ends(world: World, address: str) -> None:
+    place = f"{run(world)}/logs?follow=true"
+    heard = followed(address, world.secrets["growth/read"], place, lambda _: world.jobs.advance(20.0))
+    assert heard == "one\ntwo\n"
 
 
 def test_a_log_that_breaks_off_says_so_and_not_where_the_cluster_is(world: World, address: str) -> None:
-    request_id = run(world)
-
-    async def follow() -> str:
-        text = ""
-        async with connected(address, world) as client:
-            url = f"/requests/{request_id}/logs"
-            async with client.stream("GET", url, params={"follow": "true"}) as got:
-                async for chunk in got.aiter_text():
-                    text += chunk
-                    world.jobs.reachable = False
-        return text
-
-    assert asyncio.run(follow()) == "one\n\n[the log breaks off: the cluster does not answer any more]\n"
+    place = f"{run(world)}/logs?follow=true"
+    heard = followed(address, world.secrets["growth/read"], place, lambda _: setattr(world.jobs, "reachable", False))
+    assert heard == "one\n\n[the log breaks off: the cluster does not answer any more]\n"
 
 
 def test_so_many_logs_are_followed_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,21 +117,14 @@ def test_who_may_see_it_no_more_hears_no_more(
     world.ledger.share("request", request_id, team="growth", with_team="risk", by=SETUP)
     token = world.ledger.issue_token("x", team="risk", scopes=["read"], by=SETUP)
 
-    async def follow() -> str:
-        headers = {"authorization": f"Bearer {token.secret}"}
-        text = ""
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=10) as client:
-            url = f"/requests/{request_id}/{what}"
-            async with client.stream("GET", url, params={"follow": "true"} if what == "logs" else {}) as got:
-                async for chunk in got.aiter_text():
-                    if not text and why == "token":
-                        world.ledger.revoke_token(token.record.id, by=SETUP)
-                    elif not text:
-                        world.ledger.unshare("request", request_id, team="growth", with_team="risk", by=SETUP)
-                    text += chunk
-                    world.jobs.advance(1.0)
-        return text
+    def withdraw(before: str) -> None:
+        if not before and why == "token":
+            world.ledger.revoke_token(token.record.id, by=SETUP)
+        elif not before:
+            world.ledger.unshare("request", request_id, team="growth", with_team="risk", by=SETUP)
+        world.jobs.advance(1.0)
 
-    heard = asyncio.run(follow())
+    place = f"{request_id}/logs?follow=true" if what == "logs" else f"{request_id}/events"
+    heard = followed(address, token.secret, place, withdraw)
     assert "two" not in heard
     assert ("may not read it any more" in heard) == (what == "logs")
