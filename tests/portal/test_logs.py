@@ -72,12 +72,11 @@ def followed(address: str, secret: str, place: str, meanwhile: Callable[[str], N
 
     async def follow() -> str:
         text = ""
-        headers = {"authorization": f"Bearer {secret}"}
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=10) as client:
-            async with client.stream("GET", f"/requests/{place}") as got:
-                async for chunk in got.aiter_text():
-                    meanwhile(text)
-                    text += chunk
+        client = httpx.AsyncClient(base_url=address, headers={"authorization": f"Bearer {secret}"}, timeout=10)
+        async with client, client.stream("GET", f"/requests/{place}") as got:
+            async for chunk in got.aiter_text():
+                meanwhile(text)
+                text += chunk
         return text
 
     return asyncio.run(follow())
