@@ -57,6 +57,10 @@ BEYOND_A_SCHEMA = {
     "try_version": ["400", "422"],
     "set_deployment": ["400", "412"],
     "publish_recipe": ["400", "412"],
+    # Nor that a text can be printed.
+    "create_team": ["400"],
+    "change_team": ["400", "412"],
+    "put_member": ["400"],
     # A moment to come cannot be said either.
     "create_token": ["400"],
     "rotate_token": ["400"],
