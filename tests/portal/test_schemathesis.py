@@ -46,7 +46,6 @@ BEYOND_A_SCHEMA = {
         name: ["400"]
         for name in ("list_requests", "list_trials", "list_datasets", "list_variants", "list_audit", "list_proposals")
     },
-    "change_team": ["412"],
     # What a recipe, the data or another field of the same document allows cannot be said by a JSON schema.
     "submit_request": ["400"],
     "upload_dataset": ["400", "422"],
