@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -66,15 +66,19 @@ class NoFeatures:
 
 
 @contextmanager
-def running(made: Callable[[str], Any]) -> Iterator[str]:
+def running(made: Callable[[str], Any], *, lifespan: Literal["auto", "off"] = "auto") -> Iterator[str]:
     """Run an ASGI application; yield its address.
 
     Args:
         made: Makes it of its address.
+        lifespan: ``off`` for one that its maker opens and closes.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(made(address), log_config=None, ws="none", timeout_graceful_shutdown=1))
+        config = uvicorn.Config(
+            made(address), log_config=None, ws="none", lifespan=lifespan, timeout_graceful_shutdown=1
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

@@ -22,7 +22,7 @@ from factory.spec import SCOPES, Actor, Quota, Variant, VariantRequest
 from factory.testing.jobs import FakeJobs
 from serve.portal.app import create_app
 from tests.portal.providing import Running, providing
-from tests.portal.serving import served
+from tests.serving import running
 
 SETUP = Actor(who="setup")
 
@@ -229,5 +229,5 @@ def yaml_of(document: dict[str, Any]) -> bytes:
 @pytest.fixture
 def address(world: World) -> Iterator[str]:
     """A real server of the application."""
-    with served(world.app) as url:
+    with running(lambda _: world.app, lifespan="off") as url:
         yield f"{url}/api/v1"

@@ -25,10 +25,9 @@ from factory.variants.bundle import Bundle
 from serve.portal import context
 from serve.portal.app import create_app
 from tests.portal.conftest import SETUP, World
-from tests.portal.serving import served
 from tests.schemathesis_calls import complaints_of
 from tests.serve.conftest import customers, make_bundle
-from tests.serving import predictor
+from tests.serving import predictor, running
 
 OPERATING = [
     "create_team",
@@ -193,7 +192,7 @@ def called(seeded: World, who: str, *, only: Sequence[str] = ()) -> tuple[set[st
     chosen = config(seeded.upload(), token, proposal, secret=seeded.secrets[who], only=only)
     if not FULL:
         return complaints_of(schemathesis.openapi.from_asgi("/openapi.json", seeded.app, config=chosen))
-    with served(seeded.app) as url:
+    with running(lambda _: seeded.app, lifespan="off") as url:
         return complaints_of(schemathesis.openapi.from_url(f"{url}/openapi.json", config=chosen))
 
 

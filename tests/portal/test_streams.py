@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,6 @@ from factory.spec import Actor, RequestState
 from serve.portal.routes import streams
 from tests.answers import error_of
 from tests.portal.conftest import World
-from tests.portal.serving import connected
 
 ANN = Actor(who="ann")
 JSON = {"accept": "application/json"}
@@ -44,6 +44,14 @@ async def messages(lines: AsyncIterator[str]) -> AsyncIterator[Message | str]:
         elif "data" in fields:
             yield Message(int(fields["id"]), fields["event"], json.loads(fields["data"]))
             fields = {}
+
+
+@asynccontextmanager
+async def connected(address: str, world: World, who: str = "growth/read") -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"authorization": f"Bearer {world.secrets[who]}"}
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=10) as client:
+        yield client
 
 
 async def until(condition: Callable[[], bool]) -> None:
