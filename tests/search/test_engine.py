@@ -26,7 +26,9 @@ from factory.spec import Task, Trial, TrialState
 from .conftest import make_data, make_dataset, make_frame, make_request, make_test_plan
 
 SMALL = {"time_s": 15}
-"""Below :data:`factory.search.engine.INLINE_S`."""
+"""Below :data:`factory.search.engine.INLINE_S`: time ends these searches."""
+PLENTY = {"time_s": 600, "trials": 3}
+"""So few trials run inline too. In so much time none is left out or made faster, however busy the machine is."""
 
 
 class Interrupted(BaseException):
@@ -38,7 +40,7 @@ def run(
     data: TrialData,
     *,
     history: Sequence[Trial] = (),
-    left_s: float = 15,
+    left_s: float = 600,
     record: Callable[[Trial], None] = lambda _: None,
 ) -> SearchResult:
     # One thread: two of them wait for each other where tests run side by side.
@@ -69,7 +71,7 @@ def written(data: TrialData) -> dict[Path, int]:
 
 @pytest.mark.parametrize("task", list(Task))
 def test_a_small_search_runs_inline_to_a_blend(task: Task, tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", "lightgbm", task=task, budget=SMALL | {"trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", task=task, budget=PLENTY)
     data = make_data(tmp_path, dataset=make_dataset(task), plan=plan)
     recorded: list[Trial] = []
     result = run(plan, data, record=recorded.append)
@@ -85,7 +87,7 @@ def test_a_small_search_runs_inline_to_a_blend(task: Task, tmp_path: Path) -> No
 
 
 def test_the_chosen_get_all_folds_and_make_the_blend(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", "lightgbm", budget=SMALL | {"trials": 3})
+    plan = make_test_plan("constant", "linear", "lightgbm", budget=PLENTY)
     data = make_data(tmp_path, plan=plan)
     result = run(plan, data)
     chosen = [t for t in result.trials if len(t.folds) > 1]
@@ -105,7 +107,7 @@ def test_the_chosen_get_all_folds_and_make_the_blend(tmp_path: Path) -> None:
 
 
 def test_a_holdout_is_refitted_on_all_rows(tmp_path: Path) -> None:
-    plan = make_test_plan("linear", "lightgbm", budget=SMALL | {"trials": 3}, validation={"kind": "holdout"})
+    plan = make_test_plan("linear", "lightgbm", budget=PLENTY, validation={"kind": "holdout"})
     data = make_data(tmp_path, plan=plan)
     result = run(plan, data)
     assert {t.folds for t in result.trials} == {(0,)}
@@ -128,10 +130,6 @@ def test_time_ends_a_search(tmp_path: Path) -> None:
     assert sum(t.cost_s for t in result.trials) < 6.5
 
 
-PLENTY = {"time_s": 600, "trials": 3}
-"""In so much time no fit is made faster, which would make two searches differ on a busy machine."""
-
-
 def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
     plan = make_test_plan("constant", "linear", "lightgbm", budget=PLENTY)
     data = make_data(tmp_path, plan=plan)
@@ -143,15 +141,15 @@ def test_an_interrupted_search_goes_on_with_its_history(tmp_path: Path) -> None:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(plan, data, left_s=600, record=recording)
+        run(plan, data, record=recording)
     killed = ledger[2].model_copy(update={"state": TrialState.KILLED})
     before = written(data)
-    result = run(plan, data, history=[ledger[0], ledger[1], killed], left_s=600)
+    result = run(plan, data, history=[ledger[0], ledger[1], killed])
     assert result.trials[2] == killed
     assert [t.number for t in result.trials[3:]] == [3]
     assert result.trials[3].parameters == killed.parameters
     assert before.items() <= written(data).items()
-    whole = run(plan, make_data(tmp_path / "whole", plan=plan), left_s=600)
+    whole = run(plan, make_data(tmp_path / "whole", plan=plan))
     assert [t.fold_scores for t in whole.trials[:2]] == [t.fold_scores for t in result.trials[:2]]
 
 
@@ -166,17 +164,17 @@ def test_a_search_interrupted_among_its_folds_fits_the_missing_ones_only(tmp_pat
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        run(plan, data, left_s=600, record=recording)
+        run(plan, data, record=recording)
     before = written(data)
-    result = run(plan, data, history=list(ledger.values()), left_s=600)
+    result = run(plan, data, history=list(ledger.values()))
     assert before.items() <= written(data).items()
-    whole = run(plan, make_data(tmp_path / "whole", plan=plan), left_s=600)
+    whole = run(plan, make_data(tmp_path / "whole", plan=plan))
     assert [(t.folds, t.fold_scores) for t in result.trials] == [(t.folds, t.fold_scores) for t in whole.trials]
     assert result.blend == whole.blend
 
 
 def test_failed_trials_do_not_end_the_search(tmp_path: Path, probe: None) -> None:
-    plan = make_test_plan("probe", "constant", spaces={"probe": {"does": "raise"}}, budget=SMALL | {"trials": 3})
+    plan = make_test_plan("probe", "constant", spaces={"probe": {"does": "raise"}}, budget=PLENTY)
     result = run(plan, make_data(tmp_path, plan=plan))
     assert [t.state for t in result.trials] == [TrialState.SUCCEEDED, TrialState.FAILED, TrialState.FAILED]
     assert set(result.blend.weights) == {0}
@@ -185,7 +183,7 @@ def test_failed_trials_do_not_end_the_search(tmp_path: Path, probe: None) -> Non
 def test_a_trial_that_fails_on_a_further_fold_leaves_a_model_all_the_same(tmp_path: Path, probe: None) -> None:
     """With a real ledger, which refuses what a finished trial may not become."""
     spaces = {"probe": {"does": "raise_later", "skill": 0.6}}
-    plan = make_test_plan("probe", spaces=spaces, budget=SMALL | {"trials": 2})
+    plan = make_test_plan("probe", spaces=spaces, budget=PLENTY | {"trials": 2})
     data = make_data(tmp_path, plan=plan)
     with Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger:
         request_id = ledger.create_request(make_request()).id
@@ -198,7 +196,7 @@ def test_a_trial_that_fails_on_a_further_fold_leaves_a_model_all_the_same(tmp_pa
 
 
 def test_a_search_without_a_model_says_why(tmp_path: Path, probe: None) -> None:
-    plan = make_test_plan("probe", spaces={"probe": {"does": "raise"}}, budget=SMALL | {"trials": 2})
+    plan = make_test_plan("probe", spaces={"probe": {"does": "raise"}}, budget=PLENTY | {"trials": 2})
     with pytest.raises(TrainingFault, match=r"None of 2 trials gave a usable model\. probe: ValueError: the probe was"):
         run(plan, make_data(tmp_path, plan=plan))
 
@@ -206,14 +204,14 @@ def test_a_search_without_a_model_says_why(tmp_path: Path, probe: None) -> None:
 @pytest.mark.parametrize("reason", [DIED, UNANSWERED])
 def test_workers_that_were_lost_are_no_reason_for_a_constant(reason: str, tmp_path: Path) -> None:
     """Whoever asked is not told that nothing better can be learned: the search is a fault, and is made again."""
-    plan = make_test_plan("constant", budget=SMALL | {"trials": 1})
+    plan = make_test_plan("constant", budget=PLENTY | {"trials": 1})
     lost = Trial(number=0, family="linear", parameters={}, state=TrialState.KILLED, reason=reason)
     with pytest.raises(TrainingFault, match=rf"None of 2 trials gave a usable model\. linear: {reason}"):
         run(plan, make_data(tmp_path, plan=plan), history=[lost])
 
 
 def test_lost_predictions_leave_a_trial_out_of_the_blend(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", "linear", budget=SMALL | {"trials": 2})
+    plan = make_test_plan("constant", "linear", budget=PLENTY | {"trials": 2})
     data = make_data(tmp_path, plan=plan)
     result = run(plan, data)
     assert set(result.blend.weights) == {1}
@@ -232,14 +230,14 @@ def late_data(tmp_path: Path, plan: Plan) -> TrialData:
 def test_labels_of_one_class_are_enough_to_choose_by(tmp_path: Path) -> None:
     """They cannot be ranked, as two classes' labels are chosen by elsewhere."""
     time = {"kind": "time", "column": "day"}
-    plan = make_test_plan("constant", "linear", budget=SMALL | {"trials": 2}, validation=time, metric="accuracy")
+    plan = make_test_plan("constant", "linear", budget=PLENTY | {"trials": 2}, validation=time, metric="accuracy")
     result = run(plan, late_data(tmp_path, plan))
     assert sum(result.blend.weights.values()) == pytest.approx(1)
     assert result.blend.score == max(t.score for t in result.trials if t.score is not None)
 
 
 def test_a_metric_that_the_first_fold_does_not_define_is_told_at_once(tmp_path: Path) -> None:
-    plan = make_test_plan("constant", budget=SMALL | {"trials": 1}, validation={"kind": "time", "column": "day"})
+    plan = make_test_plan("constant", budget=PLENTY | {"trials": 1}, validation={"kind": "time", "column": "day"})
     told: list[Trial] = []
     message = r"validation: ROC AUC is not defined on the 24 validation rows: there is none of class 'yes' among them\."
     with pytest.raises(InvalidData, match=message):
@@ -264,7 +262,7 @@ def test_a_blend_is_chosen_among_the_best_and_the_best_of_each_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factory.search.engine.MOST_CANDIDATES", 1)
-    plan = make_test_plan("constant", "linear", budget=SMALL | {"trials": 5}, validation={"kind": "holdout"})
+    plan = make_test_plan("constant", "linear", budget=PLENTY, validation={"kind": "holdout"})
     result = run(plan, make_data(tmp_path, plan=plan))
     best = max((t for t in result.trials if t.family == "linear"), key=lambda t: t.score or 0)
     assert len(result.trials) > 2
