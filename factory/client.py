@@ -219,6 +219,6 @@ def fit(
         record = Intake(ledger, settings).submit(document, door="library", by=Actor(who=user())).record
         outcome = produce(record.id, ledger=ledger, settings=settings, listen=listen)
     variant = outcome.variants[0]
-    folder = Registry(settings).local_bundle(variant.name, variant.version)
+    folder = Registry(settings).bundle_folder(variant)
     bundle = Bundle.load(folder, digest=variant.bundle_digest)
     return Fitted(bundle, folder, variant, outcome, settings.workspace(record.id) / "pooled" / "card.html")

@@ -103,7 +103,7 @@ def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: S
     settings.prepare_home()
     with Ledger.open(settings.ledger) as ledger:
         variant = resolve(name, ledger=ledger)
-    folder = Registry(settings).local_bundle(variant.name, variant.version)
+    folder = Registry(settings).bundle_folder(variant)
     bundle = Bundle.load(folder, digest=variant.bundle_digest)
     if taken := sorted({*bundle.output_names, "version"} & set(keep)):
         raise InvalidRequest(

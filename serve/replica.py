@@ -26,6 +26,7 @@ from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.online import FeatureReaders
 from serve.recording import Recorder
+from serve.threads import change_often
 
 COLLECTED_EVERY_S = 30.0
 
@@ -109,6 +110,7 @@ class PredictorDeployment:
 
     def __serve_build_asgi_app__(self) -> Predictor:
         """Return the application of this replica."""
+        change_often()
         predictor = build(self._settings)
         self._inference = InferenceService(predictor.core)
         return predictor

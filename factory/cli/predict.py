@@ -43,7 +43,7 @@ def predict(
         raise InvalidRequest("keep: It goes with a folder.", hint="Name a folder with --out, which has no suffix.")
     with opened_ledger() as (ledger, settings):
         variant = resolve(name, ledger=ledger)
-        folder = Registry(settings).local_bundle(variant.name, variant.version)
+        folder = Registry(settings).bundle_folder(variant)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
         predictions = predict_table(bundle, data, max_rows=settings.max_rows, threads=local_cpus(settings))
     if out_file is not None:

@@ -188,7 +188,7 @@ def verify(name: Name) -> None:
     """Check that a variant that is stored in this home is what the ledger says, by its digest."""
     with opened_ledger() as (ledger, settings):
         variant = named(name, ledger=ledger)
-        folder = Registry(settings).local_bundle(variant.name, variant.version)
+        folder = Registry(settings).bundle_folder(variant)
         Bundle.load(folder, digest=variant.bundle_digest)
     out.print(f"{variant.name}/{variant.version} is what was registered: {variant.bundle_digest[:12]}.")
 

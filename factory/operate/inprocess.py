@@ -202,7 +202,7 @@ class InProcess:
     def variant_detail(self, reference: str) -> VariantDetail:
         """Return the version that a reference names, with what its files say of it."""
         variant = named(reference, ledger=self.ledger)
-        folder = Registry(self.settings).local_bundle(variant.name, variant.version)
+        folder = Registry(self.settings).bundle_folder(variant)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
         columns, members = inside(bundle.columns, bundle.members)
         return VariantDetail(

@@ -193,7 +193,7 @@ def _again(
     note: Note,
 ) -> tuple[Origin, Unit]:
     if plan.request.making == "refit":
-        bundle = Bundle.load(registry.local_bundle(parent.name, parent.version), digest=parent.bundle_digest)
+        bundle = Bundle.load(registry.bundle_folder(parent), digest=parent.bundle_digest)
     else:
         # Of models that go on, those that the gate's rows are new to: the table may hold rows of the parent's.
         bundle = registry.judge(parent)

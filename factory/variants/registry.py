@@ -176,6 +176,7 @@ class Registry:
         """
         return bundle_of(self.local_model(name, version))
 
+    @insisting
     def bundle_folder(self, variant: Variant) -> Path:
         """Return the folder of a variant's bundle by the ledger alone; MLflow is asked where that does not say it.
 
@@ -216,7 +217,7 @@ class Registry:
             ServiceFault: MLflow refused or is not there.
         """
         if not variant.judge_digest:
-            return Bundle.load(self.local_bundle(variant.name, variant.version), digest=variant.bundle_digest)
+            return Bundle.load(self.bundle_folder(variant), digest=variant.bundle_digest)
         with self._asking("find what a variant was judged by"):
             folder = self._of_run(variant.name, variant.version, JUDGE)
         return Bundle.load(folder, digest=variant.judge_digest)

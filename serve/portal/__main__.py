@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import uvicorn
 
 from factory.settings import load_settings
+from serve.threads import change_often
 
 GRACE_S = 5
 """For which a stop waits for what is being answered; streams of events go on somewhere else after it."""
 
 
-SWITCH_S = 0.0005
-"""Between two changes of threads: who holds the ledger's lock works in many short steps, and waits before each."""
-
-
 def main() -> None:
     """Run it until the process is told to end."""
     settings = load_settings()
-    sys.setswitchinterval(SWITCH_S)
+    change_often()
     # Its own limits are for jobs, which wait; a person does not.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")

@@ -29,7 +29,7 @@ from .conftest import Shelf, customers
 def shop(own_shelf: Shelf, churn: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A champion in the ledger of the settings; its bundle is where the shelf has it."""
     own_shelf.put("growth.churn", churn)
-    monkeypatch.setattr(Registry, "local_bundle", lambda _, name, version: own_shelf.path(name, version))
+    monkeypatch.setattr(Registry, "bundle_folder", lambda _, variant: own_shelf.path(variant.name, variant.version))
     monkeypatch.setattr(batch_source, "PART_ROWS", 500)
     monkeypatch.setattr(batch_source, "PART_BYTES", 20_000)
     monkeypatch.setattr(batch_source, "BATCH_ROWS", 300)
