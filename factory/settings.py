@@ -124,6 +124,19 @@ class Settings(BaseSettings):
     serve_grpc_port: int | None = Field(
         None, ge=0, le=65535, description="Its port for gRPC; default: the one after FACTORY_SERVE_PORT."
     )
+    serve_tls_cert: Path | None = Field(
+        None,
+        description="PEM file with the predictor's certificate and its chain; default: none, no calls over TLS.",
+    )
+    serve_tls_key: Path | None = Field(
+        None, description="PEM file with its private key, without a password; default: in the same file."
+    )
+    serve_tls_client_ca: Path | None = Field(
+        None, description="PEM file with authorities: callers over TLS need a certificate of one; default: none."
+    )
+    serve_tls_port: int = Field(
+        8443, ge=0, le=65535, description="Port over TLS of all addresses, for HTTP and gRPC; 0 takes a free one."
+    )
     serve_replicas: int = Field(1, ge=1, description="Replicas of the predictor.")
     serve_access_log: bool = Field(False, description="Whether the predictor writes a line for each call.")
     serve_max_ongoing: int = Field(

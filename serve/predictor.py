@@ -22,6 +22,7 @@ from factory.operate.ports import HOST, free_port
 from factory.settings import Settings, load_settings
 from serve.proxy import proxy_environment, proxy_folder
 from serve.replica import PredictorDeployment
+from serve.tls import Certificate, TlsProxy
 
 APPLICATION = "predictor"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
@@ -53,13 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = settings.serve_port if options.port is None else options.port
         port = free_port(wanted)
         for_grpc = grpc_port(settings, after=wanted) if options.grpc_port is None else free_port(options.grpc_port)
-        with proxy_folder(settings.prepare_home()) as folder:
+        certificate = Certificate.of(settings)
+        if certificate is not None:
+            certificate.check()
+        with proxy_folder(settings.prepare_home()) as folder, contextlib.ExitStack() as around:
             # Ray takes messages of 2 GB otherwise, before anybody has looked at their token.
             most = {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(int(1.1e6 * settings.max_request_mb) + 100_000)}
             # Of a Ray that is started here: its workers would give way to everything else on the machine.
             os.environ.setdefault("RAY_worker_niceness", "0")
             environment = {**proxy_environment(folder, ongoing=settings.serve_max_ongoing), **_ONE_THREAD, **most}
             os.environ.update(environment)
+            if certificate is not None:
+                tls_port = free_port(settings.serve_tls_port, setting="FACTORY_SERVE_TLS_PORT")
+                ports = {"port": tls_port, "http": port, "grpc": for_grpc}
+                front = TlsProxy(certificate, folder, **ports, deadline_s=settings.serve_deadline_s)
+                around.callback(front.close)
+                logger.info("over TLS the predictor listens on port %d of all addresses", tls_port)
             run(settings, port=port, for_grpc=for_grpc, environment=environment)
     except FactoryError as error:
         logger.error("%s %s", error.message, error.hint)
