@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import psutil
@@ -21,9 +23,12 @@ from tritonclient.utils import InferenceServerException
 from factory.errors import Conflict
 from factory.ledger import Ledger
 from factory.operate.deployments import MARK, RunningPredictor, running_predictor, start_predictor, stop_predictor
+from factory.operate.ports import free_ports
 from factory.settings import Settings
 from factory.variants.bundle import Bundle
 from tests.serve.conftest import SETUP
+
+from .authority import Authority
 
 pytestmark = pytest.mark.slow
 
@@ -37,23 +42,28 @@ class Running:
     predictor: RunningPredictor
     client: httpx.Client
     secret: str
+    authority: Authority
 
 
 @pytest.fixture(scope="module")
-def running(registered_home: Settings) -> Iterator[Running]:
+def running(registered_home: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = Authority(folder / "authority.pem")
+    over_tls = {"serve_tls_cert": authority.issue(folder / "server.pem"), "serve_tls_port": free_ports(1)[0]}
+    settings = registered_home.model_copy(update=over_tls)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         with Ledger.open(registered_home.ledger) as ledger:
             ledger.create_team("growth", by=SETUP)
             secret = ledger.issue_token("tests", team="growth", scopes=["predict"], by=SETUP).secret
-        predictor = start_predictor(registered_home)
+        predictor = start_predictor(settings)
         try:
             headers = {"authorization": f"Bearer {secret}"}
             with httpx.Client(base_url=predictor.url, timeout=60, trust_env=False, headers=headers) as client:
-                yield Running(registered_home, predictor, client, secret)
+                yield Running(settings, predictor, client, secret, authority)
         finally:
-            stop_predictor(registered_home)
+            stop_predictor(settings)
 
 
 def marked(predictor: RunningPredictor) -> list[psutil.Process]:
@@ -79,7 +89,7 @@ def test_it_predicts_over_http(running, churn):
     assert answer.headers["x-variant"] == "growth.churn/1"
 
 
-def test_grpc_reaches_the_same_variant_through_the_proxy(running: Running, churn: Bundle) -> None:
+def tensors_of_grpc() -> list[triton_grpc.InferInput]:
     tensors = []
     kinds = {"age": "FP64", "income": "FP64", "city": "BYTES", "member": "BOOL", "since": "BYTES"}
     for name, kind in kinds.items():
@@ -87,6 +97,11 @@ def test_grpc_reaches_the_same_variant_through_the_proxy(running: Running, churn
         tensor = triton_grpc.InferInput(name, [1], kind)
         tensor.set_data_from_numpy(values)
         tensors.append(tensor)
+    return tensors
+
+
+def test_grpc_reaches_the_same_variant_through_the_proxy(running: Running, churn: Bundle) -> None:
+    tensors = tensors_of_grpc()
     with triton_grpc.InferenceServerClient(running.predictor.grpc) as client:
         assert client.is_server_ready()
         token = {"authorization": f"Bearer {running.secret}"}
@@ -95,6 +110,20 @@ def test_grpc_reaches_the_same_variant_through_the_proxy(running: Running, churn
         with pytest.raises(InferenceServerException, match="No token was sent") as found:
             client.infer("growth.churn", tensors)
         assert found.value.status() == "StatusCode.UNAUTHENTICATED"
+
+
+def test_http_and_grpc_are_answered_over_tls(running: Running, churn: Bundle) -> None:
+    address = f"127.0.0.1:{running.settings.serve_tls_port}"
+    expected = probabilities(churn)
+    trust = ssl.create_default_context(cafile=running.authority.path)
+    with httpx.Client(verify=trust, trust_env=False, headers=running.client.headers) as client:
+        answer = client.post(f"https://{address}{INVOCATIONS}", json={"dataframe_records": [ROW]})
+        assert answer.json() == {"predictions": [expected]}
+    credentials = grpc.ssl_channel_credentials(running.authority.path.read_bytes())
+    with triton_grpc.InferenceServerClient(address, ssl=True, creds=credentials) as client:
+        token = {"authorization": f"Bearer {running.secret}"}
+        answer = client.infer("growth.churn", tensors_of_grpc(), headers=token)
+        assert answer.as_numpy("probability_yes")[0] == pytest.approx(expected["probability_yes"], abs=1e-9)
 
 
 def test_an_answer_says_how_long_it_took(running):
@@ -177,10 +206,10 @@ def test_a_running_predictor_is_found_and_not_started_twice(running):
 
 
 def test_it_listens_on_the_loopback_address_and_its_sockets_are_private(running):
-    (proxy,) = [process for process in marked(running.predictor) if process.name() == "haproxy"]
-    addresses = {c.laddr.ip for c in proxy.net_connections("tcp") if c.laddr.port == running.predictor.port}
-    assert addresses == {"127.0.0.1"}
-    config = next(part for part in proxy.cmdline() if part.endswith("haproxy.cfg"))
+    proxies = [process for process in marked(running.predictor) if process.name() == "haproxy"]
+    listening = [c.laddr for proxy in proxies for c in proxy.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    assert {address.ip for address in listening if address.port == running.predictor.port} == {"127.0.0.1"}
+    config = next(part for proxy in proxies for part in proxy.cmdline() if part.endswith("haproxy.cfg"))
     folder = Path(config).parents[1]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
