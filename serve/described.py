@@ -103,13 +103,14 @@ _ANSWERS: dict[str, Json] = {
     },
     "model_ready": {"type": "object", "required": ["name", "ready"], "properties": {"ready": {"const": True}}},
     "server": {"type": "object", "required": ["name", "version", "extensions"]},
+    "alive": {"type": "object", "required": ["status"], "properties": {"status": {"const": "alive"}}},
     "live": {"type": "object", "required": ["live"]},
     "ready": {"type": "object", "required": ["ready"]},
     "openapi": {"type": "object", "required": ["openapi", "paths"]},
 }
 """Of each handler that answers JSON."""
 _BODIES = {"invoke": _INVOCATIONS, "explained": _INVOCATIONS, "infer": _INFER}
-_OPEN = frozenset({"server", "live", "ready", "openapi"})
+_OPEN = frozenset({"server", "alive", "live", "ready", "openapi"})
 """Handlers that ask for no token."""
 _ERROR: Json = {
     "type": "object",
@@ -170,7 +171,7 @@ def described(routes: Sequence[tuple[str, tuple[str, ...], Any]]) -> Json:
 
 def _operation(parts: tuple[str, ...], handler: Any) -> Json:
     name = handler.__name__
-    protocol = "v1" if parts[0] == "v1" else ""
+    protocol = "v1" if parts[:1] == ("v1",) else ""
     versioned = "of_version" if "{version}" in parts else ""
     operation: Json = {
         "operationId": "_".join(filter(None, (name, versioned, protocol))),

@@ -24,6 +24,11 @@ from serve.telemetry import CONTENT_TYPE
 Handler = Callable[[Core, Call, dict[str, str]], Awaitable[bytes]]
 
 
+async def alive(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+    """``GET /``: what KServe's first protocol asks whether a server lives."""
+    return to_json({"status": "alive"})
+
+
 async def live(_: Core, __: Call, ___: dict[str, str]) -> bytes:
     """``GET /v2/health/live``."""
     return to_json({"live": True})
@@ -104,7 +109,10 @@ async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
 
 
 async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
-    """``POST /variants/{name}[/versions/{n}]/explain``: takes what ``/invocations`` takes."""
+    """``POST /variants/{name}[/versions/{n}]/explain``, by KServe's first protocol ``/v1/models/{name}:explain``.
+
+    It takes what ``/invocations`` takes.
+    """
     async with core.places.take(call):
         asked = await core.read(call, values)
         loaded = await core.loaded(call, asked.variant)
@@ -181,7 +189,9 @@ ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
     ("POST", ("variants", "{name}", "outcomes"), outcomes),
     ("POST", ("endpoints", "{name}", "invocations"), invoke),
     ("POST", ("v1", "models", "{name}:predict"), invoke),
+    ("POST", ("v1", "models", "{name}:explain"), explained),
     ("GET", ("v1", "models", "{name}"), model_ready),
+    ("GET", (), alive),
     ("POST", ("v2", "models", "{name}", "infer"), infer),
     ("POST", ("v2", "models", "{name}", "versions", "{version}", "infer"), infer),
     ("GET", ("v2", "models", "{name}"), model),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,11 @@ def test_a_version_can_be_named_and_any_payload_be_explained(explaining):
         "/variants/growth.churn/versions/1/explain", content=csv, headers={"content-type": "text/csv"}
     )
     assert len(answer.json()["explanations"]) == 1
+
+
+def test_kserves_first_protocol_explains_the_same(explaining):
+    answer = explaining.post("/v1/models/growth.churn:explain", content=json.dumps({"instances": [ROW]}))
+    assert set(answer.json()["explanations"][0]["contributions"]) == set(ROW)
 
 
 @pytest.mark.parametrize(("rows", "status"), [([], 400), ([ROW] * (MOST_ROWS + 1), 400), ([{"agee": 3}], 422)])

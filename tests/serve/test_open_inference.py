@@ -161,3 +161,22 @@ def test_a_matrix_without_rows_and_with_a_billion_columns_is_refused_at_once(cal
     tensor = {"name": "rows", "shape": [0, 10**12], "datatype": "FP64", "data": []}
     error = error_of(caller.post(INFER, json={"inputs": [tensor]}), 400)
     assert "more than 100,000 columns" in error["message"]
+
+
+def test_kserves_client_is_understood(caller, spend):
+    """It names the model in the body too, sends JSON without a content type, and tensors behind it as triton does."""
+    rows = [{"age": 30.0, "income": 1e4}]
+    named = {"id": "k-1", "model_name": "growth.spend", "parameters": {"binary_data_output": False}}
+    plain = {**named, "inputs": [tensor("age", [30.0]), tensor("income", [1e4])]}
+    sent = caller.post(INFER, content=json.dumps(plain))
+    raw = [
+        {"name": name, "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}
+        for name in ("age", "income")
+    ]
+    head = json.dumps({**named, "inputs": raw}).encode()
+    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    behind = caller.post(INFER, content=head + np.array([30.0, 1e4]).tobytes(), headers=headers)
+    for answer in (sent, behind):
+        document = answer.json()
+        assert (document["model_name"], document["id"]) == ("growth.spend", "k-1")
+        assert document["outputs"][0]["data"] == [row["prediction"] for row in expected(spend, rows)]

@@ -49,7 +49,8 @@ def test_kserves_first_protocol(caller, churn):
     assert named.json() == {"predictions": expected(churn, [ROW])}
     assert caller.get("/v1/models/growth.churn").json() == {"name": "growth.churn", "ready": True}
     error_of(caller.post("/v1/models/growth.nobody:predict", json={"instances": [ROW]}), 404)
-    error_of(caller.post("/v1/models/growth.churn:explain", json={"instances": [ROW]}), 405)
+    error_of(caller.post("/v1/models/growth.nobody:explain", json={"instances": [ROW]}), 404)
+    assert caller.get("/").json() == {"status": "alive"}
     error_of(caller.get("/v1/models/growth.churn:predict"), 404)
 
 
@@ -197,7 +198,7 @@ def test_too_many_rows_and_too_many_bytes(caller):
         ("/variants/growth.churn@challenger/invocations", "has no challenger"),
         ("/v2/models/growth.chrun/infer", "Did you mean 'growth.churn'?"),
         ("/nothing", "POST /variants/{name}/invocations"),
-        ("/", "Routes"),
+        ("/variants", "Routes"),
     ],
 )
 def test_names_that_do_not_exist(caller, path, says):
