@@ -59,8 +59,8 @@ COLUMNS = {
 NOTE = (
     f"{A_SECOND} calls of one row a second; {REPLICAS} replicas, one where MLflow or Redis is killed. Failed: another "
     "status than 200, or no answer (0); under way: sent before the kill. Redis, MLflow and the node are started again "
-    f"after {DOWN_S:g} s. Met: calls are answered again, and of {', '.join(HARMLESS[:-1])} and {HARMLESS[-1]} none that "
-    "was sent later has failed."
+    f"after {DOWN_S:g} s. Met: calls are answered again, and without {', '.join(HARMLESS[:-1])} or {HARMLESS[-1]} none "
+    "that was sent later has failed."
 )
 
 
