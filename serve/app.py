@@ -14,7 +14,7 @@ import time
 from factory.errors import FactoryError, SystemFault
 from serve.call import Call, Message, Receive, Send
 from serve.core import Core
-from serve.errors import DeadlineExceeded, Overloaded, answer, unexpected
+from serve.errors import DeadlineExceeded, Overloaded, answer, bounded, unexpected
 from serve.handlers import route
 
 logger = logging.getLogger(__name__)
@@ -93,4 +93,4 @@ class Predictor:
 def _told(error: FactoryError, call: Call, path: str) -> tuple[int, dict[str, str], bytes]:
     agent = call.headers.get(b"user-agent", b"")
     as_text = path.startswith("/v2") and any(client in agent for client in _OIP_TEXT_CLIENTS)
-    return answer(error, as_text=as_text)
+    return answer(bounded(error), as_text=as_text)

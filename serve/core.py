@@ -23,7 +23,7 @@ from factory.variants.bundle import Bundle
 from serve import invocations
 from serve.call import Call
 from serve.doors import Doors
-from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
+from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
 from serve.online import FeatureRead
@@ -231,8 +231,7 @@ class Core:
         reference, variant = await self.resolve(call, values)
         body = await call.read_body(limit_mb=self.limits.body_mb)
         kind = call.header("content-type")
-        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind))
-        check_rows(payload, max_rows=self.limits.rows)
+        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind, max_rows=self.limits.rows))
         return Asked(reference, variant, payload, body)
 
     async def answered(

@@ -16,7 +16,7 @@ from serve.core import Asked, Core, Prediction, is_small
 from serve.described import described
 from serve.errors import MethodNotAllowed, UnsupportedMedia
 from serve.explanations import LIMIT_S, format_explanation
-from serve.inputs import arrays, check_rows
+from serve.inputs import arrays
 from serve.outcomes import read_outcomes
 from serve.release import release
 from serve.telemetry import CONTENT_TYPE
@@ -132,9 +132,8 @@ async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
                 details=[Detail("content-type", f"received {kind!r}")],
             )
         body = await call.read_body(limit_mb=core.limits.body_mb)
-        parse = partial(open_inference.parse, body, header_length=header_length)
+        parse = partial(open_inference.parse, body, header_length=header_length, max_rows=core.limits.rows)
         request = await core.run(is_small(body), parse)
-        check_rows(request.payload, max_rows=core.limits.rows)
 
         def form(prediction: Prediction) -> tuple[bytes, int | None]:
             by = prediction.loaded

@@ -45,15 +45,17 @@ class Message:
     payload: Payload = field(repr=False)
 
 
-def read_message(received: Received, *, name: str) -> Message:
+def read_message(received: Received, *, name: str, max_rows: int) -> Message:
     """Read a message.
 
     Args:
         received: As it has arrived.
         name: Variant that the consumer answers for, or a pattern of several with ``*``.
+        max_rows: Rows of one message at most.
 
     Raises:
         InvalidRequest: it is no such document, or asks a variant that this consumer does not answer for.
+        BodyTooLarge: it has too many rows or columns.
     """
     document = read_json(received.body)
     id_, variant = document.pop("id", ""), document.pop("variant", None)
@@ -66,7 +68,7 @@ def read_message(received: Received, *, name: str) -> Message:
             hint="Send a shorter one.",
             details=[Detail("id", f"has {len(id_)} characters")],
         )
-    return Message(received, id_, _asked_for(variant, name=name), _payload(document))
+    return Message(received, id_, _asked_for(variant, name=name), _payload(document, max_rows))
 
 
 def _asked_for(variant: object, *, name: str) -> str:
@@ -87,13 +89,15 @@ def _asked_for(variant: object, *, name: str) -> str:
     return variant or name
 
 
-def _payload(document: dict[str, object]) -> Payload:
+def _payload(document: dict[str, object], max_rows: int) -> Payload:
     if len(document) == 1 and (kind := next(iter(document))) in _ONE_ROW:
         row = document[kind]
         if not isinstance(row, dict) or not row:
             raise shape_error(kind, "an object with a value for each column", row)
-        return EntityRows([row]) if kind == "entity" else columns_of_records([row], where=kind)
-    return payload_of(document)
+        if kind == "entity":
+            return EntityRows([row])
+        return columns_of_records([row], where=kind, max_rows=max_rows)
+    return payload_of(document, max_rows=max_rows)
 
 
 def messages_of(rows: pd.DataFrame, *, key: str | None, as_: str) -> list[tuple[str, bytes]]:
