@@ -29,6 +29,8 @@ from serve.recording import Recorder
 from serve.threads import change_often
 
 COLLECTED_EVERY_S = 30.0
+LEDGER_S = 2.0
+"""For which a call of the ledger waits for one that does not answer: what is asked next may be answered by then."""
 
 
 def build(settings: Settings) -> Predictor:
@@ -50,7 +52,7 @@ def build(settings: Settings) -> Predictor:
             ) from error
 
     core = Core(
-        Ledger.open(settings.ledger),
+        Ledger.open(settings.ledger, patience_s=LEDGER_S),
         load=load,
         features=FeatureReaders(settings),
         limits=Limits.of(settings),

@@ -17,12 +17,13 @@ from factory.errors import ServiceFault, UntrustedBundle
 from factory.spec import DeploymentWish, Task, Variant
 from factory.variants.bundle import Bundle
 from factory.variants.shared import SharedParts
+from serve import remembered, replica
 from serve.loaded import LEAST_MB, Loaded
 from serve.store import BundleCache
 from tests.answers import error_of
 
 from .calls import CHURN, ROW, expected, one
-from .conftest import variant_of
+from .conftest import Shelf, variant_of
 
 
 async def together(caller: Any, calls: list[dict[str, Any]]) -> list[httpx.Response]:
@@ -168,6 +169,51 @@ def test_what_is_loaded_is_served_while_the_ledger_is_gone(own_shelf, churn, mak
     empty = make_caller(own_shelf)
     assert error_of(empty.get("/v2/health/ready"), 503)["code"] == "storage_fault"
     assert empty.get("/v2/health/live").status_code == 200
+
+
+def test_a_ledger_that_hangs_stalls_nobody_whose_variant_is_loaded(own_shelf, churn, make_caller, monkeypatch):
+    monkeypatch.setattr(remembered, "WAITED_S", 0.02)
+    clock = [100.0]
+    monkeypatch.setattr(remembered, "clock", lambda: clock[0])
+    own_shelf.put("growth.churn", churn)
+    hangs, go_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any, **named: Any) -> Any:
+                if hangs.is_set():
+                    assert go_on.wait(30)
+                return getattr(own_shelf.ledger, name)(*arguments, **named)
+
+            return call
+
+    hanging = Shelf(own_shelf.folder, Hanging())
+    monkeypatch.setitem(vars(hanging), "secret", own_shelf.secret)
+    caller = make_caller(hanging)
+
+    async def calls() -> list[int]:
+        async with caller.client() as client:
+            told = [(await client.request("POST", **one())).status_code]
+            hangs.set()
+            for _ in range(20):
+                clock[0] += 1.5
+                told.append((await client.request("POST", **one())).status_code)
+            told.append((await client.get("/v2/health/ready")).status_code)
+            assert not go_on.is_set()
+            go_on.set()
+            return told
+
+    try:
+        assert asyncio.run(calls()) == [200] * 22
+    finally:
+        go_on.set()
+
+
+def test_the_predictor_opens_its_ledger_with_little_patience(registered_home, monkeypatch):
+    predictor = replica.build(registered_home)
+    assert predictor.core.ledger._patience_s == replica.LEDGER_S < 5
+    predictor.core.ledger.close()
+    predictor.core.close()
 
 
 def test_more_requests_than_places_are_told_to_come_again(shelf, make_caller):
