@@ -42,6 +42,8 @@ INLINE_BYTES = 16_384
 """A larger body is read, checked and predicted in a thread."""
 FEATURES_S = 5.0
 """For which the online store is waited for, and no longer than half of a call's time: an answer is still due."""
+EXPLAINED_AT_ONCE = 3
+"""Calls for explanations that a replica has at a time: each computes for about a second, one after the other."""
 PRELOADED = 16
 """Champions loaded at start, pinned ones first; of thousands of names most are never called."""
 MIRRORED_AT_ONCE = 8
@@ -149,7 +151,9 @@ class Core:
     ) -> None:
         self._watchers = watchers
         self.ledger, self.limits, self.recorder = ledger, limits, recorder
-        self.places = Places(limits)
+        bodies = limits.bodies()
+        self.places = Places(limits, bodies=bodies, most=limits.ongoing)
+        self.explain_places = Places(limits, bodies=bodies, most=EXPLAINED_AT_ONCE, what="calls for explanations")
         self.telemetry = Telemetry()
         self._features, self._warm_up = features, warm_up
         threads = {"ledger": 2, "load": 2, "features": 4, "predict": 2, "explain": 1, "shadow": 1, "disk": 1}
@@ -226,10 +230,10 @@ class Core:
         _tell(call, variant)
         return reference, variant
 
-    async def read(self, call: Call, values: dict[str, str]) -> Asked:
-        """Read a call of ``/invocations``."""
+    async def read(self, call: Call, values: dict[str, str], *, places: Places) -> Asked:
+        """Read a call of ``/invocations`` that has one of the places."""
         reference, variant = await self.resolve(call, values)
-        body = await call.read_body(limit_mb=self.limits.body_mb)
+        body = await places.read(call)
         kind = call.header("content-type")
         payload = await self.run(is_small(body), lambda: invocations.parse(body, kind, max_rows=self.limits.rows))
         return Asked(reference, variant, payload, body)

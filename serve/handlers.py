@@ -100,13 +100,13 @@ async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return invocations.format_predictions(prediction.raw, prediction.loaded.bundle)
 
     async with core.places.take(call):
-        return await core.answered(call, await core.read(call, values), form)
+        return await core.answered(call, await core.read(call, values, places=core.places), form)
 
 
 async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
     """``POST /variants/{name}[/versions/{n}]/explain``: takes what ``/invocations`` takes."""
-    async with core.places.take(call):
-        asked = await core.read(call, values)
+    async with core.explain_places.take(call):
+        asked = await core.read(call, values, places=core.explain_places)
         loaded = await core.loaded(call, asked.variant)
         columns = await core.columns(call, asked.payload, loaded)
         started = time.perf_counter()
@@ -131,7 +131,7 @@ async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
                 hint="Send application/json, with binary tensors after it where the header says so.",
                 details=[Detail("content-type", f"received {kind!r}")],
             )
-        body = await call.read_body(limit_mb=core.limits.body_mb)
+        body = await core.places.read(call)
         parse = partial(open_inference.parse, body, header_length=header_length, max_rows=core.limits.rows)
         request = await core.run(is_small(body), parse)
 
@@ -153,7 +153,7 @@ async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
     """``POST /variants/{name}/outcomes``: what became of what was predicted."""
     async with core.places.take(call):
         reference, _ = await core.resolve(call, values)
-        body = await call.read_body(limit_mb=core.limits.body_mb)
+        body = await core.places.read(call)
         told = read_outcomes(body, most=core.limits.rows)
         recorder = core.recorder
         if recorder is None:

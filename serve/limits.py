@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from factory.settings import Settings
+from serve.bodies import Bodies
 from serve.call import Call
 from serve.errors import DeadlineExceeded, Overloaded, SlowRequest
 
@@ -50,21 +51,49 @@ class Limits:
             a_minute=settings.predictions_a_minute,
         )
 
+    def bodies(self) -> Bodies:
+        """Return who reads the bodies of a replica's calls."""
+        most, limit_mb = BODIES_FOR_ONE * self.ongoing, self.body_mb
+        return Bodies(most=most, most_bytes=int(max(most / 4, 1) * limit_mb * 1e6), limit_mb=limit_mb)
+
     def pins(self, name: str) -> bool:
         """Return whether a variant's bundles stay in memory while others can go."""
         return any(fnmatchcase(name, pattern) for pattern in self.pinned)
+
+
+BODIES_FOR_ONE = 8
+"""Bodies that may be on their way for each place, with a quarter of their largest size on the average."""
 
 
 class Places:
     """Places for the calls that are answered at one time.
 
     Args:
-        limits: Say how many, and for how long.
+        limits: Say for how long.
+        most: Places.
+        what: Is answered, for errors.
+        bodies: Reads those that are on their way.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, *, bodies: Bodies, most: int, what: str = "requests") -> None:
+        self._limits, self._bodies, self._most, self._what = limits, bodies, most, what
         self._taken = 0
+
+    async def read(self, call: Call) -> bytes:
+        """Read the body of a call that has a place, which is another's until the body is there.
+
+        Raises:
+            Overloaded: all places are taken now.
+            FactoryError: what :meth:`~serve.bodies.Bodies.read` raises.
+        """
+        self._taken -= 1
+        try:
+            body = await self._bodies.read(call)
+        finally:
+            self._taken += 1
+        if self._taken > self._most:
+            raise self._overloaded(self._most)
+        return body
 
     @asynccontextmanager
     async def take(self, call: Call) -> AsyncIterator[None]:
@@ -76,10 +105,8 @@ class Places:
             DeadlineExceeded: the answer was not ready in time.
         """
         limits = self._limits
-        if self._taken >= limits.ongoing:
-            raise Overloaded(
-                f"{self._taken} requests are being answered; no more are taken.", hint="Try again in a moment."
-            )
+        if self._taken >= self._most:
+            raise self._overloaded(self._taken)
         self._taken += 1
         try:
             async with asyncio.timeout(limits.deadline_s):
@@ -95,3 +122,6 @@ class Places:
             ) from error
         finally:
             self._taken -= 1
+
+    def _overloaded(self, n: int) -> Overloaded:
+        return Overloaded(f"{n} {self._what} are being answered; no more are taken.", hint="Try again in a moment.")

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from factory.errors import FactoryError, ServiceFault
 from factory.operate.ports import free_ports
-from serve.errors import DeadlineExceeded, Overloaded, answer
+from serve.errors import DeadlineExceeded, Overloaded, SlowRequest, answer
 
 STOP_S = 5
 """How long HAProxy waits for open connections when it stops or reloads; a request takes milliseconds."""
@@ -56,6 +56,8 @@ def proxy_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+BODY_S = 10
+"""For which HAProxy waits for headers and the first 16 kB of a body; most are smaller, and reach a replica whole."""
 QUEUE_MS = 100
 """How long a call waits for a place in a replica; then it is told to come again."""
 BY_NAME = "\n    ".join(
@@ -71,6 +73,7 @@ Consistent: where a replica comes or goes, the other names stay where they are. 
 as the others have passes further ones on, so that a hot name spreads.  What has no name in its path, as gRPC, goes to
 any of them."""
 _PAGES: dict[int, FactoryError] = {
+    408: SlowRequest(f"The request did not arrive within {BODY_S} s.", hint="Send it faster, or send less."),
     502: ServiceFault("The replica that had this call has ended.", hint="Send it again: another one answers."),
     503: Overloaded("All replicas have as many calls as they take at one time.", hint="Try again in a moment."),
     504: DeadlineExceeded("No replica has answered in time.", hint="Send fewer rows, or try again."),
@@ -97,7 +100,13 @@ def defaults(folder: Path, *, ongoing: int) -> str:
         folder: Of the proxy; gets the pages.
         ongoing: Calls that a replica has at one time; the next ones wait for :data:`QUEUE_MS`.
     """
-    held = (f"timeout queue {QUEUE_MS}ms", f"default-server maxconn {ongoing}")
+    held = (
+        f"timeout queue {QUEUE_MS}ms",
+        f"default-server maxconn {ongoing}",
+        # A replica's places are for bodies that are there.
+        "option http-buffer-request",
+        f"timeout http-request {BODY_S}s",
+    )
     return "\n    ".join((BY_NAME, *held, write_pages(folder)))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import json
+import socket
 import stat
 import subprocess
 import threading
@@ -188,6 +190,21 @@ def test_what_finds_no_place_waits_a_moment_and_is_told_to_come_again(tmp_path: 
         held.set()
         assert waiting.result(20).text == str(behind)
         assert [each.result(20).text for each in holding] == [str(behind)] * 2
+
+
+def test_a_slow_body_stays_in_the_proxy_and_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.proxy.BODY_S", 2)
+    port, behind = free_ports(2)
+    with ExitStack() as stack:
+        stack.enter_context(replica(behind))
+        client = stack.enter_context(haproxy(tmp_path, port, [behind], ongoing=1))
+        slow = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        slow.sendall(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert [client.get("/").status_code for _ in range(5)] == [200] * 5, "the one place is free"
+        said = slow.recv(10_000)
+        head, _, body = said.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408")
+        assert json.loads(body)["error"]["code"] == "slow_request"
 
 
 def test_while_no_replica_is_there_callers_are_told_to_come_again(tmp_path: Path) -> None:
