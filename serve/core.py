@@ -170,16 +170,30 @@ class Core:
         self._mirrored: set[asyncio.Task[None]] = set()
 
     async def preload(self) -> None:
-        """Load the first champions before somebody asks for them; requests are answered meanwhile."""
+        """Load the first champions before somebody asks for them; requests are answered meanwhile.
+
+        What fails is logged, and holds up nothing else: it is tried again when somebody asks for it.
+        """
         try:
             await self.in_("load", self._warm_up)
-            names = await self.in_("ledger", lambda: [d.name for d in self.ledger.deployments()])
-            for name in list(dict.fromkeys([*filter(self.limits.pins, names), *names]))[:PRELOADED]:
+        except Exception:
+            logger.warning("what most variants need is imported when they are asked for", exc_info=True)
+        try:
+            served = await self.in_("ledger", self.ledger.deployments)
+        except Exception:
+            logger.warning("champions are loaded when they are asked for", exc_info=True)
+            return
+        names = list(dict.fromkeys(deployment.name for deployment in served if deployment.as_ == "champion"))
+        n_loaded, first = 0, sorted(names, key=self.limits.pins, reverse=True)[:PRELOADED]
+        for name in first:
+            try:
                 loaded = await self.cache.get(await self.table.resolve(Reference(name)))
                 if (service := loaded.variant.feature_service) is not None:
                     await self.in_("features", partial(self._features.warm_up, service))
-        except FactoryError:
-            logger.warning("champions are loaded when they are asked for", exc_info=True)
+                n_loaded += 1
+            except Exception:
+                logger.warning("%s is loaded when it is asked for", name, exc_info=True)
+        logger.info("%d of %d champions are loaded", n_loaded, len(first))
 
     async def keep_telling(self, over: asyncio.Event) -> None:
         """Tell the ledger every few seconds what was counted, and once more when it is over."""

@@ -321,6 +321,33 @@ def test_champions_are_loaded_when_the_server_starts(own_shelf, churn, make_call
     assert loads == ["growth.churn"]
 
 
+def test_a_champion_that_cannot_be_loaded_keeps_no_other_from_it(own_shelf, churn, make_caller, caplog):
+    names = ["growth.broken", "growth.odd", "growth.sound"]
+    for name in names:
+        own_shelf.put(name, churn)
+        own_shelf.ledger.set_deployment(name, DeploymentWish(), version=1)
+    own_shelf.put("growth.also", churn, champion=False)
+    own_shelf.ledger.set_deployment("growth.also", DeploymentWish(as_="canary", percent=5), version=1)
+    own_shelf.put("growth.zero", churn)
+    own_shelf.ledger.set_deployment("growth.zero", DeploymentWish(), version=1)
+    tried: list[str] = []
+
+    def load(variant: Variant) -> Loaded:
+        tried.append(variant.name)
+        if variant.name == "growth.broken":
+            raise UntrustedBundle("changed")
+        if variant.name == "growth.odd":
+            raise MemoryError("no more")
+        return own_shelf.load(variant)
+
+    core = make_caller(own_shelf, load=load, pinned=("growth.zero",)).app.core
+    asyncio.run(core.preload())
+    assert tried == ["growth.zero", *names], "pinned ones first, and no name that has a canary only"
+    assert len(core.cache) == 2
+    assert "growth.broken is loaded when it is asked for" in caplog.text
+    assert "growth.odd is loaded when it is asked for" in caplog.text
+
+
 def test_a_failing_warm_up_does_not_stop_the_server(shelf, make_caller, caplog):
     def warm_up() -> None:
         raise ServiceFault("MLflow could not answer.")
