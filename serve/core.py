@@ -165,7 +165,12 @@ class Core:
         self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=changes)
         self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=changes)
         self.cache = BundleCache(
-            load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb, pinned=limits.pins
+            load,
+            self._pools["load"],
+            most=limits.bundles,
+            most_mb=limits.bundles_mb,
+            pinned=limits.pins,
+            champion=self.table.champion,
         )
         self._mirrored: set[asyncio.Task[None]] = set()
 

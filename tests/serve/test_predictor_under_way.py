@@ -101,6 +101,37 @@ def test_what_is_pinned_stays_while_others_can_go(own_shelf, spend, make_caller)
     assert loads == ["growth.a", "growth.b", "growth.c", "growth.b"]
 
 
+def test_of_a_pinned_name_the_champion_stays_and_what_it_took_over_from_goes_first():
+    champions = {"growth.a": 1}
+
+    async def kept() -> list[list[tuple[str, int]]]:
+        with ThreadPoolExecutor(1) as threads:
+            cache = BundleCache(
+                lambda variant: Parts({f"{variant.name}/{variant.version}": 1.0}),
+                threads,
+                most=3,
+                most_mb=100.0,
+                pinned=lambda name: name == "growth.a",
+                champion=champions.get,
+            )
+            found = []
+            for name, version in (("a", 1), ("b", 1), ("a", 2), ("c", 1), ("a", 2), ("d", 1), ("a", 3), ("e", 1)):
+                if (name, version) == ("a", 2):
+                    champions["growth.a"] = 2
+                await cache.get(variant_of(f"growth.{name}", version, request_id="r", task=Task.BINARY, digest="0"))
+                found.append([(key[0][-1], key[1]) for key in cache._loaded])
+            return found
+
+    *_, promoted, again, other, canary, last = asyncio.run(kept())
+    assert promoted == [("b", 1), ("a", 2), ("c", 1)], (
+        "not growth.b, which was used less recently than the first version"
+    )
+    assert again == [("b", 1), ("c", 1), ("a", 2)]
+    assert other == [("c", 1), ("a", 2), ("d", 1)]
+    assert canary == [("a", 2), ("d", 1), ("a", 3)], "no champion yet"
+    assert last == [("a", 2), ("a", 3), ("e", 1)], "the champion stays, the canary goes when its turn comes"
+
+
 def test_a_variant_counts_at_least_with_its_files(own_shelf, spend):
     variant = own_shelf.put("growth.a", spend)
     loaded = Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
