@@ -72,6 +72,7 @@ class Predictor:
             parts=tuple(part for part in path.split("/") if part),
             headers=dict(scope["headers"]),
             receive=receive,
+            connection=scope,
         )
         kind = "none"
         try:

@@ -13,12 +13,16 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass
 class Call:
-    """One request while it is answered; what is learnt on the way goes into the answer's headers."""
+    """One request while it is answered; what is learnt on the way goes into the answer's headers.
+
+    ``connection`` is its ASGI scope; over gRPC what of it says where the call comes from.
+    """
 
     method: str
     parts: tuple[str, ...]
     headers: Mapping[bytes, bytes]
     receive: Receive
+    connection: Mapping[str, Any] = field(default_factory=dict)
     answer_headers: dict[str, str] = field(default_factory=dict)
     steps: list[tuple[str, float]] = field(default_factory=list)
     reading: bool = False

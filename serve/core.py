@@ -18,9 +18,10 @@ import numpy as np
 
 from factory.errors import FactoryError, ServiceFault
 from factory.ledger import Served
-from factory.spec import Variant
+from factory.spec import Principal, Variant
 from factory.variants.bundle import Bundle
 from serve import invocations
+from serve.addresses import host_of_peer, origin_of, own_networks
 from serve.call import Call
 from serve.doors import Doors
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
@@ -44,6 +45,7 @@ FEATURES_S = 5.0
 """For which the online store is waited for, and no longer than half of a call's time: an answer is still due."""
 EXPLAINED_AT_ONCE = 3
 """Calls for explanations that a replica has at a time: each computes for about a second, one after the other."""
+METRICS_AT_ONCE = 4
 PRELOADED = 16
 """Champions loaded at start, pinned ones first; of thousands of names most are never called."""
 MIRRORED_AT_ONCE = 8
@@ -153,6 +155,7 @@ class Core:
         self.ledger, self.limits, self.recorder = ledger, limits, recorder
         bodies = limits.bodies()
         self.places = Places(limits, bodies=bodies, most=limits.ongoing)
+        self.metrics_places = Places(limits, bodies=bodies, most=METRICS_AT_ONCE, what="calls for metrics")
         self.explain_places = Places(limits, bodies=bodies, most=EXPLAINED_AT_ONCE, what="calls for explanations")
         self.telemetry = Telemetry()
         self._features, self._warm_up = features, warm_up
@@ -160,10 +163,11 @@ class Core:
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
         in_ledger = self._pools["ledger"]
-        changes = Changes(ledger.catalogue_mark, in_ledger)
-        self.table = VariantTable(ledger, in_ledger, changes=changes)
-        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=changes)
-        self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=changes)
+        self.changes = Changes(ledger.catalogue_mark, in_ledger)
+        self.table = VariantTable(ledger, in_ledger, changes=self.changes)
+        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=self.changes)
+        self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=self.changes)
+        self._own = own_networks()
         self.cache = BundleCache(
             load,
             self._pools["load"],
@@ -241,9 +245,26 @@ class Core:
 
     # --- steps -------------------------------------------------------------------
 
+    async def knows(self, call: Call) -> Principal:
+        """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
+        return await self.doors.known(call.header("authorization"), lambda: self.origin(call))
+
+    def origin(self, call: Call) -> str:
+        """Return the address of whoever calls: HAProxy on this machine is believed, and the proxies of the settings."""
+        connection = call.connection
+        forwarded = [
+            value.decode("latin-1") for name, value in connection.get("headers", ()) if name == b"x-forwarded-for"
+        ]
+        if "peer" in connection:
+            client = host_of_peer(connection["peer"]())
+        else:
+            client = (connection.get("client") or ("local",))[0]
+        return origin_of(client, forwarded, self.limits.proxies, first=self._own)
+
     async def resolve(self, call: Call, values: dict[str, str]) -> tuple[Reference, Variant]:
         """Return what a caller who may has named, and the version that it means."""
-        await self.doors.admit(call.header("authorization"), values["name"].partition("@")[0])
+        name = values["name"].partition("@")[0]
+        await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origin(call))
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self.table.resolve(reference)
         _tell(call, variant)

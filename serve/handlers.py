@@ -32,15 +32,16 @@ async def live(_: Core, __: Call, ___: dict[str, str]) -> bytes:
 async def require_ready(core: Core) -> None:
     """Return where the ledger can be read, or there are variants in memory, which do without it.
 
+    Anybody may ask: it is looked at once a second, however many do.
+
     Raises:
         StorageFault: neither is so.
     """
-    try:
-        await core.in_("ledger", lambda: core.ledger.alias("", "champion"))
-    except StorageFault:
-        # A balancer would otherwise take all replicas out of traffic at once, which can answer most requests.
-        if not len(core.cache):
-            raise
+    # A balancer would otherwise take all replicas out of traffic at once, which can answer most requests.
+    if not len(core.cache):
+        await core.changes.look()
+        if core.changes.is_away:
+            raise StorageFault("The ledger cannot be read.", hint="`factory doctor` looks at it.")
 
 
 async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
@@ -56,7 +57,8 @@ async def server(_: Core, __: Call, ___: dict[str, str]) -> bytes:
 
 async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
     """``GET /metrics``: of this replica; they name variants of all teams, so an operator's token is asked for."""
-    await core.doors.admit_operator(call.header("authorization"))
+    async with core.metrics_places.take(call):
+        await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origin(call))
     call.answer_headers["content-type"] = CONTENT_TYPE
     dropped = 0 if core.recorder is None else core.recorder.n_dropped
     return core.telemetry.text(bundles=len(core.cache), bundles_mb=core.cache.size_mb, dropped=dropped)

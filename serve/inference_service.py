@@ -123,6 +123,9 @@ class InferenceService:
                     details=[Detail("message", f"is larger than FACTORY_MAX_REQUEST_MB={core.limits.body_mb:g}")],
                 )
             async with core.places.take(call):
+                if not is_small(body):
+                    # The name is in the message; what nobody known sends is not read.
+                    await core.knows(call)
                 request = await core.run(is_small(body), lambda: parsed(body))
                 reference, variant = await core.resolve(call, _values(request.model_name, request.model_version))
                 read = partial(read_request, request, max_rows=core.limits.rows)
@@ -135,8 +138,9 @@ class InferenceService:
 
     async def _answer(self, route: str, context: Any, make: Callable[[Call], Awaitable[Any]]) -> Any:
         """Return what is made, or an empty message with the code and the sentence of the error."""
-        headers = {key.lower().encode(): _bytes(value) for key, value in context.invocation_metadata()}
-        call = Call(method="POST", parts=(), headers=headers, receive=_nothing)
+        metadata = [(key.lower().encode(), _bytes(value)) for key, value in context.invocation_metadata()]
+        connection = {"peer": context.peer, "headers": metadata}
+        call = Call(method="POST", parts=(), headers=dict(metadata), receive=_nothing, connection=connection)
         began, status, error = time.perf_counter(), 200, None
         try:
             answer = await make(call)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from factory.settings import Settings
+from serve.addresses import Networks, networks
 from serve.bodies import Bodies
 from serve.call import Call
 from serve.errors import DeadlineExceeded, Overloaded, SlowRequest
@@ -27,6 +28,7 @@ class Limits:
         bundles_mb: MB of bundles in memory at most.
         pinned: Patterns of names whose bundles stay in memory while others can go.
         a_minute: Calls that a token may make in a minute.
+        proxies: That are believed about where a call comes from.
     """
 
     rows: int
@@ -37,6 +39,7 @@ class Limits:
     bundles_mb: float = 2048.0
     pinned: tuple[str, ...] = ()
     a_minute: float = 60_000.0
+    proxies: Networks = ()
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -49,6 +52,7 @@ class Limits:
             bundles_mb=settings.serve_cache_mb,
             pinned=tuple(filter(None, map(str.strip, (settings.serve_pinned or "").split(",")))),
             a_minute=settings.predictions_a_minute,
+            proxies=networks(settings.trusted_proxies),
         )
 
     def bodies(self) -> Bodies:

@@ -105,6 +105,8 @@ def defaults(folder: Path, *, ongoing: int) -> str:
         f"default-server maxconn {ongoing}",
         # A replica's places are for bodies that are there.
         "option http-buffer-request",
+        # Who calls, for replicas: they see HAProxy's own connections.
+        "option forwardfor",
         f"timeout http-request {BODY_S}s",
     )
     return "\n    ".join((BY_NAME, *held, write_pages(folder)))
