@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
 from urllib.parse import unquote
 
 import psutil
@@ -29,12 +30,6 @@ def networks(named: str | None) -> Networks:
         ) from error
 
 
-def own_networks() -> Networks:
-    """Return the addresses of this machine."""
-    addresses = (each.address.partition("%")[0] for found in psutil.net_if_addrs().values() for each in found)
-    return tuple(ip_network(found) for told in addresses if (found := _address(told)) is not None)
-
-
 def origin_of(client: str, forwarded: Iterable[str], proxies: Networks, *, first: Networks = ()) -> str:
     """Return the address of whoever calls.
 
@@ -50,6 +45,33 @@ def origin_of(client: str, forwarded: Iterable[str], proxies: Networks, *, first
             break
         address, believed = str(found), proxies
     return address[:64]
+
+
+class Origins:
+    """Tells where a predictor's calls come from: HAProxy on this machine is believed, and the proxies that are named.
+
+    Args:
+        proxies: That are believed wherever they stand.
+    """
+
+    def __init__(self, proxies: Networks) -> None:
+        addresses = (each.address.partition("%")[0] for found in psutil.net_if_addrs().values() for each in found)
+        self._own = tuple(ip_network(found) for told in addresses if (found := _address(told)) is not None)
+        self._proxies = proxies
+
+    def of(self, connection: Mapping[str, Any]) -> str:
+        """Return the address of whoever calls.
+
+        Args:
+            connection: An ASGI scope; over gRPC ``headers`` and what returns the ``peer``.
+        """
+        headers = connection.get("headers", ())
+        forwarded = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
+        if "peer" in connection:
+            client = host_of_peer(connection["peer"]())
+        else:
+            client = (connection.get("client") or ("local",))[0]
+        return origin_of(client, forwarded, self._proxies, first=self._own)
 
 
 def host_of_peer(peer: str) -> str:

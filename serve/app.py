@@ -16,6 +16,7 @@ from serve.call import Call, Message, Receive, Send
 from serve.core import Core
 from serve.errors import DeadlineExceeded, Overloaded, answer, bounded, unexpected
 from serve.handlers import route
+from serve.upkeep import keep_refreshing, preload
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,13 @@ class Predictor:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         over = asyncio.Event()
-        preload = asyncio.create_task(self.core.preload())
+        loading = asyncio.create_task(preload(self.core))
+        refreshing = asyncio.create_task(keep_refreshing(self.core, over))
         telling = asyncio.create_task(self.core.keep_telling(over))
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        preload.cancel()
+        loading.cancel()
+        refreshing.cancel()
         over.set()
         await telling
         self.core.close()

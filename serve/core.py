@@ -10,7 +10,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Protocol, TypeVar
 from uuid import uuid4
 
@@ -21,13 +20,13 @@ from factory.ledger import Served
 from factory.spec import Principal, Variant
 from factory.variants.bundle import Bundle
 from serve import invocations
-from serve.addresses import host_of_peer, origin_of, own_networks
+from serve.addresses import Origins
 from serve.call import Call
 from serve.doors import Doors
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
-from serve.online import FeatureRead
+from serve.online import FeatureRead, Reads
 from serve.recording import Answered, As, Recorder
 from serve.remembered import Changes
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
@@ -46,8 +45,6 @@ FEATURES_S = 5.0
 EXPLAINED_AT_ONCE = 3
 """Calls for explanations that a replica has at a time: each computes for about a second, one after the other."""
 METRICS_AT_ONCE = 4
-PRELOADED = 16
-"""Champions loaded at start, pinned ones first; of thousands of names most are never called."""
 MIRRORED_AT_ONCE = 8
 """Calls that wait for a shadow; more are not mirrored."""
 TOLD_EVERY_S = 10.0
@@ -65,19 +62,6 @@ class Ledger(Catalogue, Routes, Protocol):
 
     def add_served(self, counted: Sequence[Served]) -> None:
         """Add calls to the sums of the fleet."""
-
-
-class Columns(Protocol):
-    """Reads online features; see :class:`serve.online.FeatureReaders`."""
-
-    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
-        """Return the variant's columns for entity rows."""
-
-    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
-        """Return the same with features as they were last read; None where not all were."""
-
-    def warm_up(self, service: str) -> None:
-        """Make ready for a feature service."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +129,7 @@ class Core:
         ledger: Ledger,
         *,
         load: Callable[[Variant], Loaded],
-        features: Columns,
+        features: Reads,
         limits: Limits,
         warm_up: Callable[[], None] = lambda: None,
         recorder: Recorder | None = None,
@@ -158,8 +142,17 @@ class Core:
         self.metrics_places = Places(limits, bodies=bodies, most=METRICS_AT_ONCE, what="calls for metrics")
         self.explain_places = Places(limits, bodies=bodies, most=EXPLAINED_AT_ONCE, what="calls for explanations")
         self.telemetry = Telemetry()
-        self._features, self._warm_up = features, warm_up
-        threads = {"ledger": 2, "load": 2, "features": 4, "predict": 2, "explain": 1, "shadow": 1, "disk": 1}
+        self.features, self.warm_up = features, warm_up
+        threads = {
+            "ledger": 2,
+            "load": 2,
+            "features": 4,
+            "predict": 2,
+            "explain": 1,
+            "shadow": 1,
+            "disk": 1,
+            "registry": 1,
+        }
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
         in_ledger = self._pools["ledger"]
@@ -167,7 +160,7 @@ class Core:
         self.table = VariantTable(ledger, in_ledger, changes=self.changes)
         self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=self.changes)
         self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=self.changes)
-        self._own = own_networks()
+        self.origins = Origins(limits.proxies)
         self.cache = BundleCache(
             load,
             self._pools["load"],
@@ -177,32 +170,6 @@ class Core:
             champion=self.table.champion,
         )
         self._mirrored: set[asyncio.Task[None]] = set()
-
-    async def preload(self) -> None:
-        """Load the first champions before somebody asks for them; requests are answered meanwhile.
-
-        What fails is logged, and holds up nothing else: it is tried again when somebody asks for it.
-        """
-        try:
-            await self.in_("load", self._warm_up)
-        except Exception:
-            logger.warning("what most variants need is imported when they are asked for", exc_info=True)
-        try:
-            served = await self.in_("ledger", self.ledger.deployments)
-        except Exception:
-            logger.warning("champions are loaded when they are asked for", exc_info=True)
-            return
-        names = list(dict.fromkeys(deployment.name for deployment in served if deployment.as_ == "champion"))
-        n_loaded, first = 0, sorted(names, key=self.limits.pins, reverse=True)[:PRELOADED]
-        for name in first:
-            try:
-                loaded = await self.cache.get(await self.table.resolve(Reference(name)))
-                if (service := loaded.variant.feature_service) is not None:
-                    await self.in_("features", partial(self._features.warm_up, service))
-                n_loaded += 1
-            except Exception:
-                logger.warning("%s is loaded when it is asked for", name, exc_info=True)
-        logger.info("%d of %d champions are loaded", n_loaded, len(first))
 
     async def keep_telling(self, over: asyncio.Event) -> None:
         """Tell the ledger every few seconds what was counted, and once more when it is over."""
@@ -247,24 +214,12 @@ class Core:
 
     async def knows(self, call: Call) -> Principal:
         """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
-        return await self.doors.known(call.header("authorization"), lambda: self.origin(call))
-
-    def origin(self, call: Call) -> str:
-        """Return the address of whoever calls: HAProxy on this machine is believed, and the proxies of the settings."""
-        connection = call.connection
-        forwarded = [
-            value.decode("latin-1") for name, value in connection.get("headers", ()) if name == b"x-forwarded-for"
-        ]
-        if "peer" in connection:
-            client = host_of_peer(connection["peer"]())
-        else:
-            client = (connection.get("client") or ("local",))[0]
-        return origin_of(client, forwarded, self.limits.proxies, first=self._own)
+        return await self.doors.known(call.header("authorization"), lambda: self.origins.of(call.connection))
 
     async def resolve(self, call: Call, values: dict[str, str]) -> tuple[Reference, Variant]:
         """Return what a caller who may has named, and the version that it means."""
         name = values["name"].partition("@")[0]
-        await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origin(call))
+        await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origins.of(call.connection))
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self.table.resolve(reference)
         _tell(call, variant)
@@ -328,21 +283,22 @@ class Core:
         if not isinstance(payload, EntityRows):
             return payload
         started = time.perf_counter()
-        read = await self._read(payload, loaded)
+        deadline_s = self.limits.deadline_s if call is None else self.limits.deadline_of(call)
+        read = await self._read(payload, loaded, deadline_s=deadline_s)
         self.telemetry.features(f"{loaded.variant.name}/{loaded.variant.version}", read.cells)
         if call is not None:
             call.add_timing("features", (time.perf_counter() - started) * 1e3)
         return read.columns
 
-    async def _read(self, payload: EntityRows, loaded: Loaded) -> FeatureRead:
+    async def _read(self, payload: EntityRows, loaded: Loaded, *, deadline_s: float) -> FeatureRead:
         """Read online features; where the store is away, those of the last read if the recipe says so."""
         variant, bundle = loaded.variant, loaded.bundle
         try:
-            async with asyncio.timeout(min(FEATURES_S, self.limits.deadline_s / 2)):
-                return await self.in_("features", lambda: self._features.read(payload, variant=variant, bundle=bundle))
+            async with asyncio.timeout(min(FEATURES_S, deadline_s / 2)):
+                return await self.in_("features", lambda: self.features.read(payload, variant=variant, bundle=bundle))
         except (ServiceFault, TimeoutError) as error:
             if variant.online.store_down == "last":
-                kept = self._features.last(payload, variant=variant, bundle=bundle)
+                kept = self.features.last(payload, variant=variant, bundle=bundle)
                 if kept is not None:
                     logger.warning("%s answers with the features of the last read: %s", variant.name, error)
                     return kept

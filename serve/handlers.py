@@ -58,7 +58,7 @@ async def server(_: Core, __: Call, ___: dict[str, str]) -> bytes:
 async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
     """``GET /metrics``: of this replica; they name variants of all teams, so an operator's token is asked for."""
     async with core.metrics_places.take(call):
-        await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origin(call))
+        await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origins.of(call.connection))
     call.answer_headers["content-type"] = CONTENT_TYPE
     dropped = 0 if core.recorder is None else core.recorder.n_dropped
     return core.telemetry.text(bundles=len(core.cache), bundles_mb=core.cache.size_mb, dropped=dropped)
@@ -69,7 +69,11 @@ async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict
     async with core.places.take(call):
         _, variant = await core.resolve(call, values)
         loaded = await core.cache.get(variant)
-        versions = await core.table.versions(variant.name)
+        try:
+            versions = await core.table.versions(variant.name)
+        except StorageFault:
+            # Nobody has asked for them before the ledger went away; this one is in memory.
+            versions = [variant.version]
         return open_inference.metadata(loaded.bundle, name=variant.name, versions=versions)
 
 

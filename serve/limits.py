@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from factory.errors import Detail, InvalidRequest
 from factory.settings import Settings
 from serve.addresses import Networks, networks
 from serve.bodies import Bodies
@@ -55,6 +56,25 @@ class Limits:
             proxies=networks(settings.trusted_proxies),
         )
 
+    def deadline_of(self, call: Call) -> float:
+        """Return the seconds that a call has: the deadline, or what its caller waits for where that is less.
+
+        Raises:
+            InvalidRequest: the caller's header says no time.
+        """
+        told = call.headers.get(TIMEOUT_HEADER)
+        if told is None:
+            return self.deadline_s
+        text = told.decode("latin-1").strip()
+        if not (text.isascii() and text.isdigit() and 0 < len(text) < 12 and int(text)):
+            message = f"Received {text[:40]!r}; expected a number of milliseconds above 0."
+            raise InvalidRequest(
+                f"The header {TIMEOUT_HEADER.decode()} is wrong. {message}",
+                hint="It says for how long you wait; leave it out where you wait for as long as it takes.",
+                details=[Detail(TIMEOUT_HEADER.decode(), message)],
+            )
+        return min(self.deadline_s, int(text) / 1e3)
+
     def bodies(self) -> Bodies:
         """Return who reads the bodies of a replica's calls."""
         most, limit_mb = BODIES_FOR_ONE * self.ongoing, self.body_mb
@@ -65,6 +85,8 @@ class Limits:
         return any(fnmatchcase(name, pattern) for pattern in self.pinned)
 
 
+TIMEOUT_HEADER = b"x-envoy-expected-rq-timeout-ms"
+"""Says for how long a caller waits. Envoy sets it, and what is made of it (Istio, KServe); HTTP has none of its own."""
 BODIES_FOR_ONE = 8
 """Bodies that may be on their way for each place, with a quarter of their largest size on the average."""
 
@@ -105,23 +127,24 @@ class Places:
 
         Raises:
             Overloaded: all places are taken.
+            InvalidRequest: the caller's own deadline is none.
             SlowRequest: the body did not arrive in time.
             DeadlineExceeded: the answer was not ready in time.
         """
-        limits = self._limits
+        deadline_s = self._limits.deadline_of(call)
         if self._taken >= self._most:
             raise self._overloaded(self._taken)
         self._taken += 1
         try:
-            async with asyncio.timeout(limits.deadline_s):
+            async with asyncio.timeout(deadline_s):
                 yield
         except TimeoutError as error:
             if call.reading:
                 raise SlowRequest(
-                    f"The body did not arrive within {limits.deadline_s:g} s.", hint="Send it faster, or send less."
+                    f"The body did not arrive within {deadline_s:g} s.", hint="Send it faster, or send less."
                 ) from error
             raise DeadlineExceeded(
-                f"The answer was not ready within {limits.deadline_s:g} s.",
+                f"The answer was not ready within {deadline_s:g} s.",
                 hint="Send fewer rows, or try again: a variant that is being loaded stays in memory.",
             ) from error
         finally:

@@ -20,15 +20,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from http import HTTPStatus
+from math import ceil
 from pathlib import Path
 
 from factory.errors import FactoryError, ServiceFault
 from factory.operate.ports import free_ports
 from serve.errors import DeadlineExceeded, Overloaded, SlowRequest, answer
-
-STOP_S = 5
-"""How long HAProxy waits for open connections when it stops or reloads; a request takes milliseconds."""
-
 
 LONGEST_PATH = 29
 """Of the proxy's folder: HAProxy takes socket paths of 97 characters, and Serve's own part below it has 68."""
@@ -112,13 +109,14 @@ def defaults(folder: Path, *, ongoing: int) -> str:
     return "\n    ".join((BY_NAME, *held, write_pages(folder)))
 
 
-def proxy_environment(folder: Path, *, ongoing: int) -> dict[str, str]:
+def proxy_environment(folder: Path, *, ongoing: int, drain_s: float) -> dict[str, str]:
     """Return the variables for one proxy and the replicas behind it.
 
     Args:
         folder: A folder of its own (:func:`proxy_folder`): Serve makes the admin socket in it writable for everybody
             who can reach it.
         ongoing: Calls that a replica has at one time.
+        drain_s: How long HAProxy waits for calls that are answered when it reloads.
     """
     stats, metrics = free_ports(2)
     prefix = "RAY_SERVE_HAPROXY"
@@ -135,7 +133,7 @@ def proxy_environment(folder: Path, *, ongoing: int) -> dict[str, str]:
         f"{prefix}_METRICS_ENABLED": "0",
         f"{prefix}_BALANCE_ALGORITHM": defaults(folder, ongoing=ongoing),
         f"{prefix}_NBTHREAD": str(min(4, len(os.sched_getaffinity(0)))),
-        f"{prefix}_HARD_STOP_AFTER_S": str(STOP_S),
+        f"{prefix}_HARD_STOP_AFTER_S": str(ceil(drain_s)),
         # Without it a replica drains for at least 30 s, whether it has requests or not.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # Handing each call to a second event loop and its answer back takes .4 ms; what takes long here has threads.

@@ -96,8 +96,8 @@ class VariantTable:
 
     def __init__(self, catalogue: Catalogue, executor: Executor, *, changes: Changes) -> None:
         self._catalogue = catalogue
-        self._executor = executor
         self._known: Remembered[Reference, Variant] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
+        self._versions: Remembered[str, list[int]] = Remembered(executor)
 
     async def resolve(self, reference: Reference) -> Variant:
         """Return the variant that a reference means now.
@@ -114,9 +114,12 @@ class VariantTable:
         return None if known is None else known.version
 
     async def versions(self, name: str) -> list[int]:
-        """Return the versions of a name, the oldest first."""
-        found = await in_thread(self._executor, lambda: self._catalogue.variants(name))
-        return [variant.version for variant in found]
+        """Return the versions of a name as they were a moment ago, the oldest first.
+
+        Raises:
+            StorageFault: the ledger cannot be read, and nothing was known before.
+        """
+        return await self._versions.get(name, lambda: [v.version for v in self._catalogue.variants(name)])
 
     def _read(self, reference: Reference) -> Variant:
         version, alias = reference.version, reference.alias or "champion"

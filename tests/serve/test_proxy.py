@@ -29,7 +29,8 @@ def test_the_proxys_folder_is_private_short_and_gone_afterwards(tmp_path):
     with proxy_folder(deep) as folder:
         assert len(str(folder)) <= LONGEST_PATH
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        variables = proxy_environment(folder, ongoing=8)
+        variables = proxy_environment(folder, ongoing=8, drain_s=35.0)
+        assert variables["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "35"
         assert variables["RAY_SERVE_HAPROXY_STATS_PORT"] != variables["RAY_SERVE_HAPROXY_METRICS_PORT"]
         assert Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
     assert not folder.exists()

@@ -11,7 +11,6 @@ import pytest
 
 from serve import remembered
 from serve.addresses import host_of_peer, networks, origin_of
-from serve.call import Call
 from serve.doors import REFUSALS_A_MINUTE
 from tests.answers import error_of
 
@@ -116,8 +115,7 @@ def test_over_grpc_it_is_the_same(counting: tuple[Any, Counting]) -> None:
     headers = [(b"x-forwarded-for", b"10.0.0.1")]
     for peer, origin in (("ipv4:127.0.0.1:5", "10.0.0.1"), ("ipv4:10.0.0.9:5", "10.0.0.9"), ("unix:", "")):
         connection = {"peer": lambda peer=peer: peer, "headers": headers}
-        call = Call(method="POST", parts=(), headers={}, receive=asyncio.sleep, connection=connection)
-        assert core.origin(call) == origin
+        assert core.origins.of(connection) == origin
     assert host_of_peer("ipv6:[2001:db8::7]:443") == "2001:db8::7"
 
 
