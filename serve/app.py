@@ -16,7 +16,7 @@ from serve.call import Call, Message, Receive, Send
 from serve.core import Core
 from serve.errors import DeadlineExceeded, Overloaded, answer, bounded, unexpected
 from serve.handlers import route
-from serve.upkeep import keep_refreshing, preload
+from serve.upkeep import keep_refreshing, keep_writing_metrics, preload
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,13 @@ class Predictor:
         await receive()
         over = asyncio.Event()
         loading = asyncio.create_task(preload(self.core))
-        refreshing = asyncio.create_task(keep_refreshing(self.core, over))
+        beside = [asyncio.create_task(keep(self.core, over)) for keep in (keep_refreshing, keep_writing_metrics)]
         telling = asyncio.create_task(self.core.keep_telling(over))
         await send({"type": "lifespan.startup.complete"})
         await receive()
         loading.cancel()
-        refreshing.cancel()
+        for task in beside:
+            task.cancel()
         over.set()
         await telling
         self.core.close()

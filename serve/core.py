@@ -23,6 +23,7 @@ from serve import invocations
 from serve.addresses import Origins
 from serve.call import Call
 from serve.doors import Doors
+from serve.fleet_metrics import FleetMetrics
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
@@ -121,6 +122,7 @@ class Core:
         limits: What it takes on.
         warm_up: Called in a thread at the start, before champions are loaded; what it raises is logged.
         recorder: Writes predictions down; none are where it is None.
+        fleet: Metrics of all replicas; only those of this one are told where it is None.
         watchers: Told of each call when it is answered.
     """
 
@@ -133,10 +135,11 @@ class Core:
         limits: Limits,
         warm_up: Callable[[], None] = lambda: None,
         recorder: Recorder | None = None,
+        fleet: FleetMetrics | None = None,
         watchers: Sequence[Watcher] = (),
     ) -> None:
         self._watchers = watchers
-        self.ledger, self.limits, self.recorder = ledger, limits, recorder
+        self.ledger, self.limits, self.recorder, self.fleet = ledger, limits, recorder, fleet
         bodies = limits.bodies()
         self.places = Places(limits, bodies=bodies, most=limits.ongoing)
         self.metrics_places = Places(limits, bodies=bodies, most=METRICS_AT_ONCE, what="calls for metrics")
@@ -199,6 +202,17 @@ class Core:
             pool.shutdown(wait=False, cancel_futures=True)
         if self.recorder is not None:
             self.recorder.close()
+        if self.fleet is not None:
+            self.fleet.close()
+
+    def metrics(self) -> bytes:
+        """Return the metrics of this replica."""
+        return self.telemetry.text(
+            bundles=len(self.cache),
+            bundles_mb=self.cache.size_mb,
+            dropped=0 if self.recorder is None else self.recorder.n_dropped,
+            replica="0" if self.fleet is None else self.fleet.replica,
+        )
 
     def note(self, call: Call, route: str, *, status: int, took_s: float) -> None:
         """Count a call that was answered, and tell the watchers of it."""

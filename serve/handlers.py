@@ -56,12 +56,12 @@ async def server(_: Core, __: Call, ___: dict[str, str]) -> bytes:
 
 
 async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
-    """``GET /metrics``: of this replica; they name variants of all teams, so an operator's token is asked for."""
+    """``GET /metrics``: of all replicas; they name variants of all teams, so an operator's token is asked for."""
     async with core.metrics_places.take(call):
         await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origins.of(call.connection))
     call.answer_headers["content-type"] = CONTENT_TYPE
-    dropped = 0 if core.recorder is None else core.recorder.n_dropped
-    return core.telemetry.text(bundles=len(core.cache), bundles_mb=core.cache.size_mb, dropped=dropped)
+    text, fleet = core.metrics(), core.fleet
+    return text if fleet is None else await core.in_("disk", lambda: fleet.exchange(text))
 
 
 async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict[str, object]:

@@ -17,6 +17,9 @@ PRELOADED = 16
 REFRESHED_EVERY_S = 60.0
 """Between two looks at the feature store's registry: a service or a TTL that was applied anew counts after that."""
 
+WRITTEN_EVERY_S = 10.0
+"""Between two times that a replica's metrics are written for the others."""
+
 
 async def preload(core: Core) -> None:
     """Load the first champions before somebody asks for them; requests are answered meanwhile.
@@ -43,6 +46,19 @@ async def preload(core: Core) -> None:
         except Exception:
             logger.warning("%s is loaded when it is asked for", name, exc_info=True)
     logger.info("%d of %d champions are loaded", n_loaded, len(first))
+
+
+async def keep_writing_metrics(core: Core, over: asyncio.Event) -> None:
+    """Write this replica's metrics every few seconds where others read them, until it is over."""
+    fleet = core.fleet
+    while fleet is not None and not over.is_set():
+        try:
+            text = core.metrics()
+            await core.in_("disk", partial(fleet.write, text))
+        except Exception:
+            logger.warning("metrics cannot be written for other replicas", exc_info=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), WRITTEN_EVERY_S)
 
 
 async def keep_refreshing(core: Core, over: asyncio.Event) -> None:

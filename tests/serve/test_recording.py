@@ -277,15 +277,18 @@ def test_metrics_tell_calls_by_version_and_are_operators(
     answer = Caller(caller.app, operator).get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     text = answer.text
-    assert 'factory_predictor_calls_total{route="invoke",status="200",variant="growth.churn",version="1"} 1.0' in text
-    assert 'factory_predictor_calls_total{route="invoke",status="404",variant="",version=""} 1.0' in text
-    assert "factory_predictor_variants 1.0" in text
+    assert (
+        'factory_predictor_calls_total{replica="0",route="invoke",status="200",variant="growth.churn",version="1"} 1.0'
+        in text
+    )
+    assert 'factory_predictor_calls_total{replica="0",route="invoke",status="404",variant="",version=""} 1.0' in text
+    assert 'factory_predictor_variants{replica="0"} 1.0' in text
 
 
 def test_labels_are_bounded() -> None:
     telemetry = Telemetry()
     for n in range(MOST_VARIANTS + 50):
         telemetry.call("invoke", f"growth.v{n}/1", 200, 0.01)
-    text = telemetry.text(bundles=0, bundles_mb=0, dropped=0).decode()
+    text = telemetry.text(bundles=0, bundles_mb=0, dropped=0, replica="0").decode()
     assert text.count("factory_predictor_calls_total{") == MOST_VARIANTS + 1
     assert 'variant="other",version="other"} 50.0' in text
