@@ -146,16 +146,8 @@ class Core:
         self.explain_places = Places(limits, bodies=bodies, most=EXPLAINED_AT_ONCE, what="calls for explanations")
         self.telemetry = Telemetry()
         self.features, self.warm_up = features, warm_up
-        threads = {
-            "ledger": 2,
-            "load": 2,
-            "features": 4,
-            "predict": 2,
-            "explain": 1,
-            "shadow": 1,
-            "disk": 1,
-            "registry": 1,
-        }
+        threads = dict.fromkeys(("explain", "shadow", "disk", "registry"), 1)
+        threads |= {"ledger": 2, "load": 2, "features": 4, "predict": 2}
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
         in_ledger = self._pools["ledger"]
