@@ -46,7 +46,7 @@ class Bodies:
         call.reading = True
         self._arriving += 1
         try:
-            first = await self._first(call)
+            first = await (call.receive() if self._arriving <= self._most else self._there(call))
             body = _part(first)
             if first.get("more_body", False):
                 body = await self._rest(call, body)
@@ -68,9 +68,8 @@ class Bodies:
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._limit_mb * 1e6:
             raise self._too_large(declared[:20])
 
-    async def _first(self, call: Call) -> Message:
-        if self._arriving <= self._most:
-            return await call.receive()
+    async def _there(self, call: Call) -> Message:
+        """Return the first part of a body if it is there already."""
         try:
             async with asyncio.timeout(THERE_S):
                 return await call.receive()

@@ -114,9 +114,6 @@ class Remembered(Generic[K, V]):
         """Whether the ledger has failed a moment ago, or somebody waits for it in vain."""
         return bool(self._overdue) or clock() < self._away_until
 
-    def __contains__(self, key: K) -> bool:
-        return key in self._known
-
     def peek(self, key: K) -> V | None:
         """Return what was told last, however old; None where nothing was."""
         known = self._known.get(key)
