@@ -215,7 +215,7 @@ def test_while_the_ledger_is_away_one_caller_waits_briefly_and_the_others_not_at
 
 
 def test_what_nobody_knows_is_not_waited_for_without_end(
-    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remembered, "ASKED_S", 0.02)
     go_on = threading.Event()
