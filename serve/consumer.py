@@ -109,7 +109,7 @@ class Consumer:
                         f"{ended} consumers have died with this message alone in hand.",
                         hint="It ends whoever reads it: look at the consumers' logs before it is sent again.",
                     )
-                left.append(read_message(one, name=self._name, max_rows=self._core.limits.rows))
+                left.append(read_message(one, name=self._name))
             except FactoryError as error:
                 replies.append(self._dead(one, error))
         wait_s, tries = FIRST_WAIT_S, 0

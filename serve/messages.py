@@ -25,6 +25,8 @@ from serve.inputs import EntityRows, Payload, columns_of_records, shape_error
 from serve.invocations import payload_of, read_json
 
 MOST_ID = 200
+MOST_ROWS = 1_000_000
+"""Of one message, before they are made into columns; whoever answers it knows the bound of the settings."""
 _ONE_ROW = ("record", "entity")
 
 
@@ -45,13 +47,12 @@ class Message:
     payload: Payload = field(repr=False)
 
 
-def read_message(received: Received, *, name: str, max_rows: int) -> Message:
+def read_message(received: Received, *, name: str) -> Message:
     """Read a message.
 
     Args:
         received: As it has arrived.
         name: Variant that the consumer answers for, or a pattern of several with ``*``.
-        max_rows: Rows of one message at most.
 
     Raises:
         InvalidRequest: it is no such document, or asks a variant that this consumer does not answer for.
@@ -68,7 +69,7 @@ def read_message(received: Received, *, name: str, max_rows: int) -> Message:
             hint="Send a shorter one.",
             details=[Detail("id", f"has {len(id_)} characters")],
         )
-    return Message(received, id_, _asked_for(variant, name=name), _payload(document, max_rows))
+    return Message(received, id_, _asked_for(variant, name=name), _payload(document))
 
 
 def _asked_for(variant: object, *, name: str) -> str:
@@ -89,15 +90,15 @@ def _asked_for(variant: object, *, name: str) -> str:
     return variant or name
 
 
-def _payload(document: dict[str, object], max_rows: int) -> Payload:
+def _payload(document: dict[str, object]) -> Payload:
     if len(document) == 1 and (kind := next(iter(document))) in _ONE_ROW:
         row = document[kind]
         if not isinstance(row, dict) or not row:
             raise shape_error(kind, "an object with a value for each column", row)
         if kind == "entity":
             return EntityRows([row])
-        return columns_of_records([row], where=kind, max_rows=max_rows)
-    return payload_of(document, max_rows=max_rows)
+        return columns_of_records([row], where=kind, max_rows=1)
+    return payload_of(document, max_rows=MOST_ROWS)
 
 
 def messages_of(rows: pd.DataFrame, *, key: str | None, as_: str) -> list[tuple[str, bytes]]:

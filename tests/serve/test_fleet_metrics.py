@@ -68,7 +68,8 @@ def test_where_the_folder_cannot_be_used_a_replica_tells_of_itself(tmp_path: Pat
 
 
 def test_metrics_of_one_replica_are_as_they_were() -> None:
-    assert merged([told(2, replica="0")]) == told(2, replica="0")
+    text = told(2, replica="0")
+    assert merged([text]) == text
 
 
 def test_the_route_tells_of_the_fleet_and_each_replica_writes_by_itself(

@@ -29,14 +29,14 @@ def message(document: object) -> Received:
     ],
 )
 def test_rows_are_read_as_record_or_as_a_body_of_invocations(document: dict[str, object], columns: object) -> None:
-    read = read_message(message(document), name="growth.churn", max_rows=50)
+    read = read_message(message(document), name="growth.churn")
     assert isinstance(read.payload, NamedColumns)
     assert read.payload.columns == columns
     assert (read.id, read.name) == ("", "growth.churn")
 
 
 def test_an_entity_and_its_id_and_variant_are_read() -> None:
-    read = read_message(message({"id": 7, "variant": "growth.b", "entity": {"user": 1}}), name="growth.*", max_rows=50)
+    read = read_message(message({"id": 7, "variant": "growth.b", "entity": {"user": 1}}), name="growth.*")
     assert read.payload == EntityRows([{"user": 1}])
     assert (read.id, read.name) == ("7", "growth.b")
 
@@ -59,12 +59,12 @@ def test_an_entity_and_its_id_and_variant_are_read() -> None:
 )
 def test_what_is_no_message_is_one_clear_error(document: object, name: str, field: str, sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=sentence) as found:
-        read_message(message(document), name=name, max_rows=50)
+        read_message(message(document), name=name)
     assert field in [d.field for d in found.value.details]
 
 
 def test_an_answer_carries_id_variant_and_predictions() -> None:
-    read = read_message(message({"id": 'a"b', "record": {"x": 1}}), name="a.b", max_rows=50)
+    read = read_message(message({"id": 'a"b', "record": {"x": 1}}), name="a.b")
     told = json.loads(answer_of(read, by="a.b/3", predictions=b'{"predictions":[{"prediction":1.5}]}'))
     assert told == {"id": 'a"b', "variant": "a.b/3", "predictions": [{"prediction": 1.5}]}
 
@@ -95,7 +95,7 @@ def test_rows_become_messages_that_are_read_back() -> None:
     rows = pd.DataFrame({"user": ["a", "b"], "age": [1.5, None], "since": pd.to_datetime(["2020-01-02", None])})
     made = messages_of(rows, key="user", as_="record")
     assert [id_ for id_, _ in made] == ["a", "b"]
-    first, second = (read_message(Received(body, "1"), name="a.b", max_rows=50) for _, body in made)
+    first, second = (read_message(Received(body, "1"), name="a.b") for _, body in made)
     assert (first.id, second.id) == ("a", "b")
     assert isinstance(first.payload, NamedColumns)
     assert isinstance(second.payload, NamedColumns)

