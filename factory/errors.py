@@ -188,6 +188,23 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+MOST_DETAILS = 20
+"""Problems of one input that are told; whoever mends them comes again with the rest."""
+
+
+def first_of(details: Sequence[Detail]) -> tuple[Detail, ...]:
+    """Return the first :data:`MOST_DETAILS` problems, and how many more there are.
+
+    >>> [d.message for d in first_of([Detail("age", "no number")] * 23)][19:]
+    ['no number', '3 more problems are not listed.']
+    """
+    more = len(details) - MOST_DETAILS
+    if more <= 0:
+        return tuple(details)
+    one = "1 more problem is" if more == 1 else f"{more:,} more problems are"
+    return (*details[:MOST_DETAILS], Detail("details", f"{one} not listed."))
+
+
 def counted(n: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun for a sentence; ``plural`` where it is not the noun with an s.
 

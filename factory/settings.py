@@ -146,8 +146,8 @@ class Settings(BaseSettings):
     serve_cache_mb: float = Field(2048.0, gt=0, description="MB of variants that one replica keeps in memory.")
     serve_pinned: str | None = Field(
         None,
-        description="Variants that stay in a replica's memory while others can go: patterns as growth.*, separated by "
-        "commas; default: none.",
+        description="Variants whose champions stay in a replica's memory while others can go: patterns as growth.*, "
+        "separated by commas; default: none.",
     )
 
     @property

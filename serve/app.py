@@ -14,8 +14,9 @@ import time
 from factory.errors import FactoryError, SystemFault
 from serve.call import Call, Message, Receive, Send
 from serve.core import Core
-from serve.errors import DeadlineExceeded, Overloaded, answer, unexpected
+from serve.errors import DeadlineExceeded, Overloaded, answer, bounded, unexpected
 from serve.handlers import route
+from serve.upkeep import keep_refreshing, keep_writing_metrics, preload
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,14 @@ class Predictor:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         over = asyncio.Event()
-        preload = asyncio.create_task(self.core.preload())
+        loading = asyncio.create_task(preload(self.core))
+        beside = [asyncio.create_task(keep(self.core, over)) for keep in (keep_refreshing, keep_writing_metrics)]
         telling = asyncio.create_task(self.core.keep_telling(over))
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        preload.cancel()
+        loading.cancel()
+        for task in beside:
+            task.cancel()
         over.set()
         await telling
         self.core.close()
@@ -72,6 +76,7 @@ class Predictor:
             parts=tuple(part for part in path.split("/") if part),
             headers=dict(scope["headers"]),
             receive=receive,
+            connection=scope,
         )
         kind = "none"
         try:
@@ -93,4 +98,4 @@ class Predictor:
 def _told(error: FactoryError, call: Call, path: str) -> tuple[int, dict[str, str], bytes]:
     agent = call.headers.get(b"user-agent", b"")
     as_text = path.startswith("/v2") and any(client in agent for client in _OIP_TEXT_CLIENTS)
-    return answer(error, as_text=as_text)
+    return answer(bounded(error), as_text=as_text)

@@ -1,13 +1,10 @@
-"""One HTTP request: its body within a limit, and the headers of its answer."""
+"""One HTTP request, and the headers of its answer."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from factory.errors import Detail, InvalidRequest
-from serve.errors import BodyTooLarge, UnsupportedMedia
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -16,12 +13,16 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass
 class Call:
-    """One request while it is answered; what is learnt on the way goes into the answer's headers."""
+    """One request while it is answered; what is learnt on the way goes into the answer's headers.
+
+    ``connection`` is its ASGI scope; over gRPC what of it says where the call comes from.
+    """
 
     method: str
     parts: tuple[str, ...]
     headers: Mapping[bytes, bytes]
     receive: Receive
+    connection: Mapping[str, Any] = field(default_factory=dict)
     answer_headers: dict[str, str] = field(default_factory=dict)
     steps: list[tuple[str, float]] = field(default_factory=list)
     reading: bool = False
@@ -40,44 +41,3 @@ class Call:
         before = self.answer_headers.get("server-timing")
         entry = f"{name};dur={ms:.3f}"
         self.answer_headers["server-timing"] = f"{before}, {entry}" if before else entry
-
-    async def read_body(self, *, limit_mb: float) -> bytes:
-        """Read the body, and stop as soon as it is too large.
-
-        Raises:
-            BodyTooLarge: it is larger than ``limit_mb``.
-            UnsupportedMedia: it is compressed.
-            InvalidRequest: the caller hung up.
-        """
-        most = int(limit_mb * 1e6)
-        if (encoding := self.header("content-encoding")) not in ("", "identity"):
-            raise UnsupportedMedia(
-                f"The content encoding {encoding!r} is not read.",
-                hint="Send the body uncompressed.",
-                details=[Detail("content-encoding", f"received {encoding!r}")],
-            )
-        declared = self.header("content-length")
-        if declared.isascii() and declared.isdigit() and int(declared) > most:
-            raise _too_large(declared, limit_mb)
-        chunks, size = [], 0
-        self.reading = True
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise InvalidRequest("The caller hung up before the body was complete.")
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > most:
-                raise _too_large(f"more than {most}", limit_mb)
-            chunks.append(chunk)
-            if not message.get("more_body", False):
-                self.reading = False
-                return b"".join(chunks)
-
-
-def _too_large(size: str, limit_mb: float) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body has {size} bytes; {limit_mb:g} MB are allowed.",
-        hint="Send several smaller requests, or predict a file with `factory predict NAME --data FILE`.",
-        details=[Detail("body", f"is larger than FACTORY_MAX_REQUEST_MB={limit_mb:g}")],
-    )

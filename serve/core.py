@@ -10,7 +10,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Protocol, TypeVar
 from uuid import uuid4
 
@@ -18,15 +17,17 @@ import numpy as np
 
 from factory.errors import FactoryError, ServiceFault
 from factory.ledger import Served
-from factory.spec import Variant
+from factory.spec import Principal, Variant
 from factory.variants.bundle import Bundle
 from serve import invocations
+from serve.addresses import Origins
 from serve.call import Call
 from serve.doors import Doors
-from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
+from serve.fleet_metrics import FleetMetrics
+from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
-from serve.online import FeatureRead
+from serve.online import FeatureRead, Reads
 from serve.recording import Answered, As, Recorder
 from serve.remembered import Changes
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
@@ -42,8 +43,9 @@ INLINE_BYTES = 16_384
 """A larger body is read, checked and predicted in a thread."""
 FEATURES_S = 5.0
 """For which the online store is waited for, and no longer than half of a call's time: an answer is still due."""
-PRELOADED = 16
-"""Champions loaded at start, pinned ones first; of thousands of names most are never called."""
+EXPLAINED_AT_ONCE = 3
+"""Calls for explanations that a replica has at a time: each computes for about a second, one after the other."""
+METRICS_AT_ONCE = 4
 MIRRORED_AT_ONCE = 8
 """Calls that wait for a shadow; more are not mirrored."""
 TOLD_EVERY_S = 10.0
@@ -61,19 +63,6 @@ class Ledger(Catalogue, Routes, Protocol):
 
     def add_served(self, counted: Sequence[Served]) -> None:
         """Add calls to the sums of the fleet."""
-
-
-class Columns(Protocol):
-    """Reads online features; see :class:`serve.online.FeatureReaders`."""
-
-    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
-        """Return the variant's columns for entity rows."""
-
-    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
-        """Return the same with features as they were last read; None where not all were."""
-
-    def warm_up(self, service: str) -> None:
-        """Make ready for a feature service."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +122,7 @@ class Core:
         limits: What it takes on.
         warm_up: Called in a thread at the start, before champions are loaded; what it raises is logged.
         recorder: Writes predictions down; none are where it is None.
+        fleet: Metrics of all replicas; only those of this one are told where it is None.
         watchers: Told of each call when it is answered.
     """
 
@@ -141,41 +131,40 @@ class Core:
         ledger: Ledger,
         *,
         load: Callable[[Variant], Loaded],
-        features: Columns,
+        features: Reads,
         limits: Limits,
         warm_up: Callable[[], None] = lambda: None,
         recorder: Recorder | None = None,
+        fleet: FleetMetrics | None = None,
         watchers: Sequence[Watcher] = (),
     ) -> None:
         self._watchers = watchers
-        self.ledger, self.limits, self.recorder = ledger, limits, recorder
-        self.places = Places(limits)
+        self.ledger, self.limits, self.recorder, self.fleet = ledger, limits, recorder, fleet
+        bodies = limits.bodies()
+        self.places = Places(limits, bodies=bodies, most=limits.ongoing)
+        self.metrics_places = Places(limits, bodies=bodies, most=METRICS_AT_ONCE, what="calls for metrics")
+        self.explain_places = Places(limits, bodies=bodies, most=EXPLAINED_AT_ONCE, what="calls for explanations")
         self.telemetry = Telemetry()
-        self._features, self._warm_up = features, warm_up
-        threads = {"ledger": 2, "load": 2, "features": 4, "predict": 2, "explain": 1, "shadow": 1, "disk": 1}
+        self.features, self.warm_up = features, warm_up
+        threads = dict.fromkeys(("explain", "shadow", "disk", "registry"), 1)
+        threads |= {"ledger": 2, "load": 2, "features": 4, "predict": 2}
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
         in_ledger = self._pools["ledger"]
-        changes = Changes(ledger.catalogue_mark, in_ledger)
-        self.table = VariantTable(ledger, in_ledger, changes=changes)
-        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=changes)
-        self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=changes)
+        self.changes = Changes(ledger.catalogue_mark, in_ledger)
+        self.table = VariantTable(ledger, in_ledger, changes=self.changes)
+        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=self.changes)
+        self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=self.changes)
+        self.origins = Origins(limits.proxies)
         self.cache = BundleCache(
-            load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb, pinned=limits.pins
+            load,
+            self._pools["load"],
+            most=limits.bundles,
+            most_mb=limits.bundles_mb,
+            pinned=limits.pins,
+            champion=self.table.champion,
         )
         self._mirrored: set[asyncio.Task[None]] = set()
-
-    async def preload(self) -> None:
-        """Load the first champions before somebody asks for them; requests are answered meanwhile."""
-        try:
-            await self.in_("load", self._warm_up)
-            names = await self.in_("ledger", lambda: [d.name for d in self.ledger.deployments()])
-            for name in list(dict.fromkeys([*filter(self.limits.pins, names), *names]))[:PRELOADED]:
-                loaded = await self.cache.get(await self.table.resolve(Reference(name)))
-                if (service := loaded.variant.feature_service) is not None:
-                    await self.in_("features", partial(self._features.warm_up, service))
-        except FactoryError:
-            logger.warning("champions are loaded when they are asked for", exc_info=True)
 
     async def keep_telling(self, over: asyncio.Event) -> None:
         """Tell the ledger every few seconds what was counted, and once more when it is over."""
@@ -205,6 +194,17 @@ class Core:
             pool.shutdown(wait=False, cancel_futures=True)
         if self.recorder is not None:
             self.recorder.close()
+        if self.fleet is not None:
+            self.fleet.close()
+
+    def metrics(self) -> bytes:
+        """Return the metrics of this replica."""
+        return self.telemetry.text(
+            bundles=len(self.cache),
+            bundles_mb=self.cache.size_mb,
+            dropped=0 if self.recorder is None else self.recorder.n_dropped,
+            replica="0" if self.fleet is None else self.fleet.replica,
+        )
 
     def note(self, call: Call, route: str, *, status: int, took_s: float) -> None:
         """Count a call that was answered, and tell the watchers of it."""
@@ -218,21 +218,25 @@ class Core:
 
     # --- steps -------------------------------------------------------------------
 
+    async def knows(self, call: Call) -> Principal:
+        """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
+        return await self.doors.known(call.header("authorization"), lambda: self.origins.of(call.connection))
+
     async def resolve(self, call: Call, values: dict[str, str]) -> tuple[Reference, Variant]:
         """Return what a caller who may has named, and the version that it means."""
-        await self.doors.admit(call.header("authorization"), values["name"].partition("@")[0])
+        name = values["name"].partition("@")[0]
+        await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origins.of(call.connection))
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self.table.resolve(reference)
         _tell(call, variant)
         return reference, variant
 
-    async def read(self, call: Call, values: dict[str, str]) -> Asked:
-        """Read a call of ``/invocations``."""
+    async def read(self, call: Call, values: dict[str, str], *, places: Places) -> Asked:
+        """Read a call of ``/invocations`` that has one of the places."""
         reference, variant = await self.resolve(call, values)
-        body = await call.read_body(limit_mb=self.limits.body_mb)
+        body = await places.read(call)
         kind = call.header("content-type")
-        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind))
-        check_rows(payload, max_rows=self.limits.rows)
+        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind, max_rows=self.limits.rows))
         return Asked(reference, variant, payload, body)
 
     async def answered(
@@ -285,21 +289,22 @@ class Core:
         if not isinstance(payload, EntityRows):
             return payload
         started = time.perf_counter()
-        read = await self._read(payload, loaded)
+        deadline_s = self.limits.deadline_s if call is None else self.limits.deadline_of(call)
+        read = await self._read(payload, loaded, deadline_s=deadline_s)
         self.telemetry.features(f"{loaded.variant.name}/{loaded.variant.version}", read.cells)
         if call is not None:
             call.add_timing("features", (time.perf_counter() - started) * 1e3)
         return read.columns
 
-    async def _read(self, payload: EntityRows, loaded: Loaded) -> FeatureRead:
+    async def _read(self, payload: EntityRows, loaded: Loaded, *, deadline_s: float) -> FeatureRead:
         """Read online features; where the store is away, those of the last read if the recipe says so."""
         variant, bundle = loaded.variant, loaded.bundle
         try:
-            async with asyncio.timeout(min(FEATURES_S, self.limits.deadline_s / 2)):
-                return await self.in_("features", lambda: self._features.read(payload, variant=variant, bundle=bundle))
+            async with asyncio.timeout(min(FEATURES_S, deadline_s / 2)):
+                return await self.in_("features", lambda: self.features.read(payload, variant=variant, bundle=bundle))
         except (ServiceFault, TimeoutError) as error:
             if variant.online.store_down == "last":
-                kept = self._features.last(payload, variant=variant, bundle=bundle)
+                kept = self.features.last(payload, variant=variant, bundle=bundle)
                 if kept is not None:
                     logger.warning("%s answers with the features of the last read: %s", variant.name, error)
                     return kept

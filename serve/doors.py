@@ -8,6 +8,7 @@ for a quarter of an hour, as the variants in memory do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor
 from fnmatch import fnmatchcase
 from typing import Protocol
@@ -20,6 +21,10 @@ from serve.errors import Forbidden, TooManyRequests, Unauthorized
 from serve.remembered import UNCHANGED_S, Changes, Remembered
 
 WITHOUT_LEDGER_S = 900.0
+REFUSALS_A_MINUTE = 30.0
+"""Tokens that may be refused to an address in a minute; each is a question to the ledger. Who is known is let in."""
+Origin = Callable[[], str]
+"""Returns where a call comes from; asked only of those whom nobody knows."""
 _HINT = "Send the header 'Authorization: Bearer <token>'; `factory tokens create NAME --scope predict` makes one."
 
 
@@ -48,28 +53,29 @@ class Doors:
 
     def __init__(self, keys: Keys, executor: Executor, *, a_minute: float, changes: Changes) -> None:
         self._keys = keys
-        self._buckets = Buckets(a_minute)
+        self._buckets, self._refusals = Buckets(a_minute), Buckets(REFUSALS_A_MINUTE)
         self._a_minute = a_minute
         self._holders: Remembered[bytes, Principal | Refusal] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
         self._seen: Remembered[tuple[str, str], None] = Remembered(
             executor, max_age_s=UNCHANGED_S, without_s=WITHOUT_LEDGER_S, changes=changes
         )
 
-    async def admit(self, authorization: str, name: str) -> Principal:
+    async def admit(self, authorization: str, name: str, *, origin: Origin) -> Principal:
         """Return who calls, if it may call a variant.
 
         Args:
             authorization: The header of that name.
             name: Of the variant.
+            origin: Says where the call comes from.
 
         Raises:
             Unauthorized: nobody known is calling.
             Forbidden: the token is not for predictions, or not for this variant.
-            TooManyRequests: it asks for more than it may.
+            TooManyRequests: it asks for more than it may, or too much was refused to its address.
             NotFound: the variant is another team's, or does not exist.
             StorageFault: the ledger cannot be read, and the token was not known before.
         """
-        holder = await self._holder(authorization)
+        holder = await self.known(authorization, origin)
         _require_use(holder, name)
         if wait_s := self._buckets.take(holder.token_id or holder.name):
             raise TooManyRequests.wait(
@@ -82,9 +88,9 @@ class Doors:
             await self._seen.get((team, name), lambda: self._require_seen(team, name))
         return holder
 
-    async def admit_operator(self, authorization: str) -> Principal:
+    async def admit_operator(self, authorization: str, *, origin: Origin) -> Principal:
         """Return an operator who may look at what is of all teams; raises as :meth:`admit`."""
-        holder = await self._holder(authorization)
+        holder = await self.known(authorization, origin)
         if holder.team is not None or holder.request_id is not None or not holder.may("read"):
             raise Forbidden(
                 "This is of all teams.",
@@ -93,13 +99,26 @@ class Doors:
             )
         return holder
 
-    async def _holder(self, authorization: str) -> Principal:
+    async def known(self, authorization: str, origin: Origin) -> Principal:
+        """Return who calls, whatever it may do.
+
+        Raises:
+            Unauthorized: nobody known is calling.
+            TooManyRequests: too much was refused to its address; who is known is let in all the same.
+            StorageFault: the ledger cannot be read, and the token was not known before.
+        """
         kind, _, secret = authorization.partition(" ")
         secret = secret.strip()
         if kind.lower() != "bearer" or not secret:
             raise Unauthorized("No token was sent.", hint=_HINT)
-        holder = await self._holders.get(digest_of(secret), lambda: self._keys.authenticate(secret))
+        digest = digest_of(secret)
+        if not isinstance(self._holders.peek(digest), Principal) and (wait_s := self._refusals.wait_s(origin())):
+            raise TooManyRequests.wait(
+                wait_s, "Too many tokens from this address were refused.", hint="Wait, then try again with a good one."
+            )
+        holder = await self._holders.get(digest, lambda: self._keys.authenticate(secret))
         if isinstance(holder, Refusal):
+            self._refusals.take(origin())
             raise Unauthorized(holder.value, hint=_HINT)
         return holder
 

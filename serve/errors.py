@@ -6,6 +6,7 @@ HTTP goes through :func:`answer`, so that all errors have one shape.
 
 from __future__ import annotations
 
+from copy import copy
 from math import ceil
 from typing import Self
 
@@ -13,6 +14,7 @@ from pydantic_core import to_json
 
 from factory.errors import (
     Conflict,
+    Detail,
     FactoryError,
     InvalidData,
     InvalidRequest,
@@ -24,6 +26,7 @@ from factory.errors import (
     TrainingFault,
     UntrustedBundle,
     UserFault,
+    first_of,
 )
 
 
@@ -123,6 +126,25 @@ STATUS: dict[type[FactoryError], int] = {
 
 RETRY_AFTER_S = 1
 """A loaded predictor is free again within a request's time, so the shortest wait that the header can name."""
+
+
+MOST_TEXT, MOST_DETAIL = 4_000, 1_000
+"""Characters of a sentence of an error, and of one of its details: names and values in them are what somebody sent."""
+
+
+def bounded(error: FactoryError) -> FactoryError:
+    """Return an error within the size that an answer may have, whatever was sent: with the first of its problems."""
+    details = tuple(Detail(_cut(d.field, MOST_DETAIL), _cut(d.message, MOST_DETAIL)) for d in first_of(error.details))
+    message, hint = _cut(error.message, MOST_TEXT), _cut(error.hint, MOST_TEXT)
+    if (message, hint, details) == (error.message, error.hint, error.details):
+        return error
+    shorter = copy(error)
+    shorter.message, shorter.hint, shorter.details = message, hint, details
+    return shorter
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def unexpected(error: Exception) -> SystemFault:

@@ -16,7 +16,7 @@ from serve.core import Asked, Core, Prediction, is_small
 from serve.described import described
 from serve.errors import MethodNotAllowed, UnsupportedMedia
 from serve.explanations import LIMIT_S, format_explanation
-from serve.inputs import arrays, check_rows
+from serve.inputs import arrays
 from serve.outcomes import read_outcomes
 from serve.release import release
 from serve.telemetry import CONTENT_TYPE
@@ -37,15 +37,16 @@ async def live(_: Core, __: Call, ___: dict[str, str]) -> bytes:
 async def require_ready(core: Core) -> None:
     """Return where the ledger can be read, or there are variants in memory, which do without it.
 
+    Anybody may ask: it is looked at once a second, however many do.
+
     Raises:
         StorageFault: neither is so.
     """
-    try:
-        await core.in_("ledger", lambda: core.ledger.alias("", "champion"))
-    except StorageFault:
-        # A balancer would otherwise take all replicas out of traffic at once, which can answer most requests.
-        if not len(core.cache):
-            raise
+    # A balancer would otherwise take all replicas out of traffic at once, which can answer most requests.
+    if not len(core.cache):
+        await core.changes.look()
+        if core.changes.is_away:
+            raise StorageFault("The ledger cannot be read.", hint="`factory doctor` looks at it.")
 
 
 async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
@@ -60,11 +61,12 @@ async def server(_: Core, __: Call, ___: dict[str, str]) -> bytes:
 
 
 async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
-    """``GET /metrics``: of this replica; they name variants of all teams, so an operator's token is asked for."""
-    await core.doors.admit_operator(call.header("authorization"))
+    """``GET /metrics``: of all replicas; they name variants of all teams, so an operator's token is asked for."""
+    async with core.metrics_places.take(call):
+        await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origins.of(call.connection))
     call.answer_headers["content-type"] = CONTENT_TYPE
-    dropped = 0 if core.recorder is None else core.recorder.n_dropped
-    return core.telemetry.text(bundles=len(core.cache), bundles_mb=core.cache.size_mb, dropped=dropped)
+    text, fleet = core.metrics(), core.fleet
+    return text if fleet is None else await core.in_("disk", lambda: fleet.exchange(text))
 
 
 async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict[str, object]:
@@ -72,7 +74,11 @@ async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict
     async with core.places.take(call):
         _, variant = await core.resolve(call, values)
         loaded = await core.cache.get(variant)
-        versions = await core.table.versions(variant.name)
+        try:
+            versions = await core.table.versions(variant.name)
+        except StorageFault:
+            # Nobody has asked for them before the ledger went away; this one is in memory.
+            versions = [variant.version]
         return open_inference.metadata(loaded.bundle, name=variant.name, versions=versions)
 
 
@@ -105,7 +111,7 @@ async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return invocations.format_predictions(prediction.raw, prediction.loaded.bundle)
 
     async with core.places.take(call):
-        return await core.answered(call, await core.read(call, values), form)
+        return await core.answered(call, await core.read(call, values, places=core.places), form)
 
 
 async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
@@ -113,8 +119,8 @@ async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
 
     It takes what ``/invocations`` takes.
     """
-    async with core.places.take(call):
-        asked = await core.read(call, values)
+    async with core.explain_places.take(call):
+        asked = await core.read(call, values, places=core.explain_places)
         loaded = await core.loaded(call, asked.variant)
         columns = await core.columns(call, asked.payload, loaded)
         started = time.perf_counter()
@@ -139,10 +145,9 @@ async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
                 hint="Send application/json, with binary tensors after it where the header says so.",
                 details=[Detail("content-type", f"received {kind!r}")],
             )
-        body = await call.read_body(limit_mb=core.limits.body_mb)
-        parse = partial(open_inference.parse, body, header_length=header_length)
+        body = await core.places.read(call)
+        parse = partial(open_inference.parse, body, header_length=header_length, max_rows=core.limits.rows)
         request = await core.run(is_small(body), parse)
-        check_rows(request.payload, max_rows=core.limits.rows)
 
         def form(prediction: Prediction) -> tuple[bytes, int | None]:
             by = prediction.loaded
@@ -162,7 +167,7 @@ async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
     """``POST /variants/{name}/outcomes``: what became of what was predicted."""
     async with core.places.take(call):
         reference, _ = await core.resolve(call, values)
-        body = await call.read_body(limit_mb=core.limits.body_mb)
+        body = await core.places.read(call)
         told = read_outcomes(body, most=core.limits.rows)
         recorder = core.recorder
         if recorder is None:

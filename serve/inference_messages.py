@@ -94,6 +94,9 @@ METHODS = {
 }
 """Method of the protocol → of :class:`serve.inference_service.InferenceService`."""
 
+INFER = "ModelInfer"
+"""Comes to the servicer as bytes."""
+
 _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
     name: getattr(_Field, f"TYPE_{name.upper()}")
@@ -146,13 +149,14 @@ def add_to_server(servicer: Any, server: Any) -> None:
     """Register the service, as generated code would; Ray Serve is given this function by its path.
 
     Args:
-        servicer: Has a coroutine for each of :data:`METHODS`.
+        servicer: Has a coroutine for each of :data:`METHODS`; that of :data:`INFER` gets the bytes of its message.
         server: Of ``grpc.aio``, or Ray Serve's.
     """
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
             getattr(servicer, name),
-            request_deserializer=message(f"{name}Request").FromString,
+            # The one that may be large is read where there is a thread for it.
+            request_deserializer=None if name == INFER else message(f"{name}Request").FromString,
             response_serializer=lambda answer: answer.SerializeToString(),
         )
         for name in METHODS

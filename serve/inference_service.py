@@ -11,11 +11,12 @@ from typing import Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from factory.errors import Detail, FactoryError
 from serve import open_inference
 from serve.call import Call, Message
-from serve.core import Asked, Core, Prediction
+from serve.core import Asked, Core, Prediction, is_small
 from serve.errors import BodyTooLarge, status_of, unexpected
 from serve.handlers import model_metadata, require_model, require_ready
 from serve.inference_messages import message
@@ -105,23 +106,31 @@ class InferenceService:
 
         return await self._answer("model", context, made)
 
-    async def model_infer(self, request: Any, context: Any) -> Any:
-        """Return predictions."""
+    async def model_infer(self, body: bytes, context: Any) -> Any:
+        """Return predictions.
+
+        Args:
+            body: The message; a large one is read in a thread, so that nobody else waits for it.
+            context: Of the call.
+        """
 
         async def made(call: Call) -> Any:
             core = self._core
-            if (size := request.ByteSize()) > core.limits.body_mb * 1e6:
+            if len(body) > core.limits.body_mb * 1e6:
                 raise BodyTooLarge(
-                    f"The message has {size} bytes; {core.limits.body_mb:g} MB are allowed.",
+                    f"The message has {len(body)} bytes; {core.limits.body_mb:g} MB are allowed.",
                     hint="Send several smaller requests.",
                     details=[Detail("message", f"is larger than FACTORY_MAX_REQUEST_MB={core.limits.body_mb:g}")],
                 )
             async with core.places.take(call):
+                if not is_small(body):
+                    # The name is in the message; what nobody known sends is not read.
+                    await core.knows(call)
+                request = await core.run(is_small(body), lambda: parsed(body))
                 reference, variant = await core.resolve(call, _values(request.model_name, request.model_version))
-                inference = read_request(request)
-                check_rows(inference.payload, max_rows=core.limits.rows)
-                key = request.SerializeToString(deterministic=True)
-                asked = Asked(reference, variant, inference.payload, key)
+                read = partial(read_request, request, max_rows=core.limits.rows)
+                inference = await core.run(is_small(body), read)
+                asked = Asked(reference, variant, inference.payload, body)
                 form = partial(_formed, request=inference)
                 return await core.answered(call, asked, form, adapt=open_inference.resolve_matrix)
 
@@ -129,8 +138,9 @@ class InferenceService:
 
     async def _answer(self, route: str, context: Any, make: Callable[[Call], Awaitable[Any]]) -> Any:
         """Return what is made, or an empty message with the code and the sentence of the error."""
-        headers = {key.lower().encode(): _bytes(value) for key, value in context.invocation_metadata()}
-        call = Call(method="POST", parts=(), headers=headers, receive=_nothing)
+        metadata = [(key.lower().encode(), _bytes(value)) for key, value in context.invocation_metadata()]
+        connection = {"peer": context.peer, "headers": metadata}
+        call = Call(method="POST", parts=(), headers=dict(metadata), receive=_nothing, connection=connection)
         began, status, error = time.perf_counter(), 200, None
         try:
             answer = await make(call)
@@ -151,12 +161,27 @@ class InferenceService:
         return answer
 
 
-def read_request(request: Any) -> Inference:
+def parsed(body: bytes) -> Any:
+    """Return the ``ModelInferRequest`` of some bytes.
+
+    Raises:
+        InvalidRequest: they are none.
+    """
+    try:
+        return message("ModelInferRequest").FromString(body)
+    except DecodeError as error:
+        raise open_inference.not_protocol([Detail("message", "It is no ModelInferRequest.")]) from error
+
+
+def read_request(request: Any, *, max_rows: int) -> Inference:
     """Read a ``ModelInferRequest``.
 
     Raises:
-        InvalidRequest: it does not follow the protocol; all problems that can be seen together are named.
+        InvalidRequest: it does not follow the protocol; the first problems that can be seen together are named.
+        BodyTooLarge: it has too many rows, tensors or outputs.
     """
+    open_inference.require_number(request.inputs, "inputs")
+    open_inference.require_number(request.outputs, "outputs")
     raw = list(request.raw_input_contents)
     problems = []
     if raw and len(raw) != len(request.inputs):
@@ -176,6 +201,7 @@ def read_request(request: Any) -> Inference:
     classified = [wanted.name for wanted in request.outputs if "classification" in wanted.parameters]
     outputs = tuple((wanted.name, bool(raw)) for wanted in request.outputs) or None
     payload = open_inference.payload_of(tensors, classified=classified)
+    check_rows(payload, max_rows=max_rows)
     return Inference(id=request.id or None, payload=payload, outputs=outputs, binary=bool(raw))
 
 

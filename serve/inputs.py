@@ -6,18 +6,26 @@ become arrays is the same for all of them, and needs no data frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from factory.errors import Detail, InvalidData, InvalidRequest, listing
+from factory.errors import Detail, InvalidData, InvalidRequest, first_of, listing
 from factory.spec import NUMBERS, ColumnType
 from factory.variants.bundle import Bundle
 from factory.variants.inputs import check_columns
 from serve.errors import BodyTooLarge
 
 Values = Sequence[object] | np.ndarray
+
+MOST_COLUMNS = 10_000
+"""Columns, or tensors, of one request: far above what variants have."""
+MOST_EMPTY, EMPTY_FOR_ONE = 100_000, 16
+"""Cells of a table that is made of row objects: so many, or so many for each value that was sent.
+
+Rows that have no key in common make a table of the square of their number, nearly all of it empty."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +67,38 @@ class EntityRows:
 Payload = NamedColumns | NamelessColumns | EntityRows
 
 
-def columns_of_records(records: Sequence[object], *, where: str) -> NamedColumns:
+def columns_of_records(records: Sequence[object], *, where: str, max_rows: int) -> NamedColumns:
     """Turn row objects into columns; a key that a row lacks is a missing value of that row.
 
     Raises:
         InvalidRequest: a row is not an object.
+        BodyTooLarge: there are too many rows, columns or cells.
     """
+    require_size(len(records), max_rows=max_rows)
     for i, record in enumerate(records):
         if not isinstance(record, dict):
             raise shape_error(f"{where}[{i}]", "an object with a value for each column", record)
     rows: Sequence[dict[str, object]] = records  # type: ignore[assignment]
     if len(rows) == 1:
+        require_size(1, len(rows[0]), max_rows=max_rows)
         return NamedColumns({name: (value,) for name, value in rows[0].items()})
     names = dict.fromkeys(name for row in rows for name in row)
+    require_size(len(rows), len(names), max_rows=max_rows)
+    cells, most = len(rows) * len(names), max(MOST_EMPTY, EMPTY_FOR_ONE * sum(map(len, rows)))
+    if cells > most:
+        raise too_large(where, cells, "cells, nearly all of them empty", most=most)
     return NamedColumns({name: [row.get(name) for row in rows] for name in names})
 
 
-def columns_of_rows(rows: Sequence[object], *, where: str) -> list[tuple[object, ...]]:
+def columns_of_rows(rows: Sequence[object], *, where: str, max_rows: int) -> list[tuple[object, ...]]:
     """Turn rows of equal length into columns.
 
     Raises:
         InvalidRequest: a row is not a list, or has another length than the first.
+        BodyTooLarge: there are too many rows or columns.
     """
     width = len(rows[0]) if rows and isinstance(rows[0], list) else 0
+    require_size(len(rows), width, max_rows=max_rows)
     for i, row in enumerate(rows):
         if not isinstance(row, list):
             raise shape_error(f"{where}[{i}]", "a list with a value for each column", row)
@@ -102,18 +119,39 @@ def shape_error(field: str, expected: str, received: object) -> InvalidRequest:
     return InvalidRequest(f"{field}: {message}", hint=hint, details=[Detail(field, message)])
 
 
-def check_rows(payload: Payload, *, max_rows: int) -> None:
-    """Refuse more rows than one request may have.
+def repeated_in(names: Iterable[str]) -> list[str]:
+    """Return the names that stand more than once, sorted."""
+    return sorted(name for name, n in Counter(names).items() if n > 1)
+
+
+def require_size(n_rows: int, n_columns: int = 0, *, max_rows: int) -> None:
+    """Refuse more rows or columns than one request may have; asked before they are made.
 
     Raises:
         BodyTooLarge: with both numbers.
     """
-    if payload.n_rows > max_rows:
+    if n_rows > max_rows:
         raise BodyTooLarge(
-            f"The request has {payload.n_rows} rows; {max_rows} are allowed.",
+            f"The request has {n_rows} rows; {max_rows} are allowed.",
             hint="Send several smaller requests, or predict a file with `factory predict NAME --data FILE`.",
-            details=[Detail("rows", f"{payload.n_rows} is more than FACTORY_MAX_REQUEST_ROWS={max_rows}")],
+            details=[Detail("rows", f"{n_rows} is more than FACTORY_MAX_REQUEST_ROWS={max_rows}")],
         )
+    if n_columns > MOST_COLUMNS:
+        raise too_large("columns", n_columns, "columns", most=MOST_COLUMNS)
+
+
+def too_large(field: str, n: int, what: str, *, most: int) -> BodyTooLarge:
+    """Return the error of a request that has too many of something."""
+    return BodyTooLarge(
+        f"The request has {n:,} {what}; {most:,} are allowed.",
+        hint="Send the variant's columns only, and fewer rows at a time.",
+        details=[Detail(field, f"{n:,} is more than {most:,}")],
+    )
+
+
+def check_rows(payload: Payload, *, max_rows: int) -> None:
+    """Refuse more rows than one request may have; raises as :func:`require_size`."""
+    require_size(payload.n_rows, max_rows=max_rows)
 
 
 def column_types(bundle: Bundle) -> dict[str, ColumnType]:
@@ -127,8 +165,8 @@ def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str,
     A missing value (null, NaN, an empty CSV cell) and an unknown category are fine: they are predicted as in training.
 
     Raises:
-        InvalidData: with one detail for each column that is unknown, missing, of another length or of another type,
-            or that holds an infinite number.
+        InvalidData: with a detail for each column that is unknown, missing, of another length or of another type, or
+            that holds an infinite number; of many the first ones.
     """
     if (columns := _plain_numbers(payload, bundle)) is not None:
         return columns
@@ -138,7 +176,8 @@ def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str,
             message = f"The input has {len(payload.columns)} columns without names; the variant has {len(types)}."
             raise InvalidData(
                 message,
-                hint=f"Send {len(types)} values a row in this order, or name the columns: {', '.join(types)}.",
+                hint=f"Send {len(types)} values a row in this order, or name the columns: "
+                f"{', '.join(list(types)[:40])}{' and so on' if len(types) > 40 else ''}.",
                 details=[Detail("columns", message)],
             )
         named: Mapping[str, Values] = dict(zip(types, payload.columns, strict=True))
@@ -152,6 +191,7 @@ def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str,
         if values.dtype.kind == "f" and np.isinf(values).any()
     ]
     if problems:
+        problems = list(first_of(problems))
         raise InvalidData(
             "The input cannot be predicted: " + " ".join(f"{p.field}: {p.message}" for p in problems),
             hint=f"The variant's columns are: {listing(types, most=40)}. GET /v2/models/NAME tells their types.",

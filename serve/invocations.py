@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from pydantic_core import from_json, to_json
 
-from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
+from factory.errors import Detail, InvalidData, InvalidRequest, first_of, listing, suggest
 from factory.variants.bundle import Bundle
 from serve.errors import UnsupportedMedia
 from serve.inputs import (
@@ -23,8 +23,11 @@ from serve.inputs import (
     NamedColumns,
     NamelessColumns,
     Payload,
+    check_rows,
     columns_of_records,
     columns_of_rows,
+    repeated_in,
+    require_size,
     shape_error,
 )
 
@@ -66,76 +69,89 @@ def media_type(content_type: str) -> str:
     return kind.strip().lower()
 
 
-def parse(body: bytes, content_type: str) -> Payload:
+def parse(body: bytes, content_type: str, *, max_rows: int) -> Payload:
     """Read the body of an ``/invocations`` request.
+
+    Args:
+        body: As it was sent.
+        content_type: Of the body.
+        max_rows: Rows at most; looked at before columns are made of them.
 
     Raises:
         UnsupportedMedia: it is neither JSON nor CSV.
+        BodyTooLarge: it has too many rows or columns.
         InvalidRequest: it is not what its content type says, or of no known kind.
         InvalidData: it is CSV that has no table.
     """
     kind = media_type(content_type)
     if kind == CSV_TYPE:
-        return _csv(body)
+        return _csv(body, max_rows)
     if kind not in JSON_TYPES:
         raise UnsupportedMedia(
             f"The content type {kind!r} is not read.",
             hint="Send application/json or text/csv.",
             details=[Detail("content-type", f"received {kind!r}; allowed: application/json, text/csv")],
         )
-    return payload_of(read_json(body))
+    return payload_of(read_json(body), max_rows=max_rows)
 
 
-def payload_of(document: dict[str, object]) -> Payload:
+def payload_of(document: dict[str, object], *, max_rows: int) -> Payload:
     """Return the rows of a JSON document of one of the kinds.
 
     Raises:
         InvalidRequest: it is of none of them.
+        BodyTooLarge: it has too many rows or columns.
     """
     if not isinstance(params := document.pop("params", None), dict | None):
         raise shape_error("params", "an object", params)
     if len(document) != 1 or next(iter(document)) not in _KINDS:
         raise _unknown_kind(list(document))
     name, content = next(iter(document.items()))
-    return _KINDS[name](content, name)
+    payload = _KINDS[name](content, name, max_rows)
+    check_rows(payload, max_rows=max_rows)
+    return payload
 
 
 def _unknown_kind(names: list[str]) -> InvalidRequest:
     known = listing(_KINDS)
-    near = "".join(suggest(name, _KINDS) for name in names if name not in _KINDS)
-    received = ", ".join(map(repr, names)) or "none"
+    unknown = [name for name in names if name not in _KINDS]
+    near = "".join(suggest(name, _KINDS) for name in unknown[:3])
+    received = listing(map(repr, names)) if names else "none"
     return InvalidRequest(
         f"The body needs exactly one of: {known}. Received: {received}.{near}",
         hint='For example {"dataframe_records": [{"age": 31, "country": "Peru"}]}.',
-        details=[Detail(name, f"There is no such kind of body.{near}") for name in names if name not in _KINDS]
+        details=first_of([Detail(name, f"There is no such kind of body.{near}") for name in unknown])
         or [Detail("body", f"needs exactly one of: {known}")],
     )
 
 
-def _records(content: object, where: str) -> NamedColumns:
+def _records(content: object, where: str, max_rows: int) -> NamedColumns:
     if not isinstance(content, list):
         raise shape_error(where, "a list of objects", content)
-    return columns_of_records(content, where=where)
+    return columns_of_records(content, where=where, max_rows=max_rows)
 
 
-def _split(content: object, where: str) -> Payload:
+def _split(content: object, where: str, max_rows: int) -> Payload:
     if not isinstance(content, dict):
         raise shape_error(where, "an object with 'columns' and 'data'", content)
     if unknown := [key for key in content if key not in ("columns", "data", "index")]:
         allowed = "There is no such field. Allowed: columns, data, index."
         details = [Detail(f"{where}.{key}", allowed) for key in unknown]
         raise InvalidRequest(
-            f"{where} has unknown fields: {listing(unknown)}.", hint="Send 'columns' and 'data'.", details=details
+            f"{where} has unknown fields: {listing(unknown)}.",
+            hint="Send 'columns' and 'data'.",
+            details=first_of(details),
         )
     data, names = content.get("data"), content.get("columns")
     if not isinstance(data, list):
         raise shape_error(f"{where}.data", "a list of rows", data)
-    columns = columns_of_rows(data, where=f"{where}.data")
+    columns = columns_of_rows(data, where=f"{where}.data", max_rows=max_rows)
     if names is None:
         return NamelessColumns(columns)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise shape_error(f"{where}.columns", "a list of column names", names)
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    require_size(len(data), len(names), max_rows=max_rows)
+    if repeated := repeated_in(names):
         raise _repeated(f"{where}.columns", repeated)
     if data and len(names) != len(columns):
         message = f"{len(names)} names stand over rows of {len(columns)} values."
@@ -147,18 +163,19 @@ def _split(content: object, where: str) -> Payload:
     return NamedColumns(dict(zip(names, columns, strict=True)) if data else dict.fromkeys(names, ()))
 
 
-def _instances(content: object, where: str) -> Payload:
+def _instances(content: object, where: str, max_rows: int) -> Payload:
     if isinstance(content, dict):
-        return _named(content, where)
+        return _named(content, where, max_rows)
     if not isinstance(content, list):
         raise shape_error(where, "a list of objects or of rows", content)
     if content and isinstance(content[0], list):
-        return NamelessColumns(columns_of_rows(content, where=where))
-    return columns_of_records(content, where=where)
+        return NamelessColumns(columns_of_rows(content, where=where, max_rows=max_rows))
+    return columns_of_records(content, where=where, max_rows=max_rows)
 
 
-def _named(content: dict[str, object], where: str) -> NamedColumns:
+def _named(content: dict[str, object], where: str, max_rows: int) -> NamedColumns:
     """Columns by name; values that are all single ones make one row."""
+    require_size(0, len(content), max_rows=max_rows)
     lone = [name for name, values in content.items() if not isinstance(values, list)]
     if len(lone) == len(content):
         return NamedColumns({name: (value,) for name, value in content.items()})
@@ -167,16 +184,18 @@ def _named(content: dict[str, object], where: str) -> NamedColumns:
     return NamedColumns(content)  # type: ignore[arg-type]
 
 
-def _entities(content: object, where: str) -> EntityRows:
+def _entities(content: object, where: str, max_rows: int) -> EntityRows:
     if not isinstance(content, list):
         raise shape_error(where, "a list of objects", content)
+    require_size(len(content), max_rows=max_rows)
     for i, row in enumerate(content):
         if not isinstance(row, dict) or not row:
             raise shape_error(f"{where}[{i}]", "an object with the entity's keys", row)
+        require_size(len(content), len(row), max_rows=max_rows)
     return EntityRows(content)
 
 
-_KINDS: dict[str, Callable[[object, str], Payload]] = {
+_KINDS: dict[str, Callable[[object, str, int], Payload]] = {
     "dataframe_records": _records,
     "dataframe_split": _split,
     "instances": _instances,
@@ -189,11 +208,11 @@ def _repeated(field: str, names: list[str]) -> InvalidRequest:
     return InvalidRequest(
         f"Column names stand more than once: {listing(names)}.",
         hint="Send each column once.",
-        details=[Detail(field, f"{name!r} stands more than once") for name in names],
+        details=first_of([Detail(field, f"{name!r} stands more than once") for name in names]),
     )
 
 
-def _csv(body: bytes) -> NamedColumns:
+def _csv(body: bytes, max_rows: int) -> NamedColumns:
     """Read CSV with a header line. Cells stay text: the bundle reads them as the training data was read."""
     try:
         lines = list(csv.reader(io.StringIO(body.decode("utf-8-sig")), strict=True))
@@ -204,7 +223,8 @@ def _csv(body: bytes) -> NamedColumns:
     if not lines or not lines[0]:
         raise _not_csv("The CSV has no header line.")
     header, rows = lines[0], [line for line in lines[1:] if line]
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
+    require_size(len(rows), len(header), max_rows=max_rows)
+    if repeated := repeated_in(header):
         raise _repeated("body", repeated)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):

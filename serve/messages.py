@@ -25,6 +25,8 @@ from serve.inputs import EntityRows, Payload, columns_of_records, shape_error
 from serve.invocations import payload_of, read_json
 
 MOST_ID = 200
+MOST_ROWS = 1_000_000
+"""Of one message, before they are made into columns; whoever answers it knows the bound of the settings."""
 _ONE_ROW = ("record", "entity")
 
 
@@ -54,6 +56,7 @@ def read_message(received: Received, *, name: str) -> Message:
 
     Raises:
         InvalidRequest: it is no such document, or asks a variant that this consumer does not answer for.
+        BodyTooLarge: it has too many rows or columns.
     """
     document = read_json(received.body)
     id_, variant = document.pop("id", ""), document.pop("variant", None)
@@ -92,8 +95,10 @@ def _payload(document: dict[str, object]) -> Payload:
         row = document[kind]
         if not isinstance(row, dict) or not row:
             raise shape_error(kind, "an object with a value for each column", row)
-        return EntityRows([row]) if kind == "entity" else columns_of_records([row], where=kind)
-    return payload_of(document)
+        if kind == "entity":
+            return EntityRows([row])
+        return columns_of_records([row], where=kind, max_rows=1)
+    return payload_of(document, max_rows=MOST_ROWS)
 
 
 def messages_of(rows: pd.DataFrame, *, key: str | None, as_: str) -> list[tuple[str, bytes]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from factory.settings import Settings
 from factory.spec import OnlinePolicy, Variant
 from factory.variants.bundle import Bundle
 from serve.inputs import EntityRows, NamedColumns, Values
+
+logger = logging.getLogger(__name__)
 
 MOST_LAST = 50_000
 """Entities of a service whose last features are kept, the least recently asked out first."""
@@ -32,6 +36,22 @@ class FeatureRead:
 
     columns: NamedColumns
     cells: Mapping[str, int] = field(default_factory=dict)
+
+
+class Reads(Protocol):
+    """Reads online features, as :class:`FeatureReaders` does."""
+
+    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
+        """Return the variant's columns for entity rows."""
+
+    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
+        """Return the same with features as they were last read; None where not all were."""
+
+    def warm_up(self, service: str) -> None:
+        """Make ready for a feature service."""
+
+    def refresh(self) -> None:
+        """Learn what has changed of the feature services that are in use."""
 
 
 class FeatureReaders:
@@ -96,6 +116,23 @@ class FeatureReaders:
         """
         self._reader(service)
 
+    def refresh(self) -> None:
+        """Read the definitions of the services that are in use again; calls go on with those that are held meanwhile.
+
+        Raises:
+            ServiceFault: the registry cannot be read.
+        """
+        for service, reader in list(self._readers.items()):
+            try:
+                changed = reader.refresh()
+            except UserFault as error:
+                logger.warning("feature service %s: what is held of it counts: %s", service, error)
+                continue
+            if changed:
+                # What was read before may lack features that it has now.
+                self._last.forget(service)
+                logger.info("feature service %s has changed", service)
+
     def _asked(
         self, entities: EntityRows, *, variant: Variant, bundle: Bundle
     ) -> tuple[OnlineReader, list[dict[str, object]]]:
@@ -140,6 +177,11 @@ class _Last:
                 known.move_to_end(_key(row))
             while len(known) > MOST_LAST:
                 known.popitem(last=False)
+
+    def forget(self, service: str) -> None:
+        """Forget the features of a service."""
+        with self._lock:
+            self._known.pop(service, None)
 
     def of(self, service: str, rows: Sequence[Mapping[str, object]]) -> OnlineFeatures | None:
         """Return the features of some entities; None where one of them is not known."""

@@ -9,7 +9,7 @@ sends and asks for binary tensors unless it is told not to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +18,20 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from pydantic_core import to_json
 
-from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
+from factory.errors import MOST_DETAILS, Detail, InvalidData, InvalidRequest, first_of, listing, suggest
 from factory.spec import ColumnType
 from factory.variants.bundle import Bundle
-from serve.inputs import NamedColumns, NamelessColumns, Payload, Values, column_types
+from serve.inputs import (
+    MOST_COLUMNS,
+    NamedColumns,
+    NamelessColumns,
+    Payload,
+    Values,
+    check_rows,
+    column_types,
+    repeated_in,
+    too_large,
+)
 from serve.invocations import read_json
 from serve.tensors import Tensor, checked, datatype_of, from_binary, from_json, to_binary
 
@@ -84,15 +94,17 @@ class Inference:
     binary: bool
 
 
-def parse(body: bytes, *, header_length: str | None = None) -> Inference:
+def parse(body: bytes, *, header_length: str | None = None, max_rows: int) -> Inference:
     """Read the body of an ``/infer`` request.
 
     Args:
         body: JSON, or JSON followed by the binary tensors.
         header_length: Value of the header ``Inference-Header-Content-Length``: bytes of the JSON part.
+        max_rows: Rows at most.
 
     Raises:
-        InvalidRequest: it does not follow the protocol; all problems that can be seen together are named.
+        InvalidRequest: it does not follow the protocol; the first problems that can be seen together are named.
+        BodyTooLarge: it has too many rows, tensors or outputs.
     """
     length = _json_length(header_length, len(body))
     request = _document(body[:length])
@@ -115,6 +127,7 @@ def parse(body: bytes, *, header_length: str | None = None) -> Inference:
             (w.name, binary if w.parameters.binary_data is None else w.parameters.binary_data) for w in request.outputs
         )
     payload = payload_of(tensors, classified=classified, problems=problems)
+    check_rows(payload, max_rows=max_rows)
     return Inference(id=request.id, payload=payload, outputs=outputs, binary=binary)
 
 
@@ -129,7 +142,7 @@ def payload_of(
         problems: That were found before, told where the tensors themselves have none.
 
     Raises:
-        InvalidRequest: they do not follow the protocol; all problems that can be seen together are named.
+        InvalidRequest: they do not follow the protocol; the first problems that can be seen together are named.
     """
     found, read = [], []
     for i, tensor in enumerate(tensors):
@@ -137,9 +150,10 @@ def payload_of(
             read.append((tensor, checked(tensor)))
         except ValueError as error:
             found.append(Detail(f"inputs[{i}].{tensor.name}", f"{error}."))
+            if len(found) > MOST_DETAILS:
+                break
     found = found or list(problems)
-    names = [tensor.name for tensor in tensors]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = repeated_in(tensor.name for tensor in tensors)
     found += [Detail(f"inputs.{name}", f"{name!r} stands more than once.") for name in repeated]
     found += [
         Detail(f"outputs.{name}", "The classification extension is not supported; ask for the output itself.")
@@ -163,7 +177,7 @@ def resolve_matrix(payload: Payload, bundle: Bundle) -> Payload:
             raise InvalidData(
                 "One matrix can be sent only for a variant whose columns are all numbers.",
                 hint="Send one tensor of shape [n] for each column.",
-                details=[Detail(name, f"This column holds {types[name]} values.") for name in others],
+                details=first_of([Detail(name, f"This column holds {types[name]} values.") for name in others]),
             )
     return payload
 
@@ -213,9 +227,18 @@ def chosen_outputs(
     if wanted is None:
         wanted = tuple((output, request.binary) for output in columns)
     if unknown := [output for output, _ in wanted if output not in columns]:
-        details = [Detail(f"outputs.{n}", f"There is no such output.{suggest(n, columns)}") for n in unknown]
+        near = {n: suggest(n, columns) for n in unknown[:MOST_DETAILS]}
+        details = [Detail(f"outputs.{n}", f"There is no such output.{near.get(n, '')}") for n in unknown]
         raise InvalidRequest(
-            f"There are no outputs {listing(unknown)}.", hint=f"Outputs: {listing(columns, most=40)}.", details=details
+            f"There are no outputs {listing(unknown)}.",
+            hint=f"Outputs: {listing(columns, most=40)}.",
+            details=first_of(details),
+        )
+    if repeated := repeated_in(output for output, _ in wanted):
+        raise InvalidRequest(
+            f"Outputs are asked for more than once: {listing(repeated)}.",
+            hint="Ask for each output once.",
+            details=first_of([Detail(f"outputs.{n}", f"{n!r} stands more than once.") for n in repeated]),
         )
     return [(output, columns[output], binary) for output, binary in wanted]
 
@@ -242,15 +265,29 @@ def metadata(bundle: Bundle, *, name: str, versions: Sequence[int]) -> dict[str,
 
 
 def _document(body: bytes) -> _Request:
+    document = read_json(body)
+    for part in ("inputs", "outputs"):
+        require_number(document.get(part), part)
     try:
-        return _Request.model_validate(read_json(body))
+        return _Request.model_validate(document)
     except ValidationError as error:
         details = [Detail(".".join(map(str, e["loc"])), f"{e['msg']}.") for e in error.errors()]
         raise not_protocol(details) from error
 
 
+def require_number(parts: object, field: str) -> None:
+    """Refuse more inputs or outputs than a request may have, before they are looked at.
+
+    Raises:
+        BodyTooLarge: there are more.
+    """
+    if isinstance(parts, Sized) and not isinstance(parts, str) and len(parts) > MOST_COLUMNS:
+        raise too_large(field, len(parts), field, most=MOST_COLUMNS)
+
+
 def not_protocol(details: Sequence[Detail]) -> InvalidRequest:
     """Return the error for a request that does not follow the protocol."""
+    details = first_of(details)
     return InvalidRequest(
         "The request does not follow the Open Inference Protocol: "
         + " ".join(f"{d.field}: {d.message}" for d in details),

@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 from factory.errors import Conflict, Detail, FactoryError, ServiceFault
-from factory.operate.deployments import MARK, announce_ready, grpc_port
+from factory.operate.deployments import MARK, announce_ready, drain_s, grpc_port
 from factory.operate.ports import HOST, free_port
 from factory.settings import Settings, load_settings
 from serve.proxy import proxy_environment, proxy_folder
@@ -62,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
             most = {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(int(1.1e6 * settings.max_request_mb) + 100_000)}
             # Of a Ray that is started here: its workers would give way to everything else on the machine.
             os.environ.setdefault("RAY_worker_niceness", "0")
-            environment = {**proxy_environment(folder, ongoing=settings.serve_max_ongoing), **_ONE_THREAD, **most}
+            environment = {
+                **proxy_environment(folder, ongoing=settings.serve_max_ongoing, drain_s=drain_s(settings)),
+                **_ONE_THREAD,
+                **most,
+            }
             os.environ.update(environment)
             if certificate is not None:
                 tls_port = free_port(settings.serve_tls_port, setting="FACTORY_SERVE_TLS_PORT")
@@ -104,7 +108,7 @@ def run(settings: Settings, *, port: int, for_grpc: int, environment: dict[str, 
             num_replicas=settings.serve_replicas,
             # Above our own limit, which answers at once where Serve would let callers wait.
             max_ongoing_requests=4 * settings.serve_max_ongoing,
-            graceful_shutdown_timeout_s=5,
+            graceful_shutdown_timeout_s=drain_s(settings),
             ray_actor_options={"num_cpus": 1},
             # Without its access log Serve still makes a record of each call.
             logging_config={"enable_access_log": False, "log_level": "WARNING"},

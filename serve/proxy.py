@@ -20,15 +20,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from http import HTTPStatus
+from math import ceil
 from pathlib import Path
 
 from factory.errors import FactoryError, ServiceFault
 from factory.operate.ports import free_ports
-from serve.errors import DeadlineExceeded, Overloaded, answer
-
-STOP_S = 5
-"""How long HAProxy waits for open connections when it stops or reloads; a request takes milliseconds."""
-
+from serve.errors import DeadlineExceeded, Overloaded, SlowRequest, answer
 
 LONGEST_PATH = 29
 """Of the proxy's folder: HAProxy takes socket paths of 97 characters, and Serve's own part below it has 68."""
@@ -56,6 +53,8 @@ def proxy_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+BODY_S = 10
+"""For which HAProxy waits for headers and the first 16 kB of a body; most are smaller, and reach a replica whole."""
 QUEUE_MS = 100
 """How long a call waits for a place in a replica; then it is told to come again."""
 BY_NAME = "\n    ".join(
@@ -71,6 +70,7 @@ Consistent: where a replica comes or goes, the other names stay where they are. 
 as the others have passes further ones on, so that a hot name spreads.  What has no name in its path, as gRPC, goes to
 any of them."""
 _PAGES: dict[int, FactoryError] = {
+    408: SlowRequest(f"The request did not arrive within {BODY_S} s.", hint="Send it faster, or send less."),
     502: ServiceFault("The replica that had this call has ended.", hint="Send it again: another one answers."),
     503: Overloaded("All replicas have as many calls as they take at one time.", hint="Try again in a moment."),
     504: DeadlineExceeded("No replica has answered in time.", hint="Send fewer rows, or try again."),
@@ -97,17 +97,26 @@ def defaults(folder: Path, *, ongoing: int) -> str:
         folder: Of the proxy; gets the pages.
         ongoing: Calls that a replica has at one time; the next ones wait for :data:`QUEUE_MS`.
     """
-    held = (f"timeout queue {QUEUE_MS}ms", f"default-server maxconn {ongoing}")
+    held = (
+        f"timeout queue {QUEUE_MS}ms",
+        f"default-server maxconn {ongoing}",
+        # A replica's places are for bodies that are there.
+        "option http-buffer-request",
+        # Who calls, for replicas: they see HAProxy's own connections.
+        "option forwardfor",
+        f"timeout http-request {BODY_S}s",
+    )
     return "\n    ".join((BY_NAME, *held, write_pages(folder)))
 
 
-def proxy_environment(folder: Path, *, ongoing: int) -> dict[str, str]:
+def proxy_environment(folder: Path, *, ongoing: int, drain_s: float) -> dict[str, str]:
     """Return the variables for one proxy and the replicas behind it.
 
     Args:
         folder: A folder of its own (:func:`proxy_folder`): Serve makes the admin socket in it writable for everybody
             who can reach it.
         ongoing: Calls that a replica has at one time.
+        drain_s: How long HAProxy waits for calls that are answered when it reloads.
     """
     stats, metrics = free_ports(2)
     prefix = "RAY_SERVE_HAPROXY"
@@ -124,9 +133,11 @@ def proxy_environment(folder: Path, *, ongoing: int) -> dict[str, str]:
         f"{prefix}_METRICS_ENABLED": "0",
         f"{prefix}_BALANCE_ALGORITHM": defaults(folder, ongoing=ongoing),
         f"{prefix}_NBTHREAD": str(min(4, len(os.sched_getaffinity(0)))),
-        f"{prefix}_HARD_STOP_AFTER_S": str(STOP_S),
+        f"{prefix}_HARD_STOP_AFTER_S": str(ceil(drain_s)),
         # Without it a replica drains for at least 30 s, whether it has requests or not.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Uvicorn would take a local caller's word for where it comes from; the predictor looks by itself.
+        "FORWARDED_ALLOW_IPS": "nobody",
         # Handing each call to a second event loop and its answer back takes .4 ms; what takes long here has threads.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }

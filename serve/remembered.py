@@ -15,7 +15,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +28,12 @@ UNCHANGED_S = 60.0
 """For which it is good as long as nothing has changed."""
 RENEWED_AFTER = 0.5
 """Part of that time after which a caller who comes has the answer renewed, without waiting for it."""
+WAITED_S = 0.2
+"""For which a caller waits for a new answer where an old one is known: an ask takes milliseconds."""
+ASKED_S = 5.0
+"""For which a caller waits for an answer where none is known; a place is another's then."""
+AWAY_S = 5.0
+"""For which nobody waits after the ledger has failed; whoever asks meanwhile has it looked at again."""
 clock = time.monotonic
 MOST = 10_000
 """Answers kept by each table."""
@@ -72,6 +77,10 @@ class _Answer(Generic[V]):
 class Remembered(Generic[K, V]):
     """Answers of the ledger by key.
 
+    While the ledger answers, no answer is told that is older than ``max_age_s``. Once it has failed, or has left a
+    caller waiting for :data:`WAITED_S`, what is known is told at once, and one question at a time looks whether it is
+    back.
+
     Args:
         executor: Where the ledger is read.
         max_age_s: For which an answer is good.
@@ -96,7 +105,19 @@ class Remembered(Generic[K, V]):
         if changes is not None:
             changes.tell(self.doubt)
         self._flights: Flights[tuple[K, int], V] = Flights()
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._renewals: set[asyncio.Task[V]] = set()
+        self._overdue: set[asyncio.Task[V]] = set()
+        self._away_until = -math.inf
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the ledger has failed a moment ago, or somebody waits for it in vain."""
+        return bool(self._overdue) or clock() < self._away_until
+
+    def peek(self, key: K) -> V | None:
+        """Return what was told last, however old; None where nothing was."""
+        known = self._known.get(key)
+        return None if known is None else known.value
 
     async def get(self, key: K, read: Callable[[], V]) -> V:
         """Return the answer of a moment ago, or read it.
@@ -113,13 +134,16 @@ class Remembered(Generic[K, V]):
             await self._changes.look()
         known = self._known.get(key)
         now = clock()
-        if known is None or now >= known.good_until:
-            return await self._ask(key, read, known)
-        if now >= known.renew_at:
+        if known is None or (now >= known.good_until and now > known.told + self._without_s):
+            return await self._first(key, read)
+        if now >= known.good_until:
+            if not self.is_away:
+                return await self._soon(key, read, known)
+            if not self._renewals:
+                self._start(key, read)
+        elif now >= known.renew_at:
             known.renew_at = known.good_until
-            task = asyncio.create_task(self._renew(key, read, known))
-            self._renewals.add(task)
-            task.add_done_callback(self._renewals.discard)
+            self._start(key, read)
         return known.value
 
     def doubt(self) -> None:
@@ -128,25 +152,60 @@ class Remembered(Generic[K, V]):
         for answer in self._known.values():
             answer.good_until = answer.renew_at = 0.0
 
-    async def _renew(self, key: K, read: Callable[[], V], known: _Answer[V]) -> None:
-        """Ask before anybody has to wait; what goes wrong is told to whoever asks next."""
-        with suppress(Exception):
-            await self._ask(key, read, known)
+    def _start(self, key: K, read: Callable[[], V]) -> asyncio.Task[V]:
+        """Ask without waiting; what goes wrong is told to whoever asks next."""
+        task = asyncio.create_task(self._ask(key, read))
+        self._renewals.add(task)
+        task.add_done_callback(self._end)
+        return task
 
-    async def _ask(self, key: K, read: Callable[[], V], known: _Answer[V] | None) -> V:
+    def _end(self, task: asyncio.Task[V]) -> None:
+        self._renewals.discard(task)
+        self._overdue.discard(task)
+        if not task.cancelled():
+            # Marks the error as seen, since everybody may have given up.
+            task.exception()
+
+    async def _first(self, key: K, read: Callable[[], V]) -> V:
+        """Return an answer where there is none that could be told instead."""
+        asking = self._start(key, read)
+        done, _ = await asyncio.wait((asking,), timeout=ASKED_S)
+        if not done:
+            self._overdue.add(asking)
+            raise StorageFault("The ledger has not answered in time.", hint="Try again; `factory doctor` looks at it.")
+        return asking.result()
+
+    async def _soon(self, key: K, read: Callable[[], V], known: _Answer[V]) -> V:
+        """Return an answer that comes within a moment, or else the one that is known."""
+        asking = self._start(key, read)
+        done, _ = await asyncio.wait((asking,), timeout=WAITED_S)
+        if not done:
+            self._overdue.add(asking)
+            logger.warning("the ledger has not answered in time; what it said before counts")
+            return known.value
+        try:
+            return asking.result()
+        except StorageFault:
+            if clock() > known.told + self._without_s:
+                raise
+            logger.warning("the ledger cannot be read; what it said before counts", exc_info=True)
+            return known.value
+
+    async def _ask(self, key: K, read: Callable[[], V]) -> V:
         now, doubted = clock(), self._doubted
         try:
             answer = await self._flights.join((key, doubted), lambda: in_thread(self._executor, read))
         except StorageFault:
-            if known is None or clock() > known.told + self._without_s:
-                raise
-            logger.warning("the ledger cannot be read; what it said before counts", exc_info=True)
-            # Not asked again by each who comes: a look at what does not answer takes long.
-            known.good_until = known.renew_at = clock() + self._max_age_s
-            return known.value
-        except BaseException:
+            self._away_until = clock() + AWAY_S
+            if (known := self._known.get(key)) is not None:
+                # Not asked again by each who comes, and soon all the same: something may have changed meanwhile.
+                known.good_until = known.renew_at = clock() + min(self._max_age_s, MAX_AGE_S)
+            raise
+        except Exception:
+            self._away_until = -math.inf
             self._known.pop(key, None)
             raise
+        self._away_until = -math.inf
         if doubted != self._doubted:
             return answer  # something may have changed meanwhile
         # Of the moment of the question: the answer may be as old as that.
@@ -175,6 +234,11 @@ class Changes:
     def tell(self, told: Callable[[], None]) -> None:
         """Let somebody be called when something has changed."""
         self._told.append(told)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the ledger has failed a moment ago, or somebody waits for it in vain."""
+        return self._marks.is_away
 
     async def look(self) -> None:
         """Tell everybody if something has changed.

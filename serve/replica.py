@@ -20,6 +20,7 @@ from factory.variants.shared import SharedParts
 from serve import access_log, tracing
 from serve.app import Predictor
 from serve.core import Core, Watcher
+from serve.fleet_metrics import FleetMetrics
 from serve.inference_messages import METHODS
 from serve.inference_service import InferenceService
 from serve.limits import Limits
@@ -29,6 +30,8 @@ from serve.recording import Recorder
 from serve.threads import change_often
 
 COLLECTED_EVERY_S = 30.0
+LEDGER_S = 2.0
+"""For which a call of the ledger waits for one that does not answer: what is asked next may be answered by then."""
 
 
 def build(settings: Settings) -> Predictor:
@@ -50,15 +53,28 @@ def build(settings: Settings) -> Predictor:
             ) from error
 
     core = Core(
-        Ledger.open(settings.ledger),
+        Ledger.open(settings.ledger, patience_s=LEDGER_S),
         load=load,
         features=FeatureReaders(settings),
         limits=Limits.of(settings),
         recorder=Recorder.of(settings),
+        fleet=FleetMetrics(settings.root / "served" / "metrics", _rank),
         warm_up=partial(warm_up, registry),
         watchers=tuple(_watchers(settings)),
     )
     return Predictor(core)
+
+
+def _rank() -> int:
+    """Return this replica's number in the fleet; Serve gives it anew when others have ended."""
+    # Not above: Serve reads its environment when it is imported, which the predictor has to set before.
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return int(serve.get_replica_context().rank.rank)
+    except RayServeException:
+        return 0  # a process that is none
 
 
 def _watchers(settings: Settings) -> Iterator[Watcher]:

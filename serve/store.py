@@ -96,8 +96,8 @@ class VariantTable:
 
     def __init__(self, catalogue: Catalogue, executor: Executor, *, changes: Changes) -> None:
         self._catalogue = catalogue
-        self._executor = executor
         self._known: Remembered[Reference, Variant] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
+        self._versions: Remembered[str, list[int]] = Remembered(executor)
 
     async def resolve(self, reference: Reference) -> Variant:
         """Return the variant that a reference means now.
@@ -108,10 +108,18 @@ class VariantTable:
         """
         return await self._known.get(reference, lambda: self._read(reference))
 
+    def champion(self, name: str) -> int | None:
+        """Return the champion of a name as it was told last; None where it never was."""
+        known = self._known.peek(Reference(name)) or self._known.peek(Reference(name, alias="champion"))
+        return None if known is None else known.version
+
     async def versions(self, name: str) -> list[int]:
-        """Return the versions of a name, the oldest first."""
-        found = await in_thread(self._executor, lambda: self._catalogue.variants(name))
-        return [variant.version for variant in found]
+        """Return the versions of a name as they were a moment ago, the oldest first.
+
+        Raises:
+            StorageFault: the ledger cannot be read, and nothing was known before.
+        """
+        return await self._versions.get(name, lambda: [v.version for v in self._catalogue.variants(name)])
 
     def _read(self, reference: Reference) -> Variant:
         version, alias = reference.version, reference.alias or "champion"
@@ -149,7 +157,8 @@ class BundleCache(Generic[L]):
         executor: Where loads run.
         most: Bundles at most.
         most_mb: MB of all bundles at most; one bundle alone may be larger.
-        pinned: Whether a name's bundles stay while others can go.
+        pinned: Whether a name's champion stays while others can go.
+        champion: Returns the champion of a name as far as it is known.
     """
 
     def __init__(
@@ -160,12 +169,14 @@ class BundleCache(Generic[L]):
         most: int,
         most_mb: float,
         pinned: Callable[[str], bool] = lambda _: False,
+        champion: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._load = load
         self._executor = executor
         self._most = most
         self._most_mb = most_mb
-        self._pinned = pinned
+        self._pinned, self._champion = pinned, champion
+        self._of_pinned: set[tuple[str, int]] = set()
         self._loaded: OrderedDict[tuple[str, int], L] = OrderedDict()
         self._size_mb = 0.0
         self._sizes: dict[str, float] = {}
@@ -196,6 +207,8 @@ class BundleCache(Generic[L]):
         """Load and keep a variant, also where everybody who waited has given up."""
         loaded = await in_thread(self._executor, lambda: self._load(variant))
         self._loaded[variant.name, variant.version] = loaded
+        if self._pinned(variant.name):
+            self._of_pinned.add((variant.name, variant.version))
         for part, size_mb in loaded.sizes.items():
             self._holders[part] += 1
             if part not in self._sizes:
@@ -206,11 +219,24 @@ class BundleCache(Generic[L]):
 
     def _shrink(self) -> None:
         while len(self._loaded) > 1 and (len(self._loaded) > self._most or self._size_mb > self._most_mb):
-            older = list(self._loaded)[:-1]
-            gone = next((key for key in older if not self._pinned(key[0])), older[0])
+            gone = self._next()
+            self._of_pinned.discard(gone)
             for part in self._loaded.pop(gone).sizes:
                 self._holders[part] -= 1
                 if not self._holders[part]:
                     del self._holders[part]
                     self._size_mb -= self._sizes.pop(part)
             logger.info("unloaded %s/%d", *gone)
+
+    def _next(self) -> tuple[str, int]:
+        """Return what goes next: what a pinned champion has taken over from, then the others, and pinned ones last."""
+        older = list(self._loaded)[:-1]
+        of_pinned = [key for key in older if key in self._of_pinned] if self._of_pinned else []
+        stays = {key for key in of_pinned if self._champion(key[0]) in (None, key[1])}
+        for i, (name, version) in enumerate(of_pinned):
+            # Less recently used than the champion, so that a version that somebody asks for by its number stays.
+            champion = self._champion(name)
+            newer = (name, champion) in of_pinned[i:] or next(reversed(self._loaded)) == (name, champion)
+            if champion is not None and version < champion and newer:
+                return name, version
+        return next((key for key in older if key not in stays), older[0])

@@ -32,6 +32,7 @@ from serve.progress import Bar
 from serve.release import release
 from serve.replica import build
 from serve.store import Reference
+from serve.upkeep import preload
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ async def _listened(broker: Broker, to: Listening, handler: Handler) -> None:
 async def _load(core: Core, name: str) -> None:
     """Load what answers before the first message is taken; of a pattern the first champions."""
     if "*" in name:
-        await core.preload()
+        await preload(core)
     else:
         await core.cache.get(await core.table.resolve(Reference.written(name)))
 

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from factory.errors import listing, suggest
-from serve.inputs import Values
+from serve.inputs import MOST_COLUMNS, Values
 
-MOST_COLUMNS = 100_000
-"""Of a matrix; one without rows may name any number of them in a few bytes."""
 _DTYPES = {
     "BOOL": np.dtype("?"),
     **{f"UINT{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
@@ -51,14 +49,15 @@ def checked(tensor: Tensor) -> Values:
         ValueError: with what is wrong with it.
     """
     if tensor.datatype not in _DATATYPES:
+        told = tensor.datatype[:40]
         raise ValueError(
-            f"datatype {tensor.datatype!r} is not known.{suggest(tensor.datatype, _DATATYPES)} "
-            f"Allowed: {listing(_DATATYPES, most=20)}"
+            f"datatype {told!r} is not known.{suggest(told, _DATATYPES)} Allowed: {listing(_DATATYPES, most=20)}"
         )
+    if not 1 <= len(tensor.shape) <= 2 or any(length < 0 for length in tensor.shape):
+        raise ValueError(f"shape {list(tensor.shape[:4])} is neither [n], [n, 1] nor [n, n_columns]")
+    # One without rows may name any number of them in a few bytes.
     if len(tensor.shape) == 2 and tensor.shape[1] > MOST_COLUMNS:
         raise ValueError(f"shape {list(tensor.shape)} has more than {MOST_COLUMNS:,} columns")
-    if not 1 <= len(tensor.shape) <= 2 or any(length < 0 for length in tensor.shape):
-        raise ValueError(f"shape {list(tensor.shape)} is neither [n], [n, 1] nor [n, n_columns]")
     values = tensor.read()
     expected = math.prod(tensor.shape)
     if len(values) != expected:
@@ -78,7 +77,9 @@ def from_json(values: list[object], *, shape: tuple[int, ...], datatype: str) ->
     # A null is no value of the protocol, but the only way to say in JSON that one is missing.
     wrong = [v for v in values if v is not None and type(v) not in allowed]
     if wrong:
-        raise ValueError(f"holds {wrong[0]!r}, which is not of its datatype {datatype}")
+        shown = repr(wrong[0])
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise ValueError(f"holds {shown}, which is not of its datatype {datatype}")
     return values
 
 

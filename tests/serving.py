@@ -64,6 +64,9 @@ class NoFeatures:
     def warm_up(self, service: str) -> None:
         raise AssertionError("no variant of this test has a feature service")
 
+    def refresh(self) -> None:
+        pass
+
 
 @contextmanager
 def running(made: Callable[[str], Any], *, lifespan: Literal["auto", "off"] = "auto") -> Iterator[str]:

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 STORE_VARIABLE = "FACTORY_FEATURE_STORE"
 """Set to the folder of the embedded store while a repository is read; its files may use it."""
 
+REDIS_S = 5
+"""For which Redis is waited for: as long as the predictor does."""
+
 LOCK = threading.RLock()
 """Offline work is done by one thread at a time: Feast shares one DuckDB connection in a process."""
 
@@ -177,10 +180,25 @@ def _connect(settings: Settings) -> Any:
     except (yaml.YAMLError, TypeError, ValueError, FeastError) as error:
         raise _bad_repository(folder, f"Its feature_store.yaml is not valid: {error}") from error
     config.repo_path = folder
+    _bound_redis(config)
     if settings.feature_repo is not None:
         _anchor_registry(config, folder)
     with feast_errors("open the registry"):
         return FeatureStore(repo_path=str(folder), config=config)
+
+
+def _bound_redis(config: Any) -> None:
+    """Let the connections of a Redis store end a wait, where its connection string does not say when.
+
+    The driver would wait for ever: of a server that a network no longer reaches its readers would never come back.
+    """
+    store = config.online_store
+    text = getattr(store, "connection_string", None)
+    if store is None or "redis" not in str(getattr(store, "type", "")).lower() or not isinstance(text, str):
+        return
+    named = {part.partition("=")[0].strip() for part in text.split(",") if "=" in part}
+    missing = [name for name in ("socket_timeout", "socket_connect_timeout") if name not in named]
+    store.connection_string = ",".join([text, *(f"{name}={REDIS_S}" for name in missing)])
 
 
 def _anchor_registry(config: Any, folder: Path) -> None:

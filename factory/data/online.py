@@ -19,7 +19,7 @@ import pandas as pd
 
 from factory.data.feature_service import FeatureColumn, KeyColumn, ServiceDefinition, ViewDefinition, resolve
 from factory.data.feature_store import LOCK, feast_errors, open_store, refresh
-from factory.errors import Detail, InvalidRequest, listing, suggest
+from factory.errors import MOST_DETAILS, Detail, InvalidRequest, listing, suggest
 from factory.settings import Settings
 
 _NUMBERS = {"Float32", "Float64", "Int32", "Int64", "Bool"}
@@ -140,13 +140,13 @@ def entity_columns(entity_rows: Sequence[Mapping[str, Any]], keys: Sequence[KeyC
         details.append(Detail("entities", "At least one entity is needed."))
     for number, row in enumerate(entity_rows):
         details += _row_problems(row, keys, names, where=f"entities[{number}]")
-        if len(details) >= 20:
+        if len(details) >= MOST_DETAILS:
             break
     if details:
         raise InvalidRequest(
             "The entities are not valid: " + " ".join(f"{d.field}: {d.message}" for d in details[:3]),
             hint=f"Each entity is an object with the keys {listing(names)}.",
-            details=details[:20],
+            details=details[:MOST_DETAILS],
         )
     return {name: [row[name] for row in entity_rows] for name in names}
 
@@ -154,10 +154,10 @@ def entity_columns(entity_rows: Sequence[Mapping[str, Any]], keys: Sequence[KeyC
 def _row_problems(row: Any, keys: Sequence[KeyColumn], names: list[str], *, where: str) -> list[Detail]:
     if not isinstance(row, Mapping):
         return [Detail(where, f"Received {row!r}; an entity is an object with the keys {listing(names)}.")]
+    unknown = [name for name in row if name not in names]
     problems = [
         Detail(f"{where}.{name}", f"There is no such key.{suggest(str(name), names)} Allowed: {listing(names)}.")
-        for name in row
-        if name not in names
+        for name in unknown[:MOST_DETAILS]
     ]
     for key in keys:
         if key.column not in row:

@@ -6,6 +6,7 @@ waiting for locks, time limits, pools, and conflicts of an insert.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sqlite3
@@ -222,7 +223,8 @@ def _postgresql(url: URL, patience_s: float) -> Engine:
         hide_parameters=True,
         pool_use_lifo=True,  # so that connections which are not needed any more grow old and are closed
         connect_args={
-            "connect_timeout": 10,
+            # Two seconds are libpq's least.
+            "connect_timeout": max(2, min(10, math.ceil(patience_s))),
             # A server whose host is gone is noticed within half a minute, not after two hours.
             "keepalives_idle": 15,
             "keepalives_interval": 5,

@@ -35,7 +35,9 @@ START_S = 120.0
 STEADY_ANSWERS = 4
 """Answers in a row, a fifth of a second apart, after which no reload of the proxy is under way any more."""
 STOP_S = 20.0
-"""A stop takes 5 s; what is left after this is killed."""
+"""A stop takes 5 s beside the calls that are waited for; what is left after this is killed."""
+MOST_DRAINED_S = 120.0
+"""For which calls are waited for at most, whatever their deadline."""
 
 _SERVICE = "predictor"
 _STACK_HINT = "`factory down` stops it with the stack, `factory up --without predictor` leaves it out."
@@ -155,10 +157,19 @@ def running_predictor(settings: Settings) -> RunningPredictor | None:
     return known if known is not None and known.alive else _of_stack(settings)
 
 
-def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
+def drain_s(settings: Settings) -> float:
+    """Return for how long whoever stops a replica, or its proxy, waits for the calls that it answers.
+
+    A little more than their deadline, after which each of them has ended.
+    """
+    return min(settings.serve_deadline_s, MOST_DRAINED_S) + 5.0
+
+
+def stop_predictor(settings: Settings, *, timeout_s: float | None = None) -> bool:
     """Stop the predictor with all its processes; return whether one ran.
 
-    It is asked to stop first, which lets it finish what it is answering; what is left after ``timeout_s`` is killed.
+    It is asked to stop first, which lets it finish what it is answering; what is left after ``timeout_s``,
+    by default a while after the deadline of its calls, is killed.
 
     Raises:
         Conflict: it is a stack's, which would start it again.
@@ -172,7 +183,7 @@ def stop_predictor(settings: Settings, *, timeout_s: float = STOP_S) -> bool:
     processes = _processes(known)
     if ran:
         os.kill(known.pid, signal.SIGTERM)
-        psutil.wait_procs(processes, timeout=timeout_s)
+        psutil.wait_procs(processes, timeout=drain_s(settings) + STOP_S if timeout_s is None else timeout_s)
     left = list({*processes, *_processes(known)})
     for process in left:
         with contextlib.suppress(psutil.Error):

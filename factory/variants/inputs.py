@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from factory.data.columns import FORMATS, as_datetime, as_numeric, text_of
-from factory.errors import Detail, listing, suggest
+from factory.errors import MOST_DETAILS, Detail, listing, suggest
 from factory.spec import NUMBERS, ColumnType, Document
 
 Columns = pd.DataFrame | Mapping[str, np.ndarray]
@@ -44,7 +44,7 @@ def input_columns(frame: pd.DataFrame, types: Mapping[str, ColumnType]) -> tuple
 
 
 def check_columns(columns: Columns, expected: Sequence[BundleColumn], *, ignored: Sequence[str] = ()) -> list[Detail]:
-    """Return every problem of an input, none if it can be predicted.
+    """Return every problem of an input, none if it can be predicted; of many unknown columns the first ones are named.
 
     Args:
         columns: What was sent.
@@ -56,10 +56,16 @@ def check_columns(columns: Columns, expected: Sequence[BundleColumn], *, ignored
     times = Counter(given)
     repeated = {str(name) for name, n in times.items() if n > 1}
     problems = [Detail(name, "The input has more than one column of this name.") for name in sorted(repeated)]
-    for name in times:
-        if name not in known and name not in ignored:
-            message = f"There is no such column.{suggest(str(name), known)} Expected: {listing(known)}."
+    accepted = known.keys() | set(ignored)
+    unknown = [name for name in times if name not in accepted]
+    if unknown:
+        expects = listing(known)
+        # A search for the nearest name takes long: for thousands of names it would hold up others.
+        for name in unknown[:MOST_DETAILS]:
+            message = f"There is no such column.{suggest(str(name), known)} Expected: {expects}."
             problems.append(Detail(str(name), message))
+        if (more := len(unknown) - MOST_DETAILS) > 0:
+            problems.append(Detail("columns", f"{more:,} more columns are not known."))
     for column in expected:
         if column.name in times and column.name not in repeated:
             problems.extend(_check_values(column, np.asarray(columns[column.name])))

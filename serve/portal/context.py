@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from factory.data.uploads import UploadStore
-from factory.errors import Detail, InvalidRequest, StorageFault
+from factory.errors import StorageFault
 from factory.ledger import Ledger
 from factory.operate.jobs import Jobs
 from factory.operate.outlook import Outlook
 from factory.settings import Settings
+from serve.addresses import networks
 from serve.buckets import Buckets, KnownSecrets
 from serve.errors import Overloaded
 from serve.portal.browser import Cookies
@@ -54,8 +54,6 @@ LOOK_AGAIN_S = 1.0
 _AGAIN_S = 1.0
 """Between two tries to open a ledger that could not be opened."""
 
-Networks = tuple[IPv4Network | IPv6Network, ...]
-
 
 @dataclass
 class Portal:
@@ -73,7 +71,7 @@ class Portal:
     _failure: tuple[float, StorageFault] | None = None
 
     def __post_init__(self) -> None:
-        self.proxies = networks(self.settings)
+        self.proxies = networks(self.settings.trusted_proxies)
         self.uploads = UploadStore(self.settings)
         self.calls = Buckets(self.settings.requests_a_minute)
         self.sign_ins = Buckets(FAILED_SIGN_INS)
@@ -198,20 +196,3 @@ async def portal_of(request: Request) -> Portal:
 
 Here = Annotated[Portal, Depends(portal_of)]
 """What all handlers share, for a handler."""
-
-
-def networks(settings: Settings) -> Networks:
-    """Return the proxies that are believed.
-
-    Raises:
-        InvalidRequest: one is no address and no network.
-    """
-    try:
-        entries = (settings.trusted_proxies or "").split(",")
-        return tuple(ip_network(entry.strip()) for entry in entries if entry.strip())
-    except ValueError as error:
-        raise InvalidRequest(
-            f"FACTORY_TRUSTED_PROXIES: {error}.",
-            hint="Write addresses or networks, as 10.0.0.7,192.168.1.0/24.",
-            details=[Detail("FACTORY_TRUSTED_PROXIES", str(error))],
-        ) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -17,9 +16,10 @@ from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBea
 from factory.errors import Detail, NotFound
 from factory.ledger import Refusal, RequestRecord, SignedIn
 from factory.spec import SCOPES, Actor, Principal, Scope
+from serve.addresses import Networks, origin_of
 from serve.errors import Forbidden, TooManyRequests, Unauthorized
 from serve.portal.browser import SECURE_SESSION, require_csrf
-from serve.portal.context import Here, Networks, Portal
+from serve.portal.context import Here, Portal
 
 _HINT = "Send the header 'Authorization: Bearer <token>'; a team's admin makes tokens, an operator the first one."
 
@@ -271,21 +271,5 @@ def is_still_good(portal: Portal, request: Request, caller: Caller) -> bool:
 
 def address_of(request: Request, proxies: Networks) -> str:
     """Return the address of whoever calls; one that a proxy tells only where that proxy is believed."""
-    address = request.client.host if request.client is not None else "local"
-    for told in reversed(request.headers.get("x-forwarded-for", "").split(",")):
-        if not _is_in(address, proxies) or (found := _address(told)) is None:
-            break
-        address = str(found)
-    return address[:64]
-
-
-def _is_in(address: str, proxies: Networks) -> bool:
-    found = _address(address)
-    return found is not None and any(found in network for network in proxies)
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(text.strip())
-    except ValueError:
-        return None
+    client = request.client.host if request.client is not None else "local"
+    return origin_of(client, request.headers.getlist("x-forwarded-for"), proxies)

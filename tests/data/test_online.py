@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from redis import Redis
 
+from factory.data import feature_store
 from factory.data.feature_check import check
 from factory.data.feature_store import apply, open_store
 from factory.data.features import catalogue, join, materialize
@@ -140,6 +141,16 @@ def test_status_tells_present_missing_and_stale(sensors: Settings) -> None:
     assert read.event_timestamps["readings__level"][0] == np.datetime64("2020-01-01T11:00")
     assert np.isnat(read.event_timestamps["readings__level"][2])
     assert read.count(stale) == 2
+
+
+def test_no_read_of_redis_waits_for_ever(sensors: Settings) -> None:
+    store = open_store(sensors).config.online_store
+    if store.type == "sqlite":
+        pytest.skip("only a server is waited for")
+    assert store.connection_string.endswith(",socket_timeout=5,socket_connect_timeout=5")
+    store.connection_string = "a:1,socket_timeout=0.5,db=3"
+    feature_store._bound_redis(open_store(sensors).config)
+    assert store.connection_string == "a:1,socket_timeout=0.5,db=3,socket_connect_timeout=5"
 
 
 def test_bad_entity_rows_are_all_named(sensors: Settings) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -16,11 +18,13 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from factory.spec import Variant
 from factory.variants.bundle import Bundle
 from serve.core import Core
 from serve.inference_messages import METHODS, SERVICE, add_to_server, message
 from serve.inference_service import ERROR_KEY, InferenceService
 from serve.limits import Limits
+from serve.loaded import Loaded
 from tests.serving import NoFeatures
 
 from .conftest import Shelf
@@ -28,15 +32,15 @@ from .conftest import Shelf
 CHURN = "growth.churn"
 
 
-@pytest.fixture(scope="module")
-def address(shelf: Shelf) -> Iterator[str]:
+@contextmanager
+def serving(shelf: Shelf, load: Callable[[Variant], Loaded]) -> Iterator[tuple[str, Core]]:
     """Run a gRPC server with the service in a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
     async def start() -> tuple[grpc.aio.Server, Core, int]:
-        core = Core(shelf.ledger, load=shelf.load, features=NoFeatures(), limits=Limits(rows=50, body_mb=0.1))
+        core = Core(shelf.ledger, load=load, features=NoFeatures(), limits=Limits(rows=50, body_mb=0.1))
         service = InferenceService(core)
         servicer = type("Servicer", (), {name: staticmethod(getattr(service, ours)) for name, ours in METHODS.items()})
         server = grpc.aio.server()
@@ -46,11 +50,17 @@ def address(shelf: Shelf) -> Iterator[str]:
         return server, core, port
 
     server, core, port = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-    yield f"127.0.0.1:{port}"
+    yield f"127.0.0.1:{port}", core
     asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(30)
     core.close()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(shelf: Shelf) -> Iterator[str]:
+    with serving(shelf, shelf.load) as (address, _):
+        yield address
 
 
 @pytest.fixture
@@ -126,6 +136,29 @@ def test_outputs_and_versions_are_chosen(client: Any, token: dict[str, str], chu
     with pytest.raises(InferenceServerException, match="There are no outputs odds") as found:
         client.infer(CHURN, tensors(), outputs=[triton.InferRequestedOutput("odds")], headers=token)
     assert found.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_a_callers_own_deadline_ends_a_call_and_frees_its_place(shelf: Shelf, token: dict[str, str]) -> None:
+    release, begun = threading.Event(), threading.Event()
+
+    def load(variant: Variant) -> Loaded:
+        begun.set()
+        assert release.wait(30)
+        return shelf.load(variant)
+
+    with serving(shelf, load) as (address, core), triton.InferenceServerClient(address) as client:
+        try:
+            with pytest.raises(InferenceServerException) as raised:
+                client.infer(CHURN, tensors(), headers=token, client_timeout=1.0)
+            assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+            with pytest.raises(InferenceServerException, match=r"within 0\.05 s"):
+                client.infer(CHURN, tensors(), headers=token | {"x-envoy-expected-rq-timeout-ms": "50"})
+            assert begun.wait(30)
+            while core.places._taken:
+                time.sleep(0.01)
+        finally:
+            release.set()
+        assert client.infer(CHURN, tensors(), headers=token).as_numpy("prediction") is not None
 
 
 def test_health_and_metadata(client: Any, token: dict[str, str]) -> None:

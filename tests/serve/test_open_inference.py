@@ -160,7 +160,7 @@ def test_tritonclient_gets_the_sentence_where_it_looks_for_it(caller):
 def test_a_matrix_without_rows_and_with_a_billion_columns_is_refused_at_once(caller):
     tensor = {"name": "rows", "shape": [0, 10**12], "datatype": "FP64", "data": []}
     error = error_of(caller.post(INFER, json={"inputs": [tensor]}), 400)
-    assert "more than 100,000 columns" in error["message"]
+    assert "more than 10,000 columns" in error["message"]
 
 
 def test_kserves_client_is_understood(caller, spend):

@@ -5,24 +5,23 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 
-from factory.errors import ServiceFault, UntrustedBundle
-from factory.spec import DeploymentWish, Task, Variant
+from factory.errors import StorageFault
+from factory.spec import Variant
 from factory.variants.bundle import Bundle
-from factory.variants.shared import SharedParts
-from serve.loaded import LEAST_MB, Loaded
-from serve.store import BundleCache
+from serve import remembered, replica
+from serve.call import Call
+from serve.limits import TIMEOUT_HEADER, Limits
+from serve.loaded import Loaded
 from tests.answers import error_of
 
 from .calls import CHURN, ROW, expected, one
-from .conftest import variant_of
+from .conftest import Shelf
 
 
 async def together(caller: Any, calls: list[dict[str, Any]]) -> list[httpx.Response]:
@@ -64,80 +63,6 @@ def test_callers_who_wait_share_one_load(own_shelf, churn, make_caller):
     assert loads == [1]
 
 
-def test_the_least_recently_used_goes_first(own_shelf, churn, spend, make_caller):
-    for name in ("growth.a", "growth.b", "growth.c"):
-        own_shelf.put(name, spend)
-    loads = []
-
-    def load(variant: Variant) -> Loaded:
-        loads.append(variant.name)
-        return own_shelf.load(variant)
-
-    caller = make_caller(own_shelf, load=load, bundles=2)
-    row = {"json": {"dataframe_records": [{"age": 1, "income": 1}]}}
-    for name in ("a", "b", "a", "c", "a", "b"):
-        assert caller.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
-    assert loads == ["growth.a", "growth.b", "growth.c", "growth.b"]
-    tight = make_caller(own_shelf, load=load, bundles_mb=1e-9)
-    for name in ("a", "b"):
-        assert tight.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
-    assert loads[-2:] == ["growth.a", "growth.b"]
-
-
-def test_what_is_pinned_stays_while_others_can_go(own_shelf, spend, make_caller):
-    for name in ("growth.a", "growth.b", "growth.c"):
-        own_shelf.put(name, spend)
-    loads = []
-
-    def load(variant: Variant) -> Loaded:
-        loads.append(variant.name)
-        return own_shelf.load(variant)
-
-    caller = make_caller(own_shelf, load=load, bundles=2, pinned=("growth.a",))
-    row = {"json": {"dataframe_records": [{"age": 1, "income": 1}]}}
-    for name in ("a", "b", "c", "a", "b", "a"):
-        assert caller.post(f"/variants/growth.{name}/invocations", **row).status_code == 200
-    assert loads == ["growth.a", "growth.b", "growth.c", "growth.b"]
-
-
-def test_a_variant_counts_at_least_with_its_files(own_shelf, spend):
-    variant = own_shelf.put("growth.a", spend)
-    loaded = Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
-    assert sum(loaded.sizes.values()) >= max(sum(loaded.bundle.parts.values()), LEAST_MB * len(loaded.sizes))
-    assert loaded.sizes.keys() == {*loaded.bundle.parts, "growth.a/1"}
-    (own_shelf.path("growth.a", 1) / "variant.json").write_text("{}")
-    with pytest.raises(UntrustedBundle):
-        Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the cache sees of a loaded variant."""
-
-    sizes: dict[str, float]
-
-
-def test_a_part_that_several_hold_counts_once_and_as_long_as_one_holds_it():
-    holds = {
-        "growth.a": {"common": 10.0, "a": 1.0},
-        "growth.b": {"common": 10.0, "b": 2.0},
-        "growth.c": {"c": 4.0},
-        "growth.d": {"d": 8.0},
-    }
-
-    async def sizes() -> list[float]:
-        with ThreadPoolExecutor(1) as threads:
-            cache = BundleCache(lambda variant: Parts(holds[variant.name]), threads, most=10, most_mb=20.0)
-            found = []
-            for name in holds:
-                await cache.get(variant_of(name, 1, request_id="r", task=Task.BINARY, digest="0"))
-                found.append(cache.size_mb)
-            return found
-
-    # The third leaves room for all; for the fourth the first goes, and then the second with what both held.
-    assert asyncio.run(sizes()) == [11.0, 13.0, 17.0, 12.0]
-
-
 def test_a_changed_bundle_is_not_loaded_and_is_tried_again(own_shelf, churn, make_caller):
     own_shelf.put("growth.churn", churn)
     manifest = own_shelf.path("growth.churn", 1) / "variant.json"
@@ -168,6 +93,51 @@ def test_what_is_loaded_is_served_while_the_ledger_is_gone(own_shelf, churn, mak
     empty = make_caller(own_shelf)
     assert error_of(empty.get("/v2/health/ready"), 503)["code"] == "storage_fault"
     assert empty.get("/v2/health/live").status_code == 200
+
+
+def test_a_ledger_that_hangs_stalls_nobody_whose_variant_is_loaded(own_shelf, churn, make_caller, monkeypatch):
+    monkeypatch.setattr(remembered, "WAITED_S", 0.02)
+    clock = [100.0]
+    monkeypatch.setattr(remembered, "clock", lambda: clock[0])
+    own_shelf.put("growth.churn", churn)
+    hangs, go_on = threading.Event(), threading.Event()
+
+    class Hanging:
+        def __getattr__(self, name: str) -> Any:
+            def call(*arguments: Any, **named: Any) -> Any:
+                if hangs.is_set():
+                    assert go_on.wait(30)
+                return getattr(own_shelf.ledger, name)(*arguments, **named)
+
+            return call
+
+    hanging = Shelf(own_shelf.folder, Hanging())
+    monkeypatch.setitem(vars(hanging), "secret", own_shelf.secret)
+    caller = make_caller(hanging)
+
+    async def calls() -> list[int]:
+        async with caller.client() as client:
+            told = [(await client.request("POST", **one())).status_code]
+            hangs.set()
+            for _ in range(20):
+                clock[0] += 1.5
+                told.append((await client.request("POST", **one())).status_code)
+            told.append((await client.get("/v2/health/ready")).status_code)
+            assert not go_on.is_set()
+            go_on.set()
+            return told
+
+    try:
+        assert asyncio.run(calls()) == [200] * 22
+    finally:
+        go_on.set()
+
+
+def test_the_predictor_opens_its_ledger_with_little_patience(registered_home, monkeypatch):
+    predictor = replica.build(registered_home)
+    assert predictor.core.ledger._patience_s == replica.LEDGER_S < 5
+    predictor.core.ledger.close()
+    predictor.core.close()
 
 
 def test_more_requests_than_places_are_told_to_come_again(shelf, make_caller):
@@ -209,6 +179,40 @@ def test_the_deadline(shelf, make_caller):
     assert again.status_code == 200, "the load went on although nobody waited for it"
 
 
+def test_a_caller_that_waits_for_less_has_a_nearer_deadline(shelf, make_caller):
+    release = threading.Event()
+
+    def load(variant: Variant) -> Loaded:
+        assert release.wait(20)
+        return shelf.load(variant)
+
+    caller = make_caller(shelf, load=load)
+    late = caller.post(**one(), headers={"x-envoy-expected-rq-timeout-ms": "50"})
+    assert "within 0.05 s" in error_of(late, 504)["message"]
+    release.set()
+    assert caller.post(**one(), headers={"x-envoy-expected-rq-timeout-ms": "60000"}).status_code == 200
+    for wrong in ("", "soon", "-1", "0", "1.5", "9" * 40):
+        error = error_of(caller.post(**one(), headers={"x-envoy-expected-rq-timeout-ms": wrong}), 400)
+        assert "milliseconds" in error["message"]
+    assert Limits(rows=1, body_mb=1, deadline_s=2.0).deadline_of(Call("GET", (), {TIMEOUT_HEADER: b"9000"}, None)) == 2
+
+
+def test_metadata_of_what_is_loaded_needs_no_ledger(own_shelf, churn, make_caller):
+    own_shelf.put("growth.churn", churn)
+    caller = make_caller(own_shelf)
+    assert caller.post(**one()).status_code == 200
+
+    def away(*_: Any) -> Any:
+        raise StorageFault("away", hint="wait")
+
+    told = caller.get("/v2/models/growth.churn").json()
+    fresh = make_caller(own_shelf)
+    assert fresh.post(**one()).status_code == 200
+    for each in (caller, fresh):
+        each.app.core.table._catalogue = SimpleNamespace(variants=away)
+    assert caller.get("/v2/models/growth.churn").json() == fresh.get("/v2/models/growth.churn").json() == told
+
+
 def test_a_body_that_does_not_arrive(shelf, make_caller):
     async def slow():
         yield b"{"
@@ -242,46 +246,6 @@ def test_a_large_body_is_predicted_in_a_thread(shelf, make_caller, churn):
     rows = [ROW | {"age": age % 60} for age in range(400)]
     answer = make_caller(shelf, rows=400, body_mb=1).post(CHURN, json={"dataframe_records": rows})
     assert answer.json()["predictions"] == expected(churn, rows)
-
-
-def lifespan(app: Any, *, between: float) -> list[str]:
-    """Start the application and end it as a server does; return what it says."""
-    sent: list[str] = []
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message["type"])
-
-    async def receive() -> dict[str, Any]:
-        if sent:
-            await asyncio.sleep(between)
-        return {"type": "lifespan.shutdown" if sent else "lifespan.startup"}
-
-    asyncio.run(app({"type": "lifespan"}, receive, send))
-    return sent
-
-
-def test_champions_are_loaded_when_the_server_starts(own_shelf, churn, make_caller):
-    own_shelf.put("growth.churn", churn)
-    own_shelf.put("growth.idle", churn)
-    own_shelf.ledger.set_deployment("growth.churn", DeploymentWish(), version=1)
-    loads: list[str] = []
-
-    def load(variant: Variant) -> Loaded:
-        loads.append(variant.name)
-        return own_shelf.load(variant)
-
-    app = make_caller(own_shelf, load=load).app
-    assert lifespan(app, between=0.3) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert loads == ["growth.churn"]
-
-
-def test_a_failing_warm_up_does_not_stop_the_server(shelf, make_caller, caplog):
-    def warm_up() -> None:
-        raise ServiceFault("MLflow could not answer.")
-
-    app = make_caller(shelf, warm_up=warm_up).app
-    assert len(lifespan(app, between=0.1)) == 2
-    assert "MLflow could not answer" in caplog.text
 
 
 def test_websockets_are_refused(caller):

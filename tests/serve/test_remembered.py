@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,102 @@ def test_what_is_known_counts_while_the_ledger_is_away(clock: Clock, executor: T
             assert await known.get("key", catalogue.read_fact) == "old"
         with pytest.raises(StorageFault):
             await known.get("other", catalogue.read_fact)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_while_the_ledger_is_away_one_caller_waits_briefly_and_the_others_not_at_all(
+    hangs: bool, clock: Clock, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "WAITED_S", 0.02)
+    catalogue, go_on = Catalogue(), threading.Event()
+    waited = 0
+    soon = Remembered._soon
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal waited
+        waited += 1
+        return await soon(*arguments)
+
+    monkeypatch.setattr(Remembered, "_soon", counted)
+
+    def read() -> str:
+        if catalogue.is_away and hangs:
+            assert go_on.wait(20)
+        return catalogue.read_fact()
+
+    async def scenario() -> None:
+        nonlocal waited
+        known: Remembered[str, str] = Remembered(executor, without_s=900.0)
+        keys = [str(key) for key in range(20)]
+        assert {await known.get(key, read) for key in keys} == {"old"}
+        catalogue.is_away = True
+        for _ in range(10):
+            clock.now += MAX_AGE_S
+            assert {await known.get(key, read) for key in keys} == {"old"}
+            while known._renewals and not hangs:
+                await asyncio.sleep(0.001)
+        assert waited == 1
+        assert len(known._renewals) <= 1, "one looks whether it is back, however many ask"
+        catalogue.is_away = False
+        catalogue.change("new")
+        go_on.set()
+        while known._renewals:
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(remembered, "WAITED_S", 60.0)
+        clock.now += MAX_AGE_S
+        if known.is_away:  # whoever asks first has it looked at
+            await known.get("0", read)
+            while known._renewals:
+                await asyncio.sleep(0.001)
+        assert {await known.get(key, read) for key in keys} == {"new"}
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        go_on.set()
+
+
+def test_what_nobody_knows_is_not_waited_for_without_end(
+    clock: Clock, executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "ASKED_S", 0.02)
+    go_on = threading.Event()
+    known: Remembered[str, bool] = Remembered(executor)
+
+    async def scenario() -> None:
+        with pytest.raises(StorageFault, match="has not answered in time"):
+            await known.get("key", lambda: go_on.wait(20))
+        assert known.is_away
+        go_on.set()
+        while known._renewals:
+            await asyncio.sleep(0.001)
+        assert not known.is_away
+        assert await known.get("key", lambda: False), "the answer that came late is kept"
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        go_on.set()
+
+
+def test_a_change_that_was_missed_counts_a_second_after_the_ledger_is_back(
+    clock: Clock, executor: ThreadPoolExecutor
+) -> None:
+    catalogue = Catalogue()
+
+    def away() -> str:
+        raise StorageFault("away", hint="wait")
+
+    async def scenario() -> None:
+        known = following(catalogue, executor)
+        assert await known.get("key", catalogue.read_fact) == "old"
+        catalogue.change("new")
+        clock.now += MAX_AGE_S
+        assert await known.get("key", away) == "old", "that something has changed was told, and not what"
+        clock.now += remembered.AWAY_S
+        assert await known.get("key", catalogue.read_fact) == "new"
 
     asyncio.run(scenario())
 

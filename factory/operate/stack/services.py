@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from factory.errors import InvalidRequest, listing, suggest
-from factory.operate.deployments import wanted_grpc_port
+from factory.operate.deployments import STOP_S, drain_s, wanted_grpc_port
 from factory.operate.ports import free_port
 from factory.operate.stack.records import HttpProbe, Port, Service, StackFolder
 from factory.search.cluster import OBJECT_STORE_BYTES, local_cpus, ray_token
@@ -160,7 +160,7 @@ def _predictor(settings: Settings, environment: dict[str, str]) -> Service:
         health=HttpProbe(url=f"{url}/v2/health/ready"),
         depends_on=("mlflow",),
         start_s=300.0,
-        stop_s=20.0,
+        stop_s=drain_s(settings) + STOP_S,
         url=url,
     )
 
