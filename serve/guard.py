@@ -48,10 +48,11 @@ class Guard:
 
     Args:
         alpha: As :data:`ALPHA`.
+        fleet: What all replicas have told the ledger so far.
     """
 
     alpha: float = ALPHA
-    _fleet: CanaryCounts = field(default_factory=CanaryCounts)
+    fleet: CanaryCounts = field(default_factory=CanaryCounts)
     _own: CanaryCounts = field(default_factory=CanaryCounts)
     _champion_ms: float | None = None
 
@@ -77,12 +78,12 @@ class Guard:
 
     def tell(self, told: CanaryCounts, fleet: CanaryCounts) -> None:
         """Take that the ledger has been told something, and what it knows now of all replicas."""
-        self._own, self._fleet = self._own - told, fleet
+        self._own, self.fleet = self._own - told, fleet
 
     @property
     def counts(self) -> CanaryCounts:
         """What is known of the canary."""
-        return self._fleet + self._own
+        return self.fleet + self._own
 
     @property
     def verdict(self) -> str:

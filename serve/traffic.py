@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 KEY_HEADER = "x-request-key"
 """Names what a call is about, as a customer's number; the body stands for it where it is not sent."""
 _BY = Actor(who="predictor")
-_MOST_GUARDS = 1_000
+_MOST_WATCHED = 1_000
 
 T = TypeVar("T")
 
@@ -43,7 +43,12 @@ class Routes(Protocol):
     def deployment(self, name: str) -> list[Deployment]:
         """Return how a name is to be served."""
 
-    def withdraw_canary(self, name: str, version: int, *, evidence: Mapping[str, object], by: Actor) -> bool:
+    def canary_counts(self, name: str, version: int, since: datetime) -> CanaryCounts:
+        """Return what a canary has done in all replicas."""
+
+    def withdraw_canary(
+        self, name: str, version: int, since: datetime, *, evidence: Mapping[str, object], by: Actor
+    ) -> bool:
         """Take a canary out of traffic; return whether it was it still."""
 
     def add_canary(self, name: str, version: int, since: datetime, counted: CanaryCounts) -> CanaryCounts:
@@ -68,6 +73,21 @@ class Canary:
         return f"{self.name}/{self.version}"
 
 
+@dataclass(eq=False)
+class Watched:
+    """A canary that this replica watches for as long as it has its share, however seldom it is called.
+
+    Attributes:
+        canary: Which one.
+        guard: Judges it.
+        ending: Whether it was found to be worse: it is asked no more, while the ledger is told.
+    """
+
+    canary: Canary
+    guard: Guard
+    ending: bool = False
+
+
 @dataclass(frozen=True)
 class Choice:
     """Who is to answer a call.
@@ -75,13 +95,13 @@ class Choice:
     Attributes:
         champion: Who answers, or would without the canary.
         canary: Who is asked first; None where the champion is.
-        watched: The canary beside which the champion answers, if there is one.
+        watched: The canary that gets a share of such calls, whoever answers this one.
         shadow: Version that is to predict the same, for nobody but the log.
     """
 
     champion: Variant
     canary: Variant | None = None
-    watched: Canary | None = None
+    watched: Watched | None = None
     shadow: int | None = None
 
 
@@ -93,11 +113,13 @@ class _Served:
         canary: Gets a share of the calls.
         share: From 0 to 1.
         shadow: Version that predicts the same as whoever answers.
+        seen: What the canary has done in all replicas, as this was read.
     """
 
     canary: Canary | None = None
     share: float = 0.0
     shadow: int | None = None
+    seen: CanaryCounts = field(default_factory=CanaryCounts)
 
     @classmethod
     def of(cls, rows: Sequence[Deployment]) -> Self:
@@ -124,7 +146,7 @@ class Traffic:
     ) -> None:
         self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
         self._known: Remembered[str, _Served] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
-        self._guards: dict[Canary, Guard] = {}
+        self._watched: dict[str, Watched] = {}
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def choose(self, reference: Reference, champion: Variant, key: bytes) -> Choice:
@@ -139,13 +161,15 @@ class Traffic:
         choice = Choice(champion, shadow=served.shadow if served.shadow != champion.version else None)
         if served.canary is None or served.canary.version == champion.version:
             return choice
-        watched = replace(choice, watched=served.canary)
+        watched = self._watch(served.canary, served.seen)
+        if watched.ending:
+            return choice
+        beside = replace(choice, watched=watched)
         if position(reference.name, key) >= served.share:
-            return watched
+            return beside
         try:
-            return replace(
-                watched, canary=await self._table.resolve(Reference(reference.name, version=served.canary.version))
-            )
+            canary = await self._table.resolve(Reference(reference.name, version=served.canary.version))
+            return replace(beside, canary=canary)
         except FactoryError:
             logger.warning("canary %s cannot be found, the champion answers", served.canary, exc_info=True)
             return choice
@@ -160,77 +184,87 @@ class Traffic:
         Raises:
             FactoryError: the champion's own.
         """
-        guard = None if choice.watched is None else self._guard(choice.watched)
+        watched = choice.watched
         if choice.canary is None:
             answer, ms = await make(choice.champion)
-            if guard is not None:
-                guard.champion(ms)
+            if watched is not None:
+                watched.guard.champion(ms)
             return answer
-        assert guard is not None
-        assert choice.watched is not None
+        assert watched is not None
         try:
             answer, ms = await make(choice.canary)
         except Exception as error:
             # Raises where the caller is at fault, which is then nothing against the canary.
             answer, _ = await make(choice.champion)
-            guard.failed()
-            self._telemetry.canary_failed(str(choice.watched))
+            watched.guard.failed()
+            self._telemetry.canary_failed(str(watched.canary))
             told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
-            logger.log(told, "%s failed as canary, the champion answered", choice.watched, exc_info=True)
+            logger.log(told, "%s failed as canary, the champion answered", watched.canary, exc_info=True)
         else:
-            guard.answered(ms)
-        if verdict := guard.verdict:
-            self._withdraw(choice.watched, guard, verdict)
+            watched.guard.answered(ms)
+        if not watched.ending and (verdict := watched.guard.verdict):
+            watched.ending = True
+            task = asyncio.create_task(self._withdraw(watched, verdict))
+            self._withdrawing.add(task)
+            task.add_done_callback(self._withdrawing.discard)
         return answer
 
     async def tell(self) -> None:
-        """Tell the ledger what was seen of canaries, and learn what other replicas have seen of them.
+        """Tell the ledger what was seen of canaries, and judge them by what all replicas have seen.
 
         Raises:
             StorageFault: the ledger does not take it; what was seen is told the next time.
         """
-        for canary, guard in list(self._guards.items()):
-            untold = guard.untold
-            if not untold.calls:
-                # What others see meanwhile is read again as soon as there is a call.
-                del self._guards[canary]
+        for watched in list(self._watched.values()):
+            canary, guard = watched.canary, watched.guard
+            if (await self._known.get(canary.name, partial(self._read, canary.name))).canary != canary:
+                # It has another share, or none: what it has done is no part of that.
+                if self._watched.get(canary.name) is watched:
+                    del self._watched[canary.name]
                 continue
-            add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, untold)
-            guard.tell(untold, await in_thread(self._executor, add))
+            if (untold := guard.untold).calls:
+                add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, untold)
+                guard.tell(untold, await in_thread(self._executor, add))
+            if verdict := guard.verdict:
+                watched.ending = True
+                await self._withdraw(watched, verdict)
 
     async def _served(self, reference: Reference) -> _Served:
-        name = reference.name
         try:
-            return await self._known.get(name, lambda: _Served.of(self._routes.deployment(name)))
+            return await self._known.get(reference.name, partial(self._read, reference.name))
         except StorageFault:
             return _Served()  # the champion is in memory, and needs no ledger
 
-    def _guard(self, of: Canary) -> Guard:
-        if of not in self._guards:
-            if len(self._guards) >= _MOST_GUARDS:
-                self._guards.pop(next(iter(self._guards)))
-            self._guards[of] = Guard()
-        return self._guards[of]
+    def _read(self, name: str) -> _Served:
+        served = _Served.of(self._routes.deployment(name))
+        if (canary := served.canary) is None:
+            return served
+        return replace(served, seen=self._routes.canary_counts(canary.name, canary.version, canary.since))
 
-    def _withdraw(self, canary: Canary, guard: Guard, verdict: str) -> None:
+    def _watch(self, canary: Canary, seen: CanaryCounts) -> Watched:
+        """Return a canary as it is watched here; one that is new here begins with what all replicas have seen of it."""
+        known = self._watched.get(canary.name)
+        if known is None or known.canary != canary:
+            if known is None and len(self._watched) >= _MOST_WATCHED:
+                self._watched.pop(next(iter(self._watched)))
+            known = self._watched[canary.name] = Watched(canary, Guard(fleet=seen))
+        return known
+
+    async def _withdraw(self, watched: Watched, verdict: str) -> None:
         """Take a canary out of traffic, in the whole fleet: the ledger is changed, which all replicas follow."""
-        self._guards.pop(canary, None)
-        evidence = {"why": verdict, "version": canary.version} | asdict(guard.counts)
-
-        async def withdraw() -> None:
-            call = lambda: self._routes.withdraw_canary(  # noqa: E731
-                canary.name, canary.version, evidence=evidence, by=_BY
-            )
-            try:
-                if await in_thread(self._executor, call):
-                    logger.warning("canary %s is withdrawn: %s", canary, verdict)
-            except FactoryError:
-                # The guard begins anew, and comes to the same while the canary is as it is.
-                logger.warning("canary %s could not be withdrawn", canary, exc_info=True)
-
-        task = asyncio.create_task(withdraw())
-        self._withdrawing.add(task)
-        task.add_done_callback(self._withdrawing.discard)
+        canary = watched.canary
+        evidence = {"why": verdict, "version": canary.version} | asdict(watched.guard.counts)
+        call = partial(
+            self._routes.withdraw_canary, canary.name, canary.version, canary.since, evidence=evidence, by=_BY
+        )
+        try:
+            if await in_thread(self._executor, call):
+                logger.warning("canary %s is withdrawn: %s", canary, verdict)
+        except FactoryError:
+            # It gets no calls of this replica any more, and is withdrawn when the ledger is told the next time.
+            logger.warning("canary %s could not be withdrawn", canary, exc_info=True)
+        else:
+            self._known.doubt()
 
 
 def position(name: str, key: bytes) -> float:

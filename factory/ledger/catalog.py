@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Any, get_args
 
 from sqlalchemy import Connection, delete, desc, func, insert, select
@@ -205,12 +206,15 @@ class Catalog(Requests):
                 append_audit(connection, "deployment.remove", name, by=by, team=team_of(name), detail={"as": as_})
         return gone
 
-    def withdraw_canary(self, name: str, version: int, *, evidence: Mapping[str, object], by: Actor) -> bool:
-        """Take a canary out of traffic, unless it is another version by now.
+    def withdraw_canary(
+        self, name: str, version: int, since: datetime, *, evidence: Mapping[str, object], by: Actor
+    ) -> bool:
+        """Take a canary out of traffic, unless it is another one by now, or has another share.
 
         Args:
             name: Of the variant.
             version: Of the canary.
+            since: When it was given its share.
             evidence: Why; the audit log keeps it.
             by: Who withdraws it.
 
@@ -218,7 +222,7 @@ class Catalog(Requests):
             Whether it was the canary still.
         """
         at = schema.deployments.c
-        this = (at.name == name, at["as"] == "canary", at.version == version)
+        this = (at.name == name, at["as"] == "canary", at.version == version, at.updated == since)
         with self._write() as connection:
             exclusive(connection, f"deployment of {name}")
             gone = connection.execute(delete(schema.deployments).where(*this)).rowcount > 0

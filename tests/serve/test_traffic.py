@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,13 @@ def test_a_canary_that_takes_other_columns_leaves_the_callers_with_the_champion(
     assert {asked(caller, key) for key in range(20)} == {"growth.churn/1"}
 
 
-def test_only_the_canary_of_that_version_is_withdrawn(two: Shelf) -> None:
-    assert not two.ledger.withdraw_canary("growth.churn", 1, evidence={"why": "x"}, by=SETUP)
-    assert [row.version for row in two.ledger.deployment("growth.churn")] == [2]
-    assert two.ledger.withdraw_canary("growth.churn", 2, evidence={"why": "x"}, by=SETUP)
+def test_only_the_canary_of_that_version_and_share_is_withdrawn(two: Shelf) -> None:
+    withdraw = partial(two.ledger.withdraw_canary, "growth.churn", evidence={"why": "x"}, by=SETUP)
+    (old,) = two.ledger.deployment("growth.churn")
+    assert not withdraw(1, old.updated)
+    two.ledger.set_deployment("growth.churn", canary(40), version=2)
+    (present,) = two.ledger.deployment("growth.churn")
+    assert not withdraw(2, old.updated), "what it did in another share is no part of this one"
+    assert two.ledger.deployment("growth.churn") == [present]
+    assert withdraw(2, present.updated)
     assert two.ledger.deployment("growth.churn") == []
