@@ -23,12 +23,13 @@ from factory.variants.bundle import Bundle
 from serve import invocations
 from serve.call import Call
 from serve.doors import Doors
+from serve.guard import Took
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
 from serve.online import FeatureRead
 from serve.recording import Answered, As, Recorder
-from serve.remembered import Changes
+from serve.remembered import Changes, in_thread
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 from serve.telemetry import Telemetry
 from serve.traffic import KEY_HEADER, Choice, Routes, Traffic
@@ -107,12 +108,14 @@ class Prediction:
         inputs: Column → values as they were predicted, each (n_rows,).
         raw: Of :meth:`~factory.variants.bundle.Bundle.predict_raw`.
         ms: That it took with the checks.
+        took: The same of all rows that were predicted at once; None where another one of them tells it.
     """
 
     loaded: Loaded
     inputs: dict[str, np.ndarray]
     raw: np.ndarray
     ms: float
+    took: Took | None
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
@@ -158,7 +161,9 @@ class Core:
         in_ledger = self._pools["ledger"]
         changes = Changes(ledger.catalogue_mark, in_ledger)
         self.table = VariantTable(ledger, in_ledger, changes=changes)
-        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=changes)
+        self.traffic = Traffic(
+            ledger, self.table, in_ledger, self.telemetry, deadline_s=limits.deadline_s, changes=changes
+        )
         self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=changes)
         self.cache = BundleCache(
             load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb, pinned=limits.pins
@@ -185,18 +190,21 @@ class Core:
             await self.tell()
 
     async def tell(self) -> None:
-        """Tell the ledger what was counted; what it does not take is told the next time."""
+        """Tell the ledger what was counted; what it does not take is told the next time.
+
+        Whatever goes wrong is logged: a fault of today's must not end what is told tomorrow.
+        """
         counted = self.telemetry.tally.take()
         try:
             if counted:
                 await self.in_("ledger", lambda: self.ledger.add_served(counted))
-        except FactoryError:
+        except Exception:
             self.telemetry.tally.give_back(counted)
             logger.warning("the ledger does not take what was counted; it is told later", exc_info=True)
             return
         try:
             await self.traffic.tell()
-        except FactoryError:
+        except Exception:
             logger.warning("the ledger does not take what was seen of canaries; it is told later", exc_info=True)
 
     def close(self) -> None:
@@ -243,6 +251,7 @@ class Core:
         *,
         adapt: Adapt = lambda payload, _: payload,
         made: Callable[[Variant], Prediction | None] = lambda _: None,
+        choice: Choice | None = None,
     ) -> T:
         """Return the answer of whoever is to answer, and have it written down.
 
@@ -252,23 +261,27 @@ class Core:
             form: Makes the answer.
             adapt: Makes a payload one of a bundle's columns.
             made: Returns a version's prediction where it is made already, together with others'.
+            choice: Who is to answer, where that was chosen already.
         """
-        key = call.header(KEY_HEADER)
-        choice = await self.traffic.choose(asked.reference, asked.variant, key.encode() or asked.body)
+        key = call.header(KEY_HEADER).encode() or asked.body
+        chosen = choice or await self.traffic.choose(asked.reference, asked.variant, key)
 
-        async def make(variant: Variant) -> tuple[tuple[T, Prediction], float]:
+        async def make(variant: Variant) -> tuple[tuple[T, Prediction], Took | None]:
             if (done := made(variant)) is not None:
                 _tell(call, variant)
-                return (form(done), done), done.ms
+                return (form(done), done), done.took
             loaded = await self.loaded(call, variant)
             columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
-            inline = asked.small and loaded.row_ms < INLINE_MS
-            prediction = await self.run(inline, lambda: predicted(columns, loaded))
+            watched = chosen.watched
+            # A canary that hangs would hold up the event loop; and what both take is compared, so both go to threads.
+            inline = asked.small and loaded.row_ms < INLINE_MS and watched is None
+            threads = watched.threads if watched and variant is chosen.canary else self._pools["predict"]
+            prediction = await self.run(inline, lambda: predicted(columns, loaded), threads)
             call.add_timing("predict", prediction.ms)
-            return (await self.run(inline, lambda: form(prediction)), prediction), prediction.ms
+            return (await self.run(inline, lambda: form(prediction), threads), prediction), prediction.took
 
-        answer, prediction = await self.traffic.answered(choice, make)
-        self._follow(call, asked, choice, prediction)
+        answer, prediction = await self.traffic.answered(chosen, make)
+        self._follow(call, asked, chosen, prediction)
         return answer
 
     async def loaded(self, call: Call, variant: Variant) -> Loaded:
@@ -309,14 +322,13 @@ class Core:
                 "The online store did not answer in time.", hint="Try again; `factory doctor` looks at the store."
             ) from error
 
-    async def run(self, inline: bool, call: Callable[[], T]) -> T:
-        """Return what a call returns, made here or in a thread."""
-        return call() if inline else await self.in_("predict", call)
+    async def run(self, inline: bool, call: Callable[[], T], threads: Executor | None = None) -> T:
+        """Return what a call returns, made here or in a thread; of those for predictions if no others are given."""
+        return call() if inline else await in_thread(threads or self._pools["predict"], call)
 
     async def in_(self, pool: str, call: Callable[[], T]) -> T:
         """Return what a call returns that is made in a thread of a pool."""
-        executor: Executor = self._pools[pool]
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        return await in_thread(self._pools[pool], call)
 
     # --- what follows an answer ----------------------------------------------------
 
@@ -382,7 +394,8 @@ def predicted(payload: NamedColumns | NamelessColumns, loaded: Loaded) -> Predic
     started = time.perf_counter()
     inputs = arrays(payload, loaded.bundle)
     raw = loaded.bundle.predict_raw(inputs)
-    return Prediction(loaded, inputs, raw, (time.perf_counter() - started) * 1e3)
+    ms = (time.perf_counter() - started) * 1e3
+    return Prediction(loaded, inputs, raw, ms, Took(len(raw), ms))
 
 
 def _tell(call: Call, variant: Variant) -> None:

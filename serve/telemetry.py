@@ -39,8 +39,8 @@ class Telemetry:
         )
         self._seconds = Histogram(
             "factory_predictor_seconds",
-            "Time from a call's arrival until its answer, by route and variant.",
-            ("route", "variant"),
+            "Time from a call's arrival until its answer, by route and by the version that has answered.",
+            ("route", "variant", "version"),
             buckets=CALL_S,
             registry=self._registry,
         )
@@ -109,7 +109,7 @@ class Telemetry:
         key = (route, name, version, status)
         if key not in self._children:
             counter = self._calls.labels(route, name, version, str(status))
-            self._children[key] = (counter, self._seconds.labels(route, name))
+            self._children[key] = (counter, self._seconds.labels(route, name, version))
         return self._children[key]
 
     def _labels(self, answered_by: str) -> tuple[str, str]:

@@ -3,16 +3,18 @@
 The ledger says what the shares are, once a second at most.  Who gets the canary
 follows from the request's key alone, on every replica alike and without a
 memory: the same key gets the same version until the share is changed, and a
-larger share only adds keys.  A canary hurts nobody: where it fails the champion
-answers, and the failure counts against it (``guard.py``).
+larger share only adds keys.  A canary hurts nobody: where it fails, or has not
+answered in its part of a call's time, the champion answers, and the failure
+counts against it (``guard.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -22,7 +24,7 @@ from typing import Protocol, Self, TypeVar
 from factory.errors import FactoryError, StorageFault, UserFault
 from factory.ledger import CanaryCounts, Deployment
 from factory.spec import Actor, Variant
-from serve.guard import Guard
+from serve.guard import Guard, Took
 from serve.remembered import UNCHANGED_S, Changes, Remembered, in_thread
 from serve.store import Reference, VariantTable
 from serve.telemetry import Telemetry
@@ -31,10 +33,18 @@ logger = logging.getLogger(__name__)
 
 KEY_HEADER = "x-request-key"
 """Names what a call is about, as a customer's number; the body stands for it where it is not sent."""
+CANARY_PART = 1 / 3
+"""Of a call's time: a canary that has not answered by then has failed, and the champion has the rest."""
+CANARY_THREADS = 2
 _BY = Actor(who="predictor")
 _MOST_WATCHED = 1_000
 
 T = TypeVar("T")
+clock = time.monotonic
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CANARY_THREADS, thread_name_prefix="canary")
 
 
 class Routes(Protocol):
@@ -80,12 +90,21 @@ class Watched:
     Attributes:
         canary: Which one.
         guard: Judges it.
+        threads: Where it predicts; its own, since one that hangs would take those of others.
+        rests_until: Until when it is not asked, since it has just kept somebody waiting for nothing.
         ending: Whether it was found to be worse: it is asked no more, while the ledger is told.
     """
 
     canary: Canary
     guard: Guard
+    threads: Executor = field(default_factory=_threads)
+    rests_until: float = 0.0
     ending: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether calls of its share come to it now."""
+        return not self.ending and clock() >= self.rests_until
 
 
 @dataclass(frozen=True)
@@ -138,12 +157,21 @@ class Traffic:
         table: Finds versions.
         executor: Where the ledger is read.
         telemetry: Counts what canaries fail.
+        deadline_s: Seconds until a call is answered.
         changes: Tell when a name is served in another way.
     """
 
     def __init__(
-        self, routes: Routes, table: VariantTable, executor: Executor, telemetry: Telemetry, *, changes: Changes
+        self,
+        routes: Routes,
+        table: VariantTable,
+        executor: Executor,
+        telemetry: Telemetry,
+        *,
+        deadline_s: float,
+        changes: Changes,
     ) -> None:
+        self._deadline_s = deadline_s
         self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
         self._known: Remembered[str, _Served] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
         self._watched: dict[str, Watched] = {}
@@ -162,7 +190,7 @@ class Traffic:
         if served.canary is None or served.canary.version == champion.version:
             return choice
         watched = self._watch(served.canary, served.seen)
-        if watched.ending:
+        if not watched.asked:
             return choice
         beside = replace(choice, watched=watched)
         if position(reference.name, key) >= served.share:
@@ -174,40 +202,54 @@ class Traffic:
             logger.warning("canary %s cannot be found, the champion answers", served.canary, exc_info=True)
             return choice
 
-    async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, float]]]) -> T:
-        """Return the answer of whoever was chosen; of the champion where the canary fails.
+    async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, Took | None]]]) -> T:
+        """Return the answer of whoever was chosen; of the champion where the canary fails, or takes too long.
 
         Args:
             choice: Who is to answer.
-            make: Makes a version's answer; also says how long the prediction took, in ms.
+            make: Makes a version's answer; also says what the prediction took if it is one of its own.
 
         Raises:
             FactoryError: the champion's own.
         """
         watched = choice.watched
         if choice.canary is None:
-            answer, ms = await make(choice.champion)
-            if watched is not None:
-                watched.guard.champion(ms)
+            answer, took = await make(choice.champion)
+            if watched is not None and took is not None:
+                watched.guard.champion(took)
             return answer
         assert watched is not None
         try:
-            answer, ms = await make(choice.canary)
-        except Exception as error:
+            answer, took = await self.ask(watched, make(choice.canary))
+        except Exception as error:  # noqa: BLE001 - it is logged where it is counted
             # Raises where the caller is at fault, which is then nothing against the canary.
             answer, _ = await make(choice.champion)
-            watched.guard.failed()
-            self._telemetry.canary_failed(str(watched.canary))
-            told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
-            logger.log(told, "%s failed as canary, the champion answered", watched.canary, exc_info=True)
+            self.failed(watched, error)
         else:
-            watched.guard.answered(ms)
-        if not watched.ending and (verdict := watched.guard.verdict):
-            watched.ending = True
-            task = asyncio.create_task(self._withdraw(watched, verdict))
-            self._withdrawing.add(task)
-            task.add_done_callback(self._withdrawing.discard)
+            watched.guard.answered(took)
+            self._judge(watched)
         return answer
+
+    async def ask(self, watched: Watched, answer: Awaitable[T]) -> T:
+        """Return a canary's answer, for which it has a part of a call's time; where that is over, it is left alone.
+
+        Raises:
+            TimeoutError: it was not ready. This replica does not ask it again for as long as a call may take.
+        """
+        try:
+            async with asyncio.timeout(CANARY_PART * self._deadline_s):
+                return await answer
+        except TimeoutError:
+            watched.rests_until = clock() + self._deadline_s
+            raise
+
+    def failed(self, watched: Watched, error: Exception) -> None:
+        """Count that a canary has failed where the champion answers."""
+        watched.guard.failed()
+        self._telemetry.canary_failed(str(watched.canary))
+        told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
+        logger.log(told, "%s failed as canary, the champion answered", watched.canary, exc_info=error)
+        self._judge(watched)
 
     async def tell(self) -> None:
         """Tell the ledger what was seen of canaries, and judge them by what all replicas have seen.
@@ -249,6 +291,14 @@ class Traffic:
                 self._watched.pop(next(iter(self._watched)))
             known = self._watched[canary.name] = Watched(canary, Guard(fleet=seen))
         return known
+
+    def _judge(self, watched: Watched) -> None:
+        """Have a canary withdrawn if it is worse by what is known here; nobody waits for it."""
+        if not watched.ending and (verdict := watched.guard.verdict):
+            watched.ending = True
+            task = asyncio.create_task(self._withdraw(watched, verdict))
+            self._withdrawing.add(task)
+            task.add_done_callback(self._withdrawing.discard)
 
     async def _withdraw(self, watched: Watched, verdict: str) -> None:
         """Take a canary out of traffic, in the whole fleet: the ledger is changed, which all replicas follow."""

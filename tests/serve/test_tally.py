@@ -11,6 +11,7 @@ import pytest
 from factory.errors import StorageFault
 from factory.ledger import AuditQuery, CanaryCounts
 from factory.spec import DeploymentWish, Variant
+from serve import core as core_module
 from serve import tally as module
 from serve.loaded import Loaded
 from serve.tally import Tally
@@ -192,6 +193,25 @@ def test_what_the_ledger_does_not_take_is_told_later(
         asyncio.run(caller.app.core.tell())
     assert told(two) == {}
     asyncio.run(caller.app.core.tell())
+    assert sum(calls for calls, _ in told(two).values()) == 1
+
+
+def test_no_fault_ends_telling(two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = make_caller(two)
+    asked(caller, 1)
+    faults = [RuntimeError("a bug"), StorageFault("The ledger is away.", hint="Wait."), None]
+    over, real = asyncio.Event(), two.ledger.add_served
+
+    def add(counted: Any) -> None:
+        if (fault := faults.pop(0)) is not None:
+            raise fault
+        real(counted)
+        over.set()
+
+    monkeypatch.setattr(core_module, "TOLD_EVERY_S", 0.01)
+    monkeypatch.setattr(two.ledger, "add_served", add)
+    asyncio.run(caller.app.core.keep_telling(over))
+    assert faults == []
     assert sum(calls for calls, _ in told(two).values()) == 1
 
 
