@@ -24,6 +24,7 @@ from factory.ledger.records import (
     PastSearch,
     RequestRecord,
     RequestSummary,
+    ServingChange,
     StateCount,
 )
 from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, Span
@@ -68,6 +69,7 @@ __all__ = [
     "RequestRecord",
     "RequestSummary",
     "Served",
+    "ServingChange",
     "Share",
     "ShareKind",
     "SignedIn",

@@ -17,7 +17,7 @@ from factory.ledger.bounds import cleaned
 from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
-from factory.ledger.records import AliasChange, Deployment, document_json, payload_json
+from factory.ledger.records import AliasChange, Deployment, ServingChange, document_json, payload_json
 from factory.ledger.requests import Requests
 from factory.ledger.visibility import visible
 from factory.spec import ALIAS, Actor, DeploymentWish, Variant
@@ -168,6 +168,9 @@ class Catalog(Requests):
         wish: DeploymentWish,
         *,
         version: int,
+        why: str = "",
+        who: str = "",
+        evidence: Mapping[str, object] | None = None,
         if_digest: str | None = None,
         by: Actor | None = None,
     ) -> Deployment | None:
@@ -177,6 +180,9 @@ class Catalog(Requests):
             name: Of the variant.
             wish: How it is to be served.
             version: Which of its versions.
+            why: The reason, which its history keeps.
+            who: Who changes it, for the history, where it is nobody that the audit log knows.
+            evidence: For the reason.
             if_digest: :func:`served_digest` of the name as the caller knows it; nothing is changed where it is another.
             by: Who changes it, for the audit log.
 
@@ -188,23 +194,17 @@ class Catalog(Requests):
             NotFound: there is no such version.
         """
         with self._write() as connection:
-            return change_deployment(connection, name, wish, version=version, if_digest=if_digest, by=by)
-
-    def remove_deployment(self, name: str, *, as_: str | None = None, by: Actor | None = None) -> int:
-        """Take a name out of traffic, or only its row of one kind; return how many rows went.
-
-        With ``by`` the audit log gets a row where one went.
-        """
-        at = schema.deployments.c
-        change = delete(schema.deployments).where(at.name == name)
-        if as_ is not None:
-            change = change.where(at["as"] == as_)
-        with self._write() as connection:
-            exclusive(connection, f"deployment of {name}")
-            gone = connection.execute(change).rowcount
-            if by is not None and gone:
-                append_audit(connection, "deployment.remove", name, by=by, team=team_of(name), detail={"as": as_})
-        return gone
+            return change_deployment(
+                connection,
+                name,
+                wish,
+                version=version,
+                why=why,
+                who=who,
+                evidence=evidence,
+                if_digest=if_digest,
+                by=by,
+            )
 
     def withdraw_canary(
         self, name: str, version: int, since: datetime, *, evidence: Mapping[str, object], by: Actor
@@ -215,7 +215,7 @@ class Catalog(Requests):
             name: Of the variant.
             version: Of the canary.
             since: When it was given its share.
-            evidence: Why; the audit log keeps it.
+            evidence: Why (``why``), and what it follows from; history and audit log keep it.
             by: Who withdraws it.
 
         Returns:
@@ -228,18 +228,31 @@ class Catalog(Requests):
             gone = connection.execute(delete(schema.deployments).where(*this)).rowcount > 0
             if gone:
                 detail = payload_json(evidence)
+                why = str(detail.get("why", ""))
+                keep_change(connection, name, DeploymentWish(as_="none"), version, who=by.who, why=why, evidence=detail)
                 append_audit(connection, "canary.withdraw", name, by=by, team=team_of(name), detail=detail)
         return gone
+
+    def deployment_history(self, name: str, *, most: int = 200) -> list[ServingChange]:
+        """Return how it was changed how a name is served, the last change first."""
+        at = schema.deployment_changes.c
+        query = select(schema.deployment_changes).where(at.name == name).order_by(desc(at.id)).limit(most)
+        with self._read() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [
+            ServingChange.model_validate({"as_": row["as"]} | {k: v for k, v in row.items() if k not in ("id", "as")})
+            for row in rows
+        ]
 
     def deployments(self) -> list[Deployment]:
         """Return everything that is to be served, ordered by name."""
         with self._read() as connection:
-            return _deployments(connection, None)
+            return deployed(connection, None)
 
     def deployment(self, name: str) -> list[Deployment]:
         """Return how a name is to be served; empty where it is not."""
         with self._read() as connection:
-            return _deployments(connection, name)
+            return deployed(connection, name)
 
 
 def team_of(variant: str) -> str:
@@ -298,13 +311,16 @@ def change_deployment(
     wish: DeploymentWish,
     *,
     version: int,
+    why: str = "",
+    who: str = "",
+    evidence: Mapping[str, object] | None = None,
     if_digest: str | None = None,
     by: Actor | None = None,
 ) -> Deployment | None:
     """Change how a version is served within a transaction; as :meth:`Catalog.set_deployment`."""
     at = schema.deployments.c
     exclusive(connection, f"deployment of {name}")
-    if if_digest is not None and if_digest != served_digest(_deployments(connection, name)):
+    if if_digest is not None and if_digest != served_digest(deployed(connection, name)):
         raise Conflict(
             f"How {name} is served was changed meanwhile.",
             hint="Read it again, and make the change on what it is now.",
@@ -319,10 +335,27 @@ def change_deployment(
         row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
         connection.execute(insert(schema.deployments).values(row))
         deployment = _deployment(row)
+    keep_change(connection, name, wish, version, who=by.who if by else who, why=why, evidence=evidence)
     if by is not None:
-        detail = wish.model_dump(by_alias=True) | {"version": version}
+        detail = wish.model_dump(by_alias=True) | {"version": version, "why": cleaned(why)}
         append_audit(connection, "deployment.set", name, by=by, team=team_of(name), detail=detail)
     return deployment
+
+
+def keep_change(
+    connection: Connection,
+    name: str,
+    wish: DeploymentWish,
+    version: int,
+    *,
+    who: str,
+    why: str,
+    evidence: Mapping[str, object] | None,
+) -> None:
+    """Write down that a version is served in another way, within the transaction that changes it."""
+    row = {"name": name, "as": wish.as_, "version": version, "percent": wish.percent, "time": now()}
+    row |= {"who": cleaned(who, 255), "why": cleaned(why), "evidence": payload_json(evidence)}
+    connection.execute(insert(schema.deployment_changes).values(row))
 
 
 def _variant(connection: Connection, name: str, version: int, seen_by: str | None = None) -> Variant | None:
@@ -375,7 +408,8 @@ def _alias_change(row: dict[str, Any]) -> AliasChange:
     return AliasChange.model_validate({key: value for key, value in row.items() if key != "id"})
 
 
-def _deployments(connection: Connection, name: str | None) -> list[Deployment]:
+def deployed(connection: Connection, name: str | None) -> list[Deployment]:
+    """Return how a name is served, or with None all of them, within a transaction."""
     at = schema.deployments.c
     query = select(schema.deployments).order_by(at.name, at.id)
     if name is not None:

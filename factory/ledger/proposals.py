@@ -27,6 +27,7 @@ from factory.ledger.catalog import (
     alias_row,
     change_alias,
     change_deployment,
+    deployed,
     required_variant,
     team_of,
 )
@@ -35,7 +36,7 @@ from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
 from factory.ledger.records import Deployment, document_json, payload_json
 from factory.ledger.sessions import PERSON
-from factory.spec import ALIAS, Actor, DeploymentWish, Document, Variant
+from factory.spec import ALIAS, BESIDE, Actor, DeploymentWish, Document, Variant
 
 ProposalState = Literal["open", "approved", "rejected", "overridden"]
 
@@ -143,6 +144,8 @@ class Proposals(Catalog):
     ) -> Deployment | None:
         """Serve a version as it is wished, and point the alias of that name at it, both or neither.
 
+        ``none`` takes it out of traffic, and removes the aliases that point at it.
+
         Args:
             variant: The version.
             wish: How it is to be served.
@@ -152,15 +155,18 @@ class Proposals(Catalog):
             instead_of: Version that is champion as the caller knows it, 0 for none; None where any will do.
 
         Raises:
-            Conflict: another version is champion, or the name is served otherwise by now.
+            Conflict: another version is champion, the name is served otherwise by now, or a champion would be taken
+                from beside a canary or a shadow.
             NotFound: there is no such version.
         """
         with self._write() as connection:
-            if wish.as_ in get_args(ALIAS):
+            if wish.as_ == "none":
+                _take_aliases(connection, variant, why=why, by=by)
+            elif wish.as_ in get_args(ALIAS):
                 _require_champion(connection, variant, instead_of)
                 change_alias(connection, variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
             return change_deployment(
-                connection, variant.name, wish, version=variant.version, if_digest=if_digest, by=by
+                connection, variant.name, wish, version=variant.version, why=why, if_digest=if_digest, by=by
             )
 
     def override_approval(
@@ -339,7 +345,31 @@ def _serve(connection: Connection, proposal: Proposal, *, why: str, by: Actor) -
     name, version, wish = proposal.name, proposal.version, proposal.wish
     if wish.as_ in get_args(ALIAS):
         change_alias(connection, name, wish.as_, version, who=by.who, why=why, evidence=proposal.evidence, by=by)
-    change_deployment(connection, name, wish, version=version, by=by)
+    change_deployment(connection, name, wish, version=version, why=why, by=by)
+
+
+def _take_aliases(connection: Connection, variant: Variant, *, why: str, by: Actor) -> None:
+    """Remove the aliases that point at a version.
+
+    Raises:
+        Conflict: it is champion, and others are served beside it, which would be there for nobody.
+    """
+    name, version = variant.name, variant.version
+    exclusive(connection, f"alias of {name}")
+    for alias in get_args(ALIAS):
+        present = alias_row(connection, name, alias)
+        if present is None or present.version != version:
+            continue
+        beside = [one for one in deployed(connection, name) if one.as_ in BESIDE and one.version != version]
+        if alias == "champion" and beside:
+            told = " and ".join(f"{one.as_} {name}/{one.version}" for one in beside)
+            raise Conflict(
+                f"{name}/{version} is the champion, beside which there is {told}.",
+                hint=f"Take {'that' if len(beside) == 1 else 'those'} out of traffic first, or make another version "
+                "champion.",
+                details=[Detail("as", "none is not for a champion with others beside it")],
+            )
+        change_alias(connection, name, alias, None, who=by.who, why=why, by=by)
 
 
 def _require_champion(connection: Connection, variant: Variant, instead_of: int | None) -> None:

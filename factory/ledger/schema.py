@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from factory.ledger.moments import UtcDateTime
 
-HEAD = "0006"
+HEAD = "0007"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -213,6 +213,23 @@ deployments = Table(
     ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
     UniqueConstraint("name", "as"),
 )
+
+deployment_changes = Table(
+    "deployment_changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("as", String(16), nullable=False),
+    Column("percent", Float),
+    Column("version", Integer, nullable=False),
+    Column("who", String(255), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("evidence", _json, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
+    Index(None, "name", "id"),
+)
+"""How it was changed how a name is served; rows are only added."""
 
 teams = Table(
     "teams",

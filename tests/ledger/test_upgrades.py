@@ -173,6 +173,19 @@ def test_what_0006_knows_of_answers_is_read(empty_url: str) -> None:
         assert ledger.canary_counts("growth.churn", 1, noon) == CanaryCounts(3, 1, 2, 1)
 
 
+def test_what_0007_knows_of_changes_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0007.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        last, first = ledger.deployment_history("growth.churn")
+        assert (first.as_, first.version, first.who, first.why) == (
+            "champion",
+            1,
+            "person:ann",
+            "Approved: Better by far.",
+        )
+        assert (last.as_, last.who, last.evidence["calls"]) == ("none", "predictor", 3)
+
+
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:
     old_ledger(FIXTURES / "schema_0004.sql", empty_url)
     with Ledger.open(empty_url) as ledger:

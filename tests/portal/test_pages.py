@@ -419,6 +419,7 @@ def test_of_two_who_change_a_deployment_the_second_one_is_told(
     done = first.post(place, csrf=pages[0].csrf, tag=tag, **wish)
     assert done.response.status_code == 303, done.text
     assert [(one.as_, one.percent) for one in world.ledger.deployment("growth.churn")] == [("canary", 12.5)]
+    assert "A first look." in first.get(place).text, "who has changed it, and why"
     late = second.post(place, csrf=pages[1].csrf, tag=tag, **wish)
     assert late.response.status_code == 412
     assert "was changed since it was read" in late.text
