@@ -27,12 +27,13 @@ from serve.guard import Took
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays, check_rows
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
-from serve.online import FeatureRead
+from serve.online import Columns, FeatureRead
 from serve.recording import Answered, As, Recorder
 from serve.remembered import Changes, in_thread
+from serve.shadows import Comparisons, Sums, compared
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 from serve.telemetry import Telemetry
-from serve.traffic import KEY_HEADER, Choice, Routes, Traffic
+from serve.traffic import KEY_HEADER, Beside, Choice, Routes, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -57,24 +58,11 @@ Watcher = Callable[[Call, str, int, float], None]
 Adapt = Callable[[Payload, Bundle], Payload]
 
 
-class Ledger(Catalogue, Routes, Protocol):
+class Ledger(Catalogue, Routes, Sums, Protocol):
     """What of the ledger the predictor reads and changes."""
 
     def add_served(self, counted: Sequence[Served]) -> None:
         """Add calls to the sums of the fleet."""
-
-
-class Columns(Protocol):
-    """Reads online features; see :class:`serve.online.FeatureReaders`."""
-
-    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
-        """Return the variant's columns for entity rows."""
-
-    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
-        """Return the same with features as they were last read; None where not all were."""
-
-    def warm_up(self, service: str) -> None:
-        """Make ready for a feature service."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +152,7 @@ class Core:
         self.traffic = Traffic(
             ledger, self.table, in_ledger, self.telemetry, deadline_s=limits.deadline_s, changes=changes
         )
+        self.comparisons = Comparisons(ledger, in_ledger)
         self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=changes)
         self.cache = BundleCache(
             load, self._pools["load"], most=limits.bundles, most_mb=limits.bundles_mb, pinned=limits.pins
@@ -202,10 +191,11 @@ class Core:
             self.telemetry.tally.give_back(counted)
             logger.warning("the ledger does not take what was counted; it is told later", exc_info=True)
             return
-        try:
-            await self.traffic.tell()
-        except Exception:
-            logger.warning("the ledger does not take what was seen of canaries; it is told later", exc_info=True)
+        for what, tell in (("canaries", self.traffic.tell), ("shadows", self.comparisons.tell)):
+            try:
+                await tell()
+            except Exception:
+                logger.warning("the ledger does not take what was seen of %s; it is told later", what, exc_info=True)
 
     def close(self) -> None:
         """End the threads; what waits to be written is."""
@@ -334,40 +324,40 @@ class Core:
 
     def _follow(self, call: Call, asked: Asked, choice: Choice, prediction: Prediction) -> None:
         """Have a prediction written down if it is to be, and mirror the call to a shadow."""
-        if self.recorder is None:
-            return
         shadow = choice.shadow
         if shadow is not None and len(self._mirrored) >= MIRRORED_AT_ONCE:
-            self.telemetry.mirrored(f"{asked.reference.name}/{shadow}", "dropped")
+            self.telemetry.mirrored(str(shadow), "dropped")
             shadow = None
-        if shadow is None and not self.recorder.wants():
-            return
         call_id = call.header(_CALL_ID)[:100] or uuid4().hex
-        version = prediction.loaded.variant.version
-        of_canary = choice.canary is not None and choice.canary.version == version
-        as_: As = "canary" if of_canary else "champion" if asked.reference.is_open else "named"
-        self._record(call, call_id, as_, prediction)
+        if self.recorder is not None and (shadow is not None or self.recorder.wants()):
+            version = prediction.loaded.variant.version
+            of_canary = choice.canary is not None and choice.canary.version == version
+            as_: As = "canary" if of_canary else "champion" if asked.reference.is_open else "named"
+            self._record(call, call_id, as_, prediction)
         if shadow is not None:
-            task = asyncio.create_task(self._mirror(call, call_id, asked, shadow))
+            task = asyncio.create_task(self._mirror(call, call_id, asked, shadow, prediction))
             self._mirrored.add(task)
             task.add_done_callback(self._mirrored.discard)
 
-    async def _mirror(self, call: Call, call_id: str, asked: Asked, version: int) -> None:
+    async def _mirror(self, call: Call, call_id: str, asked: Asked, shadow: Beside, answered: Prediction) -> None:
         """Let a shadow predict the same; nobody waits for it, and nobody hears of its faults."""
-        name = f"{asked.reference.name}/{version}"
         try:
-            variant = await self.table.resolve(Reference(asked.reference.name, version=version))
+            variant = await self.table.resolve(Reference(shadow.name, version=shadow.version))
             loaded = await self.cache.get(variant)
             columns = await self.columns(None, asked.payload, loaded)
-            self._record(call, call_id, "shadow", await self.in_("shadow", lambda: predicted(columns, loaded)))
+            made = await self.in_("shadow", lambda: predicted(columns, loaded))
+            self._record(call, call_id, "shadow", made)
+            both = ((one.loaded.bundle, one.raw) for one in (answered, made))
+            self.comparisons.add(shadow, answered.loaded.variant.version, compared(*both))
         except Exception:
-            logger.info("shadow %s failed", name, exc_info=True)
-            self.telemetry.mirrored(name, "failed")
+            logger.info("shadow %s failed", shadow, exc_info=True)
+            self.telemetry.mirrored(str(shadow), "failed")
         else:
-            self.telemetry.mirrored(name, "compared")
+            self.telemetry.mirrored(str(shadow), "compared")
 
     def _record(self, call: Call, call_id: str, as_: As, prediction: Prediction) -> None:
-        assert self.recorder is not None
+        if self.recorder is None:
+            return
         variant = prediction.loaded.variant
         self.recorder.put(
             Answered(

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -32,6 +33,19 @@ class FeatureRead:
 
     columns: NamedColumns
     cells: Mapping[str, int] = field(default_factory=dict)
+
+
+class Columns(Protocol):
+    """Reads online features; see :class:`FeatureReaders`."""
+
+    def read(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead:
+        """Return the variant's columns for entity rows."""
+
+    def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
+        """Return the same with features as they were last read; None where not all were."""
+
+    def warm_up(self, service: str) -> None:
+        """Make ready for a feature service."""
 
 
 class FeatureReaders:

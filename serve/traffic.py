@@ -66,13 +66,13 @@ class Routes(Protocol):
 
 
 @dataclass(frozen=True)
-class Canary:
-    """A version that gets a share of a name's calls.
+class Beside:
+    """A version that is served beside a name's champion, as its canary or its shadow.
 
     Attributes:
         name: Of the variant.
-        version: The canary.
-        since: When it was given its share; in another one it is watched anew.
+        version: Of the canary, or the shadow.
+        since: When it became that, or was given its share; what it does counts from then on.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Watched:
         ending: Whether it was found to be worse: it is asked no more, while the ledger is told.
     """
 
-    canary: Canary
+    canary: Beside
     guard: Guard
     threads: Executor = field(default_factory=_threads)
     rests_until: float = 0.0
@@ -121,7 +121,7 @@ class Choice:
     champion: Variant
     canary: Variant | None = None
     watched: Watched | None = None
-    shadow: int | None = None
+    shadow: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ class _Served:
         seen: What the canary has done in all replicas, as this was read.
     """
 
-    canary: Canary | None = None
+    canary: Beside | None = None
     share: float = 0.0
-    shadow: int | None = None
+    shadow: Beside | None = None
     seen: CanaryCounts = field(default_factory=CanaryCounts)
 
     @classmethod
@@ -145,8 +145,8 @@ class _Served:
         by_kind = {row.as_: row for row in rows}
         canary, shadow = by_kind.get("canary"), by_kind.get("shadow")
         share = (canary.percent or 0.0) / 100 if canary else 0.0
-        given = Canary(canary.name, canary.version, canary.updated) if canary and share else None
-        return cls(given, share, shadow.version if shadow else None)
+        given = Beside(canary.name, canary.version, canary.updated) if canary and share else None
+        return cls(given, share, Beside(shadow.name, shadow.version, shadow.updated) if shadow else None)
 
 
 class Traffic:
@@ -186,7 +186,8 @@ class Traffic:
             key: Of the request; whoever sends the same one gets the same version.
         """
         served = await self._served(reference) if reference.is_open else _Served()
-        choice = Choice(champion, shadow=served.shadow if served.shadow != champion.version else None)
+        shadow = served.shadow if served.shadow and served.shadow.version != champion.version else None
+        choice = Choice(champion, shadow=shadow)
         if served.canary is None or served.canary.version == champion.version:
             return choice
         watched = self._watch(served.canary, served.seen)
@@ -283,7 +284,7 @@ class Traffic:
             return served
         return replace(served, seen=self._routes.canary_counts(canary.name, canary.version, canary.since))
 
-    def _watch(self, canary: Canary, seen: CanaryCounts) -> Watched:
+    def _watch(self, canary: Beside, seen: CanaryCounts) -> Watched:
         """Return a canary as it is watched here; one that is new here begins with what all replicas have seen of it."""
         known = self._watched.get(canary.name)
         if known is None or known.canary != canary:

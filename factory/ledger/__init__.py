@@ -27,7 +27,7 @@ from factory.ledger.records import (
     ServingChange,
     StateCount,
 )
-from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, Span
+from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, ShadowCounts, Span
 from factory.ledger.sessions import PERSON, SignedIn, StartedSession
 from factory.ledger.store import Ledger, TrialMark
 from factory.ledger.tokens import IssuedToken, Refusal
@@ -70,6 +70,7 @@ __all__ = [
     "RequestSummary",
     "Served",
     "ServingChange",
+    "ShadowCounts",
     "Share",
     "ShareKind",
     "SignedIn",

@@ -428,3 +428,18 @@ canaries = Table(
     Column("slower", BigInteger, nullable=False),
 )
 """What counts against a canary since it was given its share, in all replicas."""
+
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("since", UtcDateTime, primary_key=True),
+    Column("against", Integer, primary_key=True),
+    Column("calls", BigInteger, nullable=False),
+    Column("labelled", BigInteger, nullable=False),
+    Column("agreed", BigInteger, nullable=False),
+    Column("measured", BigInteger, nullable=False),
+    Column("difference", Float, nullable=False),
+)
+"""How a shadow's answers compare with those of the versions that callers got, in all replicas."""

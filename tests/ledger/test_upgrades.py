@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import factory.ledger
-from factory.ledger import CanaryCounts, Ledger, schema
+from factory.ledger import CanaryCounts, Ledger, ShadowCounts, schema
 from factory.spec import RequestState
 
 from .conftest import ANN, file_of
@@ -184,6 +184,8 @@ def test_what_0007_knows_of_changes_is_read(empty_url: str) -> None:
             "Approved: Better by far.",
         )
         assert (last.as_, last.who, last.evidence["calls"]) == ("none", "predictor", 3)
+        since = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
+        assert ledger.shadow_counts("growth.churn", 1, since) == {1: ShadowCounts(3, 5, 4, 0, 0.0)}
 
 
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:

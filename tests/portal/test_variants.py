@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from factory.errors import ServiceFault, StorageFault
-from factory.ledger import CanaryCounts, Served
+from factory.ledger import CanaryCounts, Served, ShadowCounts
 from factory.spec import Actor
 from factory.variants.registry import Registry
 from serve.portal import cards
@@ -366,6 +366,29 @@ def test_how_a_variant_is_called_is_told_of_all_replicas(world: World) -> None:
     assert sum(point["calls"] for point in month["points"]) == 40
     error_of(reader.get("/deployments/growth.churn/traffic", params={"window": "year"}), 400)
     error_of(reader.get("/deployments/risk.fraud/traffic"), 404)
+
+
+def test_how_a_shadow_compares_is_told(world: World) -> None:
+    for _ in range(2):
+        world.made()
+    deployer, reader = world("growth/deploy"), world("growth/read")
+    deployer.put("/deployments/growth.churn", json={"version": 1})
+    shown = deployer.put("/deployments/growth.churn", json={"version": 2, "as": "shadow"}).json()
+    since = datetime.fromisoformat(shown["served"][1]["updated"])
+    assert reader.get("/deployments/growth.churn/traffic").json()["shadow"]["against"] == []
+    for against, counts in (
+        (1, ShadowCounts(calls=3, labelled=10, agreed=9)),
+        (3, ShadowCounts(calls=1, measured=4, difference=2.0)),
+    ):
+        world.ledger.add_shadow("growth.churn", 2, since, against, counts)
+    shadow = reader.get("/deployments/growth.churn/traffic").json()["shadow"]
+    assert (shadow["version"], shadow["against"]) == (
+        2,
+        [
+            {"version": 1, "calls": 3, "rows": 10, "agreed": 0.9, "difference": None},
+            {"version": 3, "calls": 1, "rows": 4, "agreed": None, "difference": 0.5},
+        ],
+    )
 
 
 # --- recipes -----------------------------------------------------------------------

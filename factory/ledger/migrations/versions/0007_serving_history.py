@@ -1,4 +1,4 @@
-"""How it was changed how a name is served: by whom, when and why."""
+"""How it was changed how a name is served: by whom, when and why; and how shadows compare."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the history, empty: what was changed before is in the audit log, without its reason."""
+    """Create both tables, empty: what was changed before is in the audit log, without its reason."""
     op.create_table(
         "deployment_changes",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -30,3 +30,13 @@ def upgrade() -> None:
         ),
     )
     op.create_index("ix_deployment_changes_name_id", "deployment_changes", ["name", "id"])
+    op.create_table(
+        "shadows",
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("against", sa.Integer(), nullable=False),
+        *(sa.Column(each, sa.BigInteger(), nullable=False) for each in ("calls", "labelled", "agreed", "measured")),
+        sa.Column("difference", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "version", "since", "against", name="pk_shadows"),
+    )
