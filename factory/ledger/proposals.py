@@ -22,21 +22,14 @@ from factory.errors import Conflict, Detail, NotFound
 from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.bounds import cleaned
-from factory.ledger.catalog import (
-    Catalog,
-    alias_row,
-    change_alias,
-    change_deployment,
-    deployed,
-    required_variant,
-    team_of,
-)
+from factory.ledger.catalog import alias_row, change_alias, required_variant, team_of
 from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
 from factory.ledger.records import Deployment, document_json, payload_json
+from factory.ledger.serving import Serving, change_deployment, take_aliases
 from factory.ledger.sessions import PERSON
-from factory.spec import ALIAS, BESIDE, Actor, DeploymentWish, Document, Variant
+from factory.spec import ALIAS, Actor, DeploymentWish, Document, Variant
 
 ProposalState = Literal["open", "approved", "rejected", "overridden"]
 
@@ -64,7 +57,7 @@ class Proposal(Document):
     decided_at: datetime | None = None
 
 
-class Proposals(Catalog):
+class Proposals(Serving):
     """The part of the ledger that knows what waits for a second person."""
 
     def propose(
@@ -161,7 +154,7 @@ class Proposals(Catalog):
         """
         with self._write() as connection:
             if wish.as_ == "none":
-                _take_aliases(connection, variant, why=why, by=by)
+                take_aliases(connection, variant, why=why, by=by)
             elif wish.as_ in get_args(ALIAS):
                 _require_champion(connection, variant, instead_of)
                 change_alias(connection, variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
@@ -346,30 +339,6 @@ def _serve(connection: Connection, proposal: Proposal, *, why: str, by: Actor) -
     if wish.as_ in get_args(ALIAS):
         change_alias(connection, name, wish.as_, version, who=by.who, why=why, evidence=proposal.evidence, by=by)
     change_deployment(connection, name, wish, version=version, why=why, by=by)
-
-
-def _take_aliases(connection: Connection, variant: Variant, *, why: str, by: Actor) -> None:
-    """Remove the aliases that point at a version.
-
-    Raises:
-        Conflict: it is champion, and others are served beside it, which would be there for nobody.
-    """
-    name, version = variant.name, variant.version
-    exclusive(connection, f"alias of {name}")
-    for alias in get_args(ALIAS):
-        present = alias_row(connection, name, alias)
-        if present is None or present.version != version:
-            continue
-        beside = [one for one in deployed(connection, name) if one.as_ in BESIDE and one.version != version]
-        if alias == "champion" and beside:
-            told = " and ".join(f"{one.as_} {name}/{one.version}" for one in beside)
-            raise Conflict(
-                f"{name}/{version} is the champion, beside which there is {told}.",
-                hint=f"Take {'that' if len(beside) == 1 else 'those'} out of traffic first, or make another version "
-                "champion.",
-                details=[Detail("as", "none is not for a champion with others beside it")],
-            )
-        change_alias(connection, name, alias, None, who=by.who, why=why, by=by)
 
 
 def _require_champion(connection: Connection, variant: Variant, instead_of: int | None) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from factory.errors import Conflict, InvalidRequest, NotFound
 from factory.ledger import Ledger
-from factory.ledger.catalog import served_digest
+from factory.ledger.serving import served_digest
 from factory.spec import Actor, DeploymentWish, VariantRequest
 
 from .conftest import make_variant

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from factory.errors import Detail, InvalidRequest
 from factory.ledger import Ledger
-from factory.ledger.catalog import served_digest, team_of
+from factory.ledger.catalog import team_of
+from factory.ledger.serving import served_digest
 from factory.operate.deployments import running_predictor
 from factory.operate.promotion import deploy
 from factory.operate.traffic import Traffic, Window, lately, traffic
