@@ -195,8 +195,9 @@ def take_aliases(connection: Connection, variant: Variant, *, why: str, by: Acto
             told = " and ".join(f"{one.as_} {name}/{one.version}" for one in beside)
             raise Conflict(
                 f"{name}/{version} is the champion, beside which there is {told}.",
-                hint=f"Take {'that' if len(beside) == 1 else 'those'} out of traffic first, or make another version "
-                "champion.",
+                hint="Take that out of traffic first, or make another version champion."
+                if len(beside) == 1
+                else "Take those out of traffic first, or make another version champion.",
                 details=[Detail("as", "none is not for a champion with others beside it")],
             )
         change_alias(connection, name, alias, None, who=by.who, why=why, by=by)

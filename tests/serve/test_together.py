@@ -181,7 +181,7 @@ def test_a_canary_that_hangs_is_asked_once_for_a_batch(
     given = rows(6)
     for k, row in enumerate(given):
         if k % 2 and not alike:
-            del row["income"]
+            row["churned"] = "yes"  # which no model reads
     questions = [one(row, key=str(key)) for key, row in enumerate(given)]
 
     async def scenario() -> None:
