@@ -176,9 +176,10 @@ async def _by_canary(core: Core, choice: Choice, payloads: Mapping[int, Payload]
             failed = next((one for one in found.values() if isinstance(one, FactoryError)), None)
             if failed is None:
                 return found, True
+    began = time.monotonic()
     found = await _one_go(core, choice.champion, payloads)
     if failed is not None and not any(isinstance(one, FactoryError) for one in found.values()):
-        core.traffic.failed(choice.watched, failed)
+        core.traffic.failed(choice.watched, failed, champion_s=time.monotonic() - began)
     return found, False
 
 

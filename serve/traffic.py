@@ -224,12 +224,17 @@ class Traffic:
             answer, took = await self.ask(watched, make(choice.canary))
         except Exception as error:  # noqa: BLE001 - it is logged where it is counted
             # Raises where the caller is at fault, which is then nothing against the canary.
+            began = clock()
             answer, _ = await make(choice.champion)
-            self.failed(watched, error)
+            self.failed(watched, error, champion_s=clock() - began)
         else:
             watched.guard.answered(took)
             self._judge(watched)
         return answer
+
+    @property
+    def _canary_s(self) -> float:
+        return CANARY_PART * self._deadline_s
 
     async def ask(self, watched: Watched, answer: Awaitable[T]) -> T:
         """Return a canary's answer, for which it has a part of a call's time; where that is over, it is left alone.
@@ -238,14 +243,23 @@ class Traffic:
             TimeoutError: it was not ready. This replica does not ask it again for as long as a call may take.
         """
         try:
-            async with asyncio.timeout(CANARY_PART * self._deadline_s):
+            async with asyncio.timeout(self._canary_s):
                 return await answer
         except TimeoutError:
             watched.rests_until = clock() + self._deadline_s
             raise
 
-    def failed(self, watched: Watched, error: Exception) -> None:
-        """Count that a canary has failed where the champion answers."""
+    def failed(self, watched: Watched, error: Exception, *, champion_s: float) -> None:
+        """Count that a canary has failed where the champion has answered.
+
+        Args:
+            watched: The canary.
+            error: What became of it.
+            champion_s: Seconds that the champion took. A call for which a canary's time is too short for it too says
+                nothing against the canary.
+        """
+        if isinstance(error, TimeoutError) and champion_s >= self._canary_s:
+            return
         watched.guard.failed()
         self._telemetry.canary_failed(str(watched.canary))
         told = logging.INFO if isinstance(error, UserFault) else logging.WARNING

@@ -174,14 +174,14 @@ class Planted:
         return self._bundle.predict_raw(inputs)
 
 
-def planting(shelf: Shelf, before: Callable[[], None]) -> Callable[[Variant], Loaded]:
-    """Return what loads versions, of which the second one does something before it predicts."""
+def planting(
+    shelf: Shelf, before: Callable[[], None], *, champion: Callable[[], None] = lambda: None
+) -> Callable[[Variant], Loaded]:
+    """Return what loads versions, of which the second one does something before it predicts; the first one may too."""
 
     def load(variant: Variant) -> Loaded:
         loaded = shelf.load(variant)
-        if variant.version == 1:
-            return loaded
-        planted: Any = Planted(loaded.bundle, before)
+        planted: Any = Planted(loaded.bundle, before if variant.version == 2 else champion)
         return replace(loaded, bundle=planted)
 
     return load
@@ -275,3 +275,26 @@ def test_a_canary_that_hangs_keeps_nobody_waiting_for_long_and_is_withdrawn(
         over.set()
     (row,) = two.ledger.audit_page(AuditQuery(action="canary.withdraw")).items
     assert (row.detail["calls"], row.detail["failed"]) == (2, 2)
+
+
+def test_a_call_that_takes_the_champion_as_long_is_nothing_against_the_canary(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, over = [100.0], Event()
+
+    def long() -> None:
+        clock[0] += 5.0
+
+    def hang() -> None:
+        over.wait()
+
+    monkeypatch.setattr(module, "CANARY_PART", 0.01)
+    monkeypatch.setattr(module, "clock", lambda: clock[0])
+    caller = make_caller(two, load=planting(two, hang, champion=long), deadline_s=60.0)
+    key = next(key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3)
+    try:
+        assert asked(caller, key) == "growth.churn/1"
+    finally:
+        over.set()
+    watched = caller.app.core.traffic._watched["growth.churn"]
+    assert (watched.guard.counts, watched.rests_until) == (CanaryCounts(), 160.0)
