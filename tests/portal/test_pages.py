@@ -433,7 +433,7 @@ def test_a_page_tells_how_a_shadow_compares(world: World, filled: dict[str, str]
         world.ledger.add_shadow("growth.churn", 2, shadow.updated, against, one)
     text = Visitor(world).signed_in("growth/read").get("/deployments/growth.churn").text
     assert "the same label as version 1 in 90" in text
-    assert "0.5 from version 2 in the mean of 4 rows" in text
+    assert "0.5000 from version 2 in the mean of 4 rows" in text
     german = Visitor(world, language="de").signed_in("growth/read").get("/deployments/growth.churn").text
     assert "dieselbe Klasse wie Version 1" in german
 

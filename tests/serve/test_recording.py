@@ -200,7 +200,8 @@ def away(*_: object) -> None:
 def test_what_cannot_be_compared_is_only_counted(churn: Any, spend: Any) -> None:
     odds, numbers = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([1.0, np.nan, 3.0])
     assert compared((churn, odds), (spend, numbers)) == ShadowCounts(calls=1)
-    assert compared((churn, odds), (churn, odds[::-1])) == ShadowCounts(calls=1, labelled=3, agreed=1)
+    others = np.array([[0.1, 0.9], [0.4, 0.6], [0.3, 0.7]])
+    assert compared((churn, odds), (churn, others)) == ShadowCounts(calls=1, labelled=3, agreed=1)
     assert compared((spend, numbers), (spend, numbers + 1)) == ShadowCounts(calls=1, measured=2, difference=2.0)
 
 
