@@ -15,7 +15,8 @@ endif
 
 # One module of bench/ for each claim, docs/benchmark.md tells of them; results go to bench/results/.
 CLAIMS ?= start demo fit_minute one_row one_latency segments transfer refit_cost planted time_order odd_tables scaling \
-	batch streams serving serving_peers online_features serving_faults zipf promotion admission_scale controller_scale turnaround submit pages fairness quote_calibration ablation
+	batch streams serving serving_peers online_features serving_faults zipf promotion admission_scale controller_scale turnaround submit pages fairness quote_calibration ablation \
+	canaries
 
 .PHONY: help demo up down test check pictures bench bench-automl
 

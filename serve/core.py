@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from factory.errors import FactoryError, ServiceFault
+from factory.errors import ServiceFault
 from factory.ledger import Served
 from factory.spec import Principal, Variant
 from factory.variants.bundle import Bundle
@@ -24,15 +24,17 @@ from serve.addresses import Origins
 from serve.call import Call
 from serve.doors import Doors
 from serve.fleet_metrics import FleetMetrics
+from serve.guard import Took
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
 from serve.online import FeatureRead, Reads
 from serve.recording import Answered, As, Recorder
-from serve.remembered import Changes
+from serve.remembered import Changes, in_thread
+from serve.shadows import Comparisons, Sums, compared
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 from serve.telemetry import Telemetry
-from serve.traffic import KEY_HEADER, Choice, Routes, Traffic
+from serve.traffic import KEY_HEADER, Beside, Choice, Routes, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ Watcher = Callable[[Call, str, int, float], None]
 Adapt = Callable[[Payload, Bundle], Payload]
 
 
-class Ledger(Catalogue, Routes, Protocol):
+class Ledger(Catalogue, Routes, Sums, Protocol):
     """What of the ledger the predictor reads and changes."""
 
     def add_served(self, counted: Sequence[Served]) -> None:
@@ -96,12 +98,14 @@ class Prediction:
         inputs: Column → values as they were predicted, each (n_rows,).
         raw: Of :meth:`~factory.variants.bundle.Bundle.predict_raw`.
         ms: That it took with the checks.
+        took: The same of all rows that were predicted at once; None where another one of them tells it.
     """
 
     loaded: Loaded
     inputs: dict[str, np.ndarray]
     raw: np.ndarray
     ms: float
+    took: Took | None
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
@@ -153,7 +157,10 @@ class Core:
         in_ledger = self._pools["ledger"]
         self.changes = Changes(ledger.catalogue_mark, in_ledger)
         self.table = VariantTable(ledger, in_ledger, changes=self.changes)
-        self.traffic = Traffic(ledger, self.table, in_ledger, self.telemetry, changes=self.changes)
+        self.traffic = Traffic(
+            ledger, self.table, in_ledger, self.telemetry, deadline_s=limits.deadline_s, changes=self.changes
+        )
+        self.comparisons = Comparisons(ledger, in_ledger)
         self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=self.changes)
         self.origins = Origins(limits.proxies)
         self.cache = BundleCache(
@@ -174,19 +181,23 @@ class Core:
             await self.tell()
 
     async def tell(self) -> None:
-        """Tell the ledger what was counted; what it does not take is told the next time."""
+        """Tell the ledger what was counted; what it does not take is told the next time.
+
+        Whatever goes wrong is logged: a fault of today's must not end what is told tomorrow.
+        """
         counted = self.telemetry.tally.take()
         try:
             if counted:
                 await self.in_("ledger", lambda: self.ledger.add_served(counted))
-        except FactoryError:
+        except Exception:
             self.telemetry.tally.give_back(counted)
             logger.warning("the ledger does not take what was counted; it is told later", exc_info=True)
             return
-        try:
-            await self.traffic.tell()
-        except FactoryError:
-            logger.warning("the ledger does not take what was seen of canaries; it is told later", exc_info=True)
+        for what, tell in (("canaries", self.traffic.tell), ("shadows", self.comparisons.tell)):
+            try:
+                await tell()
+            except Exception:
+                logger.warning("the ledger does not take what was seen of %s; it is told later", what, exc_info=True)
 
     def close(self) -> None:
         """End the threads; what waits to be written is."""
@@ -247,6 +258,7 @@ class Core:
         *,
         adapt: Adapt = lambda payload, _: payload,
         made: Callable[[Variant], Prediction | None] = lambda _: None,
+        choice: Choice | None = None,
     ) -> T:
         """Return the answer of whoever is to answer, and have it written down.
 
@@ -256,23 +268,27 @@ class Core:
             form: Makes the answer.
             adapt: Makes a payload one of a bundle's columns.
             made: Returns a version's prediction where it is made already, together with others'.
+            choice: Who is to answer, where that was chosen already.
         """
-        key = call.header(KEY_HEADER)
-        choice = await self.traffic.choose(asked.reference, asked.variant, key.encode() or asked.body)
+        key = call.header(KEY_HEADER).encode() or asked.body
+        chosen = choice or await self.traffic.choose(asked.reference, asked.variant, key)
 
-        async def make(variant: Variant) -> tuple[tuple[T, Prediction], float]:
+        async def make(variant: Variant) -> tuple[tuple[T, Prediction], Took | None]:
             if (done := made(variant)) is not None:
                 _tell(call, variant)
-                return (form(done), done), done.ms
+                return (form(done), done), done.took
             loaded = await self.loaded(call, variant)
             columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
-            inline = asked.small and loaded.row_ms < INLINE_MS
-            prediction = await self.run(inline, lambda: predicted(columns, loaded))
+            watched = chosen.watched
+            # A canary that hangs would hold up the event loop; and what both take is compared, so both go to threads.
+            inline = asked.small and loaded.row_ms < INLINE_MS and watched is None
+            threads = watched.threads if watched and variant is chosen.canary else self._pools["predict"]
+            prediction = await self.run(inline, lambda: predicted(columns, loaded), threads)
             call.add_timing("predict", prediction.ms)
-            return (await self.run(inline, lambda: form(prediction)), prediction), prediction.ms
+            return (await self.run(inline, lambda: form(prediction), threads), prediction), prediction.took
 
-        answer, prediction = await self.traffic.answered(choice, make)
-        self._follow(call, asked, choice, prediction)
+        answer, prediction = await self.traffic.answered(chosen, make)
+        self._follow(call, asked, chosen, prediction)
         return answer
 
     async def loaded(self, call: Call, variant: Variant) -> Loaded:
@@ -314,53 +330,52 @@ class Core:
                 "The online store did not answer in time.", hint="Try again; `factory doctor` looks at the store."
             ) from error
 
-    async def run(self, inline: bool, call: Callable[[], T]) -> T:
-        """Return what a call returns, made here or in a thread."""
-        return call() if inline else await self.in_("predict", call)
+    async def run(self, inline: bool, call: Callable[[], T], threads: Executor | None = None) -> T:
+        """Return what a call returns, made here or in a thread; of those for predictions if no others are given."""
+        return call() if inline else await in_thread(threads or self._pools["predict"], call)
 
     async def in_(self, pool: str, call: Callable[[], T]) -> T:
         """Return what a call returns that is made in a thread of a pool."""
-        executor: Executor = self._pools[pool]
-        return await asyncio.get_running_loop().run_in_executor(executor, call)
+        return await in_thread(self._pools[pool], call)
 
     # --- what follows an answer ----------------------------------------------------
 
     def _follow(self, call: Call, asked: Asked, choice: Choice, prediction: Prediction) -> None:
         """Have a prediction written down if it is to be, and mirror the call to a shadow."""
-        if self.recorder is None:
-            return
         shadow = choice.shadow
         if shadow is not None and len(self._mirrored) >= MIRRORED_AT_ONCE:
-            self.telemetry.mirrored(f"{asked.reference.name}/{shadow}", "dropped")
+            self.telemetry.mirrored(str(shadow), "dropped")
             shadow = None
-        if shadow is None and not self.recorder.wants():
-            return
         call_id = call.header(_CALL_ID)[:100] or uuid4().hex
-        version = prediction.loaded.variant.version
-        of_canary = choice.canary is not None and choice.canary.version == version
-        as_: As = "canary" if of_canary else "champion" if asked.reference.is_open else "named"
-        self._record(call, call_id, as_, prediction)
+        if self.recorder is not None and (shadow is not None or self.recorder.wants()):
+            version = prediction.loaded.variant.version
+            of_canary = choice.canary is not None and choice.canary.version == version
+            as_: As = "canary" if of_canary else "champion" if asked.reference.is_open else "named"
+            self._record(call, call_id, as_, prediction)
         if shadow is not None:
-            task = asyncio.create_task(self._mirror(call, call_id, asked, shadow))
+            task = asyncio.create_task(self._mirror(call, call_id, asked, shadow, prediction))
             self._mirrored.add(task)
             task.add_done_callback(self._mirrored.discard)
 
-    async def _mirror(self, call: Call, call_id: str, asked: Asked, version: int) -> None:
+    async def _mirror(self, call: Call, call_id: str, asked: Asked, shadow: Beside, answered: Prediction) -> None:
         """Let a shadow predict the same; nobody waits for it, and nobody hears of its faults."""
-        name = f"{asked.reference.name}/{version}"
         try:
-            variant = await self.table.resolve(Reference(asked.reference.name, version=version))
+            variant = await self.table.resolve(Reference(shadow.name, version=shadow.version))
             loaded = await self.cache.get(variant)
             columns = await self.columns(None, asked.payload, loaded)
-            self._record(call, call_id, "shadow", await self.in_("shadow", lambda: predicted(columns, loaded)))
+            made = await self.in_("shadow", lambda: predicted(columns, loaded))
+            self._record(call, call_id, "shadow", made)
+            both = ((one.loaded.bundle, one.raw) for one in (answered, made))
+            self.comparisons.add(shadow, answered.loaded.variant.version, compared(*both))
         except Exception:
-            logger.info("shadow %s failed", name, exc_info=True)
-            self.telemetry.mirrored(name, "failed")
+            logger.info("shadow %s failed", shadow, exc_info=True)
+            self.telemetry.mirrored(str(shadow), "failed")
         else:
-            self.telemetry.mirrored(name, "compared")
+            self.telemetry.mirrored(str(shadow), "compared")
 
     def _record(self, call: Call, call_id: str, as_: As, prediction: Prediction) -> None:
-        assert self.recorder is not None
+        if self.recorder is None:
+            return
         variant = prediction.loaded.variant
         self.recorder.put(
             Answered(
@@ -387,7 +402,8 @@ def predicted(payload: NamedColumns | NamelessColumns, loaded: Loaded) -> Predic
     started = time.perf_counter()
     inputs = arrays(payload, loaded.bundle)
     raw = loaded.bundle.predict_raw(inputs)
-    return Prediction(loaded, inputs, raw, (time.perf_counter() - started) * 1e3)
+    ms = (time.perf_counter() - started) * 1e3
+    return Prediction(loaded, inputs, raw, ms, Took(len(raw), ms))
 
 
 def _tell(call: Call, variant: Variant) -> None:

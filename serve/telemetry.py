@@ -51,8 +51,8 @@ class Telemetry:
         )
         self._seconds = Histogram(
             "factory_predictor_seconds",
-            "Time from a call's arrival until its answer, by route and variant.",
-            ("route", "variant"),
+            "Time from a call's arrival until its answer, by route and by the version that has answered.",
+            ("route", "variant", "version"),
             buckets=CALL_S,
             registry=self._registry,
         )
@@ -121,14 +121,14 @@ class Telemetry:
         self._bundles.set(bundles)
         self._mb.set(bundles_mb)
         self._dropped.set(dropped)
-        return generate_latest(_Labelled(self._registry, replica))  # type: ignore[arg-type]
+        return generate_latest(_Labelled(self._registry, replica))
 
     def _of_call(self, route: str, name: str, version: str, status: int) -> tuple[Counter, Histogram]:
         """Return the counter and the histogram of calls; finding them by their labels takes longer than counting."""
         key = (route, name, version, status)
         if key not in self._children:
             counter = self._calls.labels(route, name, version, str(status))
-            self._children[key] = (counter, self._seconds.labels(route, name))
+            self._children[key] = (counter, self._seconds.labels(route, name, version))
         return self._children[key]
 
     def _labels(self, answered_by: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from serve.core import Asked, Core, Prediction, predicted
 from serve.errors import DeadlineExceeded, status_of
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, Values, check_rows
 from serve.store import Reference
-from serve.traffic import KEY_HEADER
+from serve.traffic import KEY_HEADER, Choice
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +70,13 @@ async def answer_together(core: Core, questions: Sequence[Question], form: Form)
     """
     found = await asyncio.gather(*(_asked(core, question) for question in questions))
     asked = {i: one for i, one in enumerate(found) if isinstance(one, Asked)}
-    made = await _made_together(core, {i: (one, questions[i].key) for i, one in asked.items()})
+    made, choices = await _made_together(core, {i: (one, questions[i].key) for i, one in asked.items()})
     told: list[Told | FactoryError] = []
     for i, one in enumerate(found):
         if isinstance(one, FactoryError):
             told.append(one)
         else:
-            told.append(await _answered(core, one, questions[i].key, form, made.get(i)))
+            told.append(await _answered(core, one, questions[i].key, form, made.get(i), choices[i]))
     return told
 
 
@@ -89,7 +90,7 @@ async def _asked(core: Core, question: Question) -> Asked | FactoryError:
 
 
 async def _answered(
-    core: Core, asked: Asked, key: str, form: Form, made: Prediction | FactoryError | None
+    core: Core, asked: Asked, key: str, form: Form, made: Prediction | FactoryError | None, choice: Choice
 ) -> Told | FactoryError:
     """Return the answer of one question."""
     headers = {KEY_HEADER.encode(): key.encode()} if key else {}
@@ -104,7 +105,7 @@ async def _answered(
         if isinstance(made, FactoryError):
             raise made
         async with asyncio.timeout(core.limits.deadline_s):
-            body = await core.answered(call, asked, form, made=known)
+            body = await core.answered(call, asked, form, made=known, choice=choice)
         answer = Told(call.answer_headers["x-variant"], body)
     except TimeoutError:
         answer = DeadlineExceeded(f"The answer was not ready within {core.limits.deadline_s:g} s.")
@@ -126,25 +127,60 @@ async def _nothing() -> Message:
 # --- predicted together -----------------------------------------------------------
 
 
-async def _made_together(core: Core, asked: Mapping[int, tuple[Asked, str]]) -> dict[int, Made]:
-    """Return the predictions of all that have company, by question; an error where something is away for all."""
+async def _made_together(
+    core: Core, asked: Mapping[int, tuple[Asked, str]]
+) -> tuple[dict[int, Made], dict[int, Choice]]:
+    """Return predictions by question, and who is to answer each.
+
+    Predicted are all that have company, and those of canaries, which are asked for nothing twice where they hang. Where
+    something is away for all, that is an error.
+    """
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    who: dict[int, Variant] = {}
-    canaries: set[int] = set()
+    choices: dict[int, Choice] = {}
     for i, (one, key) in asked.items():
-        choice = await core.traffic.choose(one.reference, one.variant, key.encode() or one.body)
-        who[i] = choice.canary or choice.champion
-        canaries |= {i} if choice.canary else set()
-        groups[who[i].name, who[i].version, *_shape(one.payload)].append(i)
+        choice = choices[i] = await core.traffic.choose(one.reference, one.variant, key.encode() or one.body)
+        who = choice.canary or choice.champion
+        groups[who.name, who.version, choice.canary is None, *_shape(one.payload)].append(i)
     made: dict[int, Made] = {}
     for members in groups.values():
         payloads = [asked[i][0].payload for i in members]
         for part in _parts(members, payloads, most=core.limits.rows):
-            if len(part) > 1:
-                found = await _one_go(core, who[part[0]], {i: asked[i][0].payload for i in part})
-                # Where a canary fails the champion answers.
-                made |= {i: one for i, one in found.items() if isinstance(one, Prediction) or i not in canaries}
-    return made
+            those = {i: asked[i][0].payload for i in part}
+            choice = choices[part[0]]
+            if choice.canary is not None:
+                found, by_canary = await _by_canary(core, choice, those)
+                made |= found
+                if not by_canary:
+                    choices |= {i: replace(choices[i], canary=None, watched=None) for i in part}
+            elif len(part) > 1:
+                made |= await _one_go(core, choice.champion, those)
+    return made, choices
+
+
+async def _by_canary(core: Core, choice: Choice, payloads: Mapping[int, Payload]) -> tuple[dict[int, Made], bool]:
+    """Return a canary's predictions as :func:`_one_go`, or its champion's, and whether they are the canary's.
+
+    They are the champion's where the canary fails on all of them, which counts once against it: to ask it again for
+    each would keep all that wait behind them.
+    """
+    assert choice.canary is not None
+    assert choice.watched is not None
+    failed: Exception | None = None
+    if choice.watched.asked:
+        going = _one_go(core, choice.canary, payloads, threads=choice.watched.threads)
+        try:
+            found = await core.traffic.ask(choice.watched, going)
+        except TimeoutError as error:
+            failed = error
+        else:
+            failed = next((one for one in found.values() if isinstance(one, FactoryError)), None)
+            if failed is None:
+                return found, True
+    began = time.monotonic()
+    found = await _one_go(core, choice.champion, payloads)
+    if failed is not None and not any(isinstance(one, FactoryError) for one in found.values()):
+        core.traffic.failed(choice.watched, failed, champion_s=time.monotonic() - began)
+    return found, False
 
 
 def _shape(payload: Payload) -> tuple[object, ...]:
@@ -171,7 +207,9 @@ def _parts(members: Sequence[int], payloads: Sequence[Payload], *, most: int) ->
     yield part
 
 
-async def _one_go(core: Core, variant: Variant, payloads: Mapping[int, Payload]) -> dict[int, Made]:
+async def _one_go(
+    core: Core, variant: Variant, payloads: Mapping[int, Payload], *, threads: Executor | None = None
+) -> dict[int, Made]:
     """Return the predictions of payloads of one shape; none where they cannot be made together.
 
     Where a store is away, each would find that out by itself, one after the other: all are told.
@@ -180,7 +218,7 @@ async def _one_go(core: Core, variant: Variant, payloads: Mapping[int, Payload])
         async with asyncio.timeout(core.limits.deadline_s):
             loaded = await core.cache.get(variant)
             columns = await core.columns(None, _joined(list(payloads.values())), loaded)
-            whole = await core.in_("predict", lambda: predicted(columns, loaded))
+            whole = await core.run(False, lambda: predicted(columns, loaded), threads)
     except (ServiceFault, StorageFault) as error:
         return dict.fromkeys(payloads, error)
     except TimeoutError:
@@ -197,7 +235,8 @@ async def _one_go(core: Core, variant: Variant, payloads: Mapping[int, Payload])
     for i, payload in payloads.items():
         rows = slice(first, first + payload.n_rows)
         inputs = {name: values[rows] for name, values in whole.inputs.items()}
-        made[i] = replace(whole, inputs=inputs, raw=whole.raw[rows], ms=share)
+        took = None if first else whole.took
+        made[i] = replace(whole, inputs=inputs, raw=whole.raw[rows], ms=share, took=took)
         first += payload.n_rows
     return made
 

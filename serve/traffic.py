@@ -3,17 +3,19 @@
 The ledger says what the shares are, once a second at most.  Who gets the canary
 follows from the request's key alone, on every replica alike and without a
 memory: the same key gets the same version until the share is changed, and a
-larger share only adds keys.  A canary hurts nobody: where it fails the champion
-answers, and the failure counts against it (``guard.py``).
+larger share only adds keys.  A canary hurts nobody: where it fails, or has not
+answered in its part of a call's time, the champion answers, and the failure
+counts against it (``guard.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
@@ -22,7 +24,7 @@ from typing import Protocol, Self, TypeVar
 from factory.errors import FactoryError, StorageFault, UserFault
 from factory.ledger import CanaryCounts, Deployment
 from factory.spec import Actor, Variant
-from serve.guard import Guard
+from serve.guard import Guard, Took
 from serve.remembered import UNCHANGED_S, Changes, Remembered, in_thread
 from serve.store import Reference, VariantTable
 from serve.telemetry import Telemetry
@@ -31,10 +33,18 @@ logger = logging.getLogger(__name__)
 
 KEY_HEADER = "x-request-key"
 """Names what a call is about, as a customer's number; the body stands for it where it is not sent."""
+CANARY_PART = 1 / 3
+"""Of a call's time: a canary that has not answered by then has failed, and the champion has the rest."""
+CANARY_THREADS = 2
 _BY = Actor(who="predictor")
-_MOST_GUARDS = 1_000
+_MOST_WATCHED = 1_000
 
 T = TypeVar("T")
+clock = time.monotonic
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(CANARY_THREADS, thread_name_prefix="canary")
 
 
 class Routes(Protocol):
@@ -43,7 +53,12 @@ class Routes(Protocol):
     def deployment(self, name: str) -> list[Deployment]:
         """Return how a name is to be served."""
 
-    def withdraw_canary(self, name: str, version: int, *, evidence: Mapping[str, object], by: Actor) -> bool:
+    def canary_counts(self, name: str, version: int, since: datetime) -> CanaryCounts:
+        """Return what a canary has done in all replicas."""
+
+    def withdraw_canary(
+        self, name: str, version: int, since: datetime, *, evidence: Mapping[str, object], by: Actor
+    ) -> bool:
         """Take a canary out of traffic; return whether it was it still."""
 
     def add_canary(self, name: str, version: int, since: datetime, counted: CanaryCounts) -> CanaryCounts:
@@ -51,13 +66,13 @@ class Routes(Protocol):
 
 
 @dataclass(frozen=True)
-class Canary:
-    """A version that gets a share of a name's calls.
+class Beside:
+    """A version that is served beside a name's champion, as its canary or its shadow.
 
     Attributes:
         name: Of the variant.
-        version: The canary.
-        since: When it was given its share; in another one it is watched anew.
+        version: Of the canary, or the shadow.
+        since: When it became that, or was given its share; what it does counts from then on.
     """
 
     name: str
@@ -68,6 +83,30 @@ class Canary:
         return f"{self.name}/{self.version}"
 
 
+@dataclass(eq=False)
+class Watched:
+    """A canary that this replica watches for as long as it has its share, however seldom it is called.
+
+    Attributes:
+        canary: Which one.
+        guard: Judges it.
+        threads: Where it predicts; its own, since one that hangs would take those of others.
+        rests_until: Until when it is not asked, since it has just kept somebody waiting for nothing.
+        ending: Whether it was found to be worse: it is asked no more, while the ledger is told.
+    """
+
+    canary: Beside
+    guard: Guard
+    threads: Executor = field(default_factory=_threads)
+    rests_until: float = 0.0
+    ending: bool = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether calls of its share come to it now."""
+        return not self.ending and clock() >= self.rests_until
+
+
 @dataclass(frozen=True)
 class Choice:
     """Who is to answer a call.
@@ -75,14 +114,14 @@ class Choice:
     Attributes:
         champion: Who answers, or would without the canary.
         canary: Who is asked first; None where the champion is.
-        watched: The canary beside which the champion answers, if there is one.
+        watched: The canary that gets a share of such calls, whoever answers this one.
         shadow: Version that is to predict the same, for nobody but the log.
     """
 
     champion: Variant
     canary: Variant | None = None
-    watched: Canary | None = None
-    shadow: int | None = None
+    watched: Watched | None = None
+    shadow: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -93,19 +132,21 @@ class _Served:
         canary: Gets a share of the calls.
         share: From 0 to 1.
         shadow: Version that predicts the same as whoever answers.
+        seen: What the canary has done in all replicas, as this was read.
     """
 
-    canary: Canary | None = None
+    canary: Beside | None = None
     share: float = 0.0
-    shadow: int | None = None
+    shadow: Beside | None = None
+    seen: CanaryCounts = field(default_factory=CanaryCounts)
 
     @classmethod
     def of(cls, rows: Sequence[Deployment]) -> Self:
         by_kind = {row.as_: row for row in rows}
         canary, shadow = by_kind.get("canary"), by_kind.get("shadow")
         share = (canary.percent or 0.0) / 100 if canary else 0.0
-        given = Canary(canary.name, canary.version, canary.updated) if canary and share else None
-        return cls(given, share, shadow.version if shadow else None)
+        given = Beside(canary.name, canary.version, canary.updated) if canary and share else None
+        return cls(given, share, Beside(shadow.name, shadow.version, shadow.updated) if shadow else None)
 
 
 class Traffic:
@@ -116,15 +157,24 @@ class Traffic:
         table: Finds versions.
         executor: Where the ledger is read.
         telemetry: Counts what canaries fail.
+        deadline_s: Seconds until a call is answered.
         changes: Tell when a name is served in another way.
     """
 
     def __init__(
-        self, routes: Routes, table: VariantTable, executor: Executor, telemetry: Telemetry, *, changes: Changes
+        self,
+        routes: Routes,
+        table: VariantTable,
+        executor: Executor,
+        telemetry: Telemetry,
+        *,
+        deadline_s: float,
+        changes: Changes,
     ) -> None:
+        self._deadline_s = deadline_s
         self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
         self._known: Remembered[str, _Served] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
-        self._guards: dict[Canary, Guard] = {}
+        self._watched: dict[str, Watched] = {}
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def choose(self, reference: Reference, champion: Variant, key: bytes) -> Choice:
@@ -136,101 +186,150 @@ class Traffic:
             key: Of the request; whoever sends the same one gets the same version.
         """
         served = await self._served(reference) if reference.is_open else _Served()
-        choice = Choice(champion, shadow=served.shadow if served.shadow != champion.version else None)
+        shadow = served.shadow if served.shadow and served.shadow.version != champion.version else None
+        choice = Choice(champion, shadow=shadow)
         if served.canary is None or served.canary.version == champion.version:
             return choice
-        watched = replace(choice, watched=served.canary)
+        watched = self._watch(served.canary, served.seen)
+        if not watched.asked:
+            return choice
+        beside = replace(choice, watched=watched)
         if position(reference.name, key) >= served.share:
-            return watched
+            return beside
         try:
-            return replace(
-                watched, canary=await self._table.resolve(Reference(reference.name, version=served.canary.version))
-            )
+            canary = await self._table.resolve(Reference(reference.name, version=served.canary.version))
+            return replace(beside, canary=canary)
         except FactoryError:
             logger.warning("canary %s cannot be found, the champion answers", served.canary, exc_info=True)
             return choice
 
-    async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, float]]]) -> T:
-        """Return the answer of whoever was chosen; of the champion where the canary fails.
+    async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, Took | None]]]) -> T:
+        """Return the answer of whoever was chosen; of the champion where the canary fails, or takes too long.
 
         Args:
             choice: Who is to answer.
-            make: Makes a version's answer; also says how long the prediction took, in ms.
+            make: Makes a version's answer; also says what the prediction took if it is one of its own.
 
         Raises:
             FactoryError: the champion's own.
         """
-        guard = None if choice.watched is None else self._guard(choice.watched)
+        watched = choice.watched
         if choice.canary is None:
-            answer, ms = await make(choice.champion)
-            if guard is not None:
-                guard.champion(ms)
+            answer, took = await make(choice.champion)
+            if watched is not None and took is not None:
+                watched.guard.champion(took)
             return answer
-        assert guard is not None
-        assert choice.watched is not None
+        assert watched is not None
         try:
-            answer, ms = await make(choice.canary)
-        except Exception as error:
+            answer, took = await self.ask(watched, make(choice.canary))
+        except Exception as error:  # noqa: BLE001 - it is logged where it is counted
             # Raises where the caller is at fault, which is then nothing against the canary.
+            began = clock()
             answer, _ = await make(choice.champion)
-            guard.failed()
-            self._telemetry.canary_failed(str(choice.watched))
-            told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
-            logger.log(told, "%s failed as canary, the champion answered", choice.watched, exc_info=True)
+            self.failed(watched, error, champion_s=clock() - began)
         else:
-            guard.answered(ms)
-        if verdict := guard.verdict:
-            self._withdraw(choice.watched, guard, verdict)
+            watched.guard.answered(took)
+            self._judge(watched)
         return answer
 
+    @property
+    def _canary_s(self) -> float:
+        return CANARY_PART * self._deadline_s
+
+    async def ask(self, watched: Watched, answer: Awaitable[T]) -> T:
+        """Return a canary's answer, for which it has a part of a call's time; where that is over, it is left alone.
+
+        Raises:
+            TimeoutError: it was not ready. This replica does not ask it again for as long as a call may take.
+        """
+        try:
+            async with asyncio.timeout(self._canary_s):
+                return await answer
+        except TimeoutError:
+            watched.rests_until = clock() + self._deadline_s
+            raise
+
+    def failed(self, watched: Watched, error: Exception, *, champion_s: float) -> None:
+        """Count that a canary has failed where the champion has answered.
+
+        Args:
+            watched: The canary.
+            error: What became of it.
+            champion_s: Seconds that the champion took. A call for which a canary's time is too short for it too says
+                nothing against the canary.
+        """
+        if isinstance(error, TimeoutError) and champion_s >= self._canary_s:
+            return
+        watched.guard.failed()
+        self._telemetry.canary_failed(str(watched.canary))
+        told = logging.INFO if isinstance(error, UserFault) else logging.WARNING
+        logger.log(told, "%s failed as canary, the champion answered", watched.canary, exc_info=error)
+        self._judge(watched)
+
     async def tell(self) -> None:
-        """Tell the ledger what was seen of canaries, and learn what other replicas have seen of them.
+        """Tell the ledger what was seen of canaries, and judge them by what all replicas have seen.
 
         Raises:
             StorageFault: the ledger does not take it; what was seen is told the next time.
         """
-        for canary, guard in list(self._guards.items()):
-            untold = guard.untold
-            if not untold.calls:
-                # What others see meanwhile is read again as soon as there is a call.
-                del self._guards[canary]
+        for watched in list(self._watched.values()):
+            canary, guard = watched.canary, watched.guard
+            if (await self._known.get(canary.name, partial(self._read, canary.name))).canary != canary:
+                # It has another share, or none: what it has done is no part of that.
+                if self._watched.get(canary.name) is watched:
+                    del self._watched[canary.name]
                 continue
-            add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, untold)
-            guard.tell(untold, await in_thread(self._executor, add))
+            if (untold := guard.untold).calls:
+                add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, untold)
+                guard.tell(untold, await in_thread(self._executor, add))
+            if verdict := guard.verdict:
+                watched.ending = True
+                await self._withdraw(watched, verdict)
 
     async def _served(self, reference: Reference) -> _Served:
-        name = reference.name
         try:
-            return await self._known.get(name, lambda: _Served.of(self._routes.deployment(name)))
+            return await self._known.get(reference.name, partial(self._read, reference.name))
         except StorageFault:
             return _Served()  # the champion is in memory, and needs no ledger
 
-    def _guard(self, of: Canary) -> Guard:
-        if of not in self._guards:
-            if len(self._guards) >= _MOST_GUARDS:
-                self._guards.pop(next(iter(self._guards)))
-            self._guards[of] = Guard()
-        return self._guards[of]
+    def _read(self, name: str) -> _Served:
+        served = _Served.of(self._routes.deployment(name))
+        if (canary := served.canary) is None:
+            return served
+        return replace(served, seen=self._routes.canary_counts(canary.name, canary.version, canary.since))
 
-    def _withdraw(self, canary: Canary, guard: Guard, verdict: str) -> None:
+    def _watch(self, canary: Beside, seen: CanaryCounts) -> Watched:
+        """Return a canary as it is watched here; one that is new here begins with what all replicas have seen of it."""
+        known = self._watched.get(canary.name)
+        if known is None or known.canary != canary:
+            if known is None and len(self._watched) >= _MOST_WATCHED:
+                self._watched.pop(next(iter(self._watched)))
+            known = self._watched[canary.name] = Watched(canary, Guard(fleet=seen))
+        return known
+
+    def _judge(self, watched: Watched) -> None:
+        """Have a canary withdrawn if it is worse by what is known here; nobody waits for it."""
+        if not watched.ending and (verdict := watched.guard.verdict):
+            watched.ending = True
+            task = asyncio.create_task(self._withdraw(watched, verdict))
+            self._withdrawing.add(task)
+            task.add_done_callback(self._withdrawing.discard)
+
+    async def _withdraw(self, watched: Watched, verdict: str) -> None:
         """Take a canary out of traffic, in the whole fleet: the ledger is changed, which all replicas follow."""
-        self._guards.pop(canary, None)
-        evidence = {"why": verdict, "version": canary.version} | asdict(guard.counts)
-
-        async def withdraw() -> None:
-            call = lambda: self._routes.withdraw_canary(  # noqa: E731
-                canary.name, canary.version, evidence=evidence, by=_BY
-            )
-            try:
-                if await in_thread(self._executor, call):
-                    logger.warning("canary %s is withdrawn: %s", canary, verdict)
-            except FactoryError:
-                # The guard begins anew, and comes to the same while the canary is as it is.
-                logger.warning("canary %s could not be withdrawn", canary, exc_info=True)
-
-        task = asyncio.create_task(withdraw())
-        self._withdrawing.add(task)
-        task.add_done_callback(self._withdrawing.discard)
+        canary = watched.canary
+        evidence = {"why": verdict, "version": canary.version} | asdict(watched.guard.counts)
+        call = partial(
+            self._routes.withdraw_canary, canary.name, canary.version, canary.since, evidence=evidence, by=_BY
+        )
+        try:
+            if await in_thread(self._executor, call):
+                logger.warning("canary %s is withdrawn: %s", canary, verdict)
+        except FactoryError:
+            # It gets no calls of this replica any more, and is withdrawn when the ledger is told the next time.
+            logger.warning("canary %s could not be withdrawn", canary, exc_info=True)
+        else:
+            self._known.doubt()
 
 
 def position(name: str, key: bytes) -> float:

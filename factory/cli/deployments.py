@@ -9,6 +9,7 @@ import typer
 from factory.cli._backend import Local, opened
 from factory.cli._console import Json, opened_ledger, out, plain, print_json, table
 from factory.cli._first_token import first_token
+from factory.errors import Detail, InvalidRequest
 from factory.operate.deployments import start_predictor, stop_predictor
 from factory.spec import DeploymentWish, RequestState
 
@@ -31,14 +32,41 @@ def list_deployments(json: Json = False, local: Local = False) -> None:
 @PLUGIN.command("set")
 def set_deployment(
     name: Annotated[str, typer.Argument(help="team.name, team.name@alias or team.name/version.")],
-    as_: Annotated[Literal["champion", "challenger"], typer.Option("--as", help="How it is served.")] = "champion",
-    why: Annotated[str, typer.Option(help="The reason; it is kept in the alias ledger.")] = "Set by hand.",
+    as_: Annotated[
+        Literal["champion", "challenger", "canary", "shadow", "none"],
+        typer.Option("--as", help="How it is served; none takes it out of traffic."),
+    ] = "champion",
+    percent: Annotated[
+        float | None, typer.Option(help="Percent of the requests, above 0 and below 100; a canary's.")
+    ] = None,
+    why: Annotated[str, typer.Option(help="The reason; the history of the deployment keeps it.")] = "Set by hand.",
     local: Local = False,
 ) -> None:
-    """Serve a version as champion or challenger."""
+    """Serve a version as champion, challenger, canary or shadow, or take it out of traffic."""
+    wish = _wish(as_, percent)
     with opened(local) as factory:
-        variant = factory.deploy(name, DeploymentWish.model_validate({"as": as_}), why=why)
-    out.print(f"{variant.name}/{variant.version} is served as {as_}.")
+        variant = factory.deploy(name, wish, why=why)
+    told = {
+        "none": "is out of traffic",
+        "canary": f"is served as canary to {percent:g} % of the calls" if percent else "",
+    }.get(as_, f"is served as {as_}")
+    out.print(f"{variant.name}/{variant.version} {told}.")
+
+
+def _wish(as_: str, percent: float | None) -> DeploymentWish:
+    if as_ == "canary" and percent is None:
+        message = "A canary needs a part of the requests."
+    elif as_ != "canary" and percent is not None:
+        message = f"{percent:g} goes with --as canary, not with --as {as_}."
+    elif percent is not None and not 0 < percent < 100:
+        message = f"{percent:g} is not above 0 and below 100."
+    else:
+        return DeploymentWish.model_validate({"as": as_, "percent": percent})
+    raise InvalidRequest(
+        f"--percent: {message}",
+        hint="For example: factory deployments set team.name/2 --as canary --percent 10.",
+        details=[Detail("percent", message)],
+    )
 
 
 @PLUGIN.command()

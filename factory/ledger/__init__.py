@@ -24,9 +24,10 @@ from factory.ledger.records import (
     PastSearch,
     RequestRecord,
     RequestSummary,
+    ServingChange,
     StateCount,
 )
-from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, Span
+from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, ShadowCounts, Span
 from factory.ledger.sessions import PERSON, SignedIn, StartedSession
 from factory.ledger.store import Ledger, TrialMark
 from factory.ledger.tokens import IssuedToken, Refusal
@@ -68,6 +69,8 @@ __all__ = [
     "RequestRecord",
     "RequestSummary",
     "Served",
+    "ServingChange",
+    "ShadowCounts",
     "Share",
     "ShareKind",
     "SignedIn",

@@ -1,13 +1,11 @@
-"""Variants, the alias ledger, and deployments: what is known, promised and served."""
+"""Variants and the alias ledger: what is known and promised."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, get_args
 
-from sqlalchemy import Connection, delete, desc, func, insert, select
+from sqlalchemy import Connection, desc, func, insert, select
 
 from factory.errors import Conflict, Detail, InvalidRequest, NotFound, listing, suggest
 from factory.ledger import schema
@@ -16,10 +14,10 @@ from factory.ledger.bounds import cleaned
 from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
-from factory.ledger.records import AliasChange, Deployment, document_json, payload_json
+from factory.ledger.records import AliasChange, document_json, payload_json
 from factory.ledger.requests import Requests
 from factory.ledger.visibility import visible
-from factory.spec import ALIAS, Actor, DeploymentWish, Variant
+from factory.spec import ALIAS, Actor, Variant
 
 
 class Catalog(Requests):
@@ -160,83 +158,6 @@ class Catalog(Requests):
             rows = connection.execute(select(schema.aliases).where(at.name == name).order_by(at.id)).all()
         return [_alias_change(row._asdict()) for row in rows]
 
-    @repeatable
-    def set_deployment(
-        self,
-        name: str,
-        wish: DeploymentWish,
-        *,
-        version: int,
-        if_digest: str | None = None,
-        by: Actor | None = None,
-    ) -> Deployment | None:
-        """Store how a version is to be served; the name's other rows (a champion beside a canary) stay.
-
-        Args:
-            name: Of the variant.
-            wish: How it is to be served.
-            version: Which of its versions.
-            if_digest: :func:`served_digest` of the name as the caller knows it; nothing is changed where it is another.
-            by: Who changes it, for the audit log.
-
-        Returns:
-            The deployment, or None for ``as: none``, which takes this version out of traffic.
-
-        Raises:
-            Conflict: the name is not served as the caller knows it.
-            NotFound: there is no such version.
-        """
-        with self._write() as connection:
-            return change_deployment(connection, name, wish, version=version, if_digest=if_digest, by=by)
-
-    def remove_deployment(self, name: str, *, as_: str | None = None, by: Actor | None = None) -> int:
-        """Take a name out of traffic, or only its row of one kind; return how many rows went.
-
-        With ``by`` the audit log gets a row where one went.
-        """
-        at = schema.deployments.c
-        change = delete(schema.deployments).where(at.name == name)
-        if as_ is not None:
-            change = change.where(at["as"] == as_)
-        with self._write() as connection:
-            exclusive(connection, f"deployment of {name}")
-            gone = connection.execute(change).rowcount
-            if by is not None and gone:
-                append_audit(connection, "deployment.remove", name, by=by, team=team_of(name), detail={"as": as_})
-        return gone
-
-    def withdraw_canary(self, name: str, version: int, *, evidence: Mapping[str, object], by: Actor) -> bool:
-        """Take a canary out of traffic, unless it is another version by now.
-
-        Args:
-            name: Of the variant.
-            version: Of the canary.
-            evidence: Why; the audit log keeps it.
-            by: Who withdraws it.
-
-        Returns:
-            Whether it was the canary still.
-        """
-        at = schema.deployments.c
-        this = (at.name == name, at["as"] == "canary", at.version == version)
-        with self._write() as connection:
-            exclusive(connection, f"deployment of {name}")
-            gone = connection.execute(delete(schema.deployments).where(*this)).rowcount > 0
-            if gone:
-                detail = payload_json(evidence)
-                append_audit(connection, "canary.withdraw", name, by=by, team=team_of(name), detail=detail)
-        return gone
-
-    def deployments(self) -> list[Deployment]:
-        """Return everything that is to be served, ordered by name."""
-        with self._read() as connection:
-            return _deployments(connection, None)
-
-    def deployment(self, name: str) -> list[Deployment]:
-        """Return how a name is to be served; empty where it is not."""
-        with self._read() as connection:
-            return _deployments(connection, name)
-
 
 def team_of(variant: str) -> str:
     """Return the team of a variant, which its name begins with.
@@ -245,12 +166,6 @@ def team_of(variant: str) -> str:
     'growth'
     """
     return variant.partition(".")[0]
-
-
-def served_digest(served: Iterable[Deployment]) -> str:
-    """Return the digest of how a name is served, by which a change is made to what its caller has seen only."""
-    rows = [row.model_dump(mode="json") for row in served]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def change_alias(
@@ -286,39 +201,6 @@ def change_alias(
         detail = {"alias": alias, "version": version, "why": change.why}
         append_audit(connection, "alias.set", name, by=by, team=team_of(name), detail=detail)
     return change
-
-
-def change_deployment(
-    connection: Connection,
-    name: str,
-    wish: DeploymentWish,
-    *,
-    version: int,
-    if_digest: str | None = None,
-    by: Actor | None = None,
-) -> Deployment | None:
-    """Change how a version is served within a transaction; as :meth:`Catalog.set_deployment`."""
-    at = schema.deployments.c
-    exclusive(connection, f"deployment of {name}")
-    if if_digest is not None and if_digest != served_digest(_deployments(connection, name)):
-        raise Conflict(
-            f"How {name} is served was changed meanwhile.",
-            hint="Read it again, and make the change on what it is now.",
-            details=[Detail("if_digest", "is not the digest of how it is served")],
-        )
-    required_variant(connection, name, version)
-    deployment = None
-    if wish.as_ == "none":
-        connection.execute(delete(schema.deployments).where(at.name == name, at.version == version))
-    else:
-        connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
-        row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
-        connection.execute(insert(schema.deployments).values(row))
-        deployment = _deployment(row)
-    if by is not None:
-        detail = wish.model_dump(by_alias=True) | {"version": version}
-        append_audit(connection, "deployment.set", name, by=by, team=team_of(name), detail=detail)
-    return deployment
 
 
 def _variant(connection: Connection, name: str, version: int, seen_by: str | None = None) -> Variant | None:
@@ -369,17 +251,3 @@ def alias_row(connection: Connection, name: str, alias: str) -> AliasChange | No
 
 def _alias_change(row: dict[str, Any]) -> AliasChange:
     return AliasChange.model_validate({key: value for key, value in row.items() if key != "id"})
-
-
-def _deployments(connection: Connection, name: str | None) -> list[Deployment]:
-    at = schema.deployments.c
-    query = select(schema.deployments).order_by(at.name, at.id)
-    if name is not None:
-        query = query.where(at.name == name)
-    return [_deployment(dict(row)) for row in connection.execute(query).mappings()]
-
-
-def _deployment(row: dict[str, Any]) -> Deployment:
-    return Deployment(
-        name=row["name"], as_=row["as"], percent=row["percent"], version=row["version"], updated=row["updated"]
-    )

@@ -22,18 +22,12 @@ from factory.errors import Conflict, Detail, NotFound
 from factory.ledger import schema
 from factory.ledger.audit import append_audit
 from factory.ledger.bounds import cleaned
-from factory.ledger.catalog import (
-    Catalog,
-    alias_row,
-    change_alias,
-    change_deployment,
-    required_variant,
-    team_of,
-)
+from factory.ledger.catalog import alias_row, change_alias, required_variant, team_of
 from factory.ledger.database import repeatable
 from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
 from factory.ledger.records import Deployment, document_json, payload_json
+from factory.ledger.serving import Serving, change_deployment, take_aliases
 from factory.ledger.sessions import PERSON
 from factory.spec import ALIAS, Actor, DeploymentWish, Document, Variant
 
@@ -63,7 +57,7 @@ class Proposal(Document):
     decided_at: datetime | None = None
 
 
-class Proposals(Catalog):
+class Proposals(Serving):
     """The part of the ledger that knows what waits for a second person."""
 
     def propose(
@@ -143,6 +137,8 @@ class Proposals(Catalog):
     ) -> Deployment | None:
         """Serve a version as it is wished, and point the alias of that name at it, both or neither.
 
+        ``none`` takes it out of traffic, and removes the aliases that point at it.
+
         Args:
             variant: The version.
             wish: How it is to be served.
@@ -152,15 +148,18 @@ class Proposals(Catalog):
             instead_of: Version that is champion as the caller knows it, 0 for none; None where any will do.
 
         Raises:
-            Conflict: another version is champion, or the name is served otherwise by now.
+            Conflict: another version is champion, the name is served otherwise by now, or a champion would be taken
+                from beside a canary or a shadow.
             NotFound: there is no such version.
         """
         with self._write() as connection:
-            if wish.as_ in get_args(ALIAS):
+            if wish.as_ == "none":
+                take_aliases(connection, variant, why=why, by=by)
+            elif wish.as_ in get_args(ALIAS):
                 _require_champion(connection, variant, instead_of)
                 change_alias(connection, variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
             return change_deployment(
-                connection, variant.name, wish, version=variant.version, if_digest=if_digest, by=by
+                connection, variant.name, wish, version=variant.version, why=why, if_digest=if_digest, by=by
             )
 
     def override_approval(
@@ -339,7 +338,7 @@ def _serve(connection: Connection, proposal: Proposal, *, why: str, by: Actor) -
     name, version, wish = proposal.name, proposal.version, proposal.wish
     if wish.as_ in get_args(ALIAS):
         change_alias(connection, name, wish.as_, version, who=by.who, why=why, evidence=proposal.evidence, by=by)
-    change_deployment(connection, name, wish, version=version, by=by)
+    change_deployment(connection, name, wish, version=version, why=why, by=by)
 
 
 def _require_champion(connection: Connection, variant: Variant, instead_of: int | None) -> None:

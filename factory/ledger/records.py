@@ -221,6 +221,19 @@ class Deployment(Document):
     updated: datetime
 
 
+class ServingChange(Document):
+    """A row of the history of how a name is served; ``none`` takes the version out of traffic."""
+
+    name: str
+    version: int
+    as_: Literal["champion", "challenger", "canary", "shadow", "none"]
+    percent: float | None = None
+    who: str
+    why: str
+    evidence: dict[str, Any] = Field(default_factory=dict)
+    time: datetime
+
+
 def steps_between(present: RequestState, wanted: RequestState) -> tuple[RequestState, ...] | None:
     """Return the shortest legal way from one state to another, or None where there is none.
 

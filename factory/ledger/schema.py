@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from factory.ledger.moments import UtcDateTime
 
-HEAD = "0006"
+HEAD = "0007"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -213,6 +213,23 @@ deployments = Table(
     ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
     UniqueConstraint("name", "as"),
 )
+
+deployment_changes = Table(
+    "deployment_changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(255), nullable=False),
+    Column("as", String(16), nullable=False),
+    Column("percent", Float),
+    Column("version", Integer, nullable=False),
+    Column("who", String(255), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("evidence", _json, nullable=False),
+    Column("time", UtcDateTime, nullable=False),
+    ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
+    Index(None, "name", "id"),
+)
+"""How it was changed how a name is served; rows are only added."""
 
 teams = Table(
     "teams",
@@ -411,3 +428,18 @@ canaries = Table(
     Column("slower", BigInteger, nullable=False),
 )
 """What counts against a canary since it was given its share, in all replicas."""
+
+shadows = Table(
+    "shadows",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("since", UtcDateTime, primary_key=True),
+    Column("against", Integer, primary_key=True),
+    Column("calls", BigInteger, nullable=False),
+    Column("labelled", BigInteger, nullable=False),
+    Column("agreed", BigInteger, nullable=False),
+    Column("measured", BigInteger, nullable=False),
+    Column("difference", Float, nullable=False),
+)
+"""How a shadow's answers compare with those of the versions that callers got, in all replicas."""

@@ -30,6 +30,7 @@ SPANS: Mapping[Span, tuple[timedelta, timedelta]] = {
 LATENCY_MS = schema.LATENCY_MS
 """Upper bounds of the groups of calls by the time that they took, from arrival to answer; the last has none."""
 _SUMS = ("calls", "failed", *schema.LATENCY_COLUMNS)
+_SHADOW_SUMS = ("calls", "labelled", "agreed", "measured", "difference")
 _CANARY_SUMS = ("calls", "failed", "compared", "slower")
 
 
@@ -88,6 +89,33 @@ class CanaryCounts:
     failed: int = 0
     compared: int = 0
     slower: int = 0
+
+    def __add__(self, other: Self) -> Self:
+        """Return the sums of both."""
+        return type(self)(*map(add, astuple(self), astuple(other)))
+
+    def __sub__(self, other: Self) -> Self:
+        """Return what is left without the other."""
+        return type(self)(*map(sub, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowCounts:
+    """How a shadow's answers compare with those of a version that callers got.
+
+    Attributes:
+        calls: That both have answered.
+        labelled: Rows of them for which both gave a label.
+        agreed: Of those the rows with the same label.
+        measured: Rows for which both gave a number.
+        difference: How far these numbers lie apart, added up.
+    """
+
+    calls: int = 0
+    labelled: int = 0
+    agreed: int = 0
+    measured: int = 0
+    difference: float = 0.0
 
     def __add__(self, other: Self) -> Self:
         """Return the sums of both."""
@@ -165,6 +193,33 @@ class ServedCalls(Database):
             connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added))
             connection.execute(delete(schema.canaries).where(at.name == name, at.since < since))
             return _canary(connection, name, version, since)
+
+    def add_shadow(self, name: str, version: int, since: datetime, against: int, counted: ShadowCounts) -> None:
+        """Add to how a shadow's answers compare with a version's.
+
+        Args:
+            name: Of the variant.
+            version: The shadow.
+            since: When it became that: what it did before is no part of it, and forgotten.
+            against: Version whose answers callers got.
+            counted: What is added.
+        """
+        row = {"name": name, "version": version, "since": since, "against": against} | asdict(counted)
+        at = schema.shadows.c
+        with self._write() as connection:
+            insertion = insert_into(connection, schema.shadows).values(row)
+            added = {each: at[each] + insertion.excluded[each] for each in _SHADOW_SUMS}
+            keys = ["name", "version", "since", "against"]
+            connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added))
+            connection.execute(delete(schema.shadows).where(at.name == name, at.since < since))
+
+    def shadow_counts(self, name: str, version: int, since: datetime) -> dict[int, ShadowCounts]:
+        """Return how a shadow's answers compare, by the version whose answers callers got."""
+        at = schema.shadows.c
+        query = select(schema.shadows).where(at.name == name, at.version == version, at.since == since)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(at.against)).all()
+        return {row.against: ShadowCounts(**{each: getattr(row, each) for each in _SHADOW_SUMS}) for row in rows}
 
     def canary_counts(self, name: str, version: int, since: datetime) -> CanaryCounts:
         """Return what a canary has done since it was given its share."""

@@ -149,21 +149,23 @@ def deploy(
     why: str,
     if_digest: str | None = None,
 ) -> Deployment | None:
-    """Serve a version as wished; one that its gate turned down becomes champion only by :func:`promote`.
+    """Serve a version as wished; one that its gate turned down gets to callers only by :func:`promote`.
+
+    ``none`` takes it out of traffic, and from it the aliases by which callers would still get it.
 
     With ``if_digest`` only where its name is served as the caller knows it (:meth:`Ledger.set_deployment`).
 
     Raises:
-        Conflict: a rejected version would become champion, one that has to be approved would get to callers, or the
-            name is served otherwise by now.
+        Conflict: a rejected version, or one that has to be approved, would get to callers; the champion would be taken
+            from beside a canary or a shadow; or the name is served otherwise by now.
         ServiceFault: MLflow cannot be reached; the ledger is changed already.
     """
     champion = ledger.alias(variant.name, "champion") == variant.version
-    if variant.state == "rejected" and wish.as_ == "champion" and not champion:
+    if variant.state == "rejected" and wish.as_ in FOR_CALLERS and not champion:
         raise Conflict(
             f"{variant.name}/{variant.version} was turned down by its gate.",
-            hint="Serve it as challenger, or make it champion with a reason: factory variants promote --override.",
-            details=[Detail("as", "champion is not for a rejected version")],
+            hint="Serve it as challenger or shadow, or promote it with a reason: factory variants promote --override.",
+            details=[Detail("as", f"{wish.as_} is not for a rejected version")],
         )
     if wish.as_ in FOR_CALLERS and needs_approval(variant, ledger=ledger, settings=settings):
         raise Conflict(
@@ -172,7 +174,10 @@ def deploy(
             details=[Detail("as", f"{wish.as_} is not for a version that nobody has approved")],
         )
     deployment = ledger.serve(variant, wish, why=why, by=by, if_digest=if_digest)
-    _mirror(variant.name, wish, variant.version, settings=settings)
+    if wish.as_ == "none":
+        _clear(variant.name, ledger=ledger, settings=settings)
+    else:
+        _mirror(variant.name, wish, variant.version, settings=settings)
     return deployment
 
 
@@ -180,6 +185,13 @@ def _mirror(name: str, wish: DeploymentWish, version: int, *, settings: Settings
     """Let MLflow's alias follow the ledger's."""
     if wish.as_ in get_args(ALIAS):
         Registry(settings).set_alias(name, wish.as_, version)
+
+
+def _clear(name: str, *, ledger: Ledger, settings: Settings) -> None:
+    """Remove from MLflow the aliases that the ledger removed, also those of a change that MLflow did not hear of."""
+    last = {change.alias: change.version for change in ledger.alias_history(name)}
+    for alias in (alias for alias, version in last.items() if version is None):
+        Registry(settings).set_alias(name, alias, None)
 
 
 def _asks_today(recipe: str, settings: Settings) -> bool:

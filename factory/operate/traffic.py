@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from factory.ledger import Ledger, Served, Span
+from factory.ledger import Deployment, Ledger, Served, Span
 from factory.ledger.moments import now
 from factory.spec import Document
 
@@ -57,6 +57,24 @@ class CanaryEvidence(Document):
     slower: int = Field(description="Of them those that took one and a half times as long, or more.")
 
 
+class Agreement(Document):
+    """How a shadow's answers compare with those of one version."""
+
+    version: int = Field(description="Whose answers the callers got.")
+    calls: int = Field(description="That both have answered.")
+    rows: int = Field(description="Of these calls that were compared.")
+    agreed: float | None = Field(description="Part of the rows with the same label; null of numbers.")
+    difference: float | None = Field(description="How far two numbers lie apart in the mean; null of labels.")
+
+
+class ShadowEvidence(Document):
+    """How a shadow's answers compare with what callers got since it became that, in all replicas."""
+
+    version: int
+    since: datetime
+    against: tuple[Agreement, ...]
+
+
 class Traffic(Document):
     """How a variant was called."""
 
@@ -67,6 +85,7 @@ class Traffic(Document):
     span_s: int = Field(description="Seconds of each point.")
     points: tuple[TrafficPoint, ...] = Field(description="By version and time; a time without calls has none.")
     canary: CanaryEvidence | None = None
+    shadow: ShadowEvidence | None = None
 
 
 def lately(ledger: Ledger, names: Sequence[str]) -> dict[str, Lately]:
@@ -88,11 +107,12 @@ def lately(ledger: Ledger, names: Sequence[str]) -> dict[str, Lately]:
 
 
 def traffic(ledger: Ledger, name: str, window: Window) -> Traffic:
-    """Return how a variant was called over a window, and what its canary has done."""
+    """Return how a variant was called over a window, what its canary has done, and how its shadow's answers compare."""
     span, length = _WINDOWS[window]
     until = now()
     rows = ledger.served(span, since=until - length, names=[name])
-    canary = next((row for row in ledger.deployment(name) if row.as_ == "canary"), None)
+    beside = {row.as_: row for row in ledger.deployment(name)}
+    canary, shadow = beside.get("canary"), beside.get("shadow")
     evidence = None
     if canary is not None:
         counts = ledger.canary_counts(name, canary.version, canary.updated)
@@ -123,7 +143,23 @@ def traffic(ledger: Ledger, name: str, window: Window) -> Traffic:
         span_s=60 if span == "minute" else 3600,
         points=tuple(points),
         canary=evidence,
+        shadow=None if shadow is None else _shadow(ledger, shadow),
     )
+
+
+def _shadow(ledger: Ledger, shadow: Deployment) -> ShadowEvidence:
+    counts = ledger.shadow_counts(shadow.name, shadow.version, shadow.updated)
+    against = [
+        Agreement(
+            version=version,
+            calls=one.calls,
+            rows=one.labelled + one.measured,
+            agreed=one.agreed / one.labelled if one.labelled else None,
+            difference=one.difference / one.measured if one.measured else None,
+        )
+        for version, one in counts.items()
+    ]
+    return ShadowEvidence(version=shadow.version, since=shadow.updated, against=tuple(against))
 
 
 def _together(rows: Iterable[Served]) -> Served:

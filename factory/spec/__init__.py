@@ -8,6 +8,7 @@ from factory.spec.dataset import DatasetRef, EntityDataset, FeatureJoin, FileDat
 from factory.spec.document import NAME, NUMBERS, ColumnType, Document, Seconds, Task
 from factory.spec.outcome import ALIAS, CurvePoint, Traits, Trial, Variant, duration
 from factory.spec.request import (
+    BESIDE,
     FOR_CALLERS,
     REMADE,
     AutoValidation,
@@ -34,6 +35,7 @@ from factory.spec.team import SCOPES, Actor, Grant, Member, Principal, Quota, Sc
 
 __all__ = [
     "ALIAS",
+    "BESIDE",
     "FOR_CALLERS",
     "NAME",
     "NEXT_STATES",

@@ -131,6 +131,9 @@ class DeploymentWish(Document):
 FOR_CALLERS = frozenset({"champion", "canary"})
 """Kinds of deployment by which callers get a version who do not ask for it by its alias."""
 
+BESIDE = frozenset({"canary", "shadow"})
+"""Kinds of deployment that are there beside a champion only."""
+
 
 class BudgetRange(Document):
     """A recipe's budget: what is given by default and what may be asked for at most."""

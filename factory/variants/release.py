@@ -92,7 +92,9 @@ class Release:
             evidence=evidence,
         )
         self._registry.set_alias(variant.name, alias, variant.version)
-        self._ledger.set_deployment(variant.name, wish, version=variant.version)
+        self._ledger.set_deployment(
+            variant.name, wish, version=variant.version, who=f"request {self._id}", why=why, evidence=evidence
+        )
         self._note("alias", f"{variant.name}/{variant.version} is {alias} now.")
 
     def champion(self, unit: Unit, plan: Plan) -> Baseline | None:

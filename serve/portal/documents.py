@@ -18,6 +18,7 @@ from factory.ledger import (
     Deployment,
     Event,
     RequestSummary,
+    ServingChange,
     Share,
     Upload,
 )
@@ -284,7 +285,9 @@ class DeploymentChange(Document):
     version: int = Field(ge=1, lt=2**31)
     as_: Literal["champion", "challenger", "canary", "shadow", "none"] = Field("champion", alias="as")
     percent: float | None = Field(None, gt=0, lt=100, description="Of the requests; a canary's.")
-    why: str = Field("Set by hand.", min_length=1, max_length=1000, description="The reason; it is kept.")
+    why: str = Field(
+        "Set by hand.", min_length=1, max_length=1000, description="The reason; the history of the deployment keeps it."
+    )
 
 
 class NameDeployment(Document):
@@ -293,6 +296,13 @@ class NameDeployment(Document):
     name: str
     served: tuple[Deployment, ...]
     lately: Lately | None = Field(None, description="How it is called; none where it was not within five minutes.")
+
+
+class DeploymentHistory(Document):
+    """How it was changed how a variant is served: by whom, when and why; the last change first."""
+
+    name: str
+    changes: tuple[ServingChange, ...]
 
 
 class Deployments(Listing):

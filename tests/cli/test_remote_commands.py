@@ -216,6 +216,23 @@ def test_promote_deploy_and_roll_back(made: dict[str, str], ledger: Ledger) -> N
     change = ledger.alias_history("growth.churn")[-1]
     assert (change.alias, change.version, change.why) == ("challenger", 2, "Try it.")
     assert change.who.startswith("token:tests/")
+    as_canary = ["--as", "canary", "--percent", "12.5", "--why", "Look."]
+    told = done(factory("deployments", "set", "growth.churn/2", *as_canary))
+    assert "growth.churn/2 is served as canary to 12.5 % of the calls." in told.out
+    canary = next(one for one in ledger.deployment("growth.churn") if one.as_ == "canary")
+    assert (canary.version, canary.percent) == (2, 12.5)
+    assert "is served as shadow" in done(factory("deployments", "set", "growth.churn/2", "--as", "shadow")).out
+    for words, why in (
+        (["--as", "canary"], "A canary needs"),
+        (["--as", "shadow", "--percent", "5"], "not with --as shadow"),
+        (["--as", "canary", "--percent", "100"], "100 is not above 0 and below 100"),
+    ):
+        wrong = factory("deployments", "set", "growth.churn/2", *words)
+        assert (wrong.code, "--percent" in wrong.said, why in wrong.said) == (2, True, True), wrong.said
+    done(factory("deployments", "set", "growth.churn/2", "--as", "none", "--why", "Enough."))
+    assert {d.as_: d.version for d in ledger.deployment("growth.churn")} == {"champion": 1}
+    assert ledger.alias("growth.churn", "challenger") is None
+    assert [one.why for one in ledger.deployment_history("growth.churn", most=1)] == ["Enough."]
     there, here = both("variants", "list")
     assert there.out == here.out
 

@@ -124,6 +124,8 @@ def test_promote_and_roll_back(made: Made) -> None:
         factory("variants", "promote", "growth.churn/3", "--why", "I insist"), "turned down by its gate", "--override"
     )
     refused(factory("deployments", "set", "growth.churn/3"), "turned down by its gate", "--override")
+    as_canary = ("--as", "canary", "--percent", "5")
+    refused(factory("deployments", "set", "growth.churn/3", *as_canary), "turned down by its gate", "shadow")
     refused(factory("variants", "promote", "growth.churn/9", "--why", "new"), "no version 9", "Versions: 1, 2, 3")
     refused(factory("variants", "promote", "growth.chrun", "--why", "new"), "Did you mean 'growth.churn'?")
     refused(factory("variants", "promote", "growth.churn@best", "--why", "new"), "'best'", "challenger, champion")

@@ -8,7 +8,7 @@ import pytest
 
 from factory.errors import Conflict, InvalidRequest, NotFound
 from factory.ledger import Ledger
-from factory.ledger.catalog import served_digest
+from factory.ledger.serving import served_digest
 from factory.spec import Actor, DeploymentWish, VariantRequest
 
 from .conftest import make_variant
@@ -125,9 +125,50 @@ def test_wish_none_takes_the_version_out_of_traffic(ledger: Ledger, request_id: 
     ledger.set_deployment(NAME, DeploymentWish(as_="shadow"), version=2)
     assert ledger.set_deployment(NAME, DeploymentWish(as_="none"), version=2) is None
     assert [d.as_ for d in ledger.deployment(NAME)] == ["champion"]
-    assert ledger.remove_deployment(NAME, as_="shadow") == 0
-    assert ledger.remove_deployment(NAME) == 1
+    ledger.set_deployment(NAME, DeploymentWish(as_="none"), version=1)
     assert ledger.deployments() == []
+
+
+def test_every_change_of_how_a_name_is_served_is_kept(ledger: Ledger, request_id: str) -> None:
+    first, second = ledger.variants(NAME)
+    ledger.serve(first, DeploymentWish(), why="The first one.", by=ANN)
+    ledger.serve(second, DeploymentWish(as_="shadow"), why="Only look.", by=ANN)
+    ledger.serve(second, DeploymentWish(as_="canary", percent=5), why="A little.", by=ANN)
+    since = next(one.updated for one in ledger.deployment(NAME) if one.as_ == "canary")
+    evidence = {"why": "It fails.", "calls": 2, "failed": 2}
+    assert ledger.withdraw_canary(NAME, 2, since, evidence=evidence, by=Actor(who="predictor"))
+    ledger.serve(second, DeploymentWish(as_="none"), why="Enough.", by=ANN)
+    found = ledger.deployment_history(NAME)
+    assert [(one.version, one.as_, one.percent, one.who, one.why) for one in found[::-1]] == [
+        (1, "champion", None, ANN.who, "The first one."),
+        (2, "shadow", None, ANN.who, "Only look."),
+        (2, "canary", 5, ANN.who, "A little."),
+        (2, "none", None, "predictor", "It fails."),
+        (2, "none", None, ANN.who, "Enough."),
+    ]
+    assert (found[1].evidence["failed"], found[0].evidence) == (2, {})
+    assert found[0].time >= found[-1].time
+    assert [one.version for one in ledger.deployment_history(NAME, most=2)] == [2, 2]
+    assert ledger.deployment_history("growth.none") == []
+
+
+def test_what_is_out_of_traffic_has_no_alias(ledger: Ledger, request_id: str) -> None:
+    first, second = ledger.variants(NAME)
+    ledger.serve(first, DeploymentWish(), why="First.", by=ANN)
+    ledger.serve(second, DeploymentWish(as_="canary", percent=5), why="A little.", by=ANN)
+    out = DeploymentWish(as_="none")
+    with pytest.raises(Conflict, match=r"beside which there is canary growth\.churn/2"):
+        ledger.serve(first, out, why="It leaks.", by=ANN)
+    assert ledger.alias(NAME, "champion") == 1
+    ledger.serve(second, out, why="Enough.", by=ANN)
+    ledger.serve(second, DeploymentWish(as_="challenger"), why="By its alias.", by=ANN)
+    ledger.serve(first, out, why="It leaks.", by=ANN)
+    assert (ledger.alias(NAME, "champion"), ledger.alias(NAME, "challenger")) == (None, 2)
+    assert [one.as_ for one in ledger.deployment(NAME)] == ["challenger"]
+    last = ledger.alias_history(NAME)[-1]
+    assert (last.alias, last.version, last.who, last.why) == ("champion", None, ANN.who, "It leaks.")
+    ledger.serve(second, out, why="Enough.", by=ANN)
+    assert ledger.alias(NAME, "challenger") is None
 
 
 def test_deployment_needs_a_known_version(ledger: Ledger, request_id: str) -> None:

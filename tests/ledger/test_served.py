@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served
+from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served, ShadowCounts
 from factory.ledger import served as module
 
 NOON = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
@@ -85,6 +85,20 @@ def test_a_canary_begins_anew_with_another_share(ledger: Ledger) -> None:
     later = NOON + timedelta(seconds=1)
     assert ledger.add_canary("growth.churn", 2, later, CanaryCounts(calls=1)) == CanaryCounts(calls=1)
     assert ledger.canary_counts("growth.churn", 2, NOON) == CanaryCounts()
+
+
+def test_how_a_shadow_compares_is_added_up_by_whom_it_is_compared_with(ledger: Ledger) -> None:
+    one = ShadowCounts(calls=1, labelled=4, agreed=3)
+    for against, counts in ((1, one), (3, ShadowCounts(calls=1, measured=2, difference=0.5)), (1, one)):
+        ledger.add_shadow("growth.churn", 2, NOON, against, counts)
+    assert ledger.shadow_counts("growth.churn", 2, NOON) == {
+        1: ShadowCounts(calls=2, labelled=8, agreed=6),
+        3: ShadowCounts(calls=1, measured=2, difference=0.5),
+    }
+    later = NOON + timedelta(seconds=1)
+    ledger.add_shadow("growth.churn", 2, later, 1, one)
+    assert ledger.shadow_counts("growth.churn", 2, later) == {1: one}
+    assert ledger.shadow_counts("growth.churn", 2, NOON) == {}
 
 
 def test_what_a_part_of_the_calls_took_at_most() -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import factory.ledger
-from factory.ledger import CanaryCounts, Ledger, schema
+from factory.ledger import CanaryCounts, Ledger, ShadowCounts, schema
 from factory.spec import RequestState
 
 from .conftest import ANN, file_of
@@ -171,6 +171,21 @@ def test_what_0006_knows_of_answers_is_read(empty_url: str) -> None:
         assert (minute.name, minute.version, minute.calls, minute.failed) == ("growth.churn", 1, 7, 1)
         assert sum(minute.latency) == 7
         assert ledger.canary_counts("growth.churn", 1, noon) == CanaryCounts(3, 1, 2, 1)
+
+
+def test_what_0007_knows_of_changes_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0007.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        last, first = ledger.deployment_history("growth.churn")
+        assert (first.as_, first.version, first.who, first.why) == (
+            "champion",
+            1,
+            "person:ann",
+            "Approved: Better by far.",
+        )
+        assert (last.as_, last.who, last.evidence["calls"]) == ("none", "predictor", 3)
+        since = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
+        assert ledger.shadow_counts("growth.churn", 1, since) == {1: ShadowCounts(3, 5, 4, 0, 0.0)}
 
 
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:

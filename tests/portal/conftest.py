@@ -193,15 +193,15 @@ def world(make_world: MakeWorld) -> World:
 
 
 @pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
+def mirror(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int | None]]:
     """What MLflow is told; it takes seconds to import, and tests that use this are not about it."""
-    told: list[tuple[str, str, int]] = []
+    told: list[tuple[str, str, int | None]] = []
 
     class Mirror:
         def __init__(self, _settings: object) -> None:
             pass
 
-        def set_alias(self, name: str, alias: str, version: int) -> None:
+        def set_alias(self, name: str, alias: str, version: int | None) -> None:
             told.append((name, alias, version))
 
     monkeypatch.setattr("factory.operate.promotion.Registry", Mirror)

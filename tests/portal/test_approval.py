@@ -49,7 +49,7 @@ def served(world: World) -> list[tuple[str, int]]:
     return [(row.as_, row.version) for row in world.ledger.deployment("growth.churn")]
 
 
-def test_another_member_approves_and_callers_get_it(world: World, mirror: list[tuple[str, str, int]]) -> None:
+def test_another_member_approves_and_callers_get_it(world: World, mirror: list[tuple[str, str, int | None]]) -> None:
     proposal_id = proposed(world)
     assert (served(world), mirror) == ([], [])
     assert proposed(world) == proposal_id
@@ -97,7 +97,7 @@ def test_there_is_no_way_around(world: World) -> None:
     assert {kind for kind, _ in served(world)} == {"challenger", "shadow"}
 
 
-def test_an_emergency_is_an_admins_and_recorded_as_one(world: World, mirror: list[tuple[str, str, int]]) -> None:
+def test_an_emergency_is_an_admins_and_recorded_as_one(world: World, mirror: list[tuple[str, str, int | None]]) -> None:
     proposal_id = proposed(world)
     admin = world("growth/admin")
     error_of(admin.post("/variants/growth.churn/promote", json={"version": 1, "override": True}), 400)

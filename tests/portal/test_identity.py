@@ -58,6 +58,7 @@ NEEDED = {
             "list_deployments",
             "show_deployment",
             "show_traffic",
+            "show_history",
             "list_teams",
         ),
         *("list_proposals", "show_proposal", "try_version"),

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from factory.errors import InvalidData
-from factory.ledger import Served
+from factory.ledger import Served, ShadowCounts
 from factory.spec import DeploymentWish, Trial
 from serve.portal.pages.kit import POLICY
 from tests.portal.conftest import SETUP, Client, World
@@ -419,9 +419,23 @@ def test_of_two_who_change_a_deployment_the_second_one_is_told(
     done = first.post(place, csrf=pages[0].csrf, tag=tag, **wish)
     assert done.response.status_code == 303, done.text
     assert [(one.as_, one.percent) for one in world.ledger.deployment("growth.churn")] == [("canary", 12.5)]
+    assert "A first look." in first.get(place).text, "who has changed it, and why"
     late = second.post(place, csrf=pages[1].csrf, tag=tag, **wish)
     assert late.response.status_code == 412
     assert "was changed since it was read" in late.text
+
+
+def test_a_page_tells_how_a_shadow_compares(world: World, filled: dict[str, str]) -> None:
+    shadow = world.ledger.set_deployment("growth.churn", DeploymentWish(as_="shadow"), version=2)
+    assert shadow is not None
+    counts = ((1, ShadowCounts(calls=3, labelled=10, agreed=9)), (2, ShadowCounts(calls=1, measured=4, difference=2.0)))
+    for against, one in counts:
+        world.ledger.add_shadow("growth.churn", 2, shadow.updated, against, one)
+    text = Visitor(world).signed_in("growth/read").get("/deployments/growth.churn").text
+    assert "the same label as version 1 in 90" in text
+    assert "0.5000 from version 2 in the mean of 4 rows" in text
+    german = Visitor(world, language="de").signed_in("growth/read").get("/deployments/growth.churn").text
+    assert "dieselbe Klasse wie Version 1" in german
 
 
 def test_pages_tell_how_variants_are_called_and_that_one_fails(world: World, filled: dict[str, str]) -> None:

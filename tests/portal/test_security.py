@@ -168,6 +168,7 @@ def test_names_lead_to_no_file(text: str, world: World) -> None:
         f"/variants/{name}/versions/1/report",
         f"/deployments/{name}",
         f"/deployments/{name}/traffic",
+        f"/deployments/{name}/history",
         f"/teams/{name}",
     ]:
         response = client.get(url)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from factory.errors import ServiceFault, StorageFault
-from factory.ledger import CanaryCounts, Served
+from factory.ledger import CanaryCounts, Served, ShadowCounts
 from factory.spec import Actor
 from factory.variants.registry import Registry
 from serve.portal import cards
@@ -192,7 +192,7 @@ def test_a_version_tells_what_is_in_it_where_its_bundle_can_be_looked_at(world: 
 # --- promotion -------------------------------------------------------------------
 
 
-def test_a_promotion_is_audited_and_mirrored(world: World, mirror: list[tuple[str, str, int]]) -> None:
+def test_a_promotion_is_audited_and_mirrored(world: World, mirror: list[tuple[str, str, int | None]]) -> None:
     world.made()
     deployer = world("growth/deploy")
     for _ in range(2):
@@ -265,6 +265,58 @@ def test_a_deployment_is_changed_as_it_was_seen(world: World) -> None:
     assert world("operator").get("/deployments", params={"team": "risk"}).json()["items"] == []
 
 
+def test_each_change_of_a_deployment_is_kept_with_its_reason(world: World) -> None:
+    deployer = world("growth/deploy")
+    for _ in range(2):
+        world.made()
+    for change in (
+        {"version": 1, "why": "The first one."},
+        {"version": 2, "as": "shadow", "why": "Only look."},
+        {"version": 2, "as": "canary", "percent": 10, "why": "A little."},
+        {"version": 2, "as": "none", "why": "Enough."},
+    ):
+        assert deployer.put("/deployments/growth.churn", json=change).status_code == 200
+    found = world("growth/read").get("/deployments/growth.churn/history").json()
+    assert [(one["version"], one["as_"], one["percent"], one["why"]) for one in found["changes"]] == [
+        (2, "none", None, "Enough."),
+        (2, "canary", 10, "A little."),
+        (2, "shadow", None, "Only look."),
+        (1, "champion", None, "The first one."),
+    ]
+    assert all(one["who"].startswith("token:deploy/") and one["time"] for one in found["changes"])
+    audit = world("growth/admin").get("/audit", params={"action": "deployment.set"}).json()["items"]
+    assert "Only look." in {row["detail"]["why"] for row in audit}
+    error_of(world("risk/read").get("/deployments/growth.churn/history"), 404)
+
+
+def test_what_is_out_of_traffic_is_so_for_all(world: World, mirror: list[tuple[str, str, int | None]]) -> None:
+    deployer = world("growth/deploy")
+    for _ in range(2):
+        world.made()
+    deployer.put("/deployments/growth.churn", json={"version": 1})
+    deployer.put("/deployments/growth.churn", json={"version": 2, "as": "canary", "percent": 10})
+    out = {"version": 1, "as": "none", "why": "It leaks."}
+    error = error_of(deployer.put("/deployments/growth.churn", json=out), 409)
+    assert "beside which there is canary growth.churn/2" in error["message"]
+    deployer.put("/deployments/growth.churn", json={"version": 2, "as": "none"})
+    assert deployer.put("/deployments/growth.churn", json=out).json()["served"] == []
+    assert world("growth/read").get("/variants/growth.churn").json()["aliases"] == {}
+    assert mirror[-1] == ("growth.churn", "champion", None)
+    last = world.ledger.alias_history("growth.churn")[-1]
+    assert (last.alias, last.version, last.why) == ("champion", None, "It leaks.")
+
+
+def test_what_a_gate_turned_down_gets_to_no_caller(world: World) -> None:
+    world.made(state="rejected")
+    deployer = world("growth/deploy")
+    for change in ({"version": 1}, {"version": 1, "as": "canary", "percent": 1}):
+        error = error_of(deployer.put("/deployments/growth.churn", json=change), 409)
+        assert "turned down by its gate" in error["message"]
+    assert world.ledger.deployment("growth.churn") == []
+    for kind in ("challenger", "shadow"):
+        assert deployer.put("/deployments/growth.churn", json={"version": 1, "as": kind}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -314,6 +366,29 @@ def test_how_a_variant_is_called_is_told_of_all_replicas(world: World) -> None:
     assert sum(point["calls"] for point in month["points"]) == 40
     error_of(reader.get("/deployments/growth.churn/traffic", params={"window": "year"}), 400)
     error_of(reader.get("/deployments/risk.fraud/traffic"), 404)
+
+
+def test_how_a_shadow_compares_is_told(world: World) -> None:
+    for _ in range(2):
+        world.made()
+    deployer, reader = world("growth/deploy"), world("growth/read")
+    deployer.put("/deployments/growth.churn", json={"version": 1})
+    shown = deployer.put("/deployments/growth.churn", json={"version": 2, "as": "shadow"}).json()
+    since = datetime.fromisoformat(shown["served"][1]["updated"])
+    assert reader.get("/deployments/growth.churn/traffic").json()["shadow"]["against"] == []
+    for against, counts in (
+        (1, ShadowCounts(calls=3, labelled=10, agreed=9)),
+        (3, ShadowCounts(calls=1, measured=4, difference=2.0)),
+    ):
+        world.ledger.add_shadow("growth.churn", 2, since, against, counts)
+    shadow = reader.get("/deployments/growth.churn/traffic").json()["shadow"]
+    assert (shadow["version"], shadow["against"]) == (
+        2,
+        [
+            {"version": 1, "calls": 3, "rows": 10, "agreed": 0.9, "difference": None},
+            {"version": 3, "calls": 1, "rows": 4, "agreed": None, "difference": 0.5},
+        ],
+    )
 
 
 # --- recipes -----------------------------------------------------------------------

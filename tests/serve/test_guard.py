@@ -5,55 +5,59 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.canaries import CASES, Case, row, withdrawn_after
 from factory.ledger import CanaryCounts
-from serve.guard import ALPHA, MOST_ERRORS, SLOWER, Guard, capital
-
-N_CANARIES, N_CALLS = 400, 500
+from serve.guard import ALIKE, Guard, Took, capital
 
 
-def withdrawn_after(random: np.random.Generator, *, errors: float, times: float, n_calls: int) -> int | None:
-    """Return after how many calls a canary is withdrawn that fails so often, and takes so many times as long."""
-    guard = Guard()
-    for call in range(1, n_calls + 1):
-        guard.champion(random.lognormal(0, 0.5))
-        if random.random() < errors:
-            guard.failed()
-        else:
-            guard.answered(times * random.lognormal(0, 0.5))
-        if guard.verdict:
-            return call
-    return None
-
-
-def test_a_canary_that_is_good_enough_is_hardly_ever_withdrawn() -> None:
-    """At the very edge of what is allowed, looked at after each call: at most alpha of all, within three deviations."""
-    random = np.random.default_rng(0)
-    withdrawn = sum(
-        withdrawn_after(random, errors=MOST_ERRORS, times=SLOWER, n_calls=N_CALLS) is not None
-        for _ in range(N_CANARIES)
-    )
-    assert withdrawn <= N_CANARIES * ALPHA + 3 * np.sqrt(N_CANARIES * ALPHA)
-
-
-def test_a_canary_as_good_as_its_champion_stays() -> None:
-    random = np.random.default_rng(1)
-    assert not any(withdrawn_after(random, errors=0, times=1, n_calls=N_CALLS) for _ in range(100))
+@pytest.mark.parametrize("case", [case for case in CASES if case.good], ids=lambda case: case.what)
+def test_a_canary_that_is_good_enough_is_hardly_ever_withdrawn(case: Case) -> None:
+    """Looked at after each call, also at the very edge of what is allowed, and with keys of many rows on one side."""
+    assert row(case, n_canaries=150, n_calls=600)["met"]
 
 
 @pytest.mark.parametrize(
-    ("errors", "times", "within", "says"),
-    [(1.0, 1.0, 3, "failed"), (0.2, 1.0, 80, "failed"), (0.05, 1.0, 600, "failed"), (0.0, 4.0, 40, "as long")],
+    ("case", "within", "says"),
+    [
+        (Case("fails", errors=1.0), 3, "failed"),
+        (Case("fails", errors=0.2), 80, "failed"),
+        (Case("fails", errors=0.05), 600, "failed"),
+        (Case("slow", times=4.0), 40, "as long"),
+        (Case("slow", times=4.0, heavy_canary=0.5, heavy_champion=0.1), 60, "as long"),
+    ],
 )
-def test_a_worse_canary_is_withdrawn_soon(errors: float, times: float, within: int, says: str) -> None:
+def test_a_worse_canary_is_withdrawn_soon(case: Case, within: int, says: str) -> None:
     random = np.random.default_rng(2)
-    calls = [withdrawn_after(random, errors=errors, times=times, n_calls=5_000) for _ in range(50)]
+    calls = [withdrawn_after(random, case, n_calls=10_000) for _ in range(30)]
     assert None not in calls
     assert np.median(np.array(calls, dtype=float)) <= within
     guard = Guard()
     for _ in range(5_000):
-        guard.champion(1.0)
-        (guard.failed if random.random() < errors else lambda: guard.answered(times))()
+        guard.champion(Took(1, 1.0))
+        (guard.failed if random.random() < case.errors else lambda: guard.answered(Took(1, case.times)))()
     assert says in guard.verdict
+
+
+def test_only_calls_of_about_as_many_rows_are_compared() -> None:
+    guard = Guard()
+    guard.champion(Took(1, 1.0))
+    guard.answered(Took(10_000, 50.0))
+    assert guard.counts == CanaryCounts(calls=1)
+    guard.champion(Took(10_000, 48.0))
+    guard.answered(Took(10_100, 50.0))
+    guard.answered(Took(10_100, 500.0))
+    assert guard.counts == CanaryCounts(calls=3, compared=1), "each call of the champion is compared with once"
+    guard.answered(Took(1, 9.0))
+    guard.answered(None)
+    assert guard.counts == CanaryCounts(calls=5, compared=2, slower=1)
+
+
+def test_rows_that_are_compared_differ_by_less_than_makes_one_slower() -> None:
+    sizes = {rows: Took(rows, 1.0).size for rows in range(1, 20_000)}
+    for size in set(sizes.values()):
+        rows = [n for n, its in sizes.items() if its == size]
+        assert max(rows) / min(rows) < ALIKE
+    assert Took(0, 1.0).size == Took(1, 1.0).size
 
 
 @pytest.mark.parametrize("most", [0.01, 0.5])

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
 
+from factory.errors import StorageFault
+from factory.ledger import ShadowCounts
 from factory.spec import DeploymentWish, Variant
+from serve import core as core_module
 from serve import recording
+from serve import shadows as shadows_module
 from serve.app import Predictor
-from serve.core import Core
+from serve.core import Core, Prediction
 from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.recording import Answered, Recorder
+from serve.shadows import Comparisons, compared
 from serve.telemetry import MOST_VARIANTS, Telemetry
-from serve.traffic import KEY_HEADER
+from serve.traffic import KEY_HEADER, Beside
 from tests.answers import error_of
 from tests.serving import NoFeatures
 
@@ -101,21 +108,24 @@ def test_what_is_refused_is_not_written(own_shelf: Shelf, churn: Any, tmp_path: 
 # --- shadow ---------------------------------------------------------------------------
 
 
-def mirrored(shelf: Shelf, folder: Path, load: Any = None, n: int = 5) -> tuple[list[httpx.Response], Caller]:
-    """Call a variant that has a shadow, in one loop, and wait for the shadow."""
-    kept = recorder(folder, percent=0)
+def mirrored(
+    shelf: Shelf, folder: Path | None, load: Any = None, *, n: int = 5, row: Mapping[str, object] = ROW
+) -> tuple[list[httpx.Response], Caller]:
+    """Call a variant that has a shadow, in one loop, and wait for the shadow; without a folder there is no log."""
+    kept = None if folder is None else recorder(folder, percent=0)
     caller = writing(shelf, kept, load)
 
     async def calls() -> list[httpx.Response]:
         async with caller.client() as client:
             answers = []
             for age in range(n):
-                answers.append(await client.post(CHURN, json={"dataframe_records": [ROW | {"age": age}]}))
+                answers.append(await client.post(CHURN, json={"dataframe_records": [{**row, "age": age}]}))
                 await asyncio.gather(*caller.app.core._mirrored)
             return answers
 
     answers = asyncio.run(calls())
-    kept.close()
+    if kept is not None:
+        kept.close()
     return answers, caller
 
 
@@ -143,6 +153,66 @@ def test_a_shadow_predicts_the_same_calls_for_the_log(own_shelf: Shelf, churn: A
         b'factory_shadow_calls_total{outcome="compared",replica="0",variant="growth.churn",version="2"} 5.0'
         in metrics(own_shelf, caller)
     )
+
+
+def since(shelf: Shelf) -> datetime:
+    (served,) = [one for one in shelf.ledger.deployment("growth.churn") if one.as_ == "shadow"]
+    return served.updated
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["log", "no log"])
+def test_a_shadows_answers_are_compared_and_told_to_the_ledger(
+    log: bool, own_shelf: Shelf, churn: Any, tmp_path: Path
+) -> None:
+    with_shadow(own_shelf, churn)
+    _, caller = mirrored(own_shelf, tmp_path if log else None)
+    for _ in range(2):
+        asyncio.run(caller.app.core.tell())
+    found = own_shelf.ledger.shadow_counts("growth.churn", 2, since(own_shelf))
+    assert found == {1: ShadowCounts(calls=5, labelled=5, agreed=5)}, "both are the same model; nothing is told twice"
+
+
+def test_a_shadow_of_numbers_is_compared_by_how_far_they_lie_apart(
+    own_shelf: Shelf, spend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_shadow(own_shelf, spend)
+
+    def predicted(payload: Any, loaded: Loaded) -> Prediction:
+        made = real(payload, loaded)
+        return replace(made, raw=made.raw + 2.5) if loaded.variant.version == 2 else made
+
+    real = core_module.predicted
+    monkeypatch.setattr(core_module, "predicted", predicted)
+    _, caller = mirrored(own_shelf, tmp_path, row={"age": 30, "income": 1_000.0})
+    monkeypatch.setattr(own_shelf.ledger, "add_shadow", away)
+    asyncio.run(caller.app.core.tell())
+    assert [(pair[0].version, pair[1]) for pair in caller.app.core.comparisons.untold] == [(2, 1)]
+    monkeypatch.undo()
+    asyncio.run(caller.app.core.tell())
+    (counts,) = own_shelf.ledger.shadow_counts("growth.churn", 2, since(own_shelf)).values()
+    assert (counts.calls, counts.measured, counts.labelled) == (5, 5, 0)
+    assert counts.difference == pytest.approx(5 * 2.5)
+
+
+def away(*_: object) -> None:
+    raise StorageFault("The ledger is away.", hint="Wait.")
+
+
+def test_what_cannot_be_compared_is_only_counted(churn: Any, spend: Any) -> None:
+    odds, numbers = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]]), np.array([1.0, np.nan, 3.0])
+    assert compared((churn, odds), (spend, numbers)) == ShadowCounts(calls=1)
+    others = np.array([[0.1, 0.9], [0.4, 0.6], [0.3, 0.7]])
+    assert compared((churn, odds), (churn, others)) == ShadowCounts(calls=1, labelled=3, agreed=1)
+    assert compared((spend, numbers), (spend, numbers + 1)) == ShadowCounts(calls=1, measured=2, difference=2.0)
+
+
+def test_pairs_that_wait_for_the_ledger_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadows_module, "MOST_PAIRS", 2)
+    waiting = Comparisons(cast("Any", None), cast("Any", None))
+    moment = datetime.now(UTC)
+    for version in (2, 3, 2, 4):
+        waiting.add(Beside("growth.churn", version, moment), 1, ShadowCounts(calls=1))
+    assert [(pair[0].version, counts.calls) for pair, counts in waiting.untold.items()] == [(3, 1), (4, 1)]
 
 
 def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:

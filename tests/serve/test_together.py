@@ -7,23 +7,28 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
 from factory.errors import FactoryError, InvalidData, NotFound, ServiceFault
+from factory.ledger import CanaryCounts
 from factory.spec import DeploymentWish
 from factory.variants.bundle import Bundle
+from serve import traffic
 from serve.core import Core, Prediction
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns
 from serve.invocations import format_predictions
 from serve.limits import Limits
 from serve.online import FeatureRead
 from serve.together import Question, Told, answer_together
+from serve.traffic import position
 from tests.serving import NoFeatures
 
 from .conftest import Shelf, customers
+from .test_traffic import planting
 
 NAME = "growth.churn"
 
@@ -157,6 +162,61 @@ def test_a_canary_that_fails_on_a_batch_leaves_it_to_the_champion(own_shelf: She
 
     told = answers(own_shelf, [one(row) for row in rows(4)], load=load)
     assert [t.by for t in told if isinstance(t, Told)] == [f"{NAME}/1"] * 4
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["one shape", "several shapes"])
+def test_a_canary_that_hangs_is_asked_once_for_a_batch(
+    alike: bool, own_shelf: Shelf, churn: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_shelf.put(NAME, churn)
+    own_shelf.put(NAME, churn, champion=False)
+    own_shelf.ledger.set_deployment(NAME, DeploymentWish.model_validate({"as": "canary", "percent": 99.9}), version=2)
+    monkeypatch.setattr(traffic, "CANARY_PART", 0.01)
+    over, asked_n = Event(), []
+
+    def hang() -> None:
+        asked_n.append(1)
+        over.wait()
+
+    given = rows(6)
+    for k, row in enumerate(given):
+        if k % 2 and not alike:
+            row["churned"] = "yes"  # which no model reads
+    questions = [one(row, key=str(key)) for key, row in enumerate(given)]
+
+    async def scenario() -> None:
+        limits = Limits(rows=100, body_mb=1, deadline_s=60.0)
+        core = Core(own_shelf.ledger, load=planting(own_shelf, hang), features=NoFeatures(), limits=limits)
+        await core.cache.get(own_shelf.ledger.variant(NAME, 2))
+        told = await answer_together(core, questions, formed)
+        assert [t.by for t in told if isinstance(t, Told)] == [f"{NAME}/1"] * 6
+        assert core.traffic._watched[NAME].guard.counts == CanaryCounts(calls=1, failed=1)
+        assert len(asked_n) == 1
+        core.close()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        over.set()
+
+
+def test_what_is_predicted_together_is_compared_once(own_shelf: Shelf, churn: Bundle) -> None:
+    own_shelf.put(NAME, churn)
+    own_shelf.put(NAME, churn, champion=False)
+    own_shelf.ledger.set_deployment(NAME, DeploymentWish.model_validate({"as": "canary", "percent": 50}), version=2)
+    by_key = [position(NAME, str(key).encode()) < 0.5 for key in range(100)]
+    champions = [key for key, of_canary in enumerate(by_key) if not of_canary][:10]
+    canaries = [key for key, of_canary in enumerate(by_key) if of_canary][:10]
+    questions = [one(row, key=str(key)) for row, key in zip(rows(20), [*champions, *canaries], strict=True)]
+
+    async def scenario() -> None:
+        core = Core(own_shelf.ledger, load=own_shelf.load, features=NoFeatures(), limits=Limits(rows=100, body_mb=1))
+        await answer_together(core, questions, formed)
+        counts = core.traffic._watched[NAME].guard.counts
+        assert (counts.calls, counts.compared) == (10, 1)
+        core.close()
+
+    asyncio.run(scenario())
 
 
 def test_features_of_all_entities_are_read_at_once(own_shelf: Shelf, churn: Bundle) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 
 from factory.errors import StorageFault
-from factory.ledger import AuditQuery
+from factory.ledger import AuditQuery, CanaryCounts
 from factory.spec import DeploymentWish, Task, Variant
+from serve import core as core_module
 from serve import remembered
+from serve import traffic as module
+from serve.guard import Took
 from serve.loaded import Loaded
 from serve.traffic import KEY_HEADER, position
 from tests.answers import error_of
@@ -73,9 +80,25 @@ def test_a_change_of_the_share_counts_within_a_second(
     caller = make_caller(two)
     key = next(key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3)
     assert asked(caller, key) == "growth.churn/2"
-    two.ledger.remove_deployment("growth.churn", as_="canary")
+    two.ledger.set_deployment("growth.churn", DeploymentWish(as_="none"), version=2)
     clock[0] += remembered.MAX_AGE_S
     assert asked(caller, key) == "growth.churn/1"
+
+
+def test_a_champion_that_is_out_of_traffic_answers_nobody(
+    own_shelf: Shelf, churn: Any, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(remembered, "clock", lambda: clock[0])
+    first = own_shelf.put("growth.churn", churn, champion=False)
+    own_shelf.ledger.serve(first, DeploymentWish(), why="The first one.", by=SETUP)
+    caller = make_caller(own_shelf)
+    assert asked(caller, 1) == "growth.churn/1"
+    own_shelf.ledger.serve(first, DeploymentWish(as_="none"), why="It leaks.", by=SETUP)
+    clock[0] += remembered.MAX_AGE_S
+    for name in ("growth.churn", "growth.churn@champion"):
+        assert "has no champion" in error_of(caller.post(f"/variants/{name}/invocations", **BODY), 404)["message"]
+    assert asked(caller, 1, "/variants/growth.churn/versions/1/invocations") == "growth.churn/1"
 
 
 def test_a_canary_that_fails_hurts_nobody_and_is_withdrawn(
@@ -122,8 +145,156 @@ def test_a_canary_that_takes_other_columns_leaves_the_callers_with_the_champion(
     assert {asked(caller, key) for key in range(20)} == {"growth.churn/1"}
 
 
-def test_only_the_canary_of_that_version_is_withdrawn(two: Shelf) -> None:
-    assert not two.ledger.withdraw_canary("growth.churn", 1, evidence={"why": "x"}, by=SETUP)
-    assert [row.version for row in two.ledger.deployment("growth.churn")] == [2]
-    assert two.ledger.withdraw_canary("growth.churn", 2, evidence={"why": "x"}, by=SETUP)
+def test_only_the_canary_of_that_version_and_share_is_withdrawn(two: Shelf) -> None:
+    withdraw = partial(two.ledger.withdraw_canary, "growth.churn", evidence={"why": "x"}, by=SETUP)
+    (old,) = two.ledger.deployment("growth.churn")
+    assert not withdraw(1, old.updated)
+    two.ledger.set_deployment("growth.churn", canary(40), version=2)
+    (present,) = two.ledger.deployment("growth.churn")
+    assert not withdraw(2, old.updated), "what it did in another share is no part of this one"
+    assert two.ledger.deployment("growth.churn") == [present]
+    assert withdraw(2, present.updated)
     assert two.ledger.deployment("growth.churn") == []
+
+
+# --- planted: worse ones and a better one ------------------------------------------------------------
+
+
+class Planted:
+    """A model as another one, but for what it does before it predicts."""
+
+    def __init__(self, bundle: Any, before: Callable[[], None]) -> None:
+        self._bundle, self._before = bundle, before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bundle, name)
+
+    def predict_raw(self, inputs: Any) -> Any:
+        self._before()
+        return self._bundle.predict_raw(inputs)
+
+
+def planting(
+    shelf: Shelf, before: Callable[[], None], *, champion: Callable[[], None] = lambda: None
+) -> Callable[[Variant], Loaded]:
+    """Return what loads versions, of which the second one does something before it predicts; the first one may too."""
+
+    def load(variant: Variant) -> Loaded:
+        loaded = shelf.load(variant)
+        planted: Any = Planted(loaded.bundle, before if variant.version == 2 else champion)
+        return replace(loaded, bundle=planted)
+
+    return load
+
+
+def outcome(caller: Caller, shelf: Shelf, n_calls: int = 150) -> tuple[set[str], list[str]]:
+    """Return who has answered, and how the name is served after some calls and what follows them."""
+
+    async def crowd() -> set[str]:
+        traffic = caller.app.core.traffic
+        seen = set()
+        async with caller.client() as client:
+            for key in range(n_calls):
+                answer = await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
+                seen.add(f"{answer.status_code} {answer.headers['x-variant']}")
+                await asyncio.gather(*traffic._withdrawing)
+        await caller.app.core.tell()
+        return seen
+
+    return asyncio.run(crowd()), [row.as_ for row in shelf.ledger.deployment("growth.churn")]
+
+
+def test_a_planted_version_that_fails_is_rolled_back_by_itself(two: Shelf, make_caller: MakePredictor) -> None:
+    random = np.random.default_rng(0)
+
+    def fail() -> None:
+        if random.random() < 0.5:
+            raise RuntimeError("planted")
+
+    answers, served = outcome(make_caller(two, load=planting(two, fail)), two)
+    assert served == []
+    assert answers == {"200 growth.churn/1", "200 growth.churn/2"}, "no call has failed"
+
+
+@pytest.mark.parametrize(("times", "stays"), [(4.0, []), (1.0, ["canary"]), (0.5, ["canary"])])
+def test_a_planted_version_that_is_slow_is_rolled_back_by_itself_and_a_better_one_is_not(
+    times: float, stays: list[str], two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they take is told to the predictor, since a test's machine may be busy."""
+    random = np.random.default_rng(1)
+
+    def predicted(payload: Any, loaded: Loaded) -> core_module.Prediction:
+        made = real(payload, loaded)
+        took = Took(len(made.raw), random.lognormal(0, 0.3) * (times if loaded.variant.version == 2 else 1.0))
+        return replace(made, took=took)
+
+    real = core_module.predicted
+    monkeypatch.setattr(core_module, "predicted", predicted)
+    answers, served = outcome(make_caller(two), two)
+    assert served == stays
+    assert answers == {"200 growth.churn/1", "200 growth.churn/2"}
+
+
+def test_a_canary_that_hangs_keeps_nobody_waiting_for_long_and_is_withdrawn(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, over, asked_n = [100.0], Event(), []
+
+    def hang() -> None:
+        asked_n.append(1)
+        over.wait()
+
+    monkeypatch.setattr(module, "CANARY_PART", 0.01)
+    monkeypatch.setattr(module, "clock", lambda: clock[0])
+    caller = make_caller(two, load=planting(two, hang), deadline_s=60.0)
+    keys = [key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3]
+
+    async def scenario() -> None:
+        traffic = caller.app.core.traffic
+
+        async def ask(key: int) -> None:
+            async with caller.client() as client:
+                answer = await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
+            assert (answer.status_code, answer.headers["x-variant"]) == (200, "growth.churn/1")
+            await asyncio.gather(*traffic._withdrawing)
+
+        await caller.app.core.cache.get(two.ledger.variant("growth.churn", 2))
+        await ask(keys[0])
+        assert traffic._watched["growth.churn"].guard.counts == CanaryCounts(calls=1, failed=1)
+        await ask(keys[1])
+        assert len(asked_n) == 1, "it is not asked again at once"
+        clock[0] += 60.0
+        await ask(keys[2])
+        assert len(asked_n) == 2
+        assert two.ledger.deployment("growth.churn") == []
+        await ask(keys[3])
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        over.set()
+    (row,) = two.ledger.audit_page(AuditQuery(action="canary.withdraw")).items
+    assert (row.detail["calls"], row.detail["failed"]) == (2, 2)
+
+
+def test_a_call_that_takes_the_champion_as_long_is_nothing_against_the_canary(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, over = [100.0], Event()
+
+    def long() -> None:
+        clock[0] += 5.0
+
+    def hang() -> None:
+        over.wait()
+
+    monkeypatch.setattr(module, "CANARY_PART", 0.01)
+    monkeypatch.setattr(module, "clock", lambda: clock[0])
+    caller = make_caller(two, load=planting(two, hang, champion=long), deadline_s=60.0)
+    key = next(key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3)
+    try:
+        assert asked(caller, key) == "growth.churn/1"
+    finally:
+        over.set()
+    watched = caller.app.core.traffic._watched["growth.churn"]
+    assert (watched.guard.counts, watched.rests_until) == (CanaryCounts(), 160.0)

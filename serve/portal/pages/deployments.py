@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from factory.operate.traffic import Traffic
-from serve.portal.documents import Deployments, NameDeployment, VariantName
+from serve.portal.documents import DeploymentHistory, Deployments, NameDeployment, VariantName
 from serve.portal.pages.aliases import before, spans_of
 from serve.portal.pages.charts import calls_over_time, tones
 from serve.portal.pages.forms import number, one, read_form
@@ -28,11 +28,12 @@ async def show_deployments(visitor: SignedIn) -> Response:
 @router.get("/deployments/{name}")
 async def show_deployment(visitor: SignedIn, name: str, window: str = "hour") -> Response:
     """Show how a variant is served and called, and a form to change it."""
-    found, answer, called, served = await asyncio.gather(
+    found, answer, called, served, past = await asyncio.gather(
         visitor.api.get(f"{API}/variants/{name}", VariantName),
         visitor.api.answer(f"{API}/deployments/{name}"),
         visitor.api.get(f"{API}/deployments/{name}/traffic", Traffic, {"window": window}),
         visitor.api.get(f"{API}/deployments", Deployments),
+        visitor.api.get(f"{API}/deployments/{name}/history", DeploymentHistory),
     )
     line = spans_of(found.alias_history)
     return visitor.page(
@@ -45,6 +46,7 @@ async def show_deployment(visitor: SignedIn, name: str, window: str = "hour") ->
         back=before(line),
         lately=NameDeployment.model_validate_json(answer.content).lately,
         predictor=served.predictor,
+        changes=past.changes,
         versions=sorted(found.versions, key=lambda version: -version.version),
         tag=answer.headers.get("etag", ""),
         may_deploy=visitor.may_change("deploy", found.team),

@@ -11,14 +11,15 @@ from starlette.responses import Response
 
 from factory.errors import Detail, InvalidRequest
 from factory.ledger import Ledger
-from factory.ledger.catalog import served_digest, team_of
+from factory.ledger.catalog import team_of
+from factory.ledger.serving import served_digest
 from factory.operate.deployments import running_predictor
 from factory.operate.promotion import deploy
 from factory.operate.traffic import Traffic, Window, lately, traffic
 from factory.spec import DeploymentWish, Document
 from serve.portal.bodies import Incoming
 from serve.portal.context import Here
-from serve.portal.documents import DeploymentChange, Deployments, NameDeployment
+from serve.portal.documents import DeploymentChange, DeploymentHistory, Deployments, NameDeployment
 from serve.portal.identity import Deployer, Reader
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
 from serve.portal.replies import IfMatch, matching, reply, tag
@@ -67,6 +68,13 @@ def show_traffic(portal: Here, caller: Reader, name: Name, query: Annotated[Traf
     """Show how often a variant was called over a while, with faults and latencies, and what its canary has done."""
     seen_versions(portal.ledger, caller, name)
     return reply(traffic(portal.ledger, name, query.window))
+
+
+@router.get("/{name}/history", response_model=DeploymentHistory, responses=refusals(404))
+def show_history(portal: Here, caller: Reader, name: Name) -> Response:
+    """Show who has changed how a variant is served, when and why: the last 200 changes, the last one first."""
+    seen_versions(portal.ledger, caller, name)
+    return reply(DeploymentHistory(name=name, changes=tuple(portal.ledger.deployment_history(name))))
 
 
 @router.put(
