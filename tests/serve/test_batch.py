@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,71 @@ def test_a_run_that_was_ended_goes_on_with_the_parts_that_are_missing(
     again = predict("growth.churn", str(path), out, keep=[], settings=shop)
     assert again == f"2,300 predictions of growth.churn/1 are in '{out}', 2,300 of them earlier."
     assert made == [0, 1, 2, 3]
+
+
+def test_a_part_that_a_crash_has_cut_off_is_made_again(shop: Settings, tmp_path: Path) -> None:
+    path, out = written(rows(), tmp_path / "rows.parquet"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+    whole = (out / "part-00001.parquet").read_bytes()
+    for cut in (b"", whole[: len(whole) // 2]):
+        (out / "part-00001.parquet").write_bytes(cut)
+        predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+        assert answers(out)["id"].tolist() == rows()["id"].tolist()
+
+
+def test_the_folder_is_one_table_for_others(shop: Settings, tmp_path: Path) -> None:
+    path, out = written(rows(), tmp_path / "rows.csv.gz"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+    assert len(pd.read_parquet(out)) == 2_300
+    assert not (out / batch.UNPACKED).exists(), "what was unpacked is removed"
+    (out / "part-00001.parquet").unlink()
+    predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+    assert pd.read_parquet(out)["id"].tolist() == rows()["id"].tolist(), "and unpacked again for what is left"
+
+
+def test_compressed_files_of_one_name_are_not_mixed_up(shop: Settings, tmp_path: Path) -> None:
+    one, other = (rows(300, seed=1), rows(300, seed=1))
+    other["id"] += 5_000
+    for name, frame in (("a", one), ("b", other)):
+        (tmp_path / name).mkdir()
+        packed = gzip.compress(frame.to_csv(index=False).encode(), compresslevel=0, mtime=0)
+        (tmp_path / name / "rows.csv.gz").write_bytes(packed)
+        os.utime(tmp_path / name / "rows.csv.gz", (1, 1))
+    assert len({(tmp_path / name / "rows.csv.gz").stat().st_size for name in "ab"}) == 1
+    predict("growth.churn", f"{tmp_path}/?/*.gz", tmp_path / "out", keep=["id"], settings=shop)
+    assert answers(tmp_path / "out")["id"].astype(int).tolist() == [*one["id"], *other["id"]]
+
+
+def test_a_folder_that_an_earlier_release_has_begun_is_gone_on_with(shop: Settings, tmp_path: Path) -> None:
+    path, out = written(rows(), tmp_path / "rows.parquet"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=[], settings=shop)
+    (out / batch.PLAN).rename(out / "plan.json")
+    (out / MANIFEST).rename(out / "manifest.json")
+    (out / "part-00002.parquet").unlink()
+    assert "of them earlier" in predict("growth.churn", str(path), out, keep=[], settings=shop)
+    assert sorted(one.name for one in out.iterdir() if one.suffix == ".json") == [MANIFEST, batch.PLAN]
+    packed, begun = written(rows(), tmp_path / "rows.csv.gz"), tmp_path / "begun"
+    predict("growth.churn", str(packed), begun, keep=[], settings=shop)
+    (begun / batch.PLAN).rename(begun / "plan.json")
+    with pytest.raises(Conflict, match="begun by an earlier release"):
+        predict("growth.churn", str(packed), begun, keep=[], settings=shop)
+    (out / batch.PLAN).write_text('{"variant": "growth')
+    with pytest.raises(Conflict, match="cannot be read"):
+        predict("growth.churn", str(path), out, keep=[], settings=shop)
+
+
+def test_after_a_promotion_it_is_told_how_to_go_on(
+    own_shelf: Shelf, churn: Bundle, shop: Settings, tmp_path: Path
+) -> None:
+    path, out = written(rows(), tmp_path / "rows.parquet"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=[], settings=shop)
+    own_shelf.put("growth.churn", churn)
+    with pytest.raises(Conflict, match=r"predictions by growth\.churn/1, and growth\.churn/2 was asked for") as refused:
+        predict("growth.churn", str(path), out, keep=[], settings=shop)
+    assert "Go on with 'growth.churn/1'" in refused.value.hint
+    assert "2,300 of them earlier" in predict("growth.churn/1", str(path), out, keep=[], settings=shop)
+    with pytest.raises(Conflict, match="other columns kept"):
+        predict("growth.churn/1", str(path), out, keep=["id"], settings=shop)
 
 
 def test_a_folder_with_something_else_is_left_alone(shop: Settings, tmp_path: Path) -> None:
