@@ -212,7 +212,7 @@ class KafkaTopics(Broker):
             await admin.close()
 
 
-class _Shared(ConsumerRebalanceListener):
+class _Shared(ConsumerRebalanceListener):  # type: ignore[misc]
     """Is told when the partitions of a group are shared anew."""
 
     def __init__(self, topics: KafkaTopics, *, wait_s: float) -> None:
