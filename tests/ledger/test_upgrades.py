@@ -173,6 +173,16 @@ def test_what_0006_knows_of_answers_is_read(empty_url: str) -> None:
         assert ledger.canary_counts("growth.churn", 1, noon) == CanaryCounts(3, 1, 2, 1)
 
 
+def test_what_0007_knows_of_batches_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0007.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        [batch] = ledger.batches("growth")
+        assert (batch.name, batch.wish.keep, batch.enabled) == ("growth.nightly", ("id",), True)
+        assert batch.next_due == datetime(2026, 12, 1, 3, 30, tzinfo=UTC)
+        assert batch.last is not None
+        assert (batch.last.state, batch.last.rows, batch.last.variant) == ("done", 120, "growth.churn/1")
+
+
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:
     old_ledger(FIXTURES / "schema_0004.sql", empty_url)
     with Ledger.open(empty_url) as ledger:
