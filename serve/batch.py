@@ -148,6 +148,20 @@ def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: S
     return f"{total:,} predictions of {plan.variant} are in {str(out)!r}{earlier}{pace}."
 
 
+def made_rows(out: Path) -> int:
+    """Return how many predictions a folder has, whose manifest is there.
+
+    Raises:
+        StorageFault: it is not.
+    """
+    try:
+        return int(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageFault(
+            f"{str(out / MANIFEST)!r} cannot be read: {error}.", hint="Predict the rows again."
+        ) from error
+
+
 def _planned(variant: Variant, files: Sequence[Path], out: Path, *, keep: tuple[str, ...]) -> Plan:
     """Return the plan of these predictions: the one of the folder where that is of the same."""
     try:

@@ -17,13 +17,14 @@ import pytest
 from factory.data.tables import read_table
 from factory.errors import Conflict, InvalidData, InvalidRequest
 from factory.settings import Settings
+from factory.spec import BatchWish
 from factory.variants.bundle import Bundle
 from factory.variants.registry import Registry
-from serve import batch, batch_source
+from serve import batch, batch_run, batch_source
 from serve.batch import MANIFEST, main, predict
 from serve.batch_source import Part, files_of, parts_of
 
-from .conftest import Shelf, customers
+from .conftest import SETUP, Shelf, customers
 
 
 @pytest.fixture
@@ -290,3 +291,48 @@ def test_ray_data_comes_to_the_same(
     bad = written(broken, tmp_path / "bad.parquet")
     with pytest.raises(InvalidData, match="cannot be predicted: age"):
         predict("growth.churn", str(bad), tmp_path / "other", keep=[], settings=shop)
+
+
+# --- declared batches -----------------------------------------------------------------
+
+
+def run_of(shop: Settings, ledger: Any, **changes: Any) -> Any:
+    """Declare a batch, ask for a run, and make it as its job does."""
+    fields = {"team": "growth", "name": "nightly", "variant": "growth.churn"} | changes
+    batch = ledger.create_batch(BatchWish.model_validate(fields), anywhere=changes.get("upload") is None, by=SETUP)
+    run = ledger.start_batch_run(batch.name, by=SETUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_run, "load_settings", lambda: shop)
+        code = batch_run.main([run.id])
+    return code, ledger.batch_run(run.id)
+
+
+def test_a_run_of_a_declared_batch_tells_what_it_came_to(own_shelf: Shelf, shop: Settings, tmp_path: Path) -> None:
+    path = written(rows(), tmp_path / "rows.parquet")
+    code, run = run_of(shop, own_shelf.ledger, path=str(path), keep=["id"])
+    assert (code, run.state, run.rows, run.variant) == (0, "done", 2_300, "growth.churn/1")
+    assert json.loads((shop.root / run.manifest).read_text())["variant"] == "growth.churn/1"
+    frame = pd.read_parquet(shop.root / run.folder)
+    assert frame["id"].tolist() == rows()["id"].tolist()
+    assert set(frame["version"]) == {1}
+
+
+def test_a_run_that_cannot_be_made_tells_why(own_shelf: Shelf, shop: Settings, tmp_path: Path) -> None:
+    code, run = run_of(shop, own_shelf.ledger, path=str(tmp_path / "none.parquet"))
+    assert (code, run.state, run.rows, run.manifest) == (2, "failed", None, None)
+    assert "There is no table at" in run.message
+
+
+def test_a_run_reads_what_its_team_may_name_when_it_begins(own_shelf: Shelf, shop: Settings, tmp_path: Path) -> None:
+    secret = written(rows(30), tmp_path / "secret.parquet")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "rows.parquet").symlink_to(secret)
+    shop = shop.model_copy(update={"dataset_folders": str(tmp_path / "open")})
+    ledger = own_shelf.ledger
+    wish = {"team": "growth", "name": "linked", "variant": "growth.churn", "path": f"{tmp_path}/open/*.parquet"}
+    batch = ledger.create_batch(BatchWish.model_validate(wish), anywhere=False, by=SETUP)
+    run = ledger.start_batch_run(batch.name, by=SETUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_run, "load_settings", lambda: shop)
+        assert batch_run.main([run.id]) == 2
+    assert "may not be named" in ledger.batch_run(run.id).message
