@@ -111,7 +111,7 @@ def ended(name: str, data: Path, home: Path, n_rows: int) -> list[dict[str, Any]
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
-    first = {"what": "ended", "files": len(before), "met": not (out / "manifest.json").exists() or not before}
+    first = {"what": "ended", "files": len(before), "met": not (out / "_manifest.json").exists() or not before}
     taken = measure(
         command(name, data, out), env=clean_environment(home), cwd=FOLDER, log=FOLDER / "again.log", timeout_s=3_600
     )
@@ -124,7 +124,7 @@ def ended(name: str, data: Path, home: Path, n_rows: int) -> list[dict[str, Any]
 def _whole(out: Path, n_rows: int) -> dict[str, Any]:
     """Return how many files there are, and whether each row is in one of them, once."""
     try:
-        manifest = json.loads((out / "manifest.json").read_text())
+        manifest = json.loads((out / "_manifest.json").read_text())
     except OSError:
         return {"files": 0, "met": False}
     there = np.zeros(n_rows, dtype=bool)

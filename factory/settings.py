@@ -102,7 +102,10 @@ class Settings(BaseSettings):
         60_000, ge=1, description="Calls that a token may make of one replica of the predictor in a minute."
     )
     prediction_log_percent: float = Field(
-        1.0, ge=0, le=100, description="Percent of the calls whose rows and predictions are written down; 0 for none."
+        1.0,
+        ge=0,
+        le=100,
+        description="Percent of the calls whose rows and predictions are written down; at 0 no inputs are.",
     )
     working_files_days: int = Field(
         14, ge=1, le=36_500, description="Days after its end for which the controller keeps a request's working files."

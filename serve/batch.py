@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -29,10 +30,12 @@ from factory.variants.bundle import Bundle
 from factory.variants.reference import resolve
 from factory.variants.registry import Registry
 from serve.batch_source import Part, files_of, parts_of
-from serve.batch_worker import Done, Job, predict_part
+from serve.batch_worker import Done, Job, predict_part, put_whole
 from serve.progress import Bar
 
-PLAN, MANIFEST, UNPACKED = "plan.json", "manifest.json", ".unpacked"
+PLAN, MANIFEST, UNPACKED = "_plan.json", "_manifest.json", ".unpacked"
+"""Names that whoever reads the folder as one table leaves out."""
+_EARLIER_PLAN, _EARLIER_MANIFEST = "plan.json", "manifest.json"
 FEW_BYTES = 200_000_000
 """Of input that is predicted in this process: a Ray takes 5 to 12 s to start."""
 PATIENCE_S = 120.0
@@ -111,7 +114,8 @@ def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: S
             hint="Rename it in the input, or leave it out.",
             details=[Detail("keep", f"{name!r} is taken") for name in taken],
         )
-    plan = _planned(variant, data, out, keep=tuple(keep))
+    files = files_of(data)
+    plan = _planned(variant, files, out, keep=tuple(keep))
     job = Job(
         folder=str(folder),
         digest=variant.bundle_digest,
@@ -127,6 +131,8 @@ def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: S
     )
     known = {part.number: done for part in plan.parts if (done := job.done(part)) is not None}
     left = [part for part in plan.parts if part.number not in known]
+    if any(not Path(part.path).exists() for part in left):
+        parts_of(files, unpacked=out.resolve() / UNPACKED)  # compressed CSV, as an earlier run had unpacked it
     began = time.monotonic()
     with Bar(f"{plan.variant}", total=sum(part.n_bytes for part in plan.parts), unit="rows") as bar:
         bar.advance(sum(part.n_bytes for part in plan.parts if part.number in known), 0)
@@ -142,37 +148,45 @@ def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: S
     return f"{total:,} predictions of {plan.variant} are in {str(out)!r}{earlier}{pace}."
 
 
-def _planned(variant: Variant, data: str, out: Path, *, keep: tuple[str, ...]) -> Plan:
+def made_rows(out: Path) -> int:
+    """Return how many predictions a folder has, whose manifest is there.
+
+    Raises:
+        StorageFault: it is not.
+    """
+    try:
+        return int(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageFault(
+            f"{str(out / MANIFEST)!r} cannot be read: {error}.", hint="Predict the rows again."
+        ) from error
+
+
+def _planned(variant: Variant, files: Sequence[Path], out: Path, *, keep: tuple[str, ...]) -> Plan:
     """Return the plan of these predictions: the one of the folder where that is of the same."""
-    files = files_of(data)
     try:
         out.mkdir(parents=True, exist_ok=True)
         stats = [path.stat() for path in files]
         sources = tuple((str(p), s.st_size, s.st_mtime_ns) for p, s in zip(files, stats, strict=True))
-        parts = tuple(parts_of(files, unpacked=out / UNPACKED))
-        plan = Plan(f"{variant.name}/{variant.version}", variant.bundle_digest, keep, sources, parts)
-        if not parts:
-            raise InvalidData(
-                f"There are no rows in {data!r}.", hint="Give a table with rows.", details=[Detail("data", "no rows")]
-            )
-        place = out / PLAN
-        if place.exists():
-            if place.read_text(encoding="utf-8") != plan.text():
-                raise Conflict(
-                    f"{str(out)!r} holds predictions of other rows or by another version.",
-                    hint="Name another folder, or remove this one.",
-                    details=[Detail("out", "holds another plan.json")],
-                )
-        elif any(one.name != UNPACKED for one in out.iterdir()):
+        wanted = Plan(f"{variant.name}/{variant.version}", variant.bundle_digest, keep, sources, ())
+        begun = _begun(out)
+        if begun is not None:
+            _require_same(begun, wanted, out)
+            return begun
+        if any(one.name != UNPACKED for one in out.iterdir()):
             raise Conflict(
                 f"{str(out)!r} is not empty, and was not made by this command.",
                 hint="Name another folder.",
                 details=[Detail("out", "is not empty")],
             )
-        else:
-            draft = place.with_suffix(".draft")
-            draft.write_text(plan.text(), encoding="utf-8")
-            draft.replace(place)
+        plan = replace(wanted, parts=tuple(parts_of(files, unpacked=out.resolve() / UNPACKED)))
+        if not plan.parts:
+            raise InvalidData(
+                f"There are no rows in {str(files[0])!r}.",
+                hint="Give a table with rows.",
+                details=[Detail("data", "no rows")],
+            )
+        put_whole(out / PLAN, plan.text())
     except OSError as error:
         raise StorageFault(
             f"The folder {str(out)!r} cannot be used: {error.strerror or error}.",
@@ -180,6 +194,61 @@ def _planned(variant: Variant, data: str, out: Path, *, keep: tuple[str, ...]) -
             details=[Detail("out", str(error))],
         ) from error
     return plan
+
+
+def _begun(out: Path) -> Plan | None:
+    """Return the plan by which a folder was begun, also under the name that it had in earlier releases.
+
+    Raises:
+        Conflict: nobody can go on with it.
+    """
+    earlier = out / _EARLIER_PLAN
+    path = out / PLAN if (out / PLAN).exists() or not earlier.exists() else earlier
+    if not path.exists():
+        return None
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        parts = tuple(Part(**one) for one in read.pop("parts"))
+        sources = tuple((str(place), int(size), int(moment)) for place, size, moment in read.pop("sources"))
+        plan = Plan(keep=tuple(read.pop("keep")), sources=sources, parts=parts, **read)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Conflict(
+            f"{str(path)!r} cannot be read: {error}.",
+            hint="Remove the folder and begin anew, or name another one.",
+            details=[Detail("out", f"{path.name} is damaged, or another program's")],
+        ) from error
+    if path == earlier:
+        if any(UNPACKED in Path(part.path).parts for part in plan.parts):
+            raise Conflict(
+                f"{str(out)!r} was begun by an earlier release, with compressed CSV that it may have mixed up.",
+                hint="Remove the folder and begin anew, or name another one.",
+                details=[Detail("out", "was begun by an earlier release")],
+            )
+        earlier.rename(out / PLAN)
+        if (out / _EARLIER_MANIFEST).exists():
+            (out / _EARLIER_MANIFEST).rename(out / MANIFEST)
+    return plan
+
+
+def _require_same(begun: Plan, wanted: Plan, out: Path) -> None:
+    """Refuse to go on with predictions of something else.
+
+    Raises:
+        Conflict: the folder holds them.
+    """
+    if begun.variant != wanted.variant:
+        why = f"predictions by {begun.variant}, and {wanted.variant} was asked for"
+        hint = f"Go on with {begun.variant!r}, or name another folder."
+    elif begun.bundle_digest != wanted.bundle_digest:
+        why, hint = f"predictions by other files of {begun.variant}", "Name another folder, or remove this one."
+    elif begun.keep != wanted.keep:
+        kept = " ".join(f"--keep {name}" for name in begun.keep) or "no --keep"
+        why, hint = "predictions with other columns kept", f"Go on with {kept}, or name another folder."
+    elif begun.sources != wanted.sources:
+        why, hint = f"predictions of other rows by {begun.variant}", "Name another folder, or remove this one."
+    else:
+        return
+    raise Conflict(f"{str(out)!r} holds {why}.", hint=hint, details=[Detail("out", f"holds {why}")])
 
 
 def _made(parts: Sequence[Part], job: Job, bundle: Bundle, settings: Settings) -> Generator[tuple[Part, Done]]:
@@ -256,10 +325,8 @@ def _finished(plan: Plan, done: Sequence[Done], out: Path) -> int:
         "sources": [{"path": path, "bytes": size} for path, size, _ in plan.sources],
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    text = json.dumps(manifest, indent=1)
-    draft = out / f"{MANIFEST}.draft"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(out / MANIFEST)
+    put_whole(out / MANIFEST, json.dumps(manifest, indent=1))
+    shutil.rmtree(out / UNPACKED, ignore_errors=True)
     return total
 
 

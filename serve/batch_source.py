@@ -12,6 +12,7 @@ import gzip
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -218,7 +219,9 @@ def _plain(path: Path, head: bytes, unpacked: Path) -> Path:
     if head[:2] != b"\x1f\x8b":
         return path
     stat = path.stat()
-    target = unpacked / f"{path.stem}-{stat.st_size}-{stat.st_mtime_ns}.csv"
+    # Files of several folders may be called alike, and be as large and as old.
+    place = sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:16]
+    target = unpacked / f"{path.stem[:100]}-{place}-{stat.st_size}-{stat.st_mtime_ns}.csv"
     if not target.is_file():
         unpacked.mkdir(parents=True, exist_ok=True)
         draft = target.with_suffix(".draft")

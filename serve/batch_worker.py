@@ -68,13 +68,17 @@ class Job:
         return Path(self.out) / f"part-{part.number:05d}.parquet"
 
     def done(self, part: Part) -> Done | None:
-        """Return what an earlier run has made of a part; None where it did not."""
+        """Return what an earlier run has made of a part; None where it did not, or where a crash has cut it off."""
+        import pyarrow as pa
         from pyarrow import parquet
 
         path = self.file(part)
         if not path.is_file():
             return None
-        return Done(path.name, parquet.read_metadata(path).num_rows, _digest(path))
+        try:
+            return Done(path.name, parquet.read_metadata(path).num_rows, _digest(path))
+        except (pa.ArrowException, OSError):
+            return None
 
 
 def predict_part(part: Part, job: Job, bundle: Bundle) -> Done:
@@ -104,6 +108,7 @@ def predict_part(part: Part, job: Job, bundle: Bundle) -> Done:
             writer = parquet.ParquetWriter(draft, _empty(job, bundle))
         writer.close()
         writer = None
+        _sync(draft)
         draft.replace(path)
         return Done(path.name, n_rows, _digest(path))
     except OSError as error:
@@ -148,6 +153,27 @@ def _empty(job: Job, bundle: Bundle) -> Any:
     numbers = [(name, pa.float64()) for name in bundle.output_names[1:]]
     first = (bundle.output_names[0], pa.string() if bundle.classes else pa.float64())
     return pa.schema([*((name, pa.string()) for name in job.keep), first, *numbers, ("version", pa.int32())])
+
+
+def put_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, also after a power cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        _sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file before it gets its name."""
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _digest(path: Path) -> str:

@@ -88,6 +88,32 @@ class Doors:
             await self._seen.get((team, name), lambda: self._require_seen(team, name))
         return holder
 
+    async def admit_owner(self, authorization: str, name: str, *, origin: Origin) -> Principal:
+        """Return who calls, if it may say what came true of a variant: its own team, or an operator.
+
+        Args:
+            authorization: The header of that name, of a caller who was admitted to this variant.
+            name: Of the variant.
+            origin: Says where the call comes from.
+
+        Raises:
+            Forbidden: the variant is only shared with the caller's team, or the token may only read.
+        """
+        holder = await self.known(authorization, origin)
+        if not (holder.may("predict") or holder.may("deploy")):
+            raise Forbidden(
+                "This token may only read.",
+                hint="Outcomes are told with the scope predict, or deploy.",
+                details=[Detail("scope", "predict")],
+            )
+        if not holder.sees(name.partition(".")[0]):
+            raise Forbidden(
+                f"{name!r} is another team's, and is shared with yours for reading.",
+                hint="Outcomes are told by the team that the variant belongs to.",
+                details=[Detail("name", f"{name!r} is another team's")],
+            )
+        return holder
+
     async def admit_operator(self, authorization: str, *, origin: Origin) -> Principal:
         """Return an operator who may look at what is of all teams; raises as :meth:`admit`."""
         holder = await self.known(authorization, origin)

@@ -167,8 +167,11 @@ async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
     """``POST /variants/{name}/outcomes``: what became of what was predicted."""
     async with core.places.take(call):
         reference, _ = await core.resolve(call, values)
+        await core.doors.admit_owner(
+            call.header("authorization"), reference.name, origin=lambda: core.origins.of(call.connection)
+        )
         body = await core.places.read(call)
-        told = read_outcomes(body, most=core.limits.rows)
+        told = await core.run(is_small(body), lambda: read_outcomes(body, most=core.limits.rows))
         recorder = core.recorder
         if recorder is None:
             raise StorageFault("This predictor writes nothing down.", hint="Ask one that was started with a folder.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from factory.errors import Detail, InvalidRequest
+from factory.operate.ports import HOST
 from factory.settings import Settings
 from serve.addresses import Networks, networks
 from serve.bodies import Bodies
@@ -53,7 +54,8 @@ class Limits:
             bundles_mb=settings.serve_cache_mb,
             pinned=tuple(filter(None, map(str.strip, (settings.serve_pinned or "").split(",")))),
             a_minute=settings.predictions_a_minute,
-            proxies=networks(settings.trusted_proxies),
+            # The proxy for TLS stands before HAProxy on this machine.
+            proxies=networks(settings.trusted_proxies) + (networks(HOST) if settings.serve_tls_cert else ()),
         )
 
     def deadline_of(self, call: Call) -> float:

@@ -128,14 +128,18 @@ def original_of(letter: bytes) -> tuple[str, bytes]:
     """Return the topic and the body of the message that a dead letter holds.
 
     Raises:
-        InvalidRequest: it is no dead letter.
+        InvalidRequest: it is no dead letter, or one whose message was too large to be kept in it.
     """
     try:
         read = DeadLetter.model_validate_json(letter)
         if read.message is not None:
             return read.topic, read.message.encode()
         if read.message_base64 is None:
-            raise ValueError("the message was too large to be kept")
+            raise InvalidRequest(
+                f"The letter of message {read.message_id!r} of {read.topic!r} is without it: it was too large to keep.",
+                hint="Send it again from where it came from, in smaller ones.",
+                details=[Detail("message_id", read.message_id)],
+            )
         return read.topic, b64decode(read.message_base64, validate=True)
     except ValueError as error:
         raise InvalidRequest(

@@ -11,7 +11,7 @@ from factory.parsing import parse
 from factory.spec import Document
 from serve.errors import BodyTooLarge
 from serve.invocations import read_json
-from serve.recording import Outcome
+from serve.journal import Outcome
 
 
 class ToldOutcome(Document):
@@ -39,9 +39,11 @@ def read_outcomes(body: bytes, *, most: int) -> list[Outcome]:
         InvalidRequest: the body is not like that; all problems are named.
         BodyTooLarge: there are too many.
     """
-    told = parse(ToldOutcomes, read_json(body), what="outcomes").outcomes
-    if len(told) > most:
-        raise BodyTooLarge(f"The call has {len(told):,} outcomes; {most:,} are allowed.", hint="Send several calls.")
+    document = read_json(body)
+    # Counted before each is looked at: a body of many megabytes holds millions.
+    if isinstance(listed := document.get("outcomes"), list) and len(listed) > most:
+        raise BodyTooLarge(f"The call has {len(listed):,} outcomes; {most:,} are allowed.", hint="Send several calls.")
+    told = parse(ToldOutcomes, document, what="outcomes").outcomes
     now = datetime.now(UTC)
     return [Outcome(one.key, _value(one.outcome), one.time or now) for one in told]
 

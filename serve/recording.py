@@ -1,19 +1,22 @@
 """What was predicted, and what became of it, written down beside the answers: the base of watching a variant.
 
-Predictions wait in memory, a bounded number of rows, and a thread writes them
-to Parquet files by variant and day.  An answer never waits for that: what does
-not fit is counted and dropped, and a disk that is full is logged.
+Predictions wait in memory, a bounded number of rows and bytes, and a thread
+writes them to Parquet files by variant and day.  An answer never waits for
+that: what does not fit is counted and dropped, and a disk that is full is
+logged.  Outcomes are on the disk before they are answered.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -24,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.settings import Settings
+from serve.journal import Journal, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +35,10 @@ FLUSH_S = 5.0
 FLUSH_ROWS = 10_000
 MOST_ROWS = 50_000
 """That wait to be written; more are dropped."""
+MOST_BYTES = 100_000_000
+"""Of them, as far as they are numbers and texts."""
 _FORGET_EVERY_S = 3600.0
+_JOURNALS = "outcomes-journal"
 
 As = Literal["champion", "canary", "named", "shadow"]
 
@@ -67,6 +74,11 @@ class Answered:
         """Rows of it."""
         return len(next(iter(self.outputs.values()), ()))
 
+    @property
+    def n_bytes(self) -> int:
+        """What its values take in memory."""
+        return sum(_size(each) for values in (self.inputs, self.outputs) for each in values.values())
+
     def table(self) -> pa.Table:
         """Return it as rows."""
         n = self.n_rows
@@ -84,27 +96,13 @@ class Answered:
         return pa.table(about | values)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of something that was predicted.
-
-    Attributes:
-        key: That the call had named.
-        value: What came true.
-        moment: When it did, or was told.
-    """
-
-    key: str
-    value: str
-    moment: datetime
-
-
 class Recorder:
     """Writes predictions and outcomes down; safe to use from several threads.
 
     Args:
         folder: Gets ``variant=NAME/date=DAY/*.parquet``, below ``predictions`` and ``outcomes``.
-        percent: Of the calls that are written down; outcomes and what a shadow is compared with always are.
+        percent: Of the calls that are written down; outcomes always are, and so are calls that a shadow mirrors: at 0
+            without their inputs.
         days: For which they are kept.
     """
 
@@ -112,12 +110,13 @@ class Recorder:
         self._folder, self._percent, self._days = folder, percent, days
         self._lock = threading.Lock()
         self._waiting: list[Answered] = []
-        self._n_rows = 0
+        self._n_rows = self._n_bytes = 0
         self.n_dropped = 0
         self._wake = threading.Event()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._forgot = float("-inf")
+        self._journal = Journal(folder / _JOURNALS, self._write_outcomes)
 
     @classmethod
     def of(cls, settings: Settings) -> Recorder:
@@ -130,44 +129,45 @@ class Recorder:
 
     def put(self, answered: Answered) -> None:
         """Have a prediction written down soon."""
+        if self._percent == 0:
+            answered = replace(answered, inputs={})
+        size = 0 if answered.n_rows > MOST_ROWS else answered.n_bytes
         with self._lock:
-            if self._n_rows + answered.n_rows > MOST_ROWS:
+            if self._n_rows + answered.n_rows > MOST_ROWS or self._n_bytes + size > MOST_BYTES:
                 self.n_dropped += answered.n_rows
                 return
             self._waiting.append(answered)
             self._n_rows += answered.n_rows
-            self._begin()
-            if self._n_rows >= FLUSH_ROWS:
+            self._n_bytes += size
+            if self._n_rows >= FLUSH_ROWS or self._n_bytes >= MOST_BYTES / 4:
                 self._wake.set()
+        self.start()
 
     def put_outcomes(self, variant: str, outcomes: Sequence[Outcome]) -> None:
-        """Write outcomes of a variant's predictions down now.
+        """Keep outcomes of a variant's predictions: they are on the disk on return, and a file within a minute or so.
 
         Raises:
             OSError: the disk refuses.
         """
-        table = pa.table(
-            {
-                "time": pa.array([one.moment for one in outcomes], pa.timestamp("us", tz="UTC")),
-                "key": pa.array([one.key for one in outcomes], pa.string()),
-                "outcome": pa.array([one.value for one in outcomes], pa.string()),
-            }
-        )
-        self._write("outcomes", variant, table)
+        self._journal.append(variant, outcomes)
+        self.start()
 
     def flush(self) -> None:
-        """Write what waits; what the disk refuses is logged and lost."""
+        """Write what waits, and remove what is old; predictions that the disk refuses are logged and lost."""
         with self._lock:
-            waiting, self._waiting, self._n_rows = self._waiting, [], 0
+            waiting, self._waiting = self._waiting, []
+            self._n_rows = self._n_bytes = 0
         groups: dict[tuple[object, ...], list[Answered]] = {}
         for one in waiting:
             groups.setdefault((one.variant, one.version, *one.inputs, None, *one.outputs), []).append(one)
         for those in groups.values():
             try:
                 for table in _together([one.table() for one in those]):
-                    self._write("predictions", those[0].variant, table)
+                    now = datetime.now(UTC)
+                    self._write("predictions", those[0].variant, now, f"{now:%H%M%S}-{uuid4().hex[:8]}", table)
             except (OSError, pa.ArrowException):
                 logger.warning("%d predictions of %s are not written down", len(those), those[0].variant, exc_info=True)
+        self._journal.settle(all_=self._over.is_set())
         self._forget()
 
     def close(self) -> None:
@@ -178,26 +178,37 @@ class Recorder:
             self._thread.join(timeout=10)
         self.flush()
 
-    def _begin(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-            self._thread.start()
+    def start(self) -> None:
+        """Begin to write what waits and to remove what is old, every few seconds; what was begun goes on."""
+        with self._lock:
+            if self._thread is None and not self._over.is_set():
+                self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         while not self._over.is_set():
             self._wake.wait(FLUSH_S)
             self._wake.clear()
-            self.flush()
+            try:
+                self.flush()
+            except Exception:
+                # Without this thread nothing would be written any more.
+                logger.exception("what waits could not be written")
 
-    def _write(self, kind: str, variant: str, table: pa.Table) -> None:
-        now = datetime.now(UTC)
-        folder = self._folder / kind / f"variant={variant}" / f"date={now:%Y-%m-%d}"
+    def _write_outcomes(self, variant: str, moment: datetime, name: str, table: pa.Table) -> None:
+        self._write("outcomes", variant, moment, name, table)
+
+    def _write(self, kind: str, variant: str, moment: datetime, name: str, table: pa.Table) -> None:
+        """Write a file, which is on the disk whole before it has its name."""
+        folder = self._folder / kind / f"variant={variant}" / f"date={moment:%Y-%m-%d}"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = f"{now:%H%M%S}-{uuid4().hex[:8]}.parquet"
-        part = folder / f".{name}.tmp"
+        part = folder / f".{name}.{os.getpid()}.tmp"
         try:
-            pq.write_table(table, part, compression="zstd")
-            part.replace(folder / name)
+            with part.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(folder / f"{name}.parquet")
         finally:
             part.unlink(missing_ok=True)
 
@@ -218,6 +229,11 @@ def _together(tables: list[pa.Table]) -> list[pa.Table]:
         return [pa.concat_tables(tables)]
     except pa.ArrowInvalid:
         return tables
+
+
+def _size(values: np.ndarray) -> int:
+    """Return the bytes of values, those of texts included."""
+    return values.nbytes + (sum(map(sys.getsizeof, values.tolist())) if values.dtype.kind == "O" else 0)
 
 
 def _column(values: np.ndarray) -> pa.Array:

@@ -52,16 +52,19 @@ def build(settings: Settings) -> Predictor:
                 hint="Look at the artifact storage: is it mounted, and may this user read it?",
             ) from error
 
+    recorder = Recorder.of(settings)
     core = Core(
         Ledger.open(settings.ledger, patience_s=LEDGER_S),
         load=load,
         features=FeatureReaders(settings),
         limits=Limits.of(settings),
-        recorder=Recorder.of(settings),
+        recorder=recorder,
         fleet=FleetMetrics(settings.root / "served" / "metrics", _rank),
         warm_up=partial(warm_up, registry),
         watchers=tuple(_watchers(settings)),
     )
+    # Also where nothing is written down: what is old is removed all the same.
+    recorder.start()
     return Predictor(core)
 
 

@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 
@@ -23,13 +22,14 @@ from faststream.specification import AsyncAPI
 from factory.data.tables import read_table
 from factory.errors import Detail, FactoryError, InvalidRequest, ServiceFault, listing, suggest
 from factory.settings import Settings, load_settings
-from factory.topics.base import Broker, Handler, Listening, Received, Reply, broker_of
+from factory.topics.base import Broker, Handler, Listening, broker_of
 from serve.consumer import Consumer, Topics
 from serve.core import Core
 from serve.in_hand import InHand
-from serve.messages import Answer, DeadLetter, Question, messages_of, original_of, question_for
+from serve.messages import Answer, DeadLetter, Question, messages_of, question_for
 from serve.progress import Bar
 from serve.release import release
+from serve.replay import Replay
 from serve.replica import build
 from serve.store import Reference
 from serve.upkeep import preload
@@ -39,8 +39,6 @@ logger = logging.getLogger(__name__)
 BATCH = 256
 IDLE_S = 60.0
 TOLD_EVERY_S = 10.0
-QUIET_S = 10.0
-"""Without a message, after which a replay ends."""
 SENT_AT_ONCE = 5_000
 _ANSWERS, _DEAD = ".predictions", ".dead"
 _REPLAY = "factory-replay"
@@ -226,7 +224,8 @@ async def replay(options: argparse.Namespace, settings: Settings) -> None:
     Where they go is not read from them: whoever may write a letter could choose it.
 
     Raises:
-        InvalidRequest: it is not known where to, or there is something else in the topic; what was before it is sent.
+        InvalidRequest: it is not known where to.
+        SystemFault: some are no letters, or are without their message: they are left, and all others are sent.
         ServiceFault: the broker is not there.
     """
     broker = _broker(settings)
@@ -238,36 +237,17 @@ async def replay(options: argparse.Namespace, settings: Settings) -> None:
             hint=f"Name the topic with --to; for TOPIC{_DEAD} it is TOPIC.",
             details=[Detail("to", "is missing")],
         )
-    done, fault = 0, None
-    wanted, moved = 0, asyncio.Event()
-
-    async def handle(batch: Sequence[Received]) -> None:
-        nonlocal done, fault
-        try:
-            for one in batch[: max(0, wanted - done)]:
-                _, body = original_of(one.body)
-                await broker.settle([Reply(one, to, body)])
-                done += 1
-        except Exception as error:  # noqa: BLE001
-            fault = error  # raised below, where somebody hears it
-        moved.set()
-
     await broker.start()
+    again = Replay(broker, to)
     try:
-        wanted = await broker.waiting(source, _REPLAY)
-        if wanted:
-            await _listened(broker, Listening(source, _REPLAY, idle_s=5.0), handle)
-        while done < wanted and fault is None:
-            moved.clear()
-            try:
-                await asyncio.wait_for(moved.wait(), QUIET_S)
-            except TimeoutError:
-                break  # another replay has taken them
+        again.wanted = await broker.waiting(source, _REPLAY)
+        if again.wanted:
+            await _listened(broker, Listening(source, _REPLAY, idle_s=5.0), again.handle)
+        await again.ended()
     finally:
         await broker.stop()
-        sys.stdout.write(f"{done:,} messages of {source} were sent to {to} again.\n")
-    if fault is not None:
-        raise fault
+        sys.stdout.write(f"{again.done:,} messages of {source} were sent to {to} again.\n")
+    again.require_whole(source)
 
 
 # --- rows as messages -----------------------------------------------------------------

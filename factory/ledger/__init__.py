@@ -6,6 +6,7 @@ PostgreSQL what several machines share.
 
 from factory.ledger.attempts import MOST_BACK_OFF_S, Attempt, AttemptState, OpenAttempt, Outcome, Wish
 from factory.ledger.audit import AuditRecord
+from factory.ledger.batches import Batch, BatchRun, BatchState
 from factory.ledger.claims import Claim
 from factory.ledger.datasets import Share, Upload, UploadQuery
 from factory.ledger.leases import LEAD_S
@@ -45,6 +46,9 @@ __all__ = [
     "AttemptState",
     "AuditQuery",
     "AuditRecord",
+    "Batch",
+    "BatchRun",
+    "BatchState",
     "CanaryCounts",
     "Claim",
     "Deployment",

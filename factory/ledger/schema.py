@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from factory.ledger.moments import UtcDateTime
 
-HEAD = "0007"
+HEAD = "0008"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -443,3 +443,41 @@ shadows = Table(
     Column("difference", Float, nullable=False),
 )
 """How a shadow's answers compare with those of the versions that callers got, in all replicas."""
+batches = Table(
+    "batches",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("team", String(64), nullable=False),
+    Column("document", _json, nullable=False),
+    Column("anywhere", Boolean, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("next_due", UtcDateTime),
+    Column("created", UtcDateTime, nullable=False),
+    Column("created_by", String(255), nullable=False),
+    Index(None, "team", "name"),
+    Index(None, "enabled", "next_due"),
+)
+"""``anywhere``: whoever made it may name every file; others only those below the folders of the settings."""
+
+batch_runs = Table(
+    "batch_runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("batch", String(128), ForeignKey("batches.name"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("due", UtcDateTime, nullable=False),
+    Column("started_by", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("submitted_at", UtcDateTime),
+    Column("began", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("variant", String(255)),
+    Column("rows", BigInteger),
+    Column("folder", String(255), nullable=False),
+    Column("manifest", String(255)),
+    Column("message", Text, nullable=False),
+    UniqueConstraint("batch", "number"),
+    Index("ix_batch_runs_open", "batch", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
+)
+"""``ix_batch_runs_open`` lets a batch have one open run at most, and is what finds the open ones."""

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, desc, func, insert, literal, select, 
 
 from factory.errors import Conflict, Detail
 from factory.ledger import moments, schema
+from factory.ledger.batches import Batches
 from factory.ledger.claims import Claims
 from factory.ledger.database import repeatable
 from factory.ledger.datasets import Datasets
@@ -34,7 +35,7 @@ class TrialMark(NamedTuple):
     score: float | None
 
 
-class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages, Usages, ServedCalls):
+class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages, Usages, ServedCalls, Batches):
     """Durable state of the factory; the only thing that a resume needs.
 
     Several processes and threads may use one ledger at once.  ``with Ledger.open(url) as ledger:`` closes it.

@@ -141,7 +141,7 @@ class Attendant:
         over = [
             job
             for job in jobs.values()
-            if job.submission_id not in open_ and job.metadata.get(LEDGER) == self._ledger_id
+            if job.submission_id not in open_ and job.metadata.get(LEDGER) == self.ledger_id
         ]
         strays = [job for job in over if not job.state.ended and self._is_stray(job.submission_id)]
         # Not at once: a controller that was held up may still want to submit one of them, which its name forbids.
@@ -282,7 +282,7 @@ class Attendant:
             submission_id=attempt.submission_id,
             entrypoint=(str(Path(sys.executable).with_name("factory")), "run", request_id),
             env=env,
-            metadata={LEDGER: self._ledger_id, "request": request_id, "team": attempt.team},
+            metadata={LEDGER: self.ledger_id, "request": request_id, "team": attempt.team},
             folder=str(settings.workspace(request_id)),
         )
 
@@ -301,7 +301,7 @@ class Attendant:
         return {"FACTORY_URL": self.settings.public, "FACTORY_TOKEN": issued.secret}
 
     @property
-    def _ledger_id(self) -> str:
+    def ledger_id(self) -> str:
         """What tells our jobs from those of another factory on the same cluster."""
         return hashlib.sha256(self.ledger.url.encode()).hexdigest()[:16]
 

@@ -33,6 +33,7 @@ from factory.ledger.moments import now
 from factory.operate import json_logs
 from factory.operate.admission import Decision, decide
 from factory.operate.attending import ADOPTED, Attendant, adopted_jobs
+from factory.operate.batches import BatchAttendant
 from factory.operate.housekeeping import Housekeeping
 from factory.operate.jobs import JobInfo, Jobs
 from factory.operate.outlook import Queue
@@ -101,6 +102,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         self._attendant = Attendant(self.ledger, self.jobs, self.settings)
+        self._batches = BatchAttendant(self.ledger, self.jobs, self.settings, self._attendant.ledger_id)
         self._housekeeping = Housekeeping(self.ledger, self.settings)
         self._epoch: int | None = None
         self._renewed = 0.0
@@ -159,6 +161,8 @@ class Controller:
                 self._each(one.id, partial(self.ledger.request_preemption, one.id, for_id=one.for_id))
             self._hold(decision)
             self._forget_keys()
+            for about, act in self._batches.acts(jobs):
+                self._each(about, act)
             # Last: a job that can be neither stopped nor forgotten keeps nobody waiting.
             for request_id, act in self._attendant.untidy({attempt.submission_id for attempt in attempts}, jobs):
                 self._each(request_id, act)

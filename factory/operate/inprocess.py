@@ -18,6 +18,8 @@ from functools import partial
 from factory.errors import ServiceFault
 from factory.ledger import (
     AliasChange,
+    Batch,
+    BatchRun,
     Event,
     IssuedToken,
     Ledger,
@@ -32,6 +34,7 @@ from factory.ledger import (
 from factory.ledger.records import UNDER_WAY, Priority
 from factory.operate.admission import Capacity
 from factory.operate.answers import ListedVariant, RecipeDetail, Serving, VariantDetail, inside, listed
+from factory.operate.batches import declare, log_of
 from factory.operate.controller import LEAD
 from factory.operate.deployments import running_predictor
 from factory.operate.intake import Intake
@@ -265,6 +268,42 @@ class InProcess:
         variant = named(reference, ledger=self.ledger)
         deploy(variant, wish, ledger=self.ledger, settings=self.settings, by=self.actor, why=why)
         return variant
+
+    # --- batches -------------------------------------------------------------------
+
+    def batches(self, *, team: str | None = None) -> list[Batch]:
+        """Return batches by name, each with its last run."""
+        return self.ledger.batches(team)
+
+    def batch(self, name: str) -> Batch:
+        """Return a batch."""
+        return self.ledger.batch(name)
+
+    def create_batch(self, document: object) -> Batch:
+        """Check a batch and store it."""
+        return declare(document, ledger=self.ledger, settings=self.settings, by=self.actor, asker=None)
+
+    def enable_batch(self, name: str, enabled: bool) -> Batch:
+        """Let the schedule of a batch count from now on, or rest."""
+        return self.ledger.enable_batch(name, enabled, by=self.actor)
+
+    def delete_batch(self, name: str) -> None:
+        """Forget a batch and its runs; what they have written stays."""
+        self.ledger.delete_batch(name, by=self.actor)
+
+    def run_batch(self, name: str) -> BatchRun:
+        """Start a run now, which the controller takes up."""
+        return self.ledger.start_batch_run(name, by=self.actor)
+
+    def batch_runs(self, name: str) -> list[BatchRun]:
+        """Return the newest runs of a batch, the newest first."""
+        return self.ledger.batch_runs(self.ledger.batch(name).name)
+
+    def batch_log(self, name: str, number: int) -> str:
+        """Return what the job of a run has printed so far."""
+        run = self.ledger.numbered_batch_run(name, number)
+        with RayJobs(self.settings.dashboard, token_path=ray_token(self.settings.root)) as jobs:
+            return log_of(run, jobs=jobs, settings=self.settings)
 
     # --- teams and tokens ----------------------------------------------------------
 

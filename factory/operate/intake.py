@@ -199,7 +199,7 @@ class Intake:
             for field in _PLACES:
                 place = dataset.get(field)
                 if isinstance(place, str) and not may_be_named(place, self.settings):
-                    yield Detail(f"dataset.{field}", _not_allowed(place, self.settings))
+                    yield Detail(f"dataset.{field}", not_allowed(place, self.settings))
             upload = dataset.get("upload")
             if isinstance(upload, str) and not self.ledger.may_see("dataset", upload, team):
                 yield Detail("dataset.upload", f"There is no upload {upload[:12]!r}; upload the table first.")
@@ -257,13 +257,14 @@ def _is_below(url: str, prefix: str) -> bool:
     return same and not {".", ".."} & set(parts) and parts[: len(first)] == first
 
 
-def _not_allowed(place: str, settings: Settings) -> str:
+def not_allowed(place: str, settings: Settings, *, field: str = "dataset.upload") -> str:
+    """Return what is told of a file or URL that may not be named; ``field`` takes an upload instead."""
     shown = place if len(place) <= 80 else f"{place[:79]}…"
     folders = [entry.strip() for entry in (settings.dataset_folders or "").split(",") if entry.strip()]
     where = f"only below {listing(folders)}, or as an upload" if folders else "only as an upload"
     return (
         f"{shown!r} may not be named: over the network, data are named {where}. "
-        "Upload the table (POST /api/v1/datasets) and write its digest as dataset.upload."
+        f"Upload the table (POST /api/v1/datasets) and write its digest as {field}."
     )
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from factory.remote.batches import BatchCalls
 from factory.remote.catalog import CatalogCalls
 from factory.remote.credentials import Login, find_login, forget_login, read_login, write_login
 from factory.remote.datasets import DatasetCalls
@@ -18,7 +19,7 @@ from factory.remote.teams import TeamCalls
 __all__ = ["Client", "Login", "find_login", "forget_login", "read_login", "write_login"]
 
 
-class Client(RequestCalls, DatasetCalls, CatalogCalls, TeamCalls):
+class Client(RequestCalls, DatasetCalls, CatalogCalls, BatchCalls, TeamCalls):
     """A factory's API; a context manager that closes its connections. May be used by several threads.
 
     Args:

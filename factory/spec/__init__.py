@@ -4,6 +4,7 @@ The JSON schemas of these models are good enough to draw a form from;
 ``factory/parsing.py`` checks a document against one of them.
 """
 
+from factory.spec.batch import BatchWish
 from factory.spec.dataset import DatasetRef, EntityDataset, FeatureJoin, FileDataset, UploadDataset
 from factory.spec.document import NAME, NUMBERS, ColumnType, Document, Seconds, Task
 from factory.spec.outcome import ALIAS, CurvePoint, Traits, Trial, Variant, duration
@@ -30,6 +31,7 @@ from factory.spec.request import (
     Validation,
     VariantRequest,
 )
+from factory.spec.schedule import Schedule
 from factory.spec.states import NEXT_STATES, RequestState, TrialState
 from factory.spec.team import SCOPES, Actor, Grant, Member, Principal, Quota, Scope, Session, Team, TokenRecord
 
@@ -44,6 +46,7 @@ __all__ = [
     "SCOPES",
     "Actor",
     "AutoValidation",
+    "BatchWish",
     "Budget",
     "BudgetRange",
     "Ceilings",
@@ -69,6 +72,7 @@ __all__ = [
     "Recipe",
     "RequestState",
     "Resources",
+    "Schedule",
     "Scope",
     "Seconds",
     "Segments",

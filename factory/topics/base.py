@@ -191,6 +191,9 @@ class Broker(ABC):
     async def publish_and_acknowledge(self, replies: Sequence[Reply]) -> int:
         """Do what :meth:`settle` says; the topics are there."""
 
+    def leave(self, received: Received) -> None:  # noqa: B027 - most brokers deliver it again by themselves
+        """Leave a message where it is: whoever reads its topic later finds it, and others behind it can be settled."""
+
     async def send(self, topic: str, messages: Sequence[tuple[str, bytes]]) -> None:
         """Publish messages: an id, empty for none, and a body each. The same id may be published once only."""
         await self._make({topic})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
 from aiokafka.helpers import create_ssl_context
@@ -16,7 +16,7 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 from faststream.security import BaseSecurity, SASLPlaintext
 
-from factory.topics.base import QUIET, Broker, Handler, Listening, Received, Reply, as_it_is
+from factory.topics.base import QUIET, Broker, GivenBack, Handler, Listening, Received, Reply, as_it_is
 
 PARTITIONS = 8
 """Of a topic that is made here: as many consumers of a group can share it."""
@@ -31,8 +31,12 @@ class KafkaTopics(Broker):
     """Kafka; ``kafka://[user:password@]host:port[,host:port]``, ``kafkas://`` with TLS; SASL/PLAIN for a user.
 
     Kafka remembers no keys, so a message that its sender publishes twice is answered twice; both answers have its key
-    as their record's key. It counts no deliveries either: a message that ends its consumer comes again until it is
-    skipped by hand.
+    as their record's key. It counts no deliveries either; what ends its consumer is known by what lies on disk beside
+    it, as for every broker.
+
+    When a group shares its partitions anew, the batch in hand is settled first, or dropped and delivered again:
+    aiokafka tells Kafka nothing of the group's generation with a transaction's offsets, so Kafka would take a reply of
+    one who has lost the partition. A consumer that stands still for longer than its session may still be taken so.
     """
 
     remembers_keys: ClassVar[bool] = False
@@ -66,6 +70,9 @@ class KafkaTopics(Broker):
         self._sender: Any = None
         self._to: Listening | None = None
         self._held: dict[TopicPartition, set[int]] = {}
+        self._settling = asyncio.Lock()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def stream(self) -> KafkaBroker:
@@ -81,6 +88,7 @@ class KafkaTopics(Broker):
     async def listen(self, to: Listening, handler: Handler) -> None:
         """Read batches of the partitions that the group gives to this consumer."""
         self._to = to
+        session_s = min(to.idle_s, 30.0)
         await self.make(to.topic)
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self._servers, transactional_id=f"{to.group}-{self.consumer}", **self._secure
@@ -96,15 +104,20 @@ class KafkaTopics(Broker):
             isolation_level="read_committed",
             # A batch may have to wait for the online store.
             max_poll_interval_ms=int(1e3 * MOST_PATIENCE_S),
-            session_timeout_ms=int(1e3 * min(to.idle_s, 30.0)),
+            session_timeout_ms=int(1e3 * session_s),
+            listener=_Shared(self, wait_s=session_s / 3),
             ack_policy=AckPolicy.MANUAL,
             decoder=as_it_is,
         )
 
         async def handed(message: KafkaMessage) -> None:
             for record in message.raw_message:
-                self._held.setdefault(TopicPartition(record.topic, record.partition), set()).add(record.offset)
-            await handler([_received(record) for record in message.raw_message])
+                self._held.setdefault(_place(record), set()).add(record.offset)
+            self._idle.clear()
+            try:
+                await handler([_received(record) for record in message.raw_message])
+            finally:
+                self._idle.set()
 
         subscriber(handed)
         await self._broker.start()
@@ -112,22 +125,38 @@ class KafkaTopics(Broker):
     async def publish_and_acknowledge(self, replies: Sequence[Reply]) -> int:
         """Publish and move the group's offsets in one transaction."""
         assert self._to is not None
-        offsets = self._settled([reply.to.receipt for reply in replies])
-        async with self._producer.transaction():
-            sent = [await self._producer.send(r.topic, r.body, key=r.key.encode() or None) for r in replies]
-            await asyncio.gather(*sent)
-            await self._producer.send_offsets_to_transaction(offsets, self._to.group)
-        for reply in replies:
-            record = reply.to.receipt
-            self._held.get(TopicPartition(record.topic, record.partition), set()).discard(record.offset)
+        records = [reply.to.receipt for reply in replies]
+        async with self._settling:
+            if any(record.offset not in self._held.get(_place(record), ()) for record in records):
+                raise GivenBack
+            offsets = self._settled(records)
+            async with self._producer.transaction():
+                sent = [await self._producer.send(r.topic, r.body, key=r.key.encode() or None) for r in replies]
+                await asyncio.gather(*sent)
+                await self._producer.send_offsets_to_transaction(offsets, self._to.group)
+            for record in records:
+                self._held[_place(record)].discard(record.offset)
         return 0
+
+    def leave(self, received: Received) -> None:
+        """Let offsets pass a message, which stays in its topic."""
+        record = received.receipt
+        self._held.get(_place(record), set()).discard(record.offset)
+
+    async def give_back(self, places: Iterable[TopicPartition], *, wait_s: float) -> None:
+        """Wait a while for the batch in hand, then settle nothing more of partitions that others may have now."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), wait_s)
+        async with self._settling:
+            for place in places:
+                self._held.pop(place, None)
 
     def _settled(self, records: Sequence[Any]) -> dict[TopicPartition, int]:
         """Return up to where all of each partition is settled when these records are: one that waits is not passed."""
         offsets: dict[TopicPartition, int] = {}
         done: dict[TopicPartition, set[int]] = {}
         for record in records:
-            done.setdefault(TopicPartition(record.topic, record.partition), set()).add(record.offset)
+            done.setdefault(_place(record), set()).add(record.offset)
         for place, settled in done.items():
             left = self._held.get(place, set()) - settled
             offsets[place] = min(left) if left else max(settled) + 1
@@ -181,6 +210,24 @@ class KafkaTopics(Broker):
                 await admin.create_topics([NewTopic(topic, PARTITIONS, copies)])
         finally:
             await admin.close()
+
+
+class _Shared(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Is told when the partitions of a group are shared anew."""
+
+    def __init__(self, topics: KafkaTopics, *, wait_s: float) -> None:
+        self._topics, self._wait_s = topics, wait_s
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Settle, or drop, what is in hand of them."""
+        await self._topics.give_back(revoked, wait_s=self._wait_s)
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Do nothing: what comes of them is delivered."""
+
+
+def _place(record: Any) -> TopicPartition:
+    return TopicPartition(record.topic, record.partition)
 
 
 def _received(record: Any) -> Received:

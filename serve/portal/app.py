@@ -25,6 +25,7 @@ from serve.portal.openapi import described
 from serve.portal.pages.site import add_pages, shown
 from serve.portal.replies import on_disk, on_fault, on_http, on_invalid
 from serve.portal.routes import (
+    batches,
     cluster,
     datasets,
     deployments,
@@ -58,6 +59,7 @@ _NOUNS = (
     exports,
     proposals,
     deployments,
+    batches,
     teams,
     tokens,
     sharing,

@@ -15,6 +15,8 @@ from factory.ledger import (
     AliasChange,
     Attempt,
     AuditRecord,
+    Batch,
+    BatchRun,
     Deployment,
     Event,
     RequestSummary,
@@ -155,6 +157,18 @@ class Shares(Listing):
     """Whom something is shared with."""
 
     items: tuple[Share, ...]
+
+
+class Batches(Listing):
+    """Batches, each with its last run."""
+
+    items: tuple[Batch, ...]
+
+
+class BatchRuns(Listing):
+    """Runs of a batch."""
+
+    items: tuple[BatchRun, ...]
 
 
 class AuditLog(Listing):

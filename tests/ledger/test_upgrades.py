@@ -188,6 +188,16 @@ def test_what_0007_knows_of_changes_is_read(empty_url: str) -> None:
         assert ledger.shadow_counts("growth.churn", 1, since) == {1: ShadowCounts(3, 5, 4, 0, 0.0)}
 
 
+def test_what_0008_knows_of_batches_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0008.sql", empty_url)
+    with Ledger.open(empty_url) as ledger:
+        [batch] = ledger.batches("growth")
+        assert (batch.name, batch.wish.keep, batch.enabled) == ("growth.nightly", ("id",), True)
+        assert batch.next_due == datetime(2026, 12, 1, 3, 30, tzinfo=UTC)
+        assert batch.last is not None
+        assert (batch.last.state, batch.last.rows, batch.last.variant) == ("done", 120, "growth.churn/1")
+
+
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:
     old_ledger(FIXTURES / "schema_0004.sql", empty_url)
     with Ledger.open(empty_url) as ledger:

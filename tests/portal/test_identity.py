@@ -20,6 +20,7 @@ ANN = Actor(who="ann")
 
 NEEDED = {
     "submit": [
+        *("create_batch", "delete_batch", "pause_batch", "resume_batch", "run_batch"),
         "submit_request",
         "cancel_request",
         "retry_request",
@@ -64,6 +65,7 @@ NEEDED = {
         *("list_proposals", "show_proposal", "try_version"),
         *("show_team", "list_shares", "list_usage", "list_variant_costs", "show_metrics", "show_cluster"),
         *("list_feature_services", "show_feature_service", "list_recipe_versions"),
+        *("list_batches", "show_batch", "list_batch_runs", "show_batch_log"),
     ],
     "any": ["show_me", "show_token", "rotate_token", "revoke_token"],
     "session": ["show_session", "choose_team", "sign_out"],
@@ -91,7 +93,14 @@ def all_routes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str,
 def test_every_route_asks_for_what_is_promised(all_routes: dict[str, tuple[str, str]], world: World) -> None:
     promised = {name: scope for scope, names in NEEDED.items() for name in names}
     assert set(promised) == set(all_routes)
-    values = {"request_id": "r-1", "digest": "0" * 64, "name": "growth", "version": "1", "subject": "ann"}
+    values = {
+        "request_id": "r-1",
+        "digest": "0" * 64,
+        "name": "growth",
+        "version": "1",
+        "subject": "ann",
+        "number": "1",
+    }
     for name, (method, path) in all_routes.items():
         url = path.format(**values, token_id="t-1", proposal_id="p-1")
         scope = promised[name]

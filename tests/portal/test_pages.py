@@ -119,6 +119,7 @@ def filled(world: World) -> dict[str, str]:
         "deployment": "/deployments/growth.churn",
         "try": "/variants/growth.churn/versions/2/try",
         "queue": "/queue",
+        "batches": "/batches",
         "team": "/team",
     }
 

@@ -16,7 +16,7 @@ import pytest
 
 from factory.ledger.moments import now
 from factory.operate.json_logs import JsonLines
-from factory.spec import DeploymentWish, Trial
+from factory.spec import BatchWish, DeploymentWish, Trial
 from tests.answers import error_of
 from tests.portal.conftest import SETUP, Client, World, fields_of
 from tests.portal.test_identity import routes
@@ -53,7 +53,10 @@ def test_no_route_tells_of_another_teams_things_or_changes_them(
         "proposal_id": world.ledger.propose(variant, DeploymentWish(), why="x", by=SETUP).id,
         "token_id": world.ledger.issue_token("theirs", team="growth", scopes=["read"], by=SETUP).record.id,
         "subject": "ann",
+        "number": "1",
     }
+    wish = BatchWish(team="growth", name="churn", variant=variant.name, path="/data/rows.csv")
+    world.ledger.start_batch_run(world.ledger.create_batch(wish, anywhere=True, by=SETUP).name, by=SETUP)
     world.ledger.add_member("growth", "ann", scopes=["read"], by=SETUP)
     before = world.ledger.audit_page(limit=1).items[0].id
     bodies: dict[str, dict[str, Any]] = {

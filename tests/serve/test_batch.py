@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import pytest
 from factory.data.tables import read_table
 from factory.errors import Conflict, InvalidData, InvalidRequest
 from factory.settings import Settings
+from factory.spec import BatchWish
 from factory.variants.bundle import Bundle
 from factory.variants.registry import Registry
-from serve import batch, batch_source
+from serve import batch, batch_run, batch_source
 from serve.batch import MANIFEST, main, predict
 from serve.batch_source import Part, files_of, parts_of
 
-from .conftest import Shelf, customers
+from .conftest import SETUP, Shelf, customers
 
 
 @pytest.fixture
@@ -121,6 +123,71 @@ def test_a_run_that_was_ended_goes_on_with_the_parts_that_are_missing(
     again = predict("growth.churn", str(path), out, keep=[], settings=shop)
     assert again == f"2,300 predictions of growth.churn/1 are in '{out}', 2,300 of them earlier."
     assert made == [0, 1, 2, 3]
+
+
+def test_a_part_that_a_crash_has_cut_off_is_made_again(shop: Settings, tmp_path: Path) -> None:
+    path, out = written(rows(), tmp_path / "rows.parquet"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+    whole = (out / "part-00001.parquet").read_bytes()
+    for cut in (b"", whole[: len(whole) // 2]):
+        (out / "part-00001.parquet").write_bytes(cut)
+        predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+        assert answers(out)["id"].tolist() == rows()["id"].tolist()
+
+
+def test_the_folder_is_one_table_for_others(shop: Settings, tmp_path: Path) -> None:
+    path, out = written(rows(), tmp_path / "rows.csv.gz"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+    assert len(pd.read_parquet(out)) == 2_300
+    assert not (out / batch.UNPACKED).exists(), "what was unpacked is removed"
+    (out / "part-00001.parquet").unlink()
+    predict("growth.churn", str(path), out, keep=["id"], settings=shop)
+    assert pd.read_parquet(out)["id"].tolist() == rows()["id"].tolist(), "and unpacked again for what is left"
+
+
+def test_compressed_files_of_one_name_are_not_mixed_up(shop: Settings, tmp_path: Path) -> None:
+    one, other = (rows(300, seed=1), rows(300, seed=1))
+    other["id"] += 5_000
+    for name, frame in (("a", one), ("b", other)):
+        (tmp_path / name).mkdir()
+        packed = gzip.compress(frame.to_csv(index=False).encode(), compresslevel=0, mtime=0)
+        (tmp_path / name / "rows.csv.gz").write_bytes(packed)
+        os.utime(tmp_path / name / "rows.csv.gz", (1, 1))
+    assert len({(tmp_path / name / "rows.csv.gz").stat().st_size for name in "ab"}) == 1
+    predict("growth.churn", f"{tmp_path}/?/*.gz", tmp_path / "out", keep=["id"], settings=shop)
+    assert answers(tmp_path / "out")["id"].astype(int).tolist() == [*one["id"], *other["id"]]
+
+
+def test_a_folder_that_an_earlier_release_has_begun_is_gone_on_with(shop: Settings, tmp_path: Path) -> None:
+    path, out = written(rows(), tmp_path / "rows.parquet"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=[], settings=shop)
+    (out / batch.PLAN).rename(out / "plan.json")
+    (out / MANIFEST).rename(out / "manifest.json")
+    (out / "part-00002.parquet").unlink()
+    assert "of them earlier" in predict("growth.churn", str(path), out, keep=[], settings=shop)
+    assert sorted(one.name for one in out.iterdir() if one.suffix == ".json") == [MANIFEST, batch.PLAN]
+    packed, begun = written(rows(), tmp_path / "rows.csv.gz"), tmp_path / "begun"
+    predict("growth.churn", str(packed), begun, keep=[], settings=shop)
+    (begun / batch.PLAN).rename(begun / "plan.json")
+    with pytest.raises(Conflict, match="begun by an earlier release"):
+        predict("growth.churn", str(packed), begun, keep=[], settings=shop)
+    (out / batch.PLAN).write_text('{"variant": "growth')
+    with pytest.raises(Conflict, match="cannot be read"):
+        predict("growth.churn", str(path), out, keep=[], settings=shop)
+
+
+def test_after_a_promotion_it_is_told_how_to_go_on(
+    own_shelf: Shelf, churn: Bundle, shop: Settings, tmp_path: Path
+) -> None:
+    path, out = written(rows(), tmp_path / "rows.parquet"), tmp_path / "out"
+    predict("growth.churn", str(path), out, keep=[], settings=shop)
+    own_shelf.put("growth.churn", churn)
+    with pytest.raises(Conflict, match=r"predictions by growth\.churn/1, and growth\.churn/2 was asked for") as refused:
+        predict("growth.churn", str(path), out, keep=[], settings=shop)
+    assert "Go on with 'growth.churn/1'" in refused.value.hint
+    assert "2,300 of them earlier" in predict("growth.churn/1", str(path), out, keep=[], settings=shop)
+    with pytest.raises(Conflict, match="other columns kept"):
+        predict("growth.churn/1", str(path), out, keep=["id"], settings=shop)
 
 
 def test_a_folder_with_something_else_is_left_alone(shop: Settings, tmp_path: Path) -> None:
@@ -224,3 +291,48 @@ def test_ray_data_comes_to_the_same(
     bad = written(broken, tmp_path / "bad.parquet")
     with pytest.raises(InvalidData, match="cannot be predicted: age"):
         predict("growth.churn", str(bad), tmp_path / "other", keep=[], settings=shop)
+
+
+# --- declared batches -----------------------------------------------------------------
+
+
+def run_of(shop: Settings, ledger: Any, **changes: Any) -> Any:
+    """Declare a batch, ask for a run, and make it as its job does."""
+    fields = {"team": "growth", "name": "nightly", "variant": "growth.churn"} | changes
+    batch = ledger.create_batch(BatchWish.model_validate(fields), anywhere=changes.get("upload") is None, by=SETUP)
+    run = ledger.start_batch_run(batch.name, by=SETUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_run, "load_settings", lambda: shop)
+        code = batch_run.main([run.id])
+    return code, ledger.batch_run(run.id)
+
+
+def test_a_run_of_a_declared_batch_tells_what_it_came_to(own_shelf: Shelf, shop: Settings, tmp_path: Path) -> None:
+    path = written(rows(), tmp_path / "rows.parquet")
+    code, run = run_of(shop, own_shelf.ledger, path=str(path), keep=["id"])
+    assert (code, run.state, run.rows, run.variant) == (0, "done", 2_300, "growth.churn/1")
+    assert json.loads((shop.root / run.manifest).read_text())["variant"] == "growth.churn/1"
+    frame = pd.read_parquet(shop.root / run.folder)
+    assert frame["id"].tolist() == rows()["id"].tolist()
+    assert set(frame["version"]) == {1}
+
+
+def test_a_run_that_cannot_be_made_tells_why(own_shelf: Shelf, shop: Settings, tmp_path: Path) -> None:
+    code, run = run_of(shop, own_shelf.ledger, path=str(tmp_path / "none.parquet"))
+    assert (code, run.state, run.rows, run.manifest) == (2, "failed", None, None)
+    assert "There is no table at" in run.message
+
+
+def test_a_run_reads_what_its_team_may_name_when_it_begins(own_shelf: Shelf, shop: Settings, tmp_path: Path) -> None:
+    secret = written(rows(30), tmp_path / "secret.parquet")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "rows.parquet").symlink_to(secret)
+    shop = shop.model_copy(update={"dataset_folders": str(tmp_path / "open")})
+    ledger = own_shelf.ledger
+    wish = {"team": "growth", "name": "linked", "variant": "growth.churn", "path": f"{tmp_path}/open/*.parquet"}
+    batch = ledger.create_batch(BatchWish.model_validate(wish), anywhere=False, by=SETUP)
+    run = ledger.start_batch_run(batch.name, by=SETUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_run, "load_settings", lambda: shop)
+        assert batch_run.main([run.id]) == 2
+    assert "may not be named" in ledger.batch_run(run.id).message

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -16,12 +20,14 @@ import pytest
 
 from factory.errors import StorageFault
 from factory.ledger import ShadowCounts
+from factory.settings import Settings
 from factory.spec import DeploymentWish, Variant
 from serve import core as core_module
-from serve import recording
+from serve import journal, recording, replica
 from serve import shadows as shadows_module
 from serve.app import Predictor
 from serve.core import Core, Prediction
+from serve.journal import Outcome
 from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.recording import Answered, Recorder
@@ -146,6 +152,7 @@ def test_a_shadow_predicts_the_same_calls_for_the_log(own_shelf: Shelf, churn: A
     assert {answer.headers["x-variant"] for answer in answers} == {"growth.churn/1"}
     frame = written(tmp_path)
     assert frame["as"].value_counts().to_dict() == {"champion": 5, "shadow": 5}
+    assert not [name for name in frame if name.startswith("input.")], "at 0 % no inputs are stored"
     pairs = frame.pivot(index=["call", "row"], columns="as", values="output.probability_yes")
     assert len(pairs) == 5
     assert pairs["champion"].tolist() == pairs["shadow"].tolist(), "both are the same model here"
@@ -237,7 +244,8 @@ def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path
 
 def test_outcomes_are_written_beside(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
     own_shelf.put("growth.churn", churn)
-    caller = writing(own_shelf, recorder(tmp_path))
+    kept = recorder(tmp_path)
+    caller = writing(own_shelf, kept)
     told = [
         {"key": "4711", "outcome": "yes", "time": "2026-11-29T10:00:00+01:00"},
         {"key": "4712", "outcome": 12.5},
@@ -245,8 +253,17 @@ def test_outcomes_are_written_beside(own_shelf: Shelf, churn: Any, tmp_path: Pat
     ]
     answer = caller.post("/variants/growth.churn/outcomes", json={"outcomes": told})
     assert answer.json() == {"written": 3}
+    caller.post("/variants/growth.churn/outcomes", json={"outcomes": [{"key": "4714", "outcome": "no"}]})
+    kept.close()
+    assert len(list(tmp_path.rglob("*.parquet"))) == 1, "one file of many rows, not one for each call"
+    assert not list((tmp_path / "outcomes-journal").iterdir())
     frame = written(tmp_path, "outcomes")
-    assert frame[["key", "outcome"]].values.tolist() == [["4711", "yes"], ["4712", "12.5"], ["4713", "true"]]
+    assert frame[["key", "outcome"]].values.tolist() == [
+        ["4711", "yes"],
+        ["4712", "12.5"],
+        ["4713", "true"],
+        ["4714", "no"],
+    ]
     assert frame["time"][0] == pd.Timestamp("2026-11-29T09:00:00Z")
 
 
@@ -277,14 +294,85 @@ def test_a_full_disk_is_told_of_an_outcome_and_not_of_a_prediction(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(recording.pq, "write_table", full)
     kept = recorder(tmp_path)
     caller = writing(own_shelf, kept)
     told = {"outcomes": [{"key": "a", "outcome": 1}]}
-    assert "No space left" in error_of(caller.post("/variants/growth.churn/outcomes", json=told), 503)["message"]
-    assert caller.post(CHURN, json={"dataframe_records": [ROW]}).status_code == 200
-    kept.close()
-    assert not list(tmp_path.rglob("*.parquet*"))
+    with monkeypatch.context() as broken:
+        broken.setattr(recording.pq, "write_table", full)
+        broken.setattr(journal.os, "fsync", full)
+        assert "No space left" in error_of(caller.post("/variants/growth.churn/outcomes", json=told), 503)["message"]
+        assert caller.post(CHURN, json={"dataframe_records": [ROW]}).status_code == 200
+        kept.flush()
+        assert not list(tmp_path.rglob("*.parquet*"))
+    assert caller.post("/variants/growth.churn/outcomes", json={"outcomes": [{"key": "b", "outcome": 2}]}).is_success
+    with monkeypatch.context() as broken:
+        broken.setattr(recording.pq, "write_table", full)
+        kept.close()
+    kept.flush()
+    assert written(tmp_path, "outcomes")["key"].tolist() == ["b"], "what was answered with an error is not kept"
+
+
+def test_outcomes_of_a_killed_replica_are_made_into_files_once(tmp_path: Path) -> None:
+    told = "from datetime import UTC, datetime; moment = datetime(2026, 11, 29, tzinfo=UTC)"
+    code = f"""
+import os, signal
+from pathlib import Path
+from serve.recording import Recorder
+from serve.journal import Outcome
+{told}
+kept = Recorder(Path({str(tmp_path)!r}), percent=0, days=30)
+kept.put_outcomes("growth.churn", [Outcome("a", "yes", moment), Outcome("b", "no", moment)])
+kept.put_outcomes("growth.spend", [Outcome("c", "1.5", moment)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    [left] = (tmp_path / "outcomes-journal").iterdir()
+    with left.open("ab") as file:
+        file.write(b'{"variant": "growth.churn", "rows": [["d", "y')  # of a call that was never answered
+    lines = left.read_bytes()
+    recorder(tmp_path).flush()
+    assert sorted(written(tmp_path, "outcomes")["key"]) == ["a", "b", "c"]
+    assert not left.exists()
+    left.write_bytes(lines)  # killed between the files and the end of the journal
+    recorder(tmp_path).flush()
+    assert sorted(written(tmp_path, "outcomes")["key"]) == ["a", "b", "c"], "nothing twice"
+
+
+def test_what_another_replica_writes_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MOST_ROWS", 3)
+    one, other = recorder(tmp_path), recorder(tmp_path)
+    moment = datetime.now(UTC)
+    one.put_outcomes("growth.churn", [Outcome("a", "yes", moment)])
+    other.flush()
+    assert written(tmp_path, "outcomes").empty
+    one.put_outcomes("growth.churn", [Outcome("b", "yes", moment), Outcome("c", "yes", moment)])
+    other.flush()
+    assert len(written(tmp_path, "outcomes")) == 3, "a journal that is full is anybody's"
+    one.close()
+    other.close()
+
+
+def test_outcomes_are_told_by_the_variants_own_team(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
+    ledger = own_shelf.ledger
+    for team in ("growth", "risk"):
+        ledger.create_team(team, by=SETUP)
+    own_shelf.put("growth.churn", churn)
+    app = writing(own_shelf, recorder(tmp_path)).app
+    told = {"outcomes": [{"key": "a", "outcome": 1}]}
+
+    def tell(team: str | None, *scopes: Any) -> httpx.Response:
+        secret = ledger.issue_token("caller", team=team, scopes=scopes, by=SETUP).secret
+        return Caller(app, secret).post("/variants/growth.churn/outcomes", json=told)
+
+    error_of(tell("risk", "predict"), 404)
+    ledger.share("variant", "growth.churn", team="growth", with_team="risk", by=SETUP)
+    app = writing(own_shelf, recorder(tmp_path)).app
+    assert "another team's" in error_of(tell("risk", "predict"), 403)["message"]
+    assert "may only read" in error_of(tell("growth", "read"), 403)["message"]
+    assert "may only read" in error_of(tell(None, "read"), 403)["message"]
+    assert tell("growth", "predict").is_success
+    assert tell("growth", "read", "deploy").is_success
+    assert tell(None, "predict").is_success
 
 
 # --- the recorder itself ----------------------------------------------------------------
@@ -292,7 +380,7 @@ def test_a_full_disk_is_told_of_an_outcome_and_not_of_a_prediction(
 
 def test_more_than_fits_is_dropped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "MOST_ROWS", 10)
-    monkeypatch.setattr(Recorder, "_begin", lambda _: None)
+    monkeypatch.setattr(Recorder, "start", lambda _: None)
     kept = recorder(tmp_path)
     for _ in range(7):
         kept.put(answered(2))
@@ -304,6 +392,19 @@ def test_more_than_fits_is_dropped_and_counted(tmp_path: Path, monkeypatch: pyte
     assert len(written(tmp_path)) == 12, "there is room again"
 
 
+def test_what_waits_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "MOST_BYTES", 25_000)
+    monkeypatch.setattr(Recorder, "start", lambda _: None)
+    kept = recorder(tmp_path)
+    for _ in range(4):
+        kept.put(answered(2, inputs={"text": np.array(["x" * 5_000] * 2, object)}))
+    assert kept.n_dropped == 4
+    kept.flush()
+    kept.put(answered(2))
+    kept.flush()
+    assert len(written(tmp_path)) == 6
+
+
 def test_a_column_that_comes_as_number_and_as_text_is_written_all_the_same(tmp_path: Path) -> None:
     kept = recorder(tmp_path)
     kept.put(answered(1, inputs={"age": np.array([1.0])}))
@@ -312,17 +413,35 @@ def test_a_column_that_comes_as_number_and_as_text_is_written_all_the_same(tmp_p
     assert len(written(tmp_path)) == 2
 
 
-def test_what_is_old_is_forgotten(tmp_path: Path) -> None:
+def test_what_is_old_is_forgotten_also_where_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = datetime.now(UTC)
     for age in (3, 8):
         day = tmp_path / "predictions" / "variant=growth.churn" / f"date={now - timedelta(days=age):%Y-%m-%d}"
         day.mkdir(parents=True)
         (day / "x.parquet").write_bytes(b"x")
-    kept = recorder(tmp_path, days=7)
-    kept.put(answered())
+    old = tmp_path / "predictions" / "variant=growth.churn" / f"date={now - timedelta(days=8):%Y-%m-%d}"
+    looked, real = threading.Event(), Recorder._forget
+    monkeypatch.setattr(Recorder, "_forget", lambda kept: (real(kept), looked.set()))
+    monkeypatch.setattr(recording, "FLUSH_S", 0.01)
+    kept = recorder(tmp_path, percent=0, days=7)
+    kept.start()
+    assert looked.wait(60)
+    assert not old.exists()
     kept.close()
-    days = {day.name for day in (tmp_path / "predictions" / "variant=growth.churn").iterdir()}
-    assert days == {f"date={now - timedelta(days=3):%Y-%m-%d}", f"date={now:%Y-%m-%d}"}
+    assert [day.name for day in old.parent.iterdir()] == [f"date={now - timedelta(days=3):%Y-%m-%d}"]
+
+
+def test_a_replica_removes_what_is_old_though_it_writes_nothing_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Recorder] = []
+    monkeypatch.setattr(Recorder, "start", lambda kept: started.append(kept))
+    settings = Settings(home=tmp_path, prediction_log_percent=0)
+    predictor = replica.build(settings)
+    assert started == [predictor.core.recorder]
+    predictor.core.close()
 
 
 # --- metrics ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from factory.topics import kafka
-from factory.topics.base import Listening, Received, Reply, broker_of
+from factory.topics.base import GivenBack, Listening, Received, Reply, broker_of
 from tests.topics.brokers import server
 
 pytestmark = pytest.mark.timeout(120)
@@ -97,6 +97,41 @@ def test_offsets_are_those_behind_the_last_message_of_each_partition(monkeypatch
     assert {(place.topic, place.partition): offset for place, offset in offsets.items()} == {  # type: ignore[attr-defined]
         ("orders", 0): 5,
     }
+
+
+def test_what_is_in_hand_is_not_settled_once_others_have_its_partition() -> None:
+    async def scenario() -> None:
+        broker = kafka.KafkaTopics("kafka://127.0.0.1:1")
+        broker._to = Listening("orders", "shop")
+        place = TopicPartition("orders", 0)
+        record = type("Record", (), {"topic": "orders", "partition": 0, "offset": 4})
+        broker._held[place] = {4}
+        # A batch that ends in time is waited for.
+        broker._idle.clear()
+        waiting = asyncio.create_task(broker.give_back([place], wait_s=60))
+        await asyncio.sleep(0)
+        assert broker._held[place] == {4}
+        broker._idle.set()
+        await waiting
+        # One that does not is dropped: no producer is asked for anything.
+        broker._held[place] = {4}
+        broker._idle.clear()
+        await broker.give_back([place], wait_s=0.01)
+        with pytest.raises(GivenBack):
+            await broker.publish_and_acknowledge([Reply(Received(b"", "0-4", 0, record), "replies", b"x")])
+
+    asyncio.run(scenario())
+
+
+def test_offsets_pass_what_is_left_in_its_topic() -> None:
+    async def scenario() -> None:
+        broker = kafka.KafkaTopics("kafka://127.0.0.1:1")
+        records = [type("Record", (), {"topic": "lost", "partition": 0, "offset": o}) for o in (4, 5)]
+        broker._held[TopicPartition("lost", 0)] = {4, 5}
+        broker.leave(Received(b"", "0-4", 0, records[0]))
+        assert broker._settled(records[1:]) == {TopicPartition("lost", 0): 6}
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ NAMES: dict[str, dict[str, str]] = {
         "killed": _("Killed"),
         "out_of_memory": _("Out of memory"),
     },
+    "batch": {"waiting": _("Waiting"), "running": _("Running"), "done": _("Done"), "failed": _("Failed")},
     "gate": {"registered": _("Passed"), "rejected": _("Turned down")},
     "check": {
         "rows": _("Rows"),
@@ -180,6 +181,7 @@ MENU = (
     ("/queue", _("Queue")),
     ("/variants", _("Variants")),
     ("/deployments", _("Deployments")),
+    ("/batches", _("Batches")),
     ("/recipes", _("Recipes")),
     ("/datasets", _("Data")),
     ("/features", _("Features")),

@@ -11,6 +11,7 @@ from serve.portal.documents import ErrorBody
 from serve.portal.pages import (
     admin,
     assets,
+    batches,
     comparing,
     deployments,
     entry,
@@ -39,6 +40,7 @@ _PAGES = (
     comparing,
     trying,
     deployments,
+    batches,
     assets,
     teams,
     admin,
