@@ -226,12 +226,14 @@ class Core:
         _tell(call, variant)
         return reference, variant
 
-    async def read(self, call: Call, values: dict[str, str]) -> Asked:
-        """Read a call of ``/invocations``."""
+    async def read(
+        self, call: Call, values: dict[str, str], *, parse: Callable[[bytes, str], Payload] = invocations.parse
+    ) -> Asked:
+        """Read a call of ``/invocations``, or of what has its rows; ``parse`` reads these of body and content type."""
         reference, variant = await self.resolve(call, values)
         body = await call.read_body(limit_mb=self.limits.body_mb)
         kind = call.header("content-type")
-        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind))
+        payload = await self.run(is_small(body), lambda: parse(body, kind))
         check_rows(payload, max_rows=self.limits.rows)
         return Asked(reference, variant, payload, body)
 
