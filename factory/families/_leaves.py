@@ -91,8 +91,8 @@ class LeafTerms(Terms):
         view: Returns what the trees see of a table, float32 (n_rows, n_columns).
         owners_seen: Returns the owners of these columns, of those of a table's and such a table.
         questions: That are asked.
-        leaf: Leaf of each step on the ways to them, rising, int64 (n_steps,).
-        question: Asked there, int64 (n_steps,).
+        leaf: Leaf of each step on the ways to them, rising, int32 (n_steps,).
+        question: Asked there, int32 (n_steps,).
         wanted: Answer that leads on to the leaf, bool (n_steps,).
         values: Of the leaves, float64 (n_leaves, width).
         targets: Output that the first of a leaf's values adds to, int64 (n_leaves,).
@@ -168,8 +168,8 @@ class LeafTerms(Terms):
             view=view,
             owners_seen=owners_seen,
             questions=NodeQuestions(trees, nodes),
-            leaf=way[order],
-            question=asked[order],
+            leaf=way[order].astype(np.int32),
+            question=asked[order].astype(np.int32),
             wanted=wanted[order].astype(bool),
             values=found,
             targets=targets,
@@ -291,8 +291,8 @@ def of_symmetric(
         view=view,
         owners_seen=owners_seen,
         questions=SymmetricQuestions(flat, tuple(map(behind, flat.feature.tolist()))),
-        leaf=leaf,
-        question=question[order],
+        leaf=leaf.astype(np.int32),
+        question=question[order].astype(np.int32),
         wanted=wanted[order],
         values=scale * trees.values[there],
         targets=np.zeros(len(there), dtype=np.int64),

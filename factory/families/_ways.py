@@ -13,8 +13,8 @@ MOST_PLAYERS = 64
 """Input columns that one leaf may ask about: bits of a number."""
 MOST_SHARED = 6
 """Input columns behind a leaf's questions to columns of several inputs; such a leaf becomes 2 to that power."""
-MOST_WAYS = 1_000_000
-"""Leaves after that; a bit mask of each is kept for every background row."""
+MOST_WAYS = 300_000
+"""Leaves after that: their steps, and a bit mask of each for every background row, take 150 MB for a moment."""
 BATCH_CELLS = 4_000_000
 """Steps, or leaves, times rows looked at together."""
 
@@ -71,14 +71,14 @@ class Ways:
         """Take leaves; None where that makes more than ``most`` ways, or a leaf asks about too many columns.
 
         Args:
-            leaf: Leaf of each step, rising from 0 without a gap, int64 (n_steps,).
-            question: Asked there, int64 (n_steps,).
+            leaf: Leaf of each step, rising from 0 without a gap, int32 (n_steps,).
+            question: Asked there, int32 (n_steps,).
             wanted: Answer that leads on to the leaf, bool (n_steps,).
             players: Input columns behind each question, (n_questions,).
             n_inputs: Number of input columns.
             most: Ways that there may be.
         """
-        n_leaves = int(leaf[-1]) + 1
+        leaf, n_leaves = leaf.astype(np.int64), int(leaf[-1]) + 1
         kinds = list(dict.fromkeys(players))
         number = {owners: k for k, owners in enumerate(kinds)}
         kind = np.array([number[owners] for owners in players], dtype=np.int64)

@@ -14,6 +14,7 @@ holds for every row.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -132,14 +133,17 @@ def explain(
     n_rows = len(next(iter(values.values())))
     _check(n_rows, limit_s)
     scene = Scene(bundle, values, background.columns)
+    link: Link = "identity"
+    outputs: tuple[str, ...] = bundle.classes or ("prediction",)
+    rest: Predict
     if scale == "margin":
         margin = Margin(bundle)
-        found, link, outputs = margin.exact(scene, limit_s=limit_s), margin.link, margin.outputs
-        predictions, rest = margin.predict(values), margin.predict
+        link, outputs, rest = margin.link, margin.outputs, margin.predict
+        found, predictions = margin.exact(scene, limit_s=limit_s), margin.predict(values)
     else:
-        found, link, outputs = exact(bundle, scene, limit_s=limit_s), "identity", bundle.classes or ("prediction",)
-        predictions = two_dimensional(bundle.predict_raw(values))
-        rest = partial(blended, bundle, found.rest) if len(found.rest) < len(bundle.members) else _whole(bundle)
+        found, predictions = exact(bundle, scene, limit_s=limit_s), two_dimensional(bundle.predict_raw(values))
+        is_part = len(found.rest) < len(bundle.members)
+        rest = partial(blended, bundle, found.rest) if is_part else partial(_predicted, bundle)
     base, contributions, errors, n_walks = found.base, found.contributions, np.zeros_like(found.contributions), 0
     if found.rest:
         n_pairs, ends, until = max(1, walks // 2), began + limit_s, began + MOST_S
@@ -178,8 +182,8 @@ def background_of(bundle: Bundle) -> Background:
     return bundle.background
 
 
-def _whole(bundle: Bundle) -> Predict:
-    return lambda columns: two_dimensional(bundle.predict_raw(dict(columns)))
+def _predicted(bundle: Bundle, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    return two_dimensional(bundle.predict_raw(dict(columns)))
 
 
 def _rounded(base: np.ndarray, contributions: np.ndarray, predictions: np.ndarray) -> np.ndarray:

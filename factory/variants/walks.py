@@ -68,7 +68,8 @@ def sample(
     """
     walker = _Walker(predict, values, background, until=until)
     n_columns, n_background = len(background), len(next(iter(background.values())))
-    total, squares, base, n = np.zeros(()), np.zeros(()), np.zeros(()), 0
+    nothing: np.ndarray = np.zeros(())
+    total, squares, base, n = nothing, nothing, nothing, 0
     for order, start in _pairs(n_columns, n_background, n_pairs, seed):
         if n and time.monotonic() >= ends:
             break
