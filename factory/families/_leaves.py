@@ -27,6 +27,9 @@ from factory.families._head import Head
 from factory.families._terms import Comparison, Link, Method, Owners, Terms, subsets
 from factory.families._ways import BATCH_CELLS, Division, Ways
 
+MIXED_CELLS = 600
+"""Leaves that could be looked at in the time in which a mixed row is prepared and asked."""
+
 
 class Asked(Protocol):
     """Questions to rows, which are numbered."""
@@ -54,7 +57,9 @@ class NodeQuestions:
     @cached_property
     def columns(self) -> tuple[frozenset[int], ...]:
         """Columns that each question looks at: one."""
-        return tuple(frozenset((column,)) for column in self.trees.feature[self.nodes].tolist())
+        asked = self.trees.feature[self.nodes].tolist()
+        known = {column: frozenset((column,)) for column in set(asked)}
+        return tuple(known[column] for column in asked)
 
     @cached_property
     def _sets(self) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +213,8 @@ class LeafTerms(Terms):
         seen = self.owners_seen(comparison.owners, comparison.rows)
         of_column = {columns: frozenset().union(*(seen[c] for c in columns)) for columns in set(self.questions.columns)}
         players = [of_column[columns] for columns in self.questions.columns]
-        most = most_cells / max(n_rows * len(comparison.background), 1)
+        n_mixed = sum(1 << len(owners) for owners in set(players) if len(owners) > 1)
+        most = most_cells / max(n_rows * len(comparison.background), 1) - MIXED_CELLS * n_mixed
         ways = Ways.of(self.leaf, self.question, self.wanted, players, n_inputs=comparison.n_inputs, most=most)
         if ways is None:
             return None
@@ -287,10 +293,12 @@ def of_symmetric(
     order = np.argsort(leaf, kind="stable")
     there, leaf = np.unique(leaf[order], return_inverse=True)
     lone = trees.values[trees.starts[n_asked == 0]].sum(axis=0)
+    asked_of = flat.feature.tolist()
+    known = {column: behind(column) for column in set(asked_of)}
     return LeafTerms(
         view=view,
         owners_seen=owners_seen,
-        questions=SymmetricQuestions(flat, tuple(map(behind, flat.feature.tolist()))),
+        questions=SymmetricQuestions(flat, tuple(known[column] for column in asked_of)),
         leaf=leaf.astype(np.int32),
         question=question[order].astype(np.int32),
         wanted=wanted[order],
