@@ -15,6 +15,8 @@ from factory.data.crosses import Cross
 from factory.data.dataset import Dataset, from_frame
 from factory.data.preparation import Preparation
 from factory.errors import Conflict
+from factory.families import _ways
+from factory.families._leaves import LeafTerms
 from factory.families.base import FitContext, Model, Sample, Shape
 from factory.search.calibration import Calibration
 from factory.search.plan import family
@@ -248,3 +250,14 @@ def test_what_is_too_large_for_the_time_or_not_what_it_seems_is_sampled(
     found = explain(bundle, numbers.rows, limit_s=30, walks=4)
     assert found.method == "sampled"
     assert np.allclose(found.base + found.contributions.sum(axis=1), found.predictions, rtol=0, atol=1e-9)
+
+
+def test_a_leaf_behind_too_many_shared_inputs_is_left_to_walks(numbers: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trees of these tests do ask products and days between dates."""
+    model = numbers.fit("lightgbm")
+    terms = model.terms()
+    assert isinstance(terms, LeafTerms)
+    asked = {column for columns in terms.questions.columns for column in columns}
+    assert {len(numbers.preparation.sources[column]) for column in asked} >= {1, 2}
+    monkeypatch.setattr(_ways, "MOST_SHARED", 1)
+    assert explain(numbers.bundle(("lightgbm", model, 1.0)), numbers.rows, limit_s=30, walks=2).method == "sampled"
