@@ -142,7 +142,7 @@ class Walk:
         """Return the columns of a table's matrix that a column of :meth:`seen` depends on: a statistic on several."""
         if self.statistics is None or column <= self.statistics.columns[-1]:
             return frozenset((column,))
-        return self.statistics.behind[column - self.statistics.columns[-1] - 1]
+        return self.statistics.behind[column - int(self.statistics.columns[-1]) - 1]
 
     def _answers_as(self, booster: Any, document: Any) -> bool:
         """Whether drawn rows, around the model's own borders and with all codes that it knows, are answered equally."""
