@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -25,7 +25,9 @@ from factory.operate.intake import Intake
 from factory.pipeline import Outcome, Progress, produce
 from factory.settings import Settings, load_settings
 from factory.spec import Actor, Task, Variant
+from factory.variants.attribution import Scale
 from factory.variants.bundle import Bundle
+from factory.variants.counterexamples import CounterExamples, counterexamples
 from factory.variants.explain import EXPLAIN_S, Explanation, explain
 from factory.variants.registry import Registry
 
@@ -61,24 +63,51 @@ class Predictor:
             raise InvalidRequest("A regression has no probabilities.", hint="Call predict.")
         return self.bundle.predict_raw(self.bundle.require(frame))
 
-    def explain(self, frame: pd.DataFrame, n: int = 10, *, limit_s: float = EXPLAIN_S, seed: int = 0) -> Explanation:
+    def explain(
+        self,
+        frame: pd.DataFrame,
+        n: int = 10,
+        *,
+        scale: Scale = "prediction",
+        limit_s: float = EXPLAIN_S,
+        seed: int = 0,
+    ) -> Explanation:
         """Say what each input column added to the predictions of the first ``n`` rows.
 
         Args:
             frame: Rows with the variant's columns.
             n: Rows to explain, from the first.
+            scale: ``margin`` explains the sum that the predictions of one model are the link of, as log-odds.
             limit_s: Seconds after which no further sample is drawn.
             seed: Of the samples.
 
         Raises:
             InvalidRequest: ``n`` is not positive or more than 1,000, or ``limit_s`` is more than 30.
             InvalidData: as for :meth:`predict`.
-            Conflict: the variant was made before variants kept rows to compare with.
+            Conflict: the variant was made before variants kept rows to compare with, or has no margin.
         """
         if n < 1 or len(frame) == 0:
             message = f"{min(n, len(frame))} rows cannot be explained."
             raise InvalidRequest(f"n: {message}", hint="Give at least one row.", details=[Detail("n", message)])
-        return explain(self.bundle, self.bundle.require(frame.head(n)), limit_s=limit_s, seed=seed)
+        return explain(self.bundle, self.bundle.require(frame.head(n)), scale=scale, limit_s=limit_s, seed=seed)
+
+    def counterexamples(
+        self, frame: pd.DataFrame, n: int = 1, *, to: object = None, fixed: Sequence[str] = ()
+    ) -> tuple[CounterExamples, ...]:
+        """Return the nearest rows that are predicted otherwise, made of values that occur, for each of 20 rows at most.
+
+        Args:
+            frame: Rows with the variant's columns.
+            n: Counter-examples of each row at most, 1 to 10.
+            to: Class that is wanted, any other than the row's own if None; of a regression a range ``[low, high]``.
+            fixed: Columns that may not change.
+
+        Raises:
+            InvalidRequest: one of these is not allowed; all that are not are named.
+            InvalidData: as for :meth:`predict`.
+            Conflict: the variant was made before variants kept rows to compare with.
+        """
+        return counterexamples(self.bundle, self.bundle.require(frame), n=n, to=to, fixed=fixed)
 
     def save(self, folder: str | Path) -> Path:
         """Copy the bundle into a new folder, for :func:`load` wherever the factory is installed.

@@ -60,6 +60,13 @@ Watcher = Callable[[Call, str, int, float], None]
 Adapt = Callable[[Payload, Bundle], Payload]
 
 
+class Parse(Protocol):
+    """Reads the rows of a body; see :func:`serve.invocations.parse`."""
+
+    def __call__(self, body: bytes, content_type: str, *, max_rows: int) -> Payload:
+        """Return them."""
+
+
 class Ledger(Catalogue, Routes, Sums, Protocol):
     """What of the ledger the predictor reads and changes."""
 
@@ -242,12 +249,14 @@ class Core:
         _tell(call, variant)
         return reference, variant
 
-    async def read(self, call: Call, values: dict[str, str], *, places: Places) -> Asked:
-        """Read a call of ``/invocations`` that has one of the places."""
+    async def read(
+        self, call: Call, values: dict[str, str], *, places: Places, parse: Parse = invocations.parse
+    ) -> Asked:
+        """Read a call of ``/invocations``, or of what has its rows, that has one of the places."""
         reference, variant = await self.resolve(call, values)
         body = await places.read(call)
         kind = call.header("content-type")
-        payload = await self.run(is_small(body), lambda: invocations.parse(body, kind, max_rows=self.limits.rows))
+        payload = await self.run(is_small(body), lambda: parse(body, kind, max_rows=self.limits.rows))
         return Asked(reference, variant, payload, body)
 
     async def answered(

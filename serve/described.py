@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
+from factory.families._terms import Link
+from factory.variants.attribution import Scale
 from serve.errors import STATUS
+from serve.explanations import Wish
 from serve.outcomes import ToldOutcomes
 from serve.release import release
 
@@ -71,17 +74,39 @@ _PREDICTIONS: Json = {
     "required": ["predictions"],
     "properties": {"predictions": {"type": "array", "items": {"type": "object", "required": ["prediction"]}}},
 }
+_COUNTEREXAMPLES: Json = {
+    "type": "object",
+    "required": ["found", "tried", "complete"],
+    "properties": {
+        "found": {"type": "array", "items": {"type": "object", "required": ["changes", "distance", "prediction"]}},
+        "tried": {"type": "integer"},
+        "complete": {"type": "boolean", "description": "Whether nothing was left out: there are no nearer ones."},
+        "message": {"type": "string", "description": "Where none was found."},
+    },
+}
 _ANSWERS: dict[str, Json] = {
     "invoke": _PREDICTIONS,
     "explained": {
         "type": "object",
-        "required": ["base", "walks", "explanations"],
+        "required": ["base", "walks", "scale", "link", "method", "baseline", "members", "explanations"],
         "properties": {
             "base": {"type": "object"},
-            "walks": {"type": "integer"},
+            "walks": {"type": "integer", "description": "Of each row; 0 where all is exact."},
+            "scale": {"enum": list(get_args(Scale))},
+            "link": {"enum": list(get_args(Link)), "description": "What makes predictions of the explained sums."},
+            "method": {
+                "type": "object",
+                "additionalProperties": {"enum": ["tree_shap", "linear", "constant", "exact", "sampled", "mixed"]},
+            },
+            "baseline": {"const": "interventional"},
+            "members": {"type": "array", "items": {"type": "object", "required": ["family", "weight", "method"]}},
             "explanations": {
                 "type": "array",
-                "items": {"type": "object", "required": ["prediction", "contributions", "errors"]},
+                "items": {
+                    "type": "object",
+                    "required": ["prediction", "contributions", "errors"],
+                    "properties": {"counterexamples": _COUNTEREXAMPLES},
+                },
             },
         },
     },
@@ -109,7 +134,8 @@ _ANSWERS: dict[str, Json] = {
     "openapi": {"type": "object", "required": ["openapi", "paths"]},
 }
 """Of each handler that answers JSON."""
-_BODIES = {"invoke": _INVOCATIONS, "explained": _INVOCATIONS, "infer": _INFER}
+_EXPLAIN = _INVOCATIONS | {"properties": _INVOCATIONS["properties"] | Wish.model_json_schema()["properties"]}
+_BODIES = {"invoke": _INVOCATIONS, "explained": _EXPLAIN, "infer": _INFER}
 _OPEN = frozenset({"server", "alive", "live", "ready", "openapi"})
 """Handlers that ask for no token."""
 _ERROR: Json = {

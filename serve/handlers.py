@@ -9,13 +9,11 @@ from functools import partial
 from pydantic_core import to_json
 
 from factory.errors import Detail, NotFound, StorageFault
-from factory.variants.explain import explain
-from serve import invocations, open_inference
+from serve import explanations, invocations, open_inference
 from serve.call import Call
 from serve.core import Asked, Core, Prediction, is_small
 from serve.described import described
 from serve.errors import MethodNotAllowed, UnsupportedMedia
-from serve.explanations import LIMIT_S, format_explanation
 from serve.inputs import arrays
 from serve.outcomes import read_outcomes
 from serve.release import release
@@ -117,16 +115,18 @@ async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
 async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
     """``POST /variants/{name}[/versions/{n}]/explain``, by KServe's first protocol ``/v1/models/{name}:explain``.
 
-    It takes what ``/invocations`` takes.
+    It takes what ``/invocations`` takes, and wishes beside it.
     """
     async with core.explain_places.take(call):
-        asked = await core.read(call, values, places=core.explain_places)
+        asked = await core.read(call, values, places=core.explain_places, parse=explanations.read_payload)
+        kind = call.header("content-type")
+        wish = await core.run(asked.small, lambda: explanations.read_wish(asked.body, kind))
         loaded = await core.loaded(call, asked.variant)
         columns = await core.columns(call, asked.payload, loaded)
         started = time.perf_counter()
 
         def made() -> bytes:
-            return format_explanation(explain(loaded.bundle, arrays(columns, loaded.bundle), limit_s=LIMIT_S))
+            return explanations.answer(loaded.bundle, arrays(columns, loaded.bundle), wish)
 
         body = await core.in_("explain", made)
         call.add_timing("explain", (time.perf_counter() - started) * 1e3)

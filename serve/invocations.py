@@ -245,12 +245,15 @@ def format_predictions(raw: np.ndarray, bundle: Bundle) -> bytes:
         raw: What :meth:`~factory.variants.bundle.Bundle.predict_raw` returned.
         bundle: The bundle that predicted.
     """
+    return to_json({"predictions": prediction_rows(raw, bundle)}, inf_nan_mode="null")
+
+
+def prediction_rows(raw: np.ndarray, bundle: Bundle) -> list[dict[str, object]]:
+    """Return what stands in that answer for each row of :meth:`~factory.variants.bundle.Bundle.predict_raw`."""
     if not bundle.classes:
-        rows = [{"prediction": value} for value in raw.tolist()]
-    else:
-        names, classes = bundle.output_names, bundle.classes
-        best = bundle.labels(raw).tolist()
-        rows = [
-            dict(zip(names, (classes[label], *row), strict=True)) for label, row in zip(best, raw.tolist(), strict=True)
-        ]
-    return to_json({"predictions": rows}, inf_nan_mode="null")
+        return [{"prediction": value} for value in raw.tolist()]
+    names, classes = bundle.output_names, bundle.classes
+    best = bundle.labels(raw).tolist()
+    return [
+        dict(zip(names, (classes[label], *row), strict=True)) for label, row in zip(best, raw.tolist(), strict=True)
+    ]

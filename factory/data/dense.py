@@ -51,6 +51,25 @@ class DenseEncoder:
         """Number of columns that :meth:`transform` returns."""
         return self._n_numeric + self._n_one_hot + 2 * len(self._many)
 
+    @property
+    def n_inputs(self) -> int:
+        """Number of columns that :meth:`transform` takes, of both kinds."""
+        return len(self._median) + len(self._one_hot) + len(self._many)
+
+    @property
+    def sources(self) -> np.ndarray:
+        """Column of :attr:`Table.matrix` that each column of :meth:`transform` comes from, int64 (n_columns,)."""
+        n_numeric = len(self._median)
+        begins = self._offsets + self._first
+        widths = np.diff(np.append(begins, self._n_one_hot))
+        parts = (
+            np.arange(n_numeric),
+            self._indicated,
+            n_numeric + np.repeat(self._one_hot, widths),
+            n_numeric + np.repeat(self._many, 2),
+        )
+        return np.concatenate(parts).astype(np.int64)
+
     @classmethod
     def fit(cls, table: Table, *, scale: bool = True, one_hot_max_levels: int = 64) -> DenseEncoder:
         """Learn medians, scales and frequencies.

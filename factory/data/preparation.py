@@ -248,6 +248,15 @@ class Preparation:
             numeric, codes, self._levels, self._numeric_names, self._categorical_names, n_crosses=len(self._crosses)
         )
 
+    @cached_property
+    def sources(self) -> tuple[frozenset[str], ...]:
+        """Input columns that each prepared column comes from: of the numeric ones, then of the categorical ones."""
+        numeric = [frozenset((p.column,)) for p in self._numeric for _ in _names(p)]
+        numeric += [frozenset((gap.later, gap.earlier)) for gap in self._gaps]
+        position = {name: i for i, name in enumerate(self._numeric_names[: len(numeric)])}
+        crossed = [numeric[position[c.left]] | numeric[position[c.right]] for c in self._crosses.crosses]
+        return (*numeric, *crossed, *(frozenset((name,)) for name in self._categorical_names))
+
     def draw(self, graph: Graph) -> DrawnTable:
         """Draw :meth:`transform` as a part of an ONNX graph.
 

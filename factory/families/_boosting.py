@@ -22,6 +22,8 @@ from factory.data.preparation import Table
 from factory.families._drawing import draw_link
 from factory.families._encoding import Inputs
 from factory.families._head import Head
+from factory.families._leaves import LeafTerms
+from factory.families._terms import Link, Terms
 from factory.families.base import Family, FitContext, Model, Sample
 from factory.space import ChoiceDimension, Parameters, Space
 from factory.spec import CurvePoint, Task
@@ -127,15 +129,33 @@ class BoosterModel(Model):
         inputs: What the trees see of a table.
     """
 
+    _kept: LeafTerms | None = None
+    _unshared: ClassVar[tuple[str, ...]] = ("_kept",)
+    """Attributes that no copy and no other process gets."""
+
     def __init__(self, booster: Any, head: Head, inputs: Inputs) -> None:
         self.booster = booster
         self.head = head
         self.inputs = inputs
         self.rounds = head.rounds
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self._unshared}
+
     def predict(self, table: Table) -> np.ndarray:
         """Return probabilities or predictions; see :class:`~factory.families.base.Model`."""
         return self.head.decode(self._answer(self.inputs.of(table)))
+
+    @property
+    def link(self) -> Link:
+        """What the head makes of the trees' sum."""
+        return self.head.link
+
+    def terms(self) -> Terms | None:
+        """Return the trees' sum, which is kept, since reading them takes a while."""
+        if self._kept is None and (leaves := self._leaves()) is not None:
+            self._kept = leaves.of_head(self.head, link=self.link)
+        return self._kept
 
     def draw(self, table: DrawnTable) -> str:
         """Draw :meth:`predict`; see :class:`~factory.families.base.Model`."""
@@ -158,6 +178,13 @@ class BoosterModel(Model):
     @abstractmethod
     def _draw_margin(self, table: DrawnTable) -> str:
         """Draw the sum of the trees, float64 (n_rows, n_outputs), of a table as the trees see it."""
+
+    @abstractmethod
+    def _leaves(self) -> LeafTerms | None:
+        """Return the trees as sums of leaves; None where they are of a kind that is not known."""
+
+    def _view(self, table: Table) -> np.ndarray:
+        return self.inputs.of(table).matrix
 
     @abstractmethod
     def _write(self, folder: Path) -> None:

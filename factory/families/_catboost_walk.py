@@ -15,7 +15,7 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,12 @@ class Statistics:
         codes = np.minimum(matrix[:, self.columns].astype(np.int64), self.n_known)
         digits = np.concatenate([codes, self.questions.answers(matrix)], axis=1)
         return np.asarray(self.values[digits @ self.steps + self.starts])
+
+    @cached_property
+    def behind(self) -> list[frozenset[int]]:
+        """Columns that each statistic depends on, (n_statistics,)."""
+        of = np.concatenate([self.columns, self.questions.feature])
+        return [frozenset(of[np.flatnonzero(steps)].tolist()) for steps in self.steps.T]
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,19 @@ class Walk:
 
     def margin(self, matrix: np.ndarray) -> np.ndarray:
         """Return what the booster answers to float32 rows (n_rows, n_columns), float64 (n_rows, n_outputs)."""
-        if self.statistics is not None:
-            matrix = np.concatenate([matrix, self.statistics.of(matrix)], axis=1)
-        return np.asarray(self.trees.sums(matrix) * self.scale + self.bias)
+        return np.asarray(self.trees.sums(self.seen(matrix)) * self.scale + self.bias)
+
+    def seen(self, matrix: np.ndarray) -> np.ndarray:
+        """Return rows float32 (n_rows, n_columns) with their statistics behind their columns."""
+        if self.statistics is None:
+            return matrix
+        return np.concatenate([matrix, self.statistics.of(matrix)], axis=1)
+
+    def behind(self, column: int) -> frozenset[int]:
+        """Return the columns of a table's matrix that a column of :meth:`seen` depends on: a statistic on several."""
+        if self.statistics is None or column <= self.statistics.columns[-1]:
+            return frozenset((column,))
+        return self.statistics.behind[column - int(self.statistics.columns[-1]) - 1]
 
     def _answers_as(self, booster: Any, document: Any) -> bool:
         """Whether drawn rows, around the model's own borders and with all codes that it knows, are answered equally."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
+from factory.families._terms import Owners
 from factory.families.base import Sample
 
 FILE = "inputs.npz"
@@ -81,6 +82,13 @@ class TargetEncoding:
         means = self.values[self.starts + table.codes[:, self.columns]]
         return self._replaced(table, means.reshape(len(table), -1))
 
+    def owners(self, owners: Owners, *, n_numeric: int) -> Owners:
+        """Return the owners of the columns that :meth:`transform` returns, of those of a table's."""
+        codes = owners[n_numeric:]
+        means = [codes[j] for j in self.columns.tolist() for _ in range(self.values.shape[1])]
+        kept = [of for j, of in enumerate(codes) if j not in self.columns]
+        return (*means, *owners[:n_numeric], *kept)
+
     def draw(self, table: DrawnTable) -> DrawnTable:
         """Draw :meth:`transform`."""
         assert table.codes is not None
@@ -140,6 +148,14 @@ class Inputs:
         """Return the table that the trees see."""
         seen = table if self.crosses else table.plain
         return seen if self.encoding is None else self.encoding.transform(seen)
+
+    def owners(self, owners: Owners, table: Table) -> Owners:
+        """Return the owners of the columns that the trees see, of those of a table's."""
+        n_numeric = len(table.numeric_names)
+        if not self.crosses:
+            plain = n_numeric - table.n_crosses
+            owners, n_numeric = (*owners[:plain], *owners[n_numeric:]), plain
+        return owners if self.encoding is None else self.encoding.owners(owners, n_numeric=n_numeric)
 
     def draw(self, table: DrawnTable) -> DrawnTable:
         """Draw :meth:`of`."""

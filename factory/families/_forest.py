@@ -13,7 +13,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,10 @@ from factory.data.graph import INT64, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._drawing import AT_MOST, GrownTrees
 from factory.families._head import Head
+from factory.families._leaves import LeafTerms
+from factory.families._terms import Link
 from factory.families._walk import Trees
+from factory.families._ways import MOST_WAYS
 from factory.families.base import Family, FitContext, Model, Sample
 from factory.space import FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -102,25 +105,31 @@ class Nodes:
             ]
         )
 
-    def draw(self, graph: Graph, matrix: str) -> str:
-        """Draw :meth:`answer`, of a matrix float64 (n_rows, n_columns)."""
-        arrays, n_trees = self.trees.arrays(), len(self.trees.roots)
+    def grown(self, *, targets: np.ndarray) -> GrownTrees:
+        """Return the trees; what their leaves answer is a place in ``values``."""
+        arrays = self.trees.arrays()
         feature, right = arrays["feature"].astype(np.int64), arrays["right"].astype(np.int64)
-        leaf, several = feature < 0, self.values.shape[1] > 1
-        place = np.where(leaf, right, 0)
-        # One output is added up; of several the trees tell their leaves' places, whose values are looked up.
-        grown = GrownTrees(
+        leaf = feature < 0
+        return GrownTrees(
             roots=arrays["roots"].astype(np.int64),
-            targets=np.arange(n_trees) if several else np.zeros(n_trees, dtype=np.int64),
+            targets=targets,
             feature=np.maximum(feature, 0),
             kind=np.full(len(feature), AT_MOST),
             threshold=arrays["threshold"].astype(np.float64),
             true=np.where(leaf, -1, np.arange(1, len(feature) + 1)),
             false=np.where(leaf, -1, right),
             missing_true=arrays["missing_left"],
-            value=place.astype(np.float64) if several else self.values[place, 0].astype(np.float64),
+            value=np.where(leaf, right, 0).astype(np.float64),
             members={},
         )
+
+    def draw(self, graph: Graph, matrix: str) -> str:
+        """Draw :meth:`answer`, of a matrix float64 (n_rows, n_columns)."""
+        n_trees, several = len(self.trees.roots), self.values.shape[1] > 1
+        # One output is added up; of several the trees tell their leaves' places, whose values are looked up.
+        grown = self.grown(targets=np.arange(n_trees) if several else np.zeros(n_trees, dtype=np.int64))
+        if not several:
+            grown = replace(grown, value=self.values[grown.value.astype(np.int64), 0].astype(np.float64))
         drawn = grown.draw(graph, matrix, n_targets=n_trees if several else 1)
         if several:
             places = graph.cast(drawn, INT64)
@@ -153,6 +162,27 @@ class ForestModel(Model):
         shares = np.zeros((len(table), self.head.n_classes))
         shares[:, self.seen] = answer
         return self.head.decode(shares)
+
+    @property
+    def link(self) -> Link:
+        return self.head.link if self.head.task is Task.REGRESSION else "identity"
+
+    def terms(self) -> LeafTerms | None:
+        n_trees, head = len(self.nodes.trees.roots), self.head
+        if len(self.nodes.values) > MOST_WAYS:
+            return None
+        values = self.nodes.values.astype(np.float64) / n_trees
+        intercept = np.zeros(max(head.n_classes, 1))
+        if head.task is not Task.REGRESSION:
+            if len(self.seen) == 2:
+                values = np.concatenate([1 / n_trees - values, values], axis=1)
+            shares = np.zeros((len(values), head.n_classes))
+            shares[:, self.seen] = values * n_trees / (n_trees + self.unsure)
+            values = shares
+            intercept[self.seen] = self.unsure / len(self.seen) / (n_trees + self.unsure)
+        grown = self.nodes.grown(targets=np.zeros(n_trees, dtype=np.int64))
+        leaves = LeafTerms.of_trees(grown, view=lambda table: table.matrix, intercept=intercept, values=values)
+        return leaves.of_head(head, link=self.link)
 
     def draw(self, table: DrawnTable) -> str:
         graph, n_trees = table.graph, len(self.nodes.trees.roots)

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from factory.data.graph import Graph
+from factory.families._terms import Link
 from factory.families.base import FitContext
 from factory.spec import Task
 
@@ -76,6 +77,14 @@ class Head:
             rounds=sum(head.rounds for head in heads),
             top=float(np.mean(tops)) if tops else None,
         )
+
+    @property
+    def link(self) -> Link:
+        """What makes an answer of a sum: of log-odds, of scores of the classes, or of a number on its scale."""
+        if self.task is not Task.REGRESSION:
+            return "logistic" if self.task is Task.BINARY else "softmax"
+        links: dict[TargetScale, Link] = {"raw": "identity", "sqrt": "square", "log": "exponential"}
+        return links[self.target_scale]
 
     def encode(self, y: np.ndarray) -> np.ndarray:
         """Return what the model is trained on: class indices as they are, targets (n_rows,) scaled, standardised."""

@@ -20,6 +20,7 @@ import numpy as np
 
 from factory.data.graph import CannotDraw, DrawnTable
 from factory.data.preparation import Table
+from factory.families._terms import Link, Terms
 from factory.space import Parameters, Space
 from factory.spec import CurvePoint, Task
 
@@ -167,6 +168,15 @@ class Model(ABC):
             CannotDraw: ONNX has nothing that would say the same.
         """
         raise CannotDraw("models of this family")
+
+    @property
+    def link(self) -> Link | None:
+        """What :meth:`predict` makes of a sum; None where the family has no sums, or does not tell them."""
+        return None
+
+    def terms(self) -> Terms | None:
+        """Return that sum, for exact explanations; None where it cannot be told."""
+        return None
 
     def gains(self) -> np.ndarray | None:
         """Return the total gain of each prepared column, float64 (n_columns,); None where the family has none."""

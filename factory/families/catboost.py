@@ -17,6 +17,7 @@ from factory.families._boosting import FEW_ROWS, INPUT_SPACE, INPUTS, BoosterMod
 from factory.families._catboost_walk import Walk, document_of, hashes, symmetric, texts_of
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
+from factory.families._leaves import LeafTerms, of_symmetric
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -72,6 +73,19 @@ class CatBoostModel(BoosterModel):
         scale, bias = document["scale_and_bias"]
         total = table.graph.add("Mul", trees.draw(table.graph, table.matrix), np.array(float(scale)))
         return table.graph.add("Add", total, np.asarray(bias, dtype=np.float64))
+
+    def _leaves(self) -> LeafTerms | None:
+        walk = self._walk or Walk.of(self.booster)
+        if walk is None:
+            return None
+        return of_symmetric(
+            walk.trees,
+            view=lambda table: walk.seen(self._view(table)),
+            behind=walk.behind,
+            owners_seen=self.inputs.owners,
+            scale=walk.scale,
+            intercept=walk.bias,
+        )
 
     def _write(self, folder: Path) -> None:
         self.booster.save_model(str(folder / FILE), format="cbm")

@@ -13,6 +13,8 @@ import numpy as np
 
 from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
+from factory.families._terms import Constant as ConstantTerms
+from factory.families._terms import Link, Terms
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import Parameters, Space
 from factory.spec import Task
@@ -32,6 +34,13 @@ class ConstantModel(Model):
 
     def predict(self, table: Table) -> np.ndarray:
         return np.repeat(self._value[np.newaxis], len(table), axis=0)
+
+    @property
+    def link(self) -> Link:
+        return "identity"
+
+    def terms(self) -> Terms:
+        return ConstantTerms(np.atleast_1d(self._value))
 
     def draw(self, table: DrawnTable) -> str:
         graph = table.graph

@@ -13,6 +13,7 @@ from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, Boosti
 from factory.families._drawing import AT_MOST, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
+from factory.families._leaves import LeafTerms
 from factory.families._lightgbm_row import SingleRow
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
@@ -68,10 +69,8 @@ class LightGBMModel(BoosterModel):
     """A booster cut at its best round."""
 
     _row: SingleRow | None = None
-    """Made at the first single row; no copy and no other process gets it."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_row"}
+    """Made at the first single row."""
+    _unshared: ClassVar[tuple[str, ...]] = (*BoosterModel._unshared, "_row")
 
     def gains(self) -> np.ndarray | None:
         if not self.inputs.unchanged:
@@ -93,6 +92,15 @@ class LightGBMModel(BoosterModel):
     def _draw_margin(self, table: DrawnTable) -> str:
         n_outputs = self._n_outputs
         return _grown(self.booster.model_to_string(), n_outputs).draw(table.graph, table.matrix, n_targets=n_outputs)
+
+    def _leaves(self) -> LeafTerms | None:
+        try:
+            trees = _grown(self.booster.model_to_string(), self._n_outputs)
+        except CannotDraw:
+            return None
+        return LeafTerms.of_trees(
+            trees, view=self._view, owners_seen=self.inputs.owners, intercept=np.zeros(self._n_outputs)
+        )
 
     def _write(self, folder: Path) -> None:
         self.booster.save_model(str(folder / FILE))

@@ -8,6 +8,7 @@ prediction is numpy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +20,7 @@ from factory.data.graph import DOUBLE, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._head import Head
 from factory.families._penalty import Rows, draw_response, respond, walk
+from factory.families._terms import ColumnTerms, Link
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -102,6 +104,29 @@ class LinearModel(Model):
 
     def predict(self, table: Table) -> np.ndarray:
         return self._head.decode(respond(_design(table, self._encoder, self._splines), self._weights, self._head.task))
+
+    @property
+    def link(self) -> Link:
+        return self._head.link
+
+    def terms(self) -> ColumnTerms:
+        head, sources = self._head, self._encoder.sources
+        if self._splines is not None:
+            n_basis = self._splines.knots.shape[1] - 1 - self._splines.degree
+            sources = np.concatenate([sources, np.repeat(self._splines.columns, n_basis)])
+        weights = self._weights.astype(np.float64)
+        if head.task is Task.BINARY:  # the log-odds of the second class
+            weights = weights[:, 1:] - weights[:, :1]
+
+        def terms(table: Table, columns: Sequence[int]) -> np.ndarray:
+            design = _design(table, self._encoder, self._splines)[:, :-1]
+            of = [np.flatnonzero(sources == column) for column in columns]
+            found = [design[:, which] @ weights[:-1][which] for which in of]
+            return head.scale * np.stack([np.zeros((len(table), weights.shape[1])), *found], axis=1)[:, 1:]
+
+        return ColumnTerms(
+            terms, self._encoder.n_inputs, head.scale * weights[-1] + head.shift, link=self.link, top=head.top
+        )
 
     def draw(self, table: DrawnTable) -> str:
         graph = table.graph

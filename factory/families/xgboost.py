@@ -15,6 +15,7 @@ from factory.families._boosting import FEW_ROWS, INPUT_SPACE, INPUTS, BoosterMod
 from factory.families._drawing import BELOW, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
 from factory.families._head import Head
+from factory.families._leaves import LeafTerms
 from factory.families._walk import LEVELS, Trees
 from factory.families.base import Bet, FitContext, Model, Sample, Shape
 from factory.space import FloatDimension, IntDimension, Parameters, Space
@@ -137,11 +138,21 @@ class XGBoostModel(BoosterModel):
             return walk.answer(table.matrix)
         return np.asarray(self.booster.inplace_predict(table.matrix, validate_features=False))
 
-    def _draw_margin(self, table: DrawnTable) -> str:
+    def _sums(self) -> tuple[GrownTrees, np.ndarray]:
+        """Return the trees, and what is added to the sum of each output, (n_outputs,)."""
         learner = json.loads(bytes(self.booster.save_raw("json")))["learner"]
-        intercept = _onto_margin(np.array(_intercept(learner)), learner)
         grown = _grown(learner["gradient_booster"]["model"])
+        intercept = _onto_margin(np.array(_intercept(learner)), learner)
         n_outputs = max(int(grown.targets.max(initial=0)) + 1, len(intercept))
+        return grown, np.broadcast_to(intercept, (n_outputs,))
+
+    def _leaves(self) -> LeafTerms:
+        grown, intercept = self._sums()
+        return LeafTerms.of_trees(grown, view=self._view, owners_seen=self.inputs.owners, intercept=intercept)
+
+    def _draw_margin(self, table: DrawnTable) -> str:
+        grown, intercept = self._sums()
+        n_outputs = len(intercept)
         return table.graph.add("Add", grown.draw(table.graph, table.matrix, n_targets=n_outputs), intercept)
 
     def _write(self, folder: Path) -> None:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -229,6 +230,26 @@ class FamilyConformance:
             for rows in (train, Sample(train.table, train.y))
         )
         assert weighted != equal if family.name == BASELINE else weighted < 0.9 * equal
+
+    # --- what answers are made of ---
+
+    def test_answers_are_the_link_of_the_terms(self, family: Family, task: Task, tmp_path: Path) -> None:
+        """Missing and unseen values included; so that explanations by the terms are those of the model."""
+        model, known = _fitted(family, task), sample(task, seed=2).table
+        numeric, codes = known.numeric.copy(), known.codes.copy()
+        numeric[::3], codes[::4] = np.nan, 0
+        rows = replace(known, numeric=numeric, codes=codes)
+        model.save(tmp_path)
+        loaded = family.load(tmp_path)
+        assert loaded.link == model.link
+        for each in (model, loaded):
+            terms = each.terms()
+            if terms is None:
+                continue
+            assert terms.link == each.link, "who tells terms tells their link without reading them"
+            told = each.predict(rows)
+            found = terms.answers(terms.margins(rows)).reshape(told.shape)
+            np.testing.assert_allclose(found, told, rtol=1e-5, atol=1e-5)
 
     # --- several models, and more rounds ---
 

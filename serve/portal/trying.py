@@ -16,6 +16,7 @@ from factory.ledger import IssuedToken, Ledger
 from factory.operate.deployments import running_predictor
 from factory.settings import Settings
 from factory.spec import Actor, Document, Variant
+from factory.variants.counterexamples import MOST_FOUND
 from serve.errors import STATUS
 from serve.portal.documents import ErrorBody
 from serve.tracing import carried
@@ -38,6 +39,36 @@ class Rows(Document):
         min_length=1, max_length=MOST_ROWS, description="Column → value; one that is null, or left out, is missing."
     )
     explain: bool = Field(False, description="Whether to say what each column added to each prediction.")
+    counterexamples: int = Field(
+        0,
+        ge=0,
+        le=MOST_FOUND,
+        description="Nearest rows of another class, for each of 20 rows at most; with `explain`.",
+    )
+
+
+class Move(Document):
+    """What a column was, and what it is in a counter-example."""
+
+    before: JsonValue = Field(alias="from")
+    after: JsonValue = Field(alias="to")
+
+
+class CounterExample(Document):
+    """A row that is predicted otherwise, by the columns that it changes."""
+
+    changes: dict[str, Move]
+    distance: float
+    prediction: dict[str, JsonValue]
+
+
+class CounterExamples(Document):
+    """The nearest counter-examples of a row that were found."""
+
+    found: tuple[CounterExample, ...]
+    tried: int
+    complete: bool = Field(description="Whether nothing was left out: there are no nearer ones.")
+    message: str = ""
 
 
 class Contributions(Document):
@@ -46,13 +77,27 @@ class Contributions(Document):
     prediction: dict[str, float]
     contributions: dict[str, dict[str, float]] = Field(description="Column → output → what it added.")
     errors: dict[str, dict[str, float | None]] = Field(description="Their standard errors; null where not known.")
+    counterexamples: CounterExamples | None = None
+
+
+class Share(Document):
+    """How a member of the blend was explained."""
+
+    family: str
+    weight: float
+    method: str
 
 
 class Explanation(Document):
-    """Why the predictions are as they are: sampled Shapley values."""
+    """Why the predictions are as they are: Shapley values, exact where the models allow it, else sampled."""
 
     base: dict[str, float] = Field(description="Output → mean prediction of the rows that it is compared with.")
     walks: int
+    scale: str = "prediction"
+    link: str = "identity"
+    method: dict[str, str] = Field(default={}, description="Output → how its contributions were found.")
+    baseline: str = "interventional"
+    members: tuple[Share, ...] = ()
     explanations: tuple[Contributions, ...]
 
 
@@ -102,13 +147,14 @@ def tried(variant: Variant, wish: Rows, *, settings: Settings, token: OwnToken) 
     if running is None:
         raise ServiceFault("No predictor runs here, so nothing can be tried.", hint="`factory up` starts one.")
     place = f"{running.url}/variants/{quote(variant.name, safe='')}/versions/{variant.version}"
-    body = {"dataframe_records": list(wish.rows)}
+    body: dict[str, Any] = {"dataframe_records": list(wish.rows)}
     headers = carried({"authorization": f"Bearer {token.secret()}"})
     patience_s = settings.serve_deadline_s + _BEYOND_S
     with httpx.Client(trust_env=False, timeout=patience_s, headers=headers) as client:
         found = _asked(client, f"{place}/invocations", body, Predictions)
         if not wish.explain:
             return found
+        body |= {"counterexamples": wish.counterexamples}
         return found.model_copy(update={"explanation": _asked(client, f"{place}/explain", body, Explanation)})
 
 

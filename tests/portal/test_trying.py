@@ -59,6 +59,11 @@ def test_rows_are_predicted_and_explained(served: World) -> None:
         assert found.explanation.base["yes"] + added == pytest.approx(plain["probability_yes"])
     plain_only = served("growth/read").post(f"{PLACE}/predictions", json={"rows": [ROW]}).json()
     assert plain_only["explanation"] is None
+    sent = {"rows": [ROW], "explain": True, "counterexamples": 2}
+    (row,) = served("growth/read").post(f"{PLACE}/predictions", json=sent).json()["explanation"]["explanations"]
+    for example in row["counterexamples"]["found"]:
+        assert example["prediction"]["prediction"] != plain_only["predictions"][0]["prediction"]
+        assert all(set(move) == {"from", "to"} for move in example["changes"].values())
     (alone,) = plain_only["predictions"]
     assert alone["probability_yes"] == pytest.approx(found.predictions[0]["probability_yes"])
 
@@ -99,6 +104,8 @@ def test_the_page_predicts_what_was_typed(served: World) -> None:
     answer = visitor.post(f"{PLACE}/try", csrf=page.csrf, **typed)
     assert answer.response.status_code == 200, answer.text
     assert "What each column added" in answer.text
+    assert "The contributions are sampled" in answer.text
+    assert "What would change it" in answer.text
     assert 'value="52000.5"' in answer.text, "what was typed stays"
     wrong = visitor.post(f"{PLACE}/try", csrf=page.csrf, **{**typed, "value__age": "old"})
     assert wrong.response.status_code == 422
@@ -150,6 +157,25 @@ def test_the_largest_contributions_are_drawn_and_the_others_added_up() -> None:
     assert found.n_others == 3
     everything = found.base + sum(bar.added for bar in found.bars) + found.others
     assert everything == pytest.approx(1.0 + sum(one["prediction"] for one in added.values()))
+
+
+def test_counterexamples_are_shown_where_they_were_looked_for() -> None:
+    found = {"changes": {"age": {"from": 41.0, "to": None}}, "distance": 1.0, "prediction": {"prediction": "no"}}
+    row = {"prediction": {"yes": 1.0}, "contributions": {"age": {"yes": 0.5}}, "errors": {}}
+    told = {
+        "base": {"yes": 0.5},
+        "walks": 0,
+        "explanations": [row | {"counterexamples": {"found": [found], "tried": 1}}],
+    }
+    told["explanations"][0]["counterexamples"]["complete"] = True
+    predictions = Predictions(
+        predictions=({"prediction": "yes", "probability_yes": 1.0},), explanation=Explanation.model_validate(told)
+    )
+    shown = outcome(predictions, {}, task=Task.BINARY)
+    assert shown.exact
+    assert shown.otherwise is not None
+    assert shown.otherwise[0].changes["age"].before == 41.0
+    assert shown.otherwise[0].changes["age"].after is None
 
 
 def test_classes_stand_by_their_probability() -> None:

@@ -20,7 +20,7 @@ from serve.portal.pages.inner import Refused
 from serve.portal.pages.kit import SignedIn, Visitor
 from serve.portal.pages.words import Words
 from serve.portal.routes import API
-from serve.portal.trying import Contributions, Explanation, Predictions
+from serve.portal.trying import Contributions, CounterExample, Explanation, Predictions
 
 router = APIRouter(include_in_schema=False)
 
@@ -30,6 +30,8 @@ SHOWN = 12
 """Contributions that are drawn; the others are added up."""
 SUGGESTED = 12
 """Values of a column that the form suggests."""
+OTHERWISE = 3
+"""Counter-examples that are shown."""
 PROBABILITY = "probability_"
 
 
@@ -69,12 +71,13 @@ async def try_it(visitor: SignedIn, request: Request, name: str, version: int) -
     given = {column.name: one(form, f"{PREFIX}{column.name}") for column in detail.columns}
     row = {column.name: read_value(given[column.name], column.type, visitor.words) for column in detail.columns}
 
-    async def predicted(**more: bool) -> Predictions:
+    async def predicted(**more: bool | int) -> Predictions:
         sent = {"rows": [row], **more}
         return (await visitor.api.send("POST", f"{place}/predictions", sent, csrf=one(form, "csrf"))).read(Predictions)
 
     try:
-        found = await predicted(explain=True)
+        # Of a number nobody knows which other one would be wanted.
+        found = await predicted(explain=True, counterexamples=0 if detail.task == Task.REGRESSION else OTHERWISE)
     except Refused as refused:
         if refused.status == 409:  # it predicts, and keeps nothing to explain by
             return await _page(visitor, detail, given, await predicted())
@@ -162,6 +165,8 @@ class Outcome:
         bars: The largest contributions first.
         others: What the columns that are not drawn added together.
         n_others: How many these are.
+        exact: Whether the contributions are exact rather than sampled.
+        otherwise: Counter-examples, the nearest first; None where none were looked for.
     """
 
     prediction: object
@@ -171,6 +176,8 @@ class Outcome:
     bars: tuple[Bar, ...] = ()
     others: float = 0.0
     n_others: int = 0
+    exact: bool = False
+    otherwise: tuple[CounterExample, ...] | None = None
 
 
 def outcome(found: Predictions, values: Mapping[str, str], *, task: Task) -> Outcome:
@@ -201,8 +208,11 @@ def _explained(plain: Outcome, output: str, explanation: Explanation | None, val
         at = 0.0 if added[column] >= 0 else -width
         bars.append(Bar(column, values.get(column, ""), added[column], round(at, 2), round(width, 2)))
     rest = order[SHOWN:]
+    examples = row.counterexamples
     return replace(
         plain,
+        exact=explanation.walks == 0,
+        otherwise=None if examples is None else examples.found,
         output=output,
         base=explanation.base[output],
         bars=tuple(bars),
