@@ -156,13 +156,7 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float, *, parts: int) -> 
         share: Of the rows, to be held out.
         parts: That the moments will be cut into, this cut and later ones: so many moments there have to be.
     """
-    times = dataset.column(split.column)
-    if missing := int(times.isna().sum()):
-        raise InvalidData(
-            f"validation.column: {missing} of {len(times)} rows have no time in {split.column!r}.",
-            hint="Fill them in, leave those rows out, or choose another validation.",
-            details=[Detail("validation.column", f"{missing} missing values")],
-        )
+    times = _times(dataset, split)
     order = np.argsort(np.asarray(times), kind="stable")
     ordered = np.asarray(times)[order]
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
@@ -182,6 +176,33 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float, *, parts: int) -> 
             hint="Make the gap smaller or bring more rows.",
         )
     return Split(np.sort(order[:n_train]), np.sort(order[cut:]))
+
+
+def _times(dataset: Dataset, split: TimeSplit) -> pd.Series:
+    """Return the column of times, (n_rows,): dates, or numbers that grow with time; none is missing.
+
+    Raises:
+        InvalidData: it holds text, whose order says nothing of time, or there are gaps in it.
+    """
+    times = dataset.column(split.column)
+    if times.dtype.kind not in "Mfiub":
+        values = [str(value) for value in times.dropna().unique()[:3]]
+        shown = " or ".join(repr(value) for value in values)
+        raise InvalidData(
+            f"validation.column: {split.column!r} holds text, such as {shown}, which has no order in time.",
+            hint=f"Write the dates as ISO 8601 (2024-01-31, or 2024-01-31T12:00), which is always read, or say "
+            f"`dataset.types.{split.column}: datetime`: dates like 31/1/2024, 1/31/2024, 31.1.2024, 31 Jan 2024 and "
+            "Jan 2024 are read then. Numbers that grow with time, as a year or a step, are an order as well.",
+            details=[Detail("validation.column", f"text such as {shown}; dates or numbers are needed")],
+        )
+    if missing := int(times.isna().sum()):
+        raise InvalidData(
+            f"validation.column: {missing} of {len(times)} rows have no time in {split.column!r}.",
+            hint="Fill them in (what is not read as a date, or as a number, counts as missing), leave those rows out, "
+            "or choose another validation.",
+            details=[Detail("validation.column", f"{missing} missing values")],
+        )
+    return times
 
 
 def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:

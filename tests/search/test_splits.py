@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.data.dataset import Dataset
+from factory.data.dataset import Dataset, from_frame
 from factory.errors import InvalidData, InvalidRequest, NotFound
 from factory.search.splits import AUTO_FOLDS, Split, evaluation_share, folds, set_aside
-from factory.spec import AutoValidation, CrossValidation, GroupSplit, Holdout, Task, TimeSplit, Validation
+from factory.spec import (
+    AutoValidation,
+    CrossValidation,
+    FileDataset,
+    GroupSplit,
+    Holdout,
+    Task,
+    TimeSplit,
+    Validation,
+)
 
 from .conftest import make_dataset, make_frame
 
@@ -179,6 +188,42 @@ def test_what_cannot_be_split_is_refused() -> None:
     gaps = frame.assign(day=frame["day"].where(frame.index > 1, pd.NaT))
     with pytest.raises(InvalidData, match="2 of 60 rows have no time in 'day'"):
         set_aside(make_dataset(frame=gaps), TimeSplit(column="day"))
+
+
+MONTHS = pd.period_range("2019-01", periods=60, freq="M").strftime("%b %Y")
+"""'Jan 2019' to 'Dec 2023', which the alphabet would put into another order."""
+
+
+def monthly(**reference: object) -> Dataset:
+    frame = make_frame(240).drop(columns=["grade", "amount", "day"]).assign(month=np.resize(MONTHS, 240))
+    return from_frame(frame, FileDataset.model_validate({"path": "made.parquet", "target": "flag"} | reference))
+
+
+@pytest.mark.parametrize("reference", [{}, {"drop": ("month",)}], ids=["a feature", "left out"])
+def test_text_is_no_time(reference: dict[str, object]) -> None:
+    dataset, kind = monthly(**reference), TimeSplit(column="month")
+    for split in (lambda: set_aside(dataset, kind), lambda: folds(dataset, kind, seed=0)):
+        with pytest.raises(InvalidData, match="'month' holds text, such as 'Jan 2019' or 'Feb 2019'") as refused:
+            split()
+        assert [detail.field for detail in refused.value.details] == ["validation.column"]
+        assert "dataset.types.month: datetime" in refused.value.hint
+
+
+@pytest.mark.parametrize("reference", [{}, {"drop": ("month",)}], ids=["a feature", "left out"])
+def test_names_of_months_are_dates_where_the_request_says_so(reference: dict[str, object]) -> None:
+    dataset = monthly(types={"month": "datetime"}, **reference)
+    month = dataset.column("month").to_numpy()
+    assert (month.min(), month.max()) == (np.datetime64("2019-01-01"), np.datetime64("2023-12-01"))
+    (split,) = folds(dataset, TimeSplit(column="month"), seed=0)
+    assert month[split.train].max() < month[split.validation].min()
+
+
+@pytest.mark.parametrize("step", [np.arange(60), np.arange(60) / 4, np.arange(60) > 40], ids=lambda s: str(s.dtype))
+def test_numbers_are_an_order_in_time(step: np.ndarray) -> None:
+    dataset = make_dataset(frame=make_frame(60).assign(day=step))
+    (split,) = folds(dataset, TimeSplit(column="day"), seed=0)
+    times = dataset.column("day").to_numpy()
+    assert times[split.train].max() < times[split.validation].min()
 
 
 @pytest.mark.parametrize("gap", [0, 9])
