@@ -14,6 +14,7 @@ import pandas as pd
 
 from factory.data.dataset import Dataset
 from factory.errors import Detail, InvalidData, InvalidRequest, counted
+from factory.search.groups import kept_aside
 from factory.spec import (
     AutoValidation,
     CrossValidation,
@@ -128,21 +129,28 @@ def _content(dataset: Dataset) -> np.ndarray:
 
 
 def _groups_by_content(dataset: Dataset, split: GroupSplit, share: float) -> Split:
-    """Hold out whole groups, in the order of their names' hashes, until they make up the share."""
-    names, group = _group_of(dataset, split)
-    order = np.argsort(pd.util.hash_array(names.astype(object)), kind="stable")
-    rows_until = np.cumsum(np.bincount(group)[order])
-    n_held = min(int(np.searchsorted(rows_until, share * len(group))) + 1, len(order) - 1)
-    held = np.isin(group, order[:n_held])
+    """Hold out whole groups, in the order of their names' hashes, that make up about the share."""
+    names, group = _group_of(dataset, split, parts=3)
+    held = kept_aside(names, group, share, column=split.column)
     return Split(np.flatnonzero(~held), np.flatnonzero(held))
 
 
-def _group_of(dataset: Dataset, split: GroupSplit) -> tuple[np.ndarray, np.ndarray]:
-    """Return the groups' names and the position in them of each row's, int64 (n_rows,)."""
+def _group_of(dataset: Dataset, split: GroupSplit, *, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups' names and the position in them of each row's, int64 (n_rows,).
+
+    Args:
+        dataset: With the column of groups.
+        split: Names it.
+        parts: That the groups will be dealt to: so many groups there have to be.
+    """
     names, group = np.unique(np.asarray(dataset.column(split.column)).astype(str), return_inverse=True)
-    if len(names) < 2:
+    if len(names) < parts:
+        held = counted(len(names), "group")
         raise InvalidRequest(
-            f"validation.column: {split.column!r} holds one group only.", hint="Choose a column with several groups."
+            f"validation.column: {len(group)} rows have {held} in {split.column!r}; at least {parts} are needed: to "
+            "learn from and to judge by.",
+            hint="Choose a column with more groups, bring rows of more groups, or choose another validation.",
+            details=[Detail("validation.column", held)],
         )
     return names, group
 
@@ -207,7 +215,7 @@ def _times(dataset: Dataset, split: TimeSplit) -> pd.Series:
 
 def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:
     """Whole groups, dealt out by size to the fold that has the fewest rows."""
-    _, group = _group_of(dataset, split)
+    _, group = _group_of(dataset, split, parts=2)
     sizes = np.bincount(group)
     n_folds = min(n_folds, len(sizes))
     order = np.random.default_rng(seed).permutation(len(sizes))

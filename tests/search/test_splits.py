@@ -181,13 +181,74 @@ def test_what_cannot_be_split_is_refused() -> None:
     dataset = make_dataset(frame=frame.assign(shop="one"))
     with pytest.raises(InvalidRequest, match=r"validation.gap: 40 leaves 8 of 60 rows"):
         folds(dataset, TimeSplit(column="day", gap=40), seed=0)
-    with pytest.raises(InvalidRequest, match="'shop' holds one group only"):
+    with pytest.raises(InvalidRequest, match="60 rows have 1 group in 'shop'; at least 2 are needed"):
         folds(dataset, GroupSplit(column="shop"), seed=0)
+    two = make_dataset(frame=frame.assign(shop=np.resize(["one", "two"], 60)))
+    with pytest.raises(InvalidRequest, match="60 rows have 2 groups in 'shop'; at least 3 are needed"):
+        set_aside(two, GroupSplit(column="shop"))
     with pytest.raises(NotFound, match=r"no column 'dya'. Did you mean 'day'\?"):
         set_aside(dataset, TimeSplit(column="dya"))
     gaps = frame.assign(day=frame["day"].where(frame.index > 1, pd.NaT))
     with pytest.raises(InvalidData, match="2 of 60 rows have no time in 'day'"):
         set_aside(make_dataset(frame=gaps), TimeSplit(column="day"))
+
+
+def grouped(sizes: list[int], *, task: Task = Task.REGRESSION) -> Dataset:
+    """Return rows of groups of these sizes; ``shop`` names them by their position."""
+    frame = make_frame(sum(sizes)).assign(shop=[f"shop {i}" for i, n in enumerate(sizes) for _ in range(n)])
+    return make_dataset(task, frame=frame)
+
+
+def gate_of(dataset: Dataset) -> dict[str, int]:
+    """Return the groups that are kept for the gate with their rows."""
+    shops = dataset.column("shop").iloc[set_aside(dataset, GroupSplit(column="shop")).validation]
+    return dict(shops.value_counts())
+
+
+@pytest.mark.parametrize("place", [0, 5, 60])
+def test_a_group_that_is_most_of_the_table_never_judges(place: int) -> None:
+    """Wherever its name's hash puts it; half of the other groups' rows stay with the search."""
+    sizes = [1] * 100
+    sizes.insert(place, 900)
+    held = gate_of(grouped(sizes))
+    assert set(held.values()) == {1}
+    assert 45 <= sum(held.values()) <= 50
+
+
+def test_groups_of_any_size_make_up_about_the_share() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        sizes = np.ceil(generator.lognormal(2.5, 1.2, 80)).astype(int).tolist()
+        dataset = grouped(sizes)
+        wanted = evaluation_share(len(dataset)) * len(dataset)
+        assert 0.9 * wanted <= sum(gate_of(dataset).values()) <= 2 * wanted
+
+
+@pytest.mark.parametrize("sizes", [[40, 40, 40], [300, 320, 310, 305], [5_000, 6_000, 7_000]])
+def test_where_all_groups_are_large_the_smallest_judges(sizes: list[int]) -> None:
+    dataset = grouped(sizes)
+    held = gate_of(dataset)
+    assert list(held.values()) == [min(sizes)]
+    left = dataset.take(set_aside(dataset, GroupSplit(column="shop")).train)
+    assert folds(left, GroupSplit(column="shop"), seed=0)
+
+
+def test_too_little_beside_one_group_is_refused() -> None:
+    message = r"group 'shop 0' has 970 of 1,000 rows in 'shop'; the 30 rows of other groups are too few"
+    with pytest.raises(InvalidRequest, match=message) as refused:
+        gate_of(grouped([970, *[1] * 30]))
+    assert [(d.field, d.message) for d in refused.value.details] == [
+        ("validation.column", "group 'shop 0' has 970 of 1,000 rows")
+    ]
+
+
+def test_the_groups_kept_aside_stay_mostly_the_same_when_groups_grow_and_come() -> None:
+    generator = np.random.default_rng(3)
+    sizes = np.ceil(generator.lognormal(2.5, 1.0, 120)).astype(int)
+    early, late = gate_of(grouped(sizes.tolist())), gate_of(grouped([*(2 * sizes).tolist(), *sizes[:30].tolist()]))
+    known = {shop: rows for shop, rows in late.items() if int(shop.removeprefix("shop ")) < 120}
+    learned = sum(rows for shop, rows in known.items() if shop not in early)
+    assert learned <= 0.25 * sum(late.values()), "of the later gate, hardly anything had been learned from"
 
 
 MONTHS = pd.period_range("2019-01", periods=60, freq="M").strftime("%b %Y")

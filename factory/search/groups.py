@@ -1,0 +1,63 @@
+"""Whole groups: which of them the gate keeps.
+
+Rows of one customer, machine or document are alike, so they stand on one side
+of every split.  Groups differ in size and in what they hold; both is looked at
+here, so that a side neither swallows the table nor lacks a class.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from factory.errors import Detail, InvalidRequest
+
+ENOUGH = 0.9
+"""Part of the wanted rows from which on no further group is looked for: far down the order another one would be the
+last at each new size of the table."""
+LEFT_GROUPS = 2
+"""Groups that stay when others are kept aside: to learn from, and to choose by."""
+LEAST_JUDGED = 20
+"""A gate does not judge by fewer rows."""
+
+
+def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: str) -> np.ndarray:
+    """Return which rows are kept for the gate, bool (n_rows,): whole groups that make up about the share.
+
+    They are taken in the order of their names' hashes, so that siblings and later versions of a table keep the same
+    ones aside. One that would overshoot by more than is lacking is passed over; where all are too large, the smallest
+    is taken. Of the rows outside the largest group half stay with the search at least.
+
+    Args:
+        names: Of the groups, (n_groups,).
+        group: Position of each row's group in ``names``, int64 (n_rows,).
+        share: Of the rows.
+        column: Where the names come from, for people.
+
+    Raises:
+        InvalidRequest: one group holds so much of the table that too little is left to judge by.
+    """
+    sizes, n_rows = np.bincount(group, minlength=len(names)), len(group)
+    largest = int(sizes.argmax())
+    wanted = min(share * n_rows, (n_rows - sizes[largest]) / 2)
+    order = np.argsort(pd.util.hash_array(names.astype(object)), kind="stable")
+    chosen: list[int] = []
+    n_held = 0
+    for g in order.tolist():
+        if n_held >= ENOUGH * wanted or len(chosen) == len(names) - LEFT_GROUPS:
+            break
+        if sizes[g] <= 2 * (wanted - n_held):
+            chosen.append(g)
+            n_held += int(sizes[g])
+    if not chosen:
+        chosen = [int(order[sizes[order].argmin()])]
+        n_held = int(sizes[chosen[0]])
+    if n_held < min(LEAST_JUDGED, round(share * n_rows)) and 2 * sizes[largest] > n_rows:
+        others = f"{n_rows - sizes[largest]:,} rows of other groups are too few to choose by and to judge by"
+        told = f"group {str(names[largest])!r} has {sizes[largest]:,} of {n_rows:,} rows"
+        raise InvalidRequest(
+            f"validation.column: {told} in {column!r}; the {others}.",
+            hint="Choose a column with smaller groups, bring rows of more groups, or choose another validation.",
+            details=[Detail("validation.column", told)],
+        )
+    return np.isin(group, chosen)
