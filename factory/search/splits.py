@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from factory.data.dataset import Dataset
-from factory.errors import Detail, InvalidData, InvalidRequest, counted
+from factory.errors import Detail, InvalidData, InvalidRequest, counted, listing
 from factory.search.groups import kept_aside
+from factory.search.metric import Metric
 from factory.spec import (
     AutoValidation,
     CrossValidation,
@@ -80,6 +81,36 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split
             return _groups(dataset, validation, n_folds=AUTO_FOLDS, seed=seed)
         case CrossValidation():
             return _stratified(dataset, validation.folds, seed)
+
+
+def check_defined(metric: Metric, dataset: Dataset, rows: np.ndarray, *, what: str) -> None:
+    """Refuse rows to judge by on which the metric is not defined, before anything is searched for.
+
+    Args:
+        metric: That is optimized.
+        dataset: All rows.
+        rows: Positions of those that judge, int64 (n_judging,).
+        what: They are, for people.
+
+    Raises:
+        InvalidData: names the classes that they lack, and how many rows of them there are elsewhere.
+    """
+    y, n_classes = dataset.y[rows], len(dataset.classes)
+    if metric.defined(y, n_classes):
+        return
+    there = np.bincount(dataset.y, minlength=n_classes)
+    lacking = [k for k in range(n_classes) if not (y == k).any()]
+    told = (
+        f"{metric.label} is not defined on the {len(y):,} {what}: there is none of class "
+        f"{listing(repr(dataset.classes[k]) for k in lacking)} among them"
+    )
+    elsewhere = listing(f"{counted(int(there[k]), 'row')} of {dataset.classes[k]!r}" for k in lacking)
+    raise InvalidData(
+        f"validation: {told}. Elsewhere there are {elsewhere}.",
+        hint="Choose a validation whose rows hold all classes (the latest rows of a time column, or whole groups, may "
+        "not), or bring more rows of that class, or another metric.",
+        details=[Detail("validation", told)],
+    )
 
 
 def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:

@@ -26,7 +26,7 @@ from factory.data.screening import screen
 from factory.errors import Detail, InvalidData
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.splits import Split, folds, set_aside
+from factory.search.splits import Split, check_defined, folds, set_aside
 from factory.settings import Settings
 from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 
@@ -154,9 +154,11 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
 
     Raises:
         NotFound: a column that the plan names does not exist.
+        InvalidData: the rows set aside for the gate do not define the metric.
     """
     for name in plan.gates.slices:
         material.dataset.column(name)  # refused now rather than after the search
+    check_defined(plan.metric, material.dataset, material.unseen, what="rows set aside for the gate")
     # What is made again without a search has one model of each member, which the gate's rows have to be new to.
     learns = plan.request.making not in REMADE
     pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled", learns=learns)
