@@ -154,7 +154,7 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         ):
             data = TrialData(
                 dataset=dataset,
-                splits=folds(dataset, plan.validation, seed=request.seed),
+                splits=folds(dataset, plan.validation, seed=request.seed, metric=plan.metric),
                 metric=plan.metric,
                 workspace=Path(folder),
                 seed=request.seed,

@@ -1,4 +1,4 @@
-"""Whole groups: which of them the gate keeps.
+"""Whole groups: which of them the gate keeps, and how the others are dealt to folds.
 
 Rows of one customer, machine or document are alike, so they stand on one side
 of every split.  Groups differ in size and in what they hold; both is looked at
@@ -61,3 +61,41 @@ def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: st
             details=[Detail("validation.column", told)],
         )
     return np.isin(group, chosen)
+
+
+def dealt(group: np.ndarray, strata: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each row, int64 (n_rows,): whole groups, dealt so that folds are alike in strata and size.
+
+    As scikit-learn's ``StratifiedGroupKFold`` does, groups go from the heaviest on to the fold where they raise the
+    spread least; here the spread of sums of squares, of each stratum's share and of the rows' share alike, which takes
+    one product for a group. Fold 0 is the one that is most like the whole.
+
+    Args:
+        group: Of each row, int64 (n_rows,), every number from 0 on.
+        strata: Class of each row, or part of the range of its target, int64 (n_rows,).
+        n_folds: No more than groups.
+        seed: Of the order among groups of about the same weight.
+    """
+    n_groups, n_rows, n_strata = int(group.max()) + 1, len(group), int(strata.max()) + 1
+    totals = np.bincount(strata, minlength=n_strata)
+    n_there = int((totals > 0).sum())
+    cells, counts = np.unique(group * n_strata + strata, return_counts=True)
+    owner, stratum = np.divmod(cells, n_strata)
+    share = counts / totals[stratum]
+    starts = np.searchsorted(owner, np.arange(n_groups + 1))
+    sizes = np.bincount(group) / n_rows
+    weight = np.bincount(owner, weights=share**2) / n_there + sizes**2
+    order = np.random.default_rng(seed).permutation(n_groups)
+    order = order[np.argsort(-np.floor(np.log2(weight[order])), kind="stable")]
+    of_strata, of_rows = np.zeros((n_folds, n_strata)), np.zeros(n_folds)
+    fold_of = np.empty(n_groups, dtype=np.int64)
+    for g in order.tolist():
+        own, shares = stratum[starts[g] : starts[g + 1]], share[starts[g] : starts[g + 1]]
+        fold = int((of_strata[:, own] @ shares + n_there * sizes[g] * of_rows).argmin())
+        fold_of[g] = fold
+        of_strata[fold, own] += shares
+        of_rows[fold] += sizes[g]
+    apart = np.square(of_strata[:, totals > 0] - 1 / n_folds).mean(axis=1) + np.square(of_rows - 1 / n_folds)
+    place = np.empty(n_folds, dtype=np.int64)
+    place[np.argsort(apart, kind="stable")] = np.arange(n_folds)
+    return place[fold_of][group]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from factory.data.dataset import Dataset
 from factory.errors import Detail, InvalidData, InvalidRequest, counted, listing
-from factory.search.groups import kept_aside
+from factory.search.groups import dealt, kept_aside
 from factory.search.metric import Metric
 from factory.spec import (
     AutoValidation,
@@ -67,8 +67,15 @@ def set_aside(dataset: Dataset, validation: Validation) -> Split:
     return _stratified_part(dataset, order, share)
 
 
-def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split, ...]:
-    """Return the splits that every trial uses; one for a holdout, several for cross-validation."""
+def folds(dataset: Dataset, validation: Validation, *, seed: int, metric: Metric | None = None) -> tuple[Split, ...]:
+    """Return the splits that every trial uses; one for a holdout, several for cross-validation.
+
+    Args:
+        dataset: The rows of the search.
+        validation: How they are split.
+        seed: Of what is random.
+        metric: That trials are judged by; folds of groups that do not define it are left out.
+    """
     match validation:
         case AutoValidation():
             return _stratified(dataset, AUTO_FOLDS, seed)
@@ -78,7 +85,7 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split
         case TimeSplit():
             return (_latest(dataset, validation, 0.2, parts=2),)
         case GroupSplit():
-            return _groups(dataset, validation, n_folds=AUTO_FOLDS, seed=seed)
+            return _groups(dataset, validation, metric, seed=seed)
         case CrossValidation():
             return _stratified(dataset, validation.folds, seed)
 
@@ -244,16 +251,46 @@ def _times(dataset: Dataset, split: TimeSplit) -> pd.Series:
     return times
 
 
-def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:
-    """Whole groups, dealt out by size to the fold that has the fewest rows."""
-    _, group = _group_of(dataset, split, parts=2)
-    sizes = np.bincount(group)
-    n_folds = min(n_folds, len(sizes))
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    rows_in, fold_of = np.zeros(n_folds), np.empty(len(sizes), dtype=np.int64)
-    for g in order:
-        fold_of[g] = int(rows_in.argmin())
-        rows_in[fold_of[g]] += sizes[g]
-    fold = fold_of[group]
-    return tuple(Split(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_folds))
+def _groups(dataset: Dataset, split: GroupSplit, metric: Metric | None, *, seed: int) -> tuple[Split, ...]:
+    """Whole groups, dealt out so that folds are alike in their classes, or in their targets' range, and in size.
+
+    A fold that does not define the metric, or validates a class that its training rows lack, is left out: its rows
+    train the others. So is one that would leave less than half of the rows to learn from.
+
+    Raises:
+        InvalidData: no fold can be judged by.
+    """
+    names, group = _group_of(dataset, split, parts=2)
+    if dataset.task is Task.REGRESSION:
+        strata = np.searchsorted(np.quantile(dataset.y, [0.25, 0.5, 0.75]), dataset.y, side="right")
+    else:
+        strata = dataset.y
+    n_folds = min(AUTO_FOLDS, len(names))
+    if dataset.task is Task.BINARY:
+        n_folds = max(2, min(n_folds, *(len(np.unique(group[dataset.y == k])) for k in (0, 1))))
+    fold = dealt(group, strata, n_folds=n_folds, seed=seed)
+    made = [Split(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_folds)]
+    usable = [one for one in made if _judges(dataset, one, metric)]
+    if not usable:
+        places = [
+            f"{dataset.classes[k]!r} in {counted(len(np.unique(group[dataset.y == k])), 'group')}"
+            for k in np.unique(dataset.y)
+        ]
+        told = f"the groups of {split.column!r} cannot be dealt to folds that can be judged by: {listing(places)}"
+        raise InvalidData(
+            f"validation.column: {told}.",
+            hint="A class has to be in two groups at least: one to learn it from, one to judge by. Choose a column "
+            "with smaller groups, bring rows of more groups, or choose another validation or metric.",
+            details=[Detail("validation.column", told)],
+        )
+    return tuple([one for one in usable if len(one.validation) <= len(one.train)] or usable)
+
+
+def _judges(dataset: Dataset, split: Split, metric: Metric | None) -> bool:
+    """Whether a fold's validation rows define the metric, and their classes are among its training rows."""
+    if dataset.task is Task.REGRESSION:
+        return True
+    y, known = dataset.y[split.validation], np.unique(dataset.y[split.train])
+    if dataset.task is Task.BINARY and len(known) < 2:
+        return False
+    return bool(np.isin(y, known).all()) and (metric is None or metric.defined(y, len(dataset.classes)))

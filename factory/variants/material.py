@@ -204,7 +204,7 @@ def _too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np
 def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, *, folder: Path, learns: bool) -> Unit:
     """Return a variant to be made of some rows; ``learns`` says whether all folds but the first train on the gate's."""
     seed = plan.request.seed
-    splits = folds(material.dataset.take(seen), plan.validation, seed=seed)
+    splits = folds(material.dataset.take(seen), plan.validation, seed=seed, metric=plan.metric)
     if learns:
         gate = len(seen) + np.arange(len(unseen))
         splits = (splits[0], *(Split(np.concatenate([s.train, gate]), s.validation) for s in splits[1:]))

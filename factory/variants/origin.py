@@ -254,7 +254,7 @@ def _fitting(unit: Unit, bundle: Bundle, named: str, plan: Plan) -> Unit:
             details=problems,
         )
     rows = _like(dataset, bundle)
-    split = folds(rows, plan.validation, seed=plan.request.seed)
+    split = folds(rows, plan.validation, seed=plan.request.seed, metric=plan.metric)
     return replace(unit, data=replace(unit.data, dataset=rows, splits=split), unseen=_like(unit.unseen, bundle))
 
 

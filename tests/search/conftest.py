@@ -94,7 +94,7 @@ def make_data(
     metric = plan.metric if plan else Metric.of(METRICS[dataset.task], dataset.task)
     if not (folder / "representation").is_dir():
         into_folder(folder / "representation", Representation().save)
-    return TrialData(dataset, folds(dataset, kind, seed=seed), metric, folder, seed)
+    return TrialData(dataset, folds(dataset, kind, seed=seed, metric=metric), metric, folder, seed)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from factory.data.dataset import Dataset, from_frame
 from factory.errors import InvalidData, InvalidRequest, NotFound
+from factory.search.metric import Metric
 from factory.search.splits import AUTO_FOLDS, Split, evaluation_share, folds, set_aside
 from factory.spec import (
     AutoValidation,
@@ -249,6 +250,74 @@ def test_the_groups_kept_aside_stay_mostly_the_same_when_groups_grow_and_come() 
     known = {shop: rows for shop, rows in late.items() if int(shop.removeprefix("shop ")) < 120}
     learned = sum(rows for shop, rows in known.items() if shop not in early)
     assert learned <= 0.25 * sum(late.values()), "of the later gate, hardly anything had been learned from"
+
+
+AUC = Metric.of("roc_auc", Task.BINARY)
+SHOP = GroupSplit(column="shop")
+
+
+def labelled(positives: list[tuple[int, int]]) -> Dataset:
+    """Return rows of groups; of each so many rows, of which so many are of the second class."""
+    flag = np.concatenate([np.repeat(["yes", "no"], [n_yes, n - n_yes]) for n, n_yes in positives])
+    frame = make_frame(len(flag)).assign(
+        flag=flag, shop=np.repeat([f"shop {i}" for i in range(len(positives))], [n for n, _ in positives])
+    )
+    return make_dataset(frame=frame)
+
+
+def test_groups_are_dealt_so_that_folds_are_alike_in_classes_and_size() -> None:
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(5, 40, 90)
+    dataset = labelled([(n, generator.binomial(n, q)) for n, q in zip(sizes, generator.beta(0.3, 2, 90), strict=True)])
+    rate, each = dataset.y.mean(), len(dataset) / AUTO_FOLDS
+    for seed in range(5):
+        made = folds(dataset, SHOP, seed=seed, metric=AUC)
+        assert len(made) == AUTO_FOLDS
+        for split in made:
+            assert dataset.y[split.validation].mean() == pytest.approx(rate, rel=0.25)
+            assert len(split.validation) == pytest.approx(each, rel=0.15)
+
+
+def test_groups_are_dealt_so_that_folds_are_alike_in_their_targets() -> None:
+    dataset = grouped([10] * 80)
+    dataset.y[:] = np.repeat(np.random.default_rng(1).normal(size=80), 10)
+    means = [dataset.y[split.validation].mean() for split in folds(dataset, SHOP, seed=0)]
+    assert np.std(means) < 0.5 * dataset.y.std() / np.sqrt(10), "of random folds it were about the whole of that"
+
+
+def test_folds_of_groups_are_no_more_than_the_groups_of_a_class() -> None:
+    dataset = labelled([*[(20, 0)] * 30, *[(20, 20)] * 3])
+    made = folds(dataset, SHOP, seed=0, metric=AUC)
+    assert len(made) == 3
+    assert sorted(np.concatenate([split.validation for split in made])) == list(range(len(dataset)))
+    assert all(set(dataset.y[split.validation]) == {0, 1} for split in made)
+
+
+def test_folds_that_the_metric_is_not_defined_on_are_left_out_and_their_rows_train() -> None:
+    frame = make_frame(200).assign(shop=[f"shop {i // 10}" for i in range(200)])
+    frame["grade"] = np.where(np.arange(200) < 30, "rare", np.where(np.arange(200) % 2, "odd", "even"))
+    dataset = make_dataset(Task.MULTICLASS, frame=frame)
+    auc, loss = Metric.of("roc_auc_ovr", Task.MULTICLASS), Metric.of("neg_log_loss", Task.MULTICLASS)
+    assert len(folds(dataset, SHOP, seed=0, metric=loss)) == AUTO_FOLDS
+    made = folds(dataset, SHOP, seed=0, metric=auc)
+    assert len(made) == 3
+    for split in made:
+        assert_sound(split, 200)
+        assert set(dataset.y[split.validation]) == {0, 1, 2}
+
+
+def test_a_group_that_is_most_of_the_table_validates_nothing() -> None:
+    made = folds(labelled([(900, 300), *[(10, 4)] * 10]), SHOP, seed=0, metric=AUC)
+    assert len(made) == AUTO_FOLDS - 1
+    assert max(len(split.validation) for split in made) <= 30
+
+
+@pytest.mark.parametrize("positives", [[(40, 20), (40, 0), (40, 0)], [(40, 0), (40, 40)]])
+def test_a_class_of_one_group_only_is_refused(positives: list[tuple[int, int]]) -> None:
+    message = r"the groups of 'shop' cannot be dealt to folds .*'yes' in 1 group"
+    with pytest.raises(InvalidData, match=message) as refused:
+        folds(labelled(positives), SHOP, seed=0, metric=AUC)
+    assert [detail.field for detail in refused.value.details] == ["validation.column"]
 
 
 MONTHS = pd.period_range("2019-01", periods=60, freq="M").strftime("%b %Y")

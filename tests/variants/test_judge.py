@@ -19,9 +19,7 @@ from factory.variants.registry import Registry
 from tests.search.conftest import make_dataset, make_frame, make_test_plan
 
 
-def units(
-    folder: Path, *, frame: pd.DataFrame | None = None, **request: object
-) -> tuple[Unit, list[Unit], Material]:
+def units(folder: Path, *, frame: pd.DataFrame | None = None, **request: object) -> tuple[Unit, list[Unit], Material]:
     plan = make_test_plan("constant", **request)
     dataset = make_dataset(Task.BINARY, n_rows=400, frame=frame)
     rows = set_aside(dataset, plan.validation)
