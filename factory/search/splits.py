@@ -120,6 +120,11 @@ def check_defined(metric: Metric, dataset: Dataset, rows: np.ndarray, *, what: s
     )
 
 
+def independent(validation: Validation) -> bool:
+    """Whether rows stand on a side by chance, so that any of one side are as new to a model as others."""
+    return not isinstance(validation, TimeSplit | GroupSplit)
+
+
 def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:
     """K folds; a class with fewer rows than folds is spread over as many folds as it has rows.
 

@@ -26,7 +26,7 @@ from factory.data.screening import screen
 from factory.errors import Detail, InvalidData
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.splits import Split, check_defined, folds, set_aside
+from factory.search.splits import Split, check_defined, folds, independent, set_aside
 from factory.settings import Settings
 from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 
@@ -215,6 +215,7 @@ def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, 
         workspace=folder,
         seed=seed,
         n_gate=len(unseen) if learns else 0,
+        independent=independent(plan.validation),
     )
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 
