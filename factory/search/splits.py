@@ -242,8 +242,8 @@ def _times(dataset: Dataset, split: TimeSplit) -> pd.Series:
         raise InvalidData(
             f"validation.column: {split.column!r} holds text, such as {shown}, which has no order in time.",
             hint=f"Write the dates as ISO 8601 (2024-01-31, or 2024-01-31T12:00), which is always read, or say "
-            f"`dataset.types.{split.column}: datetime`: dates like 31/1/2024, 1/31/2024, 31.1.2024, 31 Jan 2024 and "
-            "Jan 2024 are read then. Numbers that grow with time, as a year or a step, are an order as well.",
+            f"`dataset.types.{split.column}: datetime`: dates like 31/1/2024, 1/31/2024, 31.1.2024, 31 Jan 2024, "
+            "Jan 2024 and 2024-01 are read then. Numbers that grow with time, as a year, are an order as well.",
             details=[Detail("validation.column", f"text such as {shown}; dates or numbers are needed")],
         )
     if missing := int(times.isna().sum()):

@@ -127,10 +127,12 @@ def test_numbers_as_people_write_them(texts: list[str], numbers: list[float]) ->
         ("February 1, 2020", "%B %d, %Y"),
         ("01-Feb-20", "%d-%b-%y"),
         ("Feb-20", "%b-%y"),
+        ("2020-02", "%Y-%m"),
+        ("02/2020", "%m/%Y"),
         ("1 Feb 2020 12:30", "%d %b %Y %H:%M"),
     ],
 )
-def test_months_by_name_are_read_where_it_is_said_that_they_are_dates(first: str, text_format: str) -> None:
+def test_months_are_read_where_it_is_said_that_they_are_dates(first: str, text_format: str) -> None:
     texts = pd.Series([first, first.replace("20", "19"), None] * 30)
     assert clean(texts)[1] is ColumnType.CATEGORICAL
     moments, kind, kept = clean(texts, ColumnType.DATETIME)

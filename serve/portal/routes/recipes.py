@@ -166,7 +166,7 @@ def request_schema(recipe: Recipe) -> dict[str, JsonValue]:
 
 
 def _keep_apart(core: dict[str, Any], parts: dict[str, Any], validation: TimeSplit | GroupSplit) -> None:
-    """Leave of the kinds of validation that which the recipe keeps rows apart by, with its column and a gap as large."""
+    """Leave only the kind of validation by which the recipe keeps rows apart, with its column and a gap as large."""
     kind = core["discriminator"]["mapping"][validation.kind]
     core["discriminator"]["mapping"], core["oneOf"] = {validation.kind: kind}, [{"$ref": kind}]
     own = parts[kind.rpartition("/")[2]]["properties"]
