@@ -23,7 +23,7 @@ from factory.data.findings import Finding
 from factory.data.loading import load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
 from factory.data.screening import screen
-from factory.errors import Detail, InvalidData
+from factory.errors import Detail, InvalidData, UserFault
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
 from factory.search.splits import Split, check_defined, folds, independent, set_aside
@@ -183,9 +183,14 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
         part = pooled.data.part(rows, workspace=folder)
         if part is not None:
             units.append(Unit(value, name, part, material.dataset.take(unseen), rows))
-        else:
+            continue
+        try:
             own = _unit(material, plan, seen, unseen, folder=folder, learns=learns)
-            units.append(replace(own, segment=value, name=name))
+        except UserFault as error:  # its rows alone cannot be split as the request says
+            thin.append(value)
+            note(*left_pooled(value, error.message))
+            continue
+        units.append(replace(own, segment=value, name=name))
     return pooled, units, tuple(thin)
 
 

@@ -60,6 +60,23 @@ def test_segments_have_their_part_of_it(tmp_path: Path) -> None:
         check(one, len(one.unseen))
 
 
+def test_a_segment_that_cannot_be_split_stays_with_the_pooled_variant(tmp_path: Path) -> None:
+    """One of one group only, as all are by the column of groups itself."""
+    frame = make_frame(600)
+    frame["shop"] = np.where(frame["city"] == "Bern", "the one in Bern", frame["shop"])
+    plan = make_test_plan(
+        "constant", validation={"kind": "group", "column": "shop"}, segments={"by": "city", "min_rows": 20}
+    )
+    dataset = make_dataset(frame=frame)
+    # Of each group every fifth row: that of Bern stands on both sides, which a gate by groups would not allow.
+    unseen, notes = np.arange(0, 600, 5), []
+    material = Material(dataset, (), profile(dataset), np.setdiff1d(np.arange(600), unseen), unseen, ())
+    _, made, thin = divide(material, plan, workspace=tmp_path, note=lambda *told: notes.append(told[1]))
+    assert sorted(one.segment for one in made) == ["Basel", "Genf"]
+    assert thin == ("Bern",)
+    assert any("'Bern' is served by the pooled variant" in told and "1 group in 'shop'" in told for told in notes)
+
+
 def test_what_is_made_again_does_not_learn_from_them(tmp_path: Path) -> None:
     pooled, _, material = units(tmp_path, making="refit", parent="growth.churn")
     assert (pooled.data.n_gate, len(pooled.data.dataset)) == (0, len(material.seen))
