@@ -19,6 +19,9 @@ LEFT_GROUPS = 2
 """Groups that stay when others are kept aside: to learn from, and to choose by."""
 LEAST_JUDGED = 20
 """A gate does not judge by fewer rows."""
+FEW_GROUPS, MORE_SHARE, MOST_ROWS = 8, 0.1, 20_000
+"""Groups below which more rows are kept if that brings more groups, and the share and the number of rows up to which:
+what many rows of one group say of others is as little as what few say."""
 
 
 def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: str) -> np.ndarray:
@@ -26,7 +29,8 @@ def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: st
 
     They are taken in the order of their names' hashes, so that siblings and later versions of a table keep the same
     ones aside. One that would overshoot by more than is lacking is passed over; where all are too large, the smallest
-    is taken. Of the rows outside the largest group half stay with the search at least.
+    is taken. Where few groups make up the share, a larger one is looked for that several make up. Of the rows outside
+    the largest group half stay with the search at least.
 
     Args:
         names: Of the groups, (n_groups,).
@@ -39,19 +43,15 @@ def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: st
     """
     sizes, n_rows = np.bincount(group, minlength=len(names)), len(group)
     largest = int(sizes.argmax())
-    wanted = min(share * n_rows, (n_rows - sizes[largest]) / 2)
+    spare = (n_rows - sizes[largest]) / 2
+    wanted = min(share * n_rows, spare)
     order = np.argsort(pd.util.hash_array(names.astype(object)), kind="stable")
-    chosen: list[int] = []
-    n_held = 0
-    for g in order.tolist():
-        if n_held >= ENOUGH * wanted or len(chosen) == len(names) - LEFT_GROUPS:
-            break
-        if sizes[g] <= 2 * (wanted - n_held):
-            chosen.append(g)
-            n_held += int(sizes[g])
-    if not chosen:
-        chosen = [int(order[sizes[order].argmin()])]
-        n_held = int(sizes[chosen[0]])
+    chosen = _taken(sizes, order, wanted, limit=wanted, most=n_rows)
+    if len(chosen) < FEW_GROUPS:
+        more = max(wanted, min(MORE_SHARE * n_rows, MOST_ROWS, spare))
+        chosen = max(chosen, _taken(sizes, order, wanted, limit=more, most=more / 2), key=len)
+    chosen = chosen or [int(order[sizes[order].argmin()])]
+    n_held = int(sizes[chosen].sum())
     if n_held < min(LEAST_JUDGED, round(share * n_rows)) and 2 * sizes[largest] > n_rows:
         others = f"{n_rows - sizes[largest]:,} rows of other groups are too few to choose by and to judge by"
         told = f"group {str(names[largest])!r} has {sizes[largest]:,} of {n_rows:,} rows"
@@ -61,6 +61,28 @@ def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: st
             details=[Detail("validation.column", told)],
         )
     return np.isin(group, chosen)
+
+
+def _taken(sizes: np.ndarray, order: np.ndarray, wanted: float, *, limit: float, most: float) -> list[int]:
+    """Return the groups that make up about the wanted rows, in their order; few or none where all are too large.
+
+    Args:
+        sizes: Rows of each group.
+        order: Of the groups.
+        wanted: Rows.
+        limit: Rows up to which further groups are taken while they are few.
+        most: Rows of a group.
+    """
+    chosen: list[int] = []
+    n_held = 0
+    for g in order.tolist():
+        aim = limit if len(chosen) < FEW_GROUPS else wanted
+        if n_held >= ENOUGH * aim or len(chosen) == len(sizes) - LEFT_GROUPS:
+            break
+        if sizes[g] <= min(2 * (aim - n_held), most):
+            chosen.append(g)
+            n_held += int(sizes[g])
+    return chosen
 
 
 def dealt(group: np.ndarray, strata: np.ndarray, *, n_folds: int, seed: int) -> np.ndarray:

@@ -326,7 +326,7 @@ def _validation_problems(asked: Validation | None, given: Validation) -> list[De
     """Return how a request would judge by rows that its recipe keeps apart: those of other times, or other groups."""
     if asked is None or not isinstance(given, TimeSplit | GroupSplit):
         return []
-    if asked.kind != given.kind:
+    if not isinstance(asked, TimeSplit | GroupSplit) or asked.kind != given.kind:
         message = f"{asked.kind!r} is not what the recipe validates by; allowed: {given.kind!r}, by {given.column!r}."
         return [Detail("validation.kind", message)]
     problems = []

@@ -273,7 +273,7 @@ class VariantRequest(Document):
 
     def filled(self, recipe: Recipe) -> VariantRequest:
         """Return it with the recipe's values for what its budget, gates, ceilings and gap in time leave open."""
-        given = {
+        given: dict[str, Document | None] = {
             "budget": _filled(self.budget, recipe.budget.default),
             "gates": _filled(self.gates, recipe.gates),
             "ceilings": _filled(self.ceilings, recipe.ceilings),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from factory.data.dataset import Dataset, from_frame
 from factory.errors import InvalidData, InvalidRequest, NotFound
+from factory.search.groups import kept_aside
 from factory.search.metric import Metric
 from factory.search.splits import AUTO_FOLDS, Split, evaluation_share, folds, set_aside
 from factory.spec import (
@@ -232,6 +233,18 @@ def test_where_all_groups_are_large_the_smallest_judges(sizes: list[int]) -> Non
     assert list(held.values()) == [min(sizes)]
     left = dataset.take(set_aside(dataset, GroupSplit(column="shop")).train)
     assert folds(left, GroupSplit(column="shop"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_kept"),
+    [([5_000] * 30, 3), ([500] * 200, 8), ([100] * 1_000, 18), ([60_000, *[1_500] * 40], 8)],
+    ids=["few large", "of middle size", "small", "one huge"],
+)
+def test_several_groups_judge_where_a_tenth_of_the_rows_has_them(sizes: list[int], n_kept: int) -> None:
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    names = np.array([f"shop {i}" for i in range(len(sizes))])
+    held = kept_aside(names, group, evaluation_share(len(group)), column="shop")
+    assert len(np.unique(group[held])) == n_kept
 
 
 def test_too_little_beside_one_group_is_refused() -> None:
