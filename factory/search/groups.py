@@ -120,4 +120,4 @@ def dealt(group: np.ndarray, strata: np.ndarray, *, n_folds: int, seed: int) -> 
     apart = np.square(of_strata[:, totals > 0] - 1 / n_folds).mean(axis=1) + np.square(of_rows - 1 / n_folds)
     place = np.empty(n_folds, dtype=np.int64)
     place[np.argsort(apart, kind="stable")] = np.arange(n_folds)
-    return place[fold_of][group]
+    return np.asarray(place[fold_of][group])

@@ -102,7 +102,7 @@ class Dependence:
         sizes = np.bincount(self.unit)
         first, n_own = (np.cumsum(sizes) - sizes)[chosen], sizes[chosen]
         place = (generator.random(int(n_own.sum())) * np.repeat(n_own, n_own)).astype(np.int64)
-        return np.argsort(self.unit, kind="stable")[np.repeat(first, n_own) + place]
+        return np.asarray(np.argsort(self.unit, kind="stable")[np.repeat(first, n_own) + place])
 
 
 class Interval(Document):
