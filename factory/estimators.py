@@ -36,7 +36,7 @@ from factory.search.engine import search
 from factory.search.jobs import TrialData
 from factory.search.near import NearWorkers
 from factory.search.plan import check_request, make_plan
-from factory.search.splits import folds
+from factory.search.splits import folds, independent
 from factory.settings import Settings, load_settings
 from factory.spec import FileDataset, Task
 from factory.variants.assembly import assemble, learned_calibration
@@ -154,10 +154,11 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         ):
             data = TrialData(
                 dataset=dataset,
-                splits=folds(dataset, plan.validation, seed=request.seed),
+                splits=folds(dataset, plan.validation, seed=request.seed, metric=plan.metric),
                 metric=plan.metric,
                 workspace=Path(folder),
                 seed=request.seed,
+                independent=independent(plan.validation),
             )
             result = search(
                 plan,

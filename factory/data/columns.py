@@ -46,6 +46,13 @@ _DATE_FORMATS = tuple(
     for day in ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y")
     for clock in ("", " %H:%M", " %H:%M:%S")
 )
+_MONTHS = ("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%Y-%m", "%Y/%m", "%m/%Y")
+_NAMED_MONTHS = ("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y")
+_STATED_FORMATS = (
+    *_MONTHS,
+    *(f"{day}{clock}" for day in _NAMED_MONTHS for clock in ("", " %H:%M", " %H:%M:%S")),
+)
+"""Formats that are read only where a request says that a column holds dates: 'May-20' or '2020/11' may be anything."""
 
 
 def text_of(value: Any) -> str | None:
@@ -165,7 +172,8 @@ def _parse_dates(texts: Any, text_format: str) -> np.ndarray:
 def date_format(texts: Sequence[str]) -> str | None:
     """Return the format that reads at least 95 % of the texts: ``ISO8601``, a strptime format, or None.
 
-    Where month and day could be swapped, the format that reads more of them wins, month first on a draw.
+    Where month and day could be swapped, the format that reads more of them wins, month first on a draw. Months without
+    a day, or by their English names, are read by :func:`stated_date_format` only.
     """
     sample = [t for t in texts if t not in MISSING_TEXT]
     if not sample or np.mean([bool(_DATE_LIKE.match(t)) for t in sample[:_SAMPLE]]) < _PARSEABLE:
@@ -175,6 +183,19 @@ def date_format(texts: Sequence[str]) -> str | None:
         shares |= {f: _share_read(sample, f) for f in _DATE_FORMATS if _share_read(sample[:20], f) >= 0.5}
     best = max(shares, key=lambda f: shares[f])
     return best if shares[best] >= _PARSEABLE else None
+
+
+def stated_date_format(texts: Sequence[str]) -> str | None:
+    """Return the strptime format of texts that are said to be dates, or None: 'Jan 2020', '31 January 2020', '2020-01'.
+
+    It is the one that reads most of the texts, at least 95 % of them.
+    """
+    sample = [t for t in texts if t not in MISSING_TEXT]
+    if not sample:
+        return None
+    shares = {f: _share_read(sample, f) for f in _STATED_FORMATS if _share_read(sample[:20], f) > 0}
+    best = max(shares, key=lambda f: shares[f], default="")
+    return best if best and shares[best] >= _PARSEABLE else None
 
 
 def _share_read(texts: Sequence[str], text_format: str) -> float:
@@ -196,7 +217,8 @@ def clean(series: pd.Series, wanted: ColumnType | None = None) -> tuple[pd.Serie
     values = series.to_numpy()
     if kind is ColumnType.DATETIME:
         if text_format is None and values.dtype.kind == "O":
-            text_format = date_format(_distinct_texts(values))
+            texts = _distinct_texts(values)
+            text_format = date_format(texts) or stated_date_format(texts)
         if isinstance(series.dtype, pd.DatetimeTZDtype):
             values = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
         kept = text_format if text_format != "ISO8601" else None

@@ -252,7 +252,7 @@ def from_frame(
         target=ref.target,
         dropped_rows=dropped,
         features=features,
-        context=_context(frame[[c for c in names if c in left]]),
+        context=_context(frame[[c for c in names if c in left]], ref),
         weights=weights,
         weightless_rows=weightless,
     )
@@ -309,9 +309,9 @@ def _clean_all(
     return columns, types, formats
 
 
-def _context(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns that are no features, in canonical form where they have one."""
-    columns = {c: frame[c] if _nested(frame[c]) else clean(frame[c])[0] for c in frame.columns}
+def _context(frame: pd.DataFrame, ref: DatasetRef) -> pd.DataFrame:
+    """Columns that are no features, in canonical form where they have one; of the type that the request says."""
+    columns = {c: frame[c] if _nested(frame[c]) else clean(frame[c], ref.types.get(c))[0] for c in frame.columns}
     return pd.DataFrame(columns, index=frame.index)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from factory.errors import InvalidData, TrainingFault, counted, listing
+from factory.errors import TrainingFault, counted
 from factory.families.base import Deadline
 from factory.search.calibration import Calibration
 from factory.search.cluster import RaySession
@@ -26,6 +26,7 @@ from factory.search.plan import Plan, family
 from factory.search.race import common_folds
 from factory.search.refit import RefitProposer
 from factory.search.samples import preparation_folder
+from factory.search.splits import check_defined
 from factory.search.study import Configuration, Prior
 from factory.search.watchdog import DIED, UNANSWERED
 from factory.search.yielding import Room, Yielding
@@ -123,7 +124,7 @@ def search(
         InvalidData: the metric is not defined on the rows that validate.
         TrainingFault: no trial succeeded; names the reasons.
     """
-    _check_metric(data)
+    check_defined(data.metric, data.dataset, data.splits[0].validation, what="validation rows")
     refits = len(data.splits) == 1
     left_s = deadline.left_s
     trials_until = Deadline(deadline.at - (REFIT_SHARE * left_s if refits else 0.0))
@@ -197,26 +198,6 @@ def near_suffices(plan: Plan, families: Collection[str], *, left_s: float, ray: 
 
 def _distributes(plan: Plan) -> bool:
     return plan.request.resources.workers > 1 and any(family(name).distributed for name in plan.families)
-
-
-def _check_metric(data: TrialData) -> None:
-    """Refuse a first fold on which the metric is not defined: every trial would fail there.
-
-    Raises:
-        InvalidData: names the classes that its validation rows lack.
-    """
-    if data.n_classes == 0 or data.metric.by_label:
-        return
-    y = data.dataset.y[data.splits[0].validation]
-    if np.isfinite(data.metric.score(y, np.full((len(y), data.n_classes), 1 / data.n_classes))):
-        return
-    lacking = [repr(label) for k, label in enumerate(data.dataset.classes) if not (y == k).any()]
-    raise InvalidData(
-        f"validation: {data.metric.label} is not defined on the {len(y):,} validation rows: there is none of class "
-        f"{listing(lacking)} among them.",
-        hint="Choose a validation whose rows hold all classes (the latest rows of a time column may not), or bring "
-        "more rows, or another metric.",
-    )
 
 
 def _in_order(trials: Mapping[int, Trial]) -> tuple[Trial, ...]:

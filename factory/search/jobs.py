@@ -8,7 +8,7 @@ Nothing here knows of Ray.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class TrialData:
         shared: Workspace of a search over more rows with the same folds, whose preparations and representation are
             taken; None where this search makes its own.
         n_gate: How many of the last rows are the gate's; 0 where they are not among these rows.
+        independent: Whether the folds are random rows; False where they are whole groups, or rows in order of time.
     """
 
     dataset: Dataset
@@ -42,6 +43,7 @@ class TrialData:
     seed: int
     shared: Path | None = None
     n_gate: int = 0
+    independent: bool = True
 
     @property
     def n_classes(self) -> int:
@@ -57,6 +59,16 @@ class TrialData:
         """Return a fold's split; None is the refit on all rows."""
         everything = np.arange(len(self.dataset.y))
         return self.splits[index] if index is not None else Split(everything, everything[:0])
+
+    def judging(self) -> np.ndarray | None:
+        """Return training rows of the first fold to judge by that are as new to the others as its validation rows are.
+
+        Whole groups, those of the second fold, where enough are left to learn from; none in order of time. None where
+        folds are random: any rows are as new as others.
+        """
+        if self.independent:
+            return None
+        return self.splits[1].validation if len(self.splits) > 2 else np.array([], dtype=np.int64)
 
     def weights_of(self, folds: Sequence[int]) -> tuple[np.ndarray, ...] | None:
         """Return the weights of some folds' validation rows, each with a mean of 1; None where all count the same."""
@@ -81,8 +93,8 @@ class TrialData:
                 return None
             splits.append(Split(train, validation))
         n_gate = int((rows >= len(place) - self.n_gate).sum())
-        return TrialData(
-            dataset, tuple(splits), self.metric, workspace, self.seed, shared=self.workspace, n_gate=n_gate
+        return replace(
+            self, dataset=dataset, splits=tuple(splits), workspace=workspace, shared=self.workspace, n_gate=n_gate
         )
 
     def folder_of(self, trial: int) -> Path:

@@ -222,6 +222,17 @@ class Metric:
         fast = _FAST[self.task].get(self.name)
         return fast(y, prediction, weight) if fast else self._by_scorer(y, prediction, weight=weight)
 
+    def defined(self, y: np.ndarray, n_classes: int) -> bool:
+        """Whether rows have a score, whatever is predicted: some metrics have none where a class is absent.
+
+        Args:
+            y: Class indices (n_rows,) or targets (n_rows,).
+            n_classes: Number of classes; 0 for regression.
+        """
+        if n_classes == 0 or self.by_label:
+            return True
+        return bool(np.isfinite(self.score(y, np.full((len(y), n_classes), 1 / n_classes))))
+
     @property
     def weighs(self) -> bool:
         """Whether rows can count differently, tried once: one-vs-one has a ``sample_weight``, and refuses it."""

@@ -24,8 +24,10 @@ from factory.spec import (
     Budget,
     Ceilings,
     Gates,
+    GroupSplit,
     Recipe,
     Task,
+    TimeSplit,
     Validation,
     VariantRequest,
 )
@@ -173,7 +175,7 @@ def check_recipe(document: object) -> Recipe:
 def check_request(document: object, *, settings: Settings) -> tuple[VariantRequest, Recipe]:
     """Return a request and its recipe, or report all problems at once. Looks at no data.
 
-    What its budget, gates and ceilings leave open is filled from the recipe.
+    What its budget, gates, ceilings and gap in time leave open is filled from the recipe.
 
     Raises:
         InvalidRequest: with one detail for each problem.
@@ -218,6 +220,7 @@ def _request_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
     if request.budget is not None:
         problems += _budget_problems(request.budget, recipe.budget.ceiling, path="budget")
     problems += _ceiling_problems(request, recipe)
+    problems += _validation_problems(request.validation, recipe.validation)
     tasks = recipe.tasks
     if request.dataset.task is not None:
         tasks = tuple(t for t in tasks if t is request.dataset.task)
@@ -316,6 +319,23 @@ def _ceiling_problems(request: VariantRequest, recipe: Recipe) -> list[Detail]:
         if value > limit:
             message = f"{value:g} is more than the recipe allows; allowed: up to {limit:g}."
             problems.append(Detail(f"resources.{name}", message))
+    return problems
+
+
+def _validation_problems(asked: Validation | None, given: Validation) -> list[Detail]:
+    """Return how a request would judge by rows that its recipe keeps apart: those of other times, or other groups."""
+    if asked is None or not isinstance(given, TimeSplit | GroupSplit):
+        return []
+    if not isinstance(asked, TimeSplit | GroupSplit) or asked.kind != given.kind:
+        message = f"{asked.kind!r} is not what the recipe validates by; allowed: {given.kind!r}, by {given.column!r}."
+        return [Detail("validation.kind", message)]
+    problems = []
+    if asked.column != given.column:
+        message = f"{asked.column!r} is not the recipe's column; allowed: {given.column!r}."
+        problems.append(Detail("validation.column", message))
+    if isinstance(asked, TimeSplit) and isinstance(given, TimeSplit) and asked.gap < given.gap:
+        message = f"{asked.gap} is below the recipe's gap; allowed: {given.gap} and more."
+        problems.append(Detail("validation.gap", message))
     return problems
 
 

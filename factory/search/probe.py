@@ -103,7 +103,15 @@ class Representation:
         return cls(document["target_scale"], tuple(Cross.model_validate(c) for c in document["crosses"]))
 
 
-def represent(dataset: Dataset, split: Split, metric: Metric, *, seed: int, deadline: Deadline) -> Representation:
+def represent(
+    dataset: Dataset,
+    split: Split,
+    metric: Metric,
+    *,
+    seed: int,
+    deadline: Deadline,
+    judging: np.ndarray | None = None,
+) -> Representation:
     """Return the representation that quick fits prefer.
 
     A decision that the deadline cuts off stays neutral: the target as it is, no crosses.
@@ -112,11 +120,13 @@ def represent(dataset: Dataset, split: Split, metric: Metric, *, seed: int, dead
         dataset: The rows of the search.
         split: Fold 0; quick fits learn from a part of its training rows, and are scored on its validation rows and
             on training rows that they have not seen.
+        judging: These training rows, int64 (n_judging,), where random ones are known by their neighbours in time or
+            their group; a random quarter if None.
         metric: What the search optimizes, always on the target as it is.
         seed: Chooses the rows, and seeds the fits.
         deadline: No fit is started that may end later.
     """
-    probe = _Probe.of(dataset, split, metric, seed=seed, deadline=deadline)
+    probe = _Probe.of(dataset, split, metric, seed=seed, deadline=deadline, judging=judging)
     if probe is None:
         return Representation()
     target_scale = probe.target_scale()
@@ -146,18 +156,30 @@ class _Probe:
     known: dict[tuple[tuple[Cross, ...], TargetScale], np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, dataset: Dataset, split: Split, metric: Metric, *, seed: int, deadline: Deadline) -> _Probe | None:
+    def of(
+        cls,
+        dataset: Dataset,
+        split: Split,
+        metric: Metric,
+        *,
+        seed: int,
+        deadline: Deadline,
+        judging: np.ndarray | None = None,
+    ) -> _Probe | None:
         """Return a probe, or None where quick fits cannot say anything."""
         types = {c: t for c, t in dataset.types.items() if t not in (ColumnType.TEXT, ColumnType.IDENTIFIER)}
         n_classes = len(dataset.classes)
-        if len(split.train) < LEAST_ROWS or not 0 < len(types) <= WIDEST or n_classes > MOST_CLASSES:
+        learning = split.train if judging is None else np.setdiff1d(split.train, judging)
+        if len(learning) < LEAST_ROWS or not 0 < len(types) <= WIDEST or n_classes > MOST_CLASSES:
             return None
         width = len(types) * max(n_classes if n_classes > 2 else 1, 1)
         most = min(max(MOST_CELLS // width, FEWEST_ROWS), MOST_ROWS)
-        pool = np.random.default_rng(seed).permutation(split.train)
-        n_judged = min(len(pool) // 4, most // 2)
-        drawn = [pool[n_judged:][:most], pool[n_judged:][-most:]]
-        judged = np.concatenate([split.validation[:most], pool[:n_judged]])
+        pool = np.random.default_rng(seed).permutation(learning)
+        if judging is None:
+            n_judged = min(len(pool) // 4, most // 2)
+            judging, pool = pool[:n_judged], pool[n_judged:]
+        drawn = [pool[:most], pool[-most:]]
+        judged = np.concatenate([split.validation[:most], judging[: most // 2]])
         y = dataset.y
         if any(len(np.unique(y[rows])) < 2 for rows in (*drawn, judged)):
             return None

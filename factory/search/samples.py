@@ -67,7 +67,14 @@ def representation(data: TrialData) -> Representation:
     """Return how this search represents columns and target: read where it is known, else probed and written."""
     folder = (data.shared or data.workspace) / "representation"
     if not folder.is_dir():
-        found = represent(data.dataset, data.splits[0], data.metric, seed=data.seed, deadline=Deadline.after(PROBE_S))
+        found = represent(
+            data.dataset,
+            data.splits[0],
+            data.metric,
+            seed=data.seed,
+            deadline=Deadline.after(PROBE_S),
+            judging=data.judging(),
+        )
         into_folder(folder, found.save)
     return Representation.load(folder)
 

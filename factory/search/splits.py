@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from factory.data.dataset import Dataset
-from factory.errors import Detail, InvalidData, InvalidRequest, counted
+from factory.errors import Detail, InvalidData, InvalidRequest, counted, listing
+from factory.search.groups import dealt, kept_aside
+from factory.search.metric import Metric
 from factory.spec import (
     AutoValidation,
     CrossValidation,
@@ -65,8 +67,15 @@ def set_aside(dataset: Dataset, validation: Validation) -> Split:
     return _stratified_part(dataset, order, share)
 
 
-def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split, ...]:
-    """Return the splits that every trial uses; one for a holdout, several for cross-validation."""
+def folds(dataset: Dataset, validation: Validation, *, seed: int, metric: Metric | None = None) -> tuple[Split, ...]:
+    """Return the splits that every trial uses; one for a holdout, several for cross-validation.
+
+    Args:
+        dataset: The rows of the search.
+        validation: How they are split.
+        seed: Of what is random.
+        metric: That trials are judged by; folds of groups that do not define it are left out.
+    """
     match validation:
         case AutoValidation():
             return _stratified(dataset, AUTO_FOLDS, seed)
@@ -76,9 +85,44 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int) -> tuple[Split
         case TimeSplit():
             return (_latest(dataset, validation, 0.2, parts=2),)
         case GroupSplit():
-            return _groups(dataset, validation, n_folds=AUTO_FOLDS, seed=seed)
+            return _groups(dataset, validation, metric, seed=seed)
         case CrossValidation():
             return _stratified(dataset, validation.folds, seed)
+
+
+def check_defined(metric: Metric, dataset: Dataset, rows: np.ndarray, *, what: str) -> None:
+    """Refuse rows to judge by on which the metric is not defined, before anything is searched for.
+
+    Args:
+        metric: That is optimized.
+        dataset: All rows.
+        rows: Positions of those that judge, int64 (n_judging,).
+        what: They are, for people.
+
+    Raises:
+        InvalidData: names the classes that they lack, and how many rows of them there are elsewhere.
+    """
+    y, n_classes = dataset.y[rows], len(dataset.classes)
+    if metric.defined(y, n_classes):
+        return
+    there = np.bincount(dataset.y, minlength=n_classes)
+    lacking = [k for k in range(n_classes) if not (y == k).any()]
+    told = (
+        f"{metric.label} is not defined on the {len(y):,} {what}: there is none of class "
+        f"{listing(repr(dataset.classes[k]) for k in lacking)} among them"
+    )
+    elsewhere = listing(f"{counted(int(there[k]), 'row')} of {dataset.classes[k]!r}" for k in lacking)
+    raise InvalidData(
+        f"validation: {told}. Elsewhere there are {elsewhere}.",
+        hint="Choose a validation whose rows hold all classes (the latest rows of a time column, or whole groups, may "
+        "not), or bring more rows of that class, or another metric.",
+        details=[Detail("validation", told)],
+    )
+
+
+def independent(validation: Validation) -> bool:
+    """Whether rows stand on a side by chance, so that any of one side are as new to a model as others."""
+    return not isinstance(validation, TimeSplit | GroupSplit)
 
 
 def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:
@@ -128,21 +172,28 @@ def _content(dataset: Dataset) -> np.ndarray:
 
 
 def _groups_by_content(dataset: Dataset, split: GroupSplit, share: float) -> Split:
-    """Hold out whole groups, in the order of their names' hashes, until they make up the share."""
-    names, group = _group_of(dataset, split)
-    order = np.argsort(pd.util.hash_array(names.astype(object)), kind="stable")
-    rows_until = np.cumsum(np.bincount(group)[order])
-    n_held = min(int(np.searchsorted(rows_until, share * len(group))) + 1, len(order) - 1)
-    held = np.isin(group, order[:n_held])
+    """Hold out whole groups, in the order of their names' hashes, that make up about the share."""
+    names, group = _group_of(dataset, split, parts=3)
+    held = kept_aside(names, group, share, column=split.column)
     return Split(np.flatnonzero(~held), np.flatnonzero(held))
 
 
-def _group_of(dataset: Dataset, split: GroupSplit) -> tuple[np.ndarray, np.ndarray]:
-    """Return the groups' names and the position in them of each row's, int64 (n_rows,)."""
+def _group_of(dataset: Dataset, split: GroupSplit, *, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the groups' names and the position in them of each row's, int64 (n_rows,).
+
+    Args:
+        dataset: With the column of groups.
+        split: Names it.
+        parts: That the groups will be dealt to: so many groups there have to be.
+    """
     names, group = np.unique(np.asarray(dataset.column(split.column)).astype(str), return_inverse=True)
-    if len(names) < 2:
+    if len(names) < parts:
+        held = counted(len(names), "group")
         raise InvalidRequest(
-            f"validation.column: {split.column!r} holds one group only.", hint="Choose a column with several groups."
+            f"validation.column: {len(group)} rows have {held} in {split.column!r}; at least {parts} are needed: to "
+            "learn from and to judge by.",
+            hint="Choose a column with more groups, bring rows of more groups, or choose another validation.",
+            details=[Detail("validation.column", held)],
         )
     return names, group
 
@@ -156,13 +207,7 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float, *, parts: int) -> 
         share: Of the rows, to be held out.
         parts: That the moments will be cut into, this cut and later ones: so many moments there have to be.
     """
-    times = dataset.column(split.column)
-    if missing := int(times.isna().sum()):
-        raise InvalidData(
-            f"validation.column: {missing} of {len(times)} rows have no time in {split.column!r}.",
-            hint="Fill them in, leave those rows out, or choose another validation.",
-            details=[Detail("validation.column", f"{missing} missing values")],
-        )
+    times = _times(dataset, split)
     order = np.argsort(np.asarray(times), kind="stable")
     ordered = np.asarray(times)[order]
     starts = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
@@ -184,16 +229,73 @@ def _latest(dataset: Dataset, split: TimeSplit, share: float, *, parts: int) -> 
     return Split(np.sort(order[:n_train]), np.sort(order[cut:]))
 
 
-def _groups(dataset: Dataset, split: GroupSplit, *, n_folds: int, seed: int) -> tuple[Split, ...]:
-    """Whole groups, dealt out by size to the fold that has the fewest rows."""
-    _, group = _group_of(dataset, split)
-    sizes = np.bincount(group)
-    n_folds = min(n_folds, len(sizes))
-    order = np.random.default_rng(seed).permutation(len(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]
-    rows_in, fold_of = np.zeros(n_folds), np.empty(len(sizes), dtype=np.int64)
-    for g in order:
-        fold_of[g] = int(rows_in.argmin())
-        rows_in[fold_of[g]] += sizes[g]
-    fold = fold_of[group]
-    return tuple(Split(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_folds))
+def _times(dataset: Dataset, split: TimeSplit) -> pd.Series:
+    """Return the column of times, (n_rows,): dates, or numbers that grow with time; none is missing.
+
+    Raises:
+        InvalidData: it holds text, whose order says nothing of time, or there are gaps in it.
+    """
+    times = dataset.column(split.column)
+    if times.dtype.kind not in "Mfiub":
+        values = [str(value) for value in times.dropna().unique()[:3]]
+        shown = " or ".join(repr(value) for value in values)
+        raise InvalidData(
+            f"validation.column: {split.column!r} holds text, such as {shown}, which has no order in time.",
+            hint=f"Write the dates as ISO 8601 (2024-01-31, or 2024-01-31T12:00), which is always read, or say "
+            f"`dataset.types.{split.column}: datetime`: dates like 31/1/2024, 1/31/2024, 31.1.2024, 31 Jan 2024, "
+            "Jan 2024 and 2024-01 are read then. Numbers that grow with time, as a year, are an order as well.",
+            details=[Detail("validation.column", f"text such as {shown}; dates or numbers are needed")],
+        )
+    if missing := int(times.isna().sum()):
+        raise InvalidData(
+            f"validation.column: {missing} of {len(times)} rows have no time in {split.column!r}.",
+            hint="Fill them in (what is not read as a date, or as a number, counts as missing), leave those rows out, "
+            "or choose another validation.",
+            details=[Detail("validation.column", f"{missing} missing values")],
+        )
+    return times
+
+
+def _groups(dataset: Dataset, split: GroupSplit, metric: Metric | None, *, seed: int) -> tuple[Split, ...]:
+    """Whole groups, dealt out so that folds are alike in their classes, or in their targets' range, and in size.
+
+    A fold that does not define the metric, or validates a class that its training rows lack, is left out: its rows
+    train the others. So is one that would leave less than half of the rows to learn from.
+
+    Raises:
+        InvalidData: no fold can be judged by.
+    """
+    names, group = _group_of(dataset, split, parts=2)
+    if dataset.task is Task.REGRESSION:
+        strata = np.searchsorted(np.quantile(dataset.y, [0.25, 0.5, 0.75]), dataset.y, side="right")
+    else:
+        strata = dataset.y
+    n_folds = min(AUTO_FOLDS, len(names))
+    if dataset.task is Task.BINARY:
+        n_folds = max(2, min(n_folds, *(len(np.unique(group[dataset.y == k])) for k in (0, 1))))
+    fold = dealt(group, strata, n_folds=n_folds, seed=seed)
+    made = [Split(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(n_folds)]
+    usable = [one for one in made if _judges(dataset, one, metric)]
+    if not usable:
+        places = [
+            f"{dataset.classes[k]!r} in {counted(len(np.unique(group[dataset.y == k])), 'group')}"
+            for k in np.unique(dataset.y)
+        ]
+        told = f"the groups of {split.column!r} cannot be dealt to folds that can be judged by: {listing(places)}"
+        raise InvalidData(
+            f"validation.column: {told}.",
+            hint="A class has to be in two groups at least: one to learn it from, one to judge by. Choose a column "
+            "with smaller groups, bring rows of more groups, or choose another validation or metric.",
+            details=[Detail("validation.column", told)],
+        )
+    return tuple([one for one in usable if len(one.validation) <= len(one.train)] or usable)
+
+
+def _judges(dataset: Dataset, split: Split, metric: Metric | None) -> bool:
+    """Whether a fold's validation rows define the metric, and their classes are among its training rows."""
+    if dataset.task is Task.REGRESSION:
+        return True
+    y, known = dataset.y[split.validation], np.unique(dataset.y[split.train])
+    if dataset.task is Task.BINARY and len(known) < 2:
+        return False
+    return bool(np.isin(y, known).all()) and (metric is None or metric.defined(y, len(dataset.classes)))

@@ -275,12 +275,14 @@ class VariantRequest(Document):
         return f"{self.team}.{self.name}"
 
     def filled(self, recipe: Recipe) -> VariantRequest:
-        """Return it with the recipe's values for what its budget, gates and ceilings leave open."""
-        given = {
+        """Return it with the recipe's values for what its budget, gates, ceilings and gap in time leave open."""
+        given: dict[str, Document | None] = {
             "budget": _filled(self.budget, recipe.budget.default),
             "gates": _filled(self.gates, recipe.gates),
             "ceilings": _filled(self.ceilings, recipe.ceilings),
         }
+        if isinstance(self.validation, TimeSplit) and isinstance(recipe.validation, TimeSplit):
+            given["validation"] = _filled(self.validation, recipe.validation)
         return self.model_copy(update={name: part for name, part in given.items() if part is not None})
 
     def terms(self, recipe: Recipe) -> Terms:

@@ -38,7 +38,7 @@ from factory.variants.evaluation import (
 from factory.variants.frontier import Chosen, Frontier, choose
 from factory.variants.gates import Evidence, Verdict
 from factory.variants.gates import judge as verdict_of
-from factory.variants.resampling import Comparison, paired_bootstrap
+from factory.variants.resampling import Comparison, Dependence, paired_bootstrap
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves
 from factory.variants.windows import Stretch, TimeOrder, ranks
@@ -165,6 +165,7 @@ def appraise(
     prediction = judge.predict_raw(unseen.frame)
     seed, weight = plan.request.seed, unseen.weight()
     order = time_order(plan.validation, result, chosen.weights, bundle=bundle, data=data, unseen=unseen)
+    dependence = Dependence.of(unseen, plan.validation)
     comparison = paired_bootstrap(
         metric,
         unseen.y,
@@ -172,7 +173,7 @@ def appraise(
         baseline.prediction,
         seed=seed,
         weight=weight,
-        moment=order.moment if order else None,
+        dependence=dependence,
         margin=plan.gates.min_improvement,
         asked=sure or plan.gates.confidence,
     )
@@ -189,6 +190,7 @@ def appraise(
         columns=slice_columns(unseen, plan.gates.slices, ranked=[one.column for one in importance]),
         seed=seed,
         weight=weight,
+        dependence=dependence,
         max_loss=plan.gates.slice_max_loss,
     )
     evaluation = evaluate(
@@ -200,6 +202,7 @@ def appraise(
         weight=weight,
         threshold=bundle.calibration.threshold,
         order=order,
+        dependence=dependence,
     )
     evidence = Evidence(
         metric=metric,
@@ -209,7 +212,7 @@ def appraise(
         size_mb=size_mb,
         findings=findings,
         slices=parts,
-        memory=_remembered(memory, bundle, metric, seed=seed),
+        memory=_remembered(memory, bundle, plan),
         memory_of=memory.source if memory else "",
         promise=evaluation.next_window.sentence if evaluation.next_window else "",
         by=JUDGED if judge is not bundle else "",
@@ -342,12 +345,19 @@ def blueprint(bundle: Bundle, weights: Mapping[int, float], result: SearchResult
     )
 
 
-def _remembered(memory: Memory | None, bundle: Bundle, metric: Metric, *, seed: int) -> Comparison | None:
+def _remembered(memory: Memory | None, bundle: Bundle, plan: Plan) -> Comparison | None:
     if memory is None:
         return None
-    prediction = bundle.judged(bundle.predict_raw(memory.rows.frame), metric)
-    rows = memory.rows
-    return paired_bootstrap(metric, rows.y, prediction, memory.parent, seed=seed, weight=rows.weight())
+    rows, metric = memory.rows, plan.metric
+    return paired_bootstrap(
+        metric,
+        rows.y,
+        bundle.judged(bundle.predict_raw(rows.frame), metric),
+        memory.parent,
+        seed=plan.request.seed,
+        weight=rows.weight(),
+        dependence=Dependence.of(rows, plan.validation),
+    )
 
 
 def appraised(lineage: Variant, appraisal: Appraisal) -> Variant:

@@ -18,7 +18,7 @@ from pydantic import Field
 from factory.search.metric import Metric, centred
 from factory.spec import Document, Task
 from factory.variants.bundle import Bundle
-from factory.variants.resampling import RESAMPLES, Interval, bootstrap
+from factory.variants.resampling import RESAMPLES, Dependence, Interval, bootstrap
 from factory.variants.windows import NextWindow, TimeOrder, foreseen, window_scores
 
 REPORTED_RESAMPLES = 400
@@ -109,6 +109,7 @@ def evaluate(
     weight: np.ndarray | None = None,
     threshold: float = 0.5,
     order: TimeOrder | None = None,
+    dependence: Dependence | None = None,
 ) -> Evaluation:
     """Score the predictions of held-out rows.
 
@@ -123,10 +124,11 @@ def evaluate(
         weight: How much each row counts, (n_rows,); all the same if None.
         threshold: Probability of the second of two classes above which it is the answer.
         order: In time, where the rows have one: intervals are then of the next window's scores.
+        dependence: Which rows err alike; of rows in order of time it follows from that.
     """
     decided = centred(prediction, threshold)
     windows = () if order is None else order.windows(y, prediction, weight)
-    moment = None if order is None else order.moment
+    dependence = dependence if order is None else Dependence(order.moment, ordered=True)
     pieces = len(y) / len(windows[-1].y) if windows else 1.0
 
     def seen(one: Metric, raw: np.ndarray = prediction) -> np.ndarray:
@@ -134,7 +136,7 @@ def evaluate(
 
     def interval(one: Metric, n: int) -> tuple[Interval, Interval, tuple[float, ...]]:
         """Return what is promised, what resampling alone says, and the windows' scores."""
-        resampled = bootstrap(one, y, seen(one), seed=seed, weight=weight, moment=moment, n=n)
+        resampled = bootstrap(one, y, seen(one), seed=seed, weight=weight, dependence=dependence, n=n)
         found = window_scores(one, windows, partial(seen, one))
         return foreseen(one, resampled, found, pieces=pieces), resampled, found
 

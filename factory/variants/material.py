@@ -23,10 +23,10 @@ from factory.data.findings import Finding
 from factory.data.loading import load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
 from factory.data.screening import screen
-from factory.errors import Detail, InvalidData
+from factory.errors import Detail, InvalidData, UserFault
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.splits import Split, folds, set_aside
+from factory.search.splits import Split, check_defined, folds, independent, set_aside
 from factory.settings import Settings
 from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 
@@ -154,9 +154,11 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
 
     Raises:
         NotFound: a column that the plan names does not exist.
+        InvalidData: the rows set aside for the gate do not define the metric.
     """
     for name in plan.gates.slices:
         material.dataset.column(name)  # refused now rather than after the search
+    check_defined(plan.metric, material.dataset, material.unseen, what="rows set aside for the gate")
     # What is made again without a search has one model of each member, which the gate's rows have to be new to.
     learns = plan.request.making not in REMADE
     pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled", learns=learns)
@@ -181,9 +183,14 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
         part = pooled.data.part(rows, workspace=folder)
         if part is not None:
             units.append(Unit(value, name, part, material.dataset.take(unseen), rows))
-        else:
+            continue
+        try:
             own = _unit(material, plan, seen, unseen, folder=folder, learns=learns)
-            units.append(replace(own, segment=value, name=name))
+        except UserFault as error:  # its rows alone cannot be split as the request says
+            thin.append(value)
+            note(*left_pooled(value, error.message))
+            continue
+        units.append(replace(own, segment=value, name=name))
     return pooled, units, tuple(thin)
 
 
@@ -202,7 +209,7 @@ def _too_thin(segments: Segments, dataset: Dataset, seen: np.ndarray, unseen: np
 def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, *, folder: Path, learns: bool) -> Unit:
     """Return a variant to be made of some rows; ``learns`` says whether all folds but the first train on the gate's."""
     seed = plan.request.seed
-    splits = folds(material.dataset.take(seen), plan.validation, seed=seed)
+    splits = folds(material.dataset.take(seen), plan.validation, seed=seed, metric=plan.metric)
     if learns:
         gate = len(seen) + np.arange(len(unseen))
         splits = (splits[0], *(Split(np.concatenate([s.train, gate]), s.validation) for s in splits[1:]))
@@ -213,6 +220,7 @@ def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, 
         workspace=folder,
         seed=seed,
         n_gate=len(unseen) if learns else 0,
+        independent=independent(plan.validation),
     )
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 

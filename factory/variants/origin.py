@@ -254,15 +254,16 @@ def _fitting(unit: Unit, bundle: Bundle, named: str, plan: Plan) -> Unit:
             details=problems,
         )
     rows = _like(dataset, bundle)
-    split = folds(rows, plan.validation, seed=plan.request.seed)
+    split = folds(rows, plan.validation, seed=plan.request.seed, metric=plan.metric)
     return replace(unit, data=replace(unit.data, dataset=rows, splits=split), unseen=_like(unit.unseen, bundle))
 
 
 def _like(dataset: Dataset, bundle: Bundle) -> Dataset:
-    """Return rows with the columns of a bundle, in its order, and its classes."""
+    """Return rows with the columns of a bundle, in its order, and its classes; what it does not know is context."""
     frame = _columns(dataset, bundle)
     types = {c.name: c.type for c in bundle.columns if c.name in frame}
-    context = dataset.context.drop(columns=[c for c in dataset.context.columns if c in frame])
+    aside = pd.concat([dataset.context, dataset.frame], axis=1)
+    context = aside.drop(columns=[c for c in aside.columns if c in frame])
     y = dataset.y
     if dataset.classes != bundle.classes:
         y = np.array([bundle.classes.index(label) for label in dataset.classes], dtype=np.int64)[dataset.y]

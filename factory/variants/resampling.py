@@ -1,7 +1,8 @@
 """Bootstrap of scores: an interval for one prediction, a comparison of two on the same rows.
 
 Both draw the same resamples for the same seed.  Rows that are ordered in time
-are drawn in blocks of neighbouring moments, since neighbours err alike.  The usual metrics are sums
+are drawn in blocks of neighbouring moments, and rows of groups as whole groups,
+since neighbours and members of a group err alike.  The usual metrics are sums
 over rows (or, for the ROC AUC, over ranks), so that a resample is a vector of
 row counts and a thousand of them a matrix product; any other scorer is called
 once for each resample, and gets fewer.  How many is decided by the number of
@@ -22,8 +23,10 @@ from typing import Literal
 
 import numpy as np
 
+from factory.data.dataset import Dataset
+from factory.errors import NotFound
 from factory.search.metric import Metric
-from factory.spec import Document, Task
+from factory.spec import Document, GroupSplit, Task, TimeSplit, Validation
 from factory.variants.counted import CountedForm, MeanOf, counted_form
 
 RESAMPLES = 1000
@@ -38,9 +41,68 @@ MIN_RESAMPLES = 100
 """Enough for a standard error, on which a normal tail rests (Efron and Tibshirani, 1993, section 6.4: 50 to 200)."""
 TAIL = 10
 """Resamples that a tail has to hold to be counted: its relative error is then a third."""
-LEAST_MOMENTS = 8
-"""Moments from which on they are drawn in blocks: the blocks of fewer are nearly all the same."""
+LEAST_UNITS = 8
+"""Moments from which on they are drawn in blocks, since of fewer nearly all blocks are the same; and groups from which
+on they are drawn as they are."""
 _BLOCK_CELLS = 2_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Dependence:
+    """Which rows err alike, so that they are drawn together: those of a group, or of neighbouring moments.
+
+    Attributes:
+        unit: Number of each row's group, or rank of its moment, from 0 on without gaps, int64 (n_rows,).
+        ordered: Whether they are moments, one after the other.
+    """
+
+    unit: np.ndarray
+    ordered: bool
+
+    @classmethod
+    def of(cls, rows: Dataset, validation: Validation) -> Dependence | None:
+        """Return that of rows which a validation has set aside; None where they are random, or lack its column."""
+        if not isinstance(validation, TimeSplit | GroupSplit):
+            return None
+        try:
+            values = rows.column(validation.column)
+        except NotFound:  # rows of a parent, which was validated otherwise
+            return None
+        ordered = isinstance(validation, TimeSplit)
+        if ordered and values.dtype == object:
+            return None
+        return cls(np.unique(np.asarray(values if ordered else values.astype(str)), return_inverse=True)[1], ordered)
+
+    def take(self, rows: np.ndarray) -> Dependence:
+        """Return that of the rows at some positions."""
+        return Dependence(np.unique(self.unit[rows], return_inverse=True)[1], self.ordered)
+
+    def drawn(self, generator: np.random.Generator) -> np.ndarray:
+        """Return the positions of a resample's rows, int64; about (n_rows,) of them.
+
+        Moments are drawn in blocks around a circle, so that the first and the last are drawn as often as others
+        (Politis and Romano, 1992; the moving blocks are Kuensch's, 1989). A block is the square root of their number
+        long, longer than the cube root that is best for a mean (Hall, Horowitz and Jing, 1995): of hourly rows that
+        would be less than a day. Rows of a moment stay together.
+
+        Groups are drawn as they are (the cluster bootstrap: Davison and Hinkley, 1997, section 3.8). A few of them vary
+        too little, one not at all, so that of each that is drawn its rows are drawn again.
+        """
+        n_rows, n_units = len(self.unit), int(self.unit.max(initial=-1)) + 1
+        if self.ordered and n_units < LEAST_UNITS:
+            return generator.integers(n_rows, size=n_rows)
+        if self.ordered:
+            length = math.ceil(math.sqrt(n_units))
+            starts = generator.integers(n_units, size=math.ceil(n_units / length))
+            chosen = ((starts[:, np.newaxis] + np.arange(length)) % n_units).ravel()[:n_units]
+        else:
+            chosen = generator.integers(n_units, size=n_units)
+        if self.ordered or n_units >= LEAST_UNITS:
+            return np.repeat(np.arange(n_rows), np.bincount(chosen, minlength=n_units)[self.unit])
+        sizes = np.bincount(self.unit)
+        first, n_own = (np.cumsum(sizes) - sizes)[chosen], sizes[chosen]
+        place = (generator.random(int(n_own.sum())) * np.repeat(n_own, n_own)).astype(np.int64)
+        return np.asarray(np.argsort(self.unit, kind="stable")[np.repeat(first, n_own) + place])
 
 
 class Interval(Document):
@@ -91,7 +153,7 @@ def bootstrap(
     *,
     seed: int,
     weight: np.ndarray | None = None,
-    moment: np.ndarray | None = None,
+    dependence: Dependence | None = None,
     n: int = RESAMPLES,
     confidence: float = 0.95,
 ) -> Interval:
@@ -103,12 +165,12 @@ def bootstrap(
         prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
         seed: Of the resamples.
         weight: How much each row counts whenever it is drawn, (n_rows,); all the same if None.
-        moment: Rank of each row's moment, int64 (n_rows,), of rows that are ordered in time; None of others.
+        dependence: Which rows err alike; None where they are independent of each other.
         n: Resamples at most.
         confidence: Two-sided.
     """
     value = metric.score(y, prediction, weight=weight)
-    (scores,) = _resampled(metric, _Judged(y, weight, moment), [prediction], seed=seed, n=n)
+    (scores,) = _resampled(metric, _Judged(y, weight, dependence), [prediction], seed=seed, n=n)
     low, high = _ends(scores, confidence, otherwise=value)
     return Interval(value=value, low=low, high=high, confidence=confidence)
 
@@ -121,7 +183,7 @@ def paired_bootstrap(
     *,
     seed: int,
     weight: np.ndarray | None = None,
-    moment: np.ndarray | None = None,
+    dependence: Dependence | None = None,
     n: int = RESAMPLES,
     margin: float = 0.0,
     confidence: float = 0.95,
@@ -139,7 +201,7 @@ def paired_bootstrap(
         baseline: Same shape as ``candidate``.
         seed: Of the resamples.
         weight: How much each row counts whenever it is drawn, (n_rows,); all the same if None.
-        moment: Rank of each row's moment, int64 (n_rows,), of rows that are ordered in time; None of others.
+        dependence: Which rows err alike; None where they are independent of each other.
         n: Resamples at most; of a metric that is counted so many more that ``asked`` can be told by counting.
         margin: ``probability`` is of differences above this one.
         confidence: Of the two-sided interval.
@@ -148,7 +210,7 @@ def paired_bootstrap(
     candidate_score, baseline_score = (metric.score(y, p, weight=weight) for p in (candidate, baseline))
     difference = candidate_score - baseline_score
     most = max(n, _telling(asked) if asked else 0)
-    first, second = _resampled(metric, _Judged(y, weight, moment), [candidate, baseline], seed=seed, n=most)
+    first, second = _resampled(metric, _Judged(y, weight, dependence), [candidate, baseline], seed=seed, n=most)
     differences = first - second
     valid = differences[np.isfinite(differences)]
     probability, tail = _tailed(valid, difference, margin)
@@ -201,28 +263,17 @@ def _ends(scores: np.ndarray, confidence: float, *, otherwise: float) -> tuple[f
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """Rows that predictions are judged by: targets, how much each counts, ranks of their moments; (n_rows,) each."""
+    """Rows that predictions are judged by: targets and how much each counts, (n_rows,); and which of them err alike."""
 
     y: np.ndarray
     weight: np.ndarray | None
-    moment: np.ndarray | None = None
+    dependence: Dependence | None = None
 
     def drawn(self, generator: np.random.Generator) -> np.ndarray:
-        """Return the positions of a resample's rows, int64; about (n_rows,) of them.
-
-        Moments are drawn in blocks around a circle, so that the first and the last are drawn as often as others
-        (Politis and Romano, 1992; the moving blocks are Kuensch's, 1989). A block is the square root of their number
-        long, longer than the cube root that is best for a mean (Hall, Horowitz and Jing, 1995): of hourly rows that
-        would be less than a day. Rows of a moment stay together.
-        """
-        n_rows = len(self.y)
-        n_moments = 0 if self.moment is None else int(self.moment.max(initial=-1)) + 1
-        if self.moment is None or n_moments < LEAST_MOMENTS:
-            return generator.integers(n_rows, size=n_rows)
-        length = math.ceil(math.sqrt(n_moments))
-        starts = generator.integers(n_moments, size=math.ceil(n_moments / length))
-        chosen = ((starts[:, np.newaxis] + np.arange(length)) % n_moments).ravel()[:n_moments]
-        return np.repeat(np.arange(n_rows), np.bincount(chosen, minlength=n_moments)[self.moment])
+        """Return the positions of a resample's rows, int64; about (n_rows,) of them."""
+        if self.dependence is None:
+            return generator.integers(len(self.y), size=len(self.y))
+        return self.dependence.drawn(generator)
 
 
 def _resampled(

@@ -19,7 +19,7 @@ from factory.data.dataset import Dataset
 from factory.search.metric import Metric
 from factory.spec import ColumnType, Document, Task
 from factory.variants.multiplicity import adjusted_confidence, stands
-from factory.variants.resampling import Comparison, Interval, bootstrap, paired_bootstrap
+from factory.variants.resampling import Comparison, Dependence, Interval, bootstrap, paired_bootstrap
 
 LEAST_ROWS = 30
 """Rows of a slice below which its interval says nothing."""
@@ -81,6 +81,7 @@ def slices(
     columns: Mapping[str, pd.Series],
     seed: int,
     weight: np.ndarray | None = None,
+    dependence: Dependence | None = None,
     max_loss: float | None = None,
 ) -> tuple[Slice, ...]:
     """Score a variant and its baseline on each part of the rows that has enough of them.
@@ -93,6 +94,7 @@ def slices(
         columns: Values by which the rows are cut, each (n_rows,).
         seed: Of the bootstraps.
         weight: How much each row counts, (n_rows,); all the same if None.
+        dependence: Which rows err alike; None where they are independent of each other.
         max_loss: Loss that is allowed against the baseline; 0 if None.
     """
     found = []
@@ -100,7 +102,8 @@ def slices(
         for value, rows in _parts(series):
             if len(rows) >= LEAST_ROWS:
                 own = None if weight is None else weight[rows]
-                one = _Rows(y[rows], prediction[rows], baseline[rows], own)
+                alike = None if dependence is None else dependence.take(rows)
+                one = _Rows(y[rows], prediction[rows], baseline[rows], own, alike)
                 found.append(_slice(metric, one, column=name, value=value, seed=seed, margin=-(max_loss or 0.0)))
     return tuple(found)
 
@@ -119,12 +122,13 @@ def blamed(found: Sequence[Slice], *, confidence: float) -> tuple[Slice, ...]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Targets and two predictions of the same rows, and how much each row counts."""
+    """Targets and two predictions of the same rows, how much each row counts, and which of them err alike."""
 
     y: np.ndarray
     candidate: np.ndarray
     baseline: np.ndarray
     weight: np.ndarray | None
+    dependence: Dependence | None
 
 
 def _slice(metric: Metric, rows: _Rows, *, column: str, value: str, seed: int, margin: float) -> Slice:
@@ -132,7 +136,15 @@ def _slice(metric: Metric, rows: _Rows, *, column: str, value: str, seed: int, m
     classes_lack = metric.task is not Task.REGRESSION and len(np.unique(rows.y)) < rows.candidate.shape[1]
     if classes_lack and metric.name not in _WITHOUT_ALL_CLASSES:
         return bare
-    score = bootstrap(metric, rows.y, rows.candidate, seed=seed, weight=rows.weight, n=_RESAMPLES)
+    score = bootstrap(
+        metric,
+        rows.y,
+        rows.candidate,
+        seed=seed,
+        weight=rows.weight,
+        dependence=rows.dependence,
+        n=_RESAMPLES,
+    )
     comparison = paired_bootstrap(
         metric,
         rows.y,
@@ -140,6 +152,7 @@ def _slice(metric: Metric, rows: _Rows, *, column: str, value: str, seed: int, m
         rows.baseline,
         seed=seed,
         weight=rows.weight,
+        dependence=rows.dependence,
         n=_RESAMPLES,
         margin=margin,
     )

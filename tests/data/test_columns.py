@@ -119,6 +119,35 @@ def test_numbers_as_people_write_them(texts: list[str], numbers: list[float]) ->
 
 
 @pytest.mark.parametrize(
+    ("first", "text_format"),
+    [
+        ("Feb 2020", "%b %Y"),
+        ("February 2020", "%B %Y"),
+        ("1 Feb 2020", "%d %b %Y"),
+        ("February 1, 2020", "%B %d, %Y"),
+        ("01-Feb-20", "%d-%b-%y"),
+        ("Feb-20", "%b-%y"),
+        ("2020-02", "%Y-%m"),
+        ("02/2020", "%m/%Y"),
+        ("1 Feb 2020 12:30", "%d %b %Y %H:%M"),
+    ],
+)
+def test_months_are_read_where_it_is_said_that_they_are_dates(first: str, text_format: str) -> None:
+    texts = pd.Series([first, first.replace("20", "19"), None] * 30)
+    assert clean(texts)[1] is ColumnType.CATEGORICAL
+    moments, kind, kept = clean(texts, ColumnType.DATETIME)
+    assert (kind, kept) == (ColumnType.DATETIME, text_format)
+    assert moments[0] == pd.Timestamp("2020-02-01 12:30" if "12:30" in first else "2020-02-01")
+    assert moments[2] is pd.NaT
+    assert as_datetime(np.array([first], dtype=object), text_format=kept)[0] == moments[0], "as in prediction"
+
+
+def test_what_is_no_date_stays_missing_whatever_is_said_of_it() -> None:
+    moments, kind, kept = clean(pd.Series(["red", "green"] * 40), ColumnType.DATETIME)
+    assert (kind, kept, int(moments.isna().sum())) == (ColumnType.DATETIME, None, 80)
+
+
+@pytest.mark.parametrize(
     "texts", [["$5", "€6", "$7"], ["1,5", "2,25", "3,1"], ["$", "%", "-"], ["1,2345", "1,23", ","]]
 )
 def test_what_is_no_number_for_certain_stays_text(texts: list[str]) -> None:

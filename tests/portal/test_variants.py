@@ -13,9 +13,11 @@ import pytest
 
 from factory.errors import ServiceFault, StorageFault
 from factory.ledger import CanaryCounts, Served, ShadowCounts
-from factory.spec import Actor
+from factory.spec import Actor, GroupSplit, Recipe, TimeSplit
 from factory.variants.registry import Registry
 from serve.portal import cards
+from serve.portal.pages.forms import request_fields
+from serve.portal.routes.recipes import request_schema
 from tests.answers import error_of
 from tests.portal.conftest import World, fields_of
 
@@ -408,6 +410,21 @@ def test_a_recipe_comes_with_the_form_to_order_it(world: World) -> None:
     assert world().get(f"/recipes/tabular-fast@{names['tabular-fast'][:12]}").status_code == 200
     error_of(world().get("/recipes/tabular-fast@00000000"), 404)
     assert "Did you mean 'tabular-fast'?" in error_of(world().get("/recipes/tabular-fist"), 404)["message"]
+
+
+@pytest.mark.parametrize("validation", [TimeSplit(column="day", gap=10), GroupSplit(column="shop")])
+def test_the_form_offers_no_way_around_a_recipes_time_or_group(validation: TimeSplit | GroupSplit) -> None:
+    schema = request_schema(Recipe(name="any", title="Any", families=("linear",), validation=validation))
+    core, parts = schema["properties"]["validation"]["anyOf"][0], schema["$defs"]
+    assert list(core["discriminator"]["mapping"]) == [validation.kind]
+    assert core["oneOf"] == [{"$ref": core["discriminator"]["mapping"][validation.kind]}]
+    own = parts[type(validation).__name__]["properties"]
+    assert own["column"]["const"] == validation.column
+    fields = {path: field for path, field in request_fields(schema).items() if path.startswith("validation.")}
+    assert fields["validation.kind"].choices == (validation.kind,)
+    if isinstance(validation, TimeSplit):
+        assert (fields["validation.gap"].low, fields["validation.gap"].default) == (10, 10)
+    assert set(fields) <= {"validation.kind", "validation.column", "validation.gap"}
 
 
 def test_a_broken_recipe_hides_no_other(make_world: Any, tmp_path: Any) -> None:

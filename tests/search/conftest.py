@@ -20,7 +20,7 @@ from factory.search.metric import Metric
 from factory.search.plan import Plan, make_plan
 from factory.search.probe import Representation
 from factory.search.samples import into_folder, write_array
-from factory.search.splits import folds
+from factory.search.splits import folds, independent
 from factory.spec import FileDataset, Recipe, Task, TrialState, VariantRequest
 
 PROBE = Path(__file__).parent / "probe"
@@ -94,7 +94,8 @@ def make_data(
     metric = plan.metric if plan else Metric.of(METRICS[dataset.task], dataset.task)
     if not (folder / "representation").is_dir():
         into_folder(folder / "representation", Representation().save)
-    return TrialData(dataset, folds(dataset, kind, seed=seed), metric, folder, seed)
+    splits = folds(dataset, kind, seed=seed, metric=metric)
+    return TrialData(dataset, splits, metric, folder, seed, independent=independent(kind))
 
 
 @dataclass

@@ -240,9 +240,12 @@ def test_a_metric_that_the_first_fold_does_not_define_is_told_at_once(tmp_path: 
     plan = make_test_plan("constant", budget=PLENTY | {"trials": 1}, validation={"kind": "time", "column": "day"})
     told: list[Trial] = []
     message = r"validation: ROC AUC is not defined on the 24 validation rows: there is none of class 'yes' among them\."
-    with pytest.raises(InvalidData, match=message):
+    with pytest.raises(InvalidData, match=message) as refused:
         run(plan, late_data(tmp_path, plan), record=told.append)
     assert told == []
+    assert [detail.field for detail in refused.value.details] == ["validation"]
+    assert "Elsewhere there are" in refused.value.message
+    assert "rows of 'yes'" in refused.value.message
 
 
 def test_a_fit_here_that_does_not_end_is_left_behind(

@@ -261,6 +261,62 @@ def test_a_request_that_widens_is_told_everything_at_once(settings: Settings) ->
     assert set(found) == {"spaces.linear.knots", "spaces.linear.degree", "spaces.linear.splines"}
 
 
+TIME = {"kind": "time", "column": "day", "gap": 10}
+GROUP = {"kind": "group", "column": "shop"}
+
+
+def published(settings: Settings, validation: dict[str, Any]) -> dict[str, Any]:
+    """Publish a recipe with a validation, and return a request for it."""
+    assert settings.recipes is not None
+    (settings.recipes / "apart.yaml").write_text(yaml.safe_dump(RECIPE | {"name": "apart", "validation": validation}))
+    return REQUEST | {"recipe": "apart"}
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "problems"),
+    [
+        (TIME, {"kind": "holdout"}, {"validation.kind": "'holdout' is not what the recipe validates by"}),
+        (TIME, {"kind": "auto"}, {"validation.kind": "allowed: 'time', by 'day'."}),
+        (TIME, GROUP, {"validation.kind": "allowed: 'time', by 'day'."}),
+        (GROUP, {"kind": "cross_validation"}, {"validation.kind": "allowed: 'group', by 'shop'."}),
+        (GROUP, {"kind": "group", "column": "row"}, {"validation.column": "'row' is not the recipe's column"}),
+        (TIME, TIME | {"gap": 9}, {"validation.gap": "9 is below the recipe's gap; allowed: 10 and more."}),
+        (
+            TIME,
+            {"kind": "time", "column": "noise", "gap": 0},
+            {"validation.column": "allowed: 'day'.", "validation.gap": "0 is below the recipe's gap"},
+        ),
+    ],
+)
+def test_rows_that_a_recipe_keeps_apart_are_not_mixed_by_a_request(
+    settings: Settings, given: dict[str, Any], asked: dict[str, Any], problems: dict[str, str]
+) -> None:
+    found = problems_of(published(settings, given) | {"validation": asked}, settings)
+    assert set(found) == set(problems)
+    for field, message in problems.items():
+        assert message in found[field]
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "kept"),
+    [
+        (TIME, None, TIME),
+        (TIME, TIME | {"gap": 20}, TIME | {"gap": 20}),
+        (TIME, {"kind": "time", "column": "day"}, TIME),
+        (GROUP, GROUP, GROUP),
+        ({"kind": "auto"}, GROUP, GROUP),
+        ({"kind": "holdout", "share": 0.2}, TIME, TIME),
+    ],
+)
+def test_a_request_may_keep_more_rows_apart_than_its_recipe(
+    settings: Settings, given: dict[str, Any], asked: dict[str, Any] | None, kept: dict[str, Any]
+) -> None:
+    document = published(settings, given) | ({} if asked is None else {"validation": asked})
+    request, recipe = check_request(document, settings=settings)
+    assert request.terms(recipe).validation.model_dump(mode="json") == kept
+    assert check_request(request.model_dump(mode="json"), settings=settings)[0] == request
+
+
 def test_problems_of_form_are_told_together_with_the_others(settings: Settings) -> None:
     form = {"team": "Growth!", "dataset": {"path": "x.csv"}, "budget": {"time_s": 0}, "buget": {}}
     content = {"recipe": "small", "families": ["lightgmb"], "resources": {"workers": 3}}

@@ -10,9 +10,11 @@ from factory.data.crosses import Cross
 from factory.data.dataset import Dataset, from_frame
 from factory.families.base import Deadline
 from factory.search.metric import Metric
-from factory.search.probe import KEPT_CROSSES, Representation, represent
+from factory.search.probe import KEPT_CROSSES, Representation, _Probe, represent
 from factory.search.splits import Split
 from factory.spec import FileDataset, Task
+
+from .conftest import make_data, make_dataset, make_frame
 
 RMSE = Metric("neg_root_mean_squared_error", Task.REGRESSION)
 AUC = Metric("roc_auc", Task.BINARY)
@@ -116,3 +118,53 @@ def test_a_wide_table_is_probed_within_its_time() -> None:
     wide = {f"x{i}": rng.normal(size=1_500) for i in range(600)}
     data = dataset({**wide, "y": np.exp(wide["x0"] * wide["x1"])})
     assert probed(data, RMSE).target_scale in ("raw", "log")
+
+
+@pytest.mark.parametrize(
+    ("validation", "n_folds"),
+    [
+        ({"kind": "time", "column": "day"}, 1),
+        ({"kind": "group", "column": "shop"}, 8),
+        ({"kind": "cross_validation", "folds": 4}, 4),
+    ],
+    ids=lambda given: given.get("kind") if isinstance(given, dict) else "",
+)
+def test_rows_that_judge_are_new_to_those_that_teach(
+    tmp_path: Path, validation: dict[str, object], n_folds: int
+) -> None:
+    """Neither earlier than a row that teaches, nor of its group; random folds judge by random rows as well."""
+    data = make_data(tmp_path, dataset=make_dataset(n_rows=800), **validation)
+    assert len(data.splits) == n_folds
+    probe = _Probe.of(
+        data.dataset, data.splits[0], data.metric, seed=0, deadline=Deadline.after(60), judging=data.judging()
+    )
+    assert probe is not None
+    place = {row: i for i, row in enumerate(data.dataset.frame["a"].astype(np.float32))}
+    a = probe.judged.table.numeric_names.index("a")
+    taught, judged = (
+        np.unique([place[value] for one in samples for value in one.table.numeric[:, a]])
+        for samples in (probe.draws, [probe.judged])
+    )
+    day, shop = (data.dataset.column(name).to_numpy() for name in ("day", "shop"))
+    assert not np.isin(taught, data.splits[0].validation).any()
+    if validation["kind"] == "time":
+        assert day[taught].max() < day[judged].min()
+        assert len(taught) == len(data.splits[0].train)
+    elif validation["kind"] == "group":
+        assert not set(shop[taught]) & set(shop[judged])
+        assert sorted(judged) == sorted(np.concatenate([s.validation for s in data.splits[:2]]))
+    else:
+        assert set(shop[taught]) & set(shop[judged])
+        assert len(judged) == len(data.splits[0].validation) + len(data.splits[0].train) // 4
+
+
+def test_of_few_groups_the_first_folds_own_rows_judge_alone(tmp_path: Path) -> None:
+    frame = make_frame(800)
+    few = make_dataset(frame=frame.assign(shop=[f"shop {i % 2}" for i in range(800)]))
+    data = make_data(tmp_path, dataset=few, kind="group", column="shop")
+    judging = data.judging()
+    assert judging is not None
+    assert len(judging) == 0
+    part = data.part(np.arange(700), workspace=tmp_path / "part")
+    assert part is not None
+    assert not part.independent

@@ -8,10 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from factory.data.dataset import Dataset
+from factory.data.dataset import Dataset, from_frame
 from factory.errors import InvalidData, InvalidRequest, NotFound
+from factory.search.groups import kept_aside
+from factory.search.metric import Metric
 from factory.search.splits import AUTO_FOLDS, Split, evaluation_share, folds, set_aside
-from factory.spec import AutoValidation, CrossValidation, GroupSplit, Holdout, Task, TimeSplit, Validation
+from factory.spec import (
+    AutoValidation,
+    CrossValidation,
+    FileDataset,
+    GroupSplit,
+    Holdout,
+    Task,
+    TimeSplit,
+    Validation,
+)
 
 from .conftest import make_dataset, make_frame
 
@@ -172,13 +183,190 @@ def test_what_cannot_be_split_is_refused() -> None:
     dataset = make_dataset(frame=frame.assign(shop="one"))
     with pytest.raises(InvalidRequest, match=r"validation.gap: 40 leaves 8 of 60 rows"):
         folds(dataset, TimeSplit(column="day", gap=40), seed=0)
-    with pytest.raises(InvalidRequest, match="'shop' holds one group only"):
+    with pytest.raises(InvalidRequest, match="60 rows have 1 group in 'shop'; at least 2 are needed"):
         folds(dataset, GroupSplit(column="shop"), seed=0)
+    two = make_dataset(frame=frame.assign(shop=np.resize(["one", "two"], 60)))
+    with pytest.raises(InvalidRequest, match="60 rows have 2 groups in 'shop'; at least 3 are needed"):
+        set_aside(two, GroupSplit(column="shop"))
     with pytest.raises(NotFound, match=r"no column 'dya'. Did you mean 'day'\?"):
         set_aside(dataset, TimeSplit(column="dya"))
     gaps = frame.assign(day=frame["day"].where(frame.index > 1, pd.NaT))
     with pytest.raises(InvalidData, match="2 of 60 rows have no time in 'day'"):
         set_aside(make_dataset(frame=gaps), TimeSplit(column="day"))
+
+
+def grouped(sizes: list[int], *, task: Task = Task.REGRESSION) -> Dataset:
+    """Return rows of groups of these sizes; ``shop`` names them by their position."""
+    frame = make_frame(sum(sizes)).assign(shop=[f"shop {i}" for i, n in enumerate(sizes) for _ in range(n)])
+    return make_dataset(task, frame=frame)
+
+
+def gate_of(dataset: Dataset) -> dict[str, int]:
+    """Return the groups that are kept for the gate with their rows."""
+    shops = dataset.column("shop").iloc[set_aside(dataset, GroupSplit(column="shop")).validation]
+    return dict(shops.value_counts())
+
+
+@pytest.mark.parametrize("place", [0, 5, 60])
+def test_a_group_that_is_most_of_the_table_never_judges(place: int) -> None:
+    """Wherever its name's hash puts it; half of the other groups' rows stay with the search."""
+    sizes = [1] * 100
+    sizes.insert(place, 900)
+    held = gate_of(grouped(sizes))
+    assert set(held.values()) == {1}
+    assert 45 <= sum(held.values()) <= 50
+
+
+def test_groups_of_any_size_make_up_about_the_share() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        sizes = np.ceil(generator.lognormal(2.5, 1.2, 80)).astype(int).tolist()
+        dataset = grouped(sizes)
+        wanted = evaluation_share(len(dataset)) * len(dataset)
+        assert 0.9 * wanted <= sum(gate_of(dataset).values()) <= 2 * wanted
+
+
+@pytest.mark.parametrize("sizes", [[40, 40, 40], [300, 320, 310, 305], [5_000, 6_000, 7_000]])
+def test_where_all_groups_are_large_the_smallest_judges(sizes: list[int]) -> None:
+    dataset = grouped(sizes)
+    held = gate_of(dataset)
+    assert list(held.values()) == [min(sizes)]
+    left = dataset.take(set_aside(dataset, GroupSplit(column="shop")).train)
+    assert folds(left, GroupSplit(column="shop"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_kept"),
+    [([5_000] * 30, 3), ([500] * 200, 8), ([100] * 1_000, 18), ([60_000, *[1_500] * 40], 8)],
+    ids=["few large", "of middle size", "small", "one huge"],
+)
+def test_several_groups_judge_where_a_tenth_of_the_rows_has_them(sizes: list[int], n_kept: int) -> None:
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    names = np.array([f"shop {i}" for i in range(len(sizes))])
+    held = kept_aside(names, group, evaluation_share(len(group)), column="shop")
+    assert len(np.unique(group[held])) == n_kept
+
+
+def test_too_little_beside_one_group_is_refused() -> None:
+    message = r"group 'shop 0' has 970 of 1,000 rows in 'shop'; the 30 rows of other groups are too few"
+    with pytest.raises(InvalidRequest, match=message) as refused:
+        gate_of(grouped([970, *[1] * 30]))
+    assert [(d.field, d.message) for d in refused.value.details] == [
+        ("validation.column", "group 'shop 0' has 970 of 1,000 rows")
+    ]
+
+
+def test_the_groups_kept_aside_stay_mostly_the_same_when_groups_grow_and_come() -> None:
+    generator = np.random.default_rng(3)
+    sizes = np.ceil(generator.lognormal(2.5, 1.0, 120)).astype(int)
+    early, late = gate_of(grouped(sizes.tolist())), gate_of(grouped([*(2 * sizes).tolist(), *sizes[:30].tolist()]))
+    known = {shop: rows for shop, rows in late.items() if int(shop.removeprefix("shop ")) < 120}
+    learned = sum(rows for shop, rows in known.items() if shop not in early)
+    assert learned <= 0.25 * sum(late.values()), "of the later gate, hardly anything had been learned from"
+
+
+AUC = Metric.of("roc_auc", Task.BINARY)
+SHOP = GroupSplit(column="shop")
+
+
+def labelled(positives: list[tuple[int, int]]) -> Dataset:
+    """Return rows of groups; of each so many rows, of which so many are of the second class."""
+    flag = np.concatenate([np.repeat(["yes", "no"], [n_yes, n - n_yes]) for n, n_yes in positives])
+    frame = make_frame(len(flag)).assign(
+        flag=flag, shop=np.repeat([f"shop {i}" for i in range(len(positives))], [n for n, _ in positives])
+    )
+    return make_dataset(frame=frame)
+
+
+def test_groups_are_dealt_so_that_folds_are_alike_in_classes_and_size() -> None:
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(5, 40, 90)
+    dataset = labelled([(n, generator.binomial(n, q)) for n, q in zip(sizes, generator.beta(0.3, 2, 90), strict=True)])
+    rate, each = dataset.y.mean(), len(dataset) / AUTO_FOLDS
+    for seed in range(5):
+        made = folds(dataset, SHOP, seed=seed, metric=AUC)
+        assert len(made) == AUTO_FOLDS
+        for split in made:
+            assert dataset.y[split.validation].mean() == pytest.approx(rate, rel=0.25)
+            assert len(split.validation) == pytest.approx(each, rel=0.15)
+
+
+def test_groups_are_dealt_so_that_folds_are_alike_in_their_targets() -> None:
+    dataset = grouped([10] * 80)
+    dataset.y[:] = np.repeat(np.random.default_rng(1).normal(size=80), 10)
+    means = [dataset.y[split.validation].mean() for split in folds(dataset, SHOP, seed=0)]
+    assert np.std(means) < 0.5 * dataset.y.std() / np.sqrt(10), "of random folds it were about the whole of that"
+
+
+def test_folds_of_groups_are_no_more_than_the_groups_of_a_class() -> None:
+    dataset = labelled([*[(20, 0)] * 30, *[(20, 20)] * 3])
+    made = folds(dataset, SHOP, seed=0, metric=AUC)
+    assert len(made) == 3
+    assert sorted(np.concatenate([split.validation for split in made])) == list(range(len(dataset)))
+    assert all(set(dataset.y[split.validation]) == {0, 1} for split in made)
+
+
+def test_folds_that_the_metric_is_not_defined_on_are_left_out_and_their_rows_train() -> None:
+    frame = make_frame(200).assign(shop=[f"shop {i // 10}" for i in range(200)])
+    frame["grade"] = np.where(np.arange(200) < 30, "rare", np.where(np.arange(200) % 2, "odd", "even"))
+    dataset = make_dataset(Task.MULTICLASS, frame=frame)
+    auc, loss = Metric.of("roc_auc_ovr", Task.MULTICLASS), Metric.of("neg_log_loss", Task.MULTICLASS)
+    assert len(folds(dataset, SHOP, seed=0, metric=loss)) == AUTO_FOLDS
+    made = folds(dataset, SHOP, seed=0, metric=auc)
+    assert len(made) == 3
+    for split in made:
+        assert_sound(split, 200)
+        assert set(dataset.y[split.validation]) == {0, 1, 2}
+
+
+def test_a_group_that_is_most_of_the_table_validates_nothing() -> None:
+    made = folds(labelled([(900, 300), *[(10, 4)] * 10]), SHOP, seed=0, metric=AUC)
+    assert len(made) == AUTO_FOLDS - 1
+    assert max(len(split.validation) for split in made) <= 30
+
+
+@pytest.mark.parametrize("positives", [[(40, 20), (40, 0), (40, 0)], [(40, 0), (40, 40)]])
+def test_a_class_of_one_group_only_is_refused(positives: list[tuple[int, int]]) -> None:
+    message = r"the groups of 'shop' cannot be dealt to folds .*'yes' in 1 group"
+    with pytest.raises(InvalidData, match=message) as refused:
+        folds(labelled(positives), SHOP, seed=0, metric=AUC)
+    assert [detail.field for detail in refused.value.details] == ["validation.column"]
+
+
+MONTHS = pd.period_range("2019-01", periods=60, freq="M").strftime("%b %Y")
+"""'Jan 2019' to 'Dec 2023', which the alphabet would put into another order."""
+
+
+def monthly(**reference: object) -> Dataset:
+    frame = make_frame(240).drop(columns=["grade", "amount", "day"]).assign(month=np.resize(MONTHS, 240))
+    return from_frame(frame, FileDataset.model_validate({"path": "made.parquet", "target": "flag"} | reference))
+
+
+@pytest.mark.parametrize("reference", [{}, {"drop": ("month",)}], ids=["a feature", "left out"])
+def test_text_is_no_time(reference: dict[str, object]) -> None:
+    dataset, kind = monthly(**reference), TimeSplit(column="month")
+    for split in (lambda: set_aside(dataset, kind), lambda: folds(dataset, kind, seed=0)):
+        with pytest.raises(InvalidData, match="'month' holds text, such as 'Jan 2019' or 'Feb 2019'") as refused:
+            split()
+        assert [detail.field for detail in refused.value.details] == ["validation.column"]
+        assert "dataset.types.month: datetime" in refused.value.hint
+
+
+@pytest.mark.parametrize("reference", [{}, {"drop": ("month",)}], ids=["a feature", "left out"])
+def test_names_of_months_are_dates_where_the_request_says_so(reference: dict[str, object]) -> None:
+    dataset = monthly(types={"month": "datetime"}, **reference)
+    month = dataset.column("month").to_numpy()
+    assert (month.min(), month.max()) == (np.datetime64("2019-01-01"), np.datetime64("2023-12-01"))
+    (split,) = folds(dataset, TimeSplit(column="month"), seed=0)
+    assert month[split.train].max() < month[split.validation].min()
+
+
+@pytest.mark.parametrize("step", [np.arange(60), np.arange(60) / 4, np.arange(60) > 40], ids=lambda s: str(s.dtype))
+def test_numbers_are_an_order_in_time(step: np.ndarray) -> None:
+    dataset = make_dataset(frame=make_frame(60).assign(day=step))
+    (split,) = folds(dataset, TimeSplit(column="day"), seed=0)
+    times = dataset.column("day").to_numpy()
+    assert times[split.train].max() < times[split.validation].min()
 
 
 @pytest.mark.parametrize("gap", [0, 9])

@@ -14,6 +14,7 @@ from factory.search.splits import set_aside
 from factory.settings import Settings
 from factory.spec import Task
 from factory.variants.appraisal import Appraisal, appraise, constant_baseline
+from factory.variants.resampling import Dependence
 from tests.search.conftest import make_data, make_dataset, make_test_plan
 
 
@@ -54,6 +55,20 @@ def test_score_of_rows_in_order_of_time_is_promised_for_the_next_window(tmp_path
     assert score.low <= window.resampled.low < score.value < window.resampled.high <= score.high
     assert score.high - score.low > window.resampled.high - window.resampled.low
     assert "next window of about 100 rows (99 days); further ahead is not promised." in found.verdict.sentence
+
+
+def test_rows_of_a_group_are_drawn_together_wherever_a_variant_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    of = Dependence.drawn
+    monkeypatch.setattr(
+        Dependence, "drawn", lambda self, generator: drawn.append(len(self.unit)) or of(self, generator)
+    )
+    found = delivered(tmp_path, Task.BINARY, {"kind": "group", "column": "shop"})
+    n_rows = found.evaluation.n_rows
+    assert drawn.count(n_rows) >= 2_000, "comparison and score, a thousand resamples each"
+    assert {one.n_rows for one in found.slices if one.score} <= set(drawn)
 
 
 def test_score_of_random_rows_is_promised_for_rows_like_them(tmp_path: Path) -> None:

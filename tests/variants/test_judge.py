@@ -10,7 +10,7 @@ import pytest
 
 from factory.client import Fitted, fit
 from factory.data.profile import profile
-from factory.errors import UntrustedBundle
+from factory.errors import InvalidData, UntrustedBundle
 from factory.search.splits import set_aside
 from factory.settings import Settings
 from factory.spec import Task
@@ -19,9 +19,9 @@ from factory.variants.registry import Registry
 from tests.search.conftest import make_dataset, make_frame, make_test_plan
 
 
-def units(folder: Path, **request: object) -> tuple[Unit, list[Unit], Material]:
+def units(folder: Path, *, frame: pd.DataFrame | None = None, **request: object) -> tuple[Unit, list[Unit], Material]:
     plan = make_test_plan("constant", **request)
-    dataset = make_dataset(Task.BINARY, n_rows=400)
+    dataset = make_dataset(Task.BINARY, n_rows=400, frame=frame)
     rows = set_aside(dataset, plan.validation)
     material = Material(dataset, (), profile(dataset), rows.train, rows.validation, ())
     pooled, segments, _ = divide(material, plan, workspace=folder, note=lambda *_: None)
@@ -60,9 +60,45 @@ def test_segments_have_their_part_of_it(tmp_path: Path) -> None:
         check(one, len(one.unseen))
 
 
+def test_a_segment_that_cannot_be_split_stays_with_the_pooled_variant(tmp_path: Path) -> None:
+    """One of one group only, as all are by the column of groups itself."""
+    frame = make_frame(600)
+    frame["shop"] = np.where(frame["city"] == "Bern", "the one in Bern", frame["shop"])
+    plan = make_test_plan(
+        "constant", validation={"kind": "group", "column": "shop"}, segments={"by": "city", "min_rows": 20}
+    )
+    dataset = make_dataset(frame=frame)
+    # Of each group every fifth row: that of Bern stands on both sides, which a gate by groups would not allow.
+    unseen, notes = np.arange(0, 600, 5), []
+    material = Material(dataset, (), profile(dataset), np.setdiff1d(np.arange(600), unseen), unseen, ())
+    _, made, thin = divide(material, plan, workspace=tmp_path, note=lambda *told: notes.append(told[1]))
+    assert sorted(one.segment for one in made) == ["Basel", "Genf"]
+    assert thin == ("Bern",)
+    assert any("'Bern' is served by the pooled variant" in told and "1 group in 'shop'" in told for told in notes)
+
+
 def test_what_is_made_again_does_not_learn_from_them(tmp_path: Path) -> None:
     pooled, _, material = units(tmp_path, making="refit", parent="growth.churn")
     assert (pooled.data.n_gate, len(pooled.data.dataset)) == (0, len(material.seen))
+
+
+@pytest.mark.parametrize("validation", [{"kind": "time", "column": "day"}, {"kind": "group", "column": "shop"}])
+def test_a_gate_that_does_not_define_the_metric_is_told_before_the_search(
+    tmp_path: Path, validation: dict[str, object]
+) -> None:
+    frame = make_frame(400)
+    rows = set_aside(make_dataset(frame=frame), make_test_plan("constant", validation=validation).validation)
+    kept = np.isin(np.arange(400), rows.validation)
+    frame["flag"] = np.where(kept, "no", frame["flag"])
+    n_rows, n_elsewhere = kept.sum(), (frame["flag"] == "yes").sum()
+    message = (
+        f"ROC AUC is not defined on the {n_rows} rows set aside for the gate: there is none of class 'yes' among "
+        f"them. Elsewhere there are {n_elsewhere} rows of 'yes'."
+    )
+    with pytest.raises(InvalidData, match=message):
+        units(tmp_path, frame=frame, validation=validation)
+    pooled, _, _ = units(tmp_path, frame=frame, validation=validation, metric="neg_log_loss")
+    assert set(pooled.unseen.y) == {0}, "a metric that needs no second class is judged by"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from factory.data.dataset import from_frame
 from factory.search.metric import Metric
-from factory.spec import Task
+from factory.spec import FileDataset, GroupSplit, Holdout, Task, TimeSplit
 from factory.variants import counted, resampling
-from factory.variants.resampling import MIN_RESAMPLES, bootstrap, paired_bootstrap
+from factory.variants.resampling import MIN_RESAMPLES, Dependence, bootstrap, paired_bootstrap
 
 
 def classes_sample(n_rows: int, n_classes: int, *, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +25,10 @@ def numbers_sample(n_rows: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     generator = np.random.default_rng(seed)
     y = generator.normal(1e5, 100, n_rows)
     return y, y + generator.normal(0, 50, n_rows)
+
+
+def in_time(moment: np.ndarray | None) -> Dependence | None:
+    return None if moment is None else Dependence(moment, ordered=True)
 
 
 COUNTED = [
@@ -210,7 +216,7 @@ def test_neighbours_that_err_alike_widen_an_interval_only_where_they_are_drawn_i
     alike, apart = np.exp(generator.normal(size=40))[day], np.exp(generator.normal(size=len(day)))
 
     def width(prediction: np.ndarray, moment: np.ndarray | None) -> float:
-        found = bootstrap(metric, y, prediction, seed=1, moment=moment, n=400)
+        found = bootstrap(metric, y, prediction, seed=1, dependence=in_time(moment), n=400)
         return found.high - found.low
 
     hour = np.arange(len(day))
@@ -225,10 +231,10 @@ def test_order_of_the_rows_does_not_matter_where_their_moments_are_known(name: s
     y, prediction = numbers_sample(120)
     moment = np.arange(120) // 4
     mixed = np.random.default_rng(3).permutation(120)
-    one = bootstrap(metric, y, prediction, seed=0, moment=moment, n=100)
-    other = bootstrap(metric, y[mixed], prediction[mixed], seed=0, moment=moment[mixed], n=100)
+    one = bootstrap(metric, y, prediction, seed=0, dependence=in_time(moment), n=100)
+    other = bootstrap(metric, y[mixed], prediction[mixed], seed=0, dependence=in_time(moment[mixed]), n=100)
     assert (one.low, one.high) == pytest.approx((other.low, other.high))
-    few = bootstrap(metric, y, prediction, seed=0, moment=np.arange(120) // 30, n=100)
+    few = bootstrap(metric, y, prediction, seed=0, dependence=in_time(np.arange(120) // 30), n=100)
     assert few == bootstrap(metric, y, prediction, seed=0, n=100)
 
 
@@ -239,6 +245,56 @@ def test_comparison_of_rows_in_order_of_time_is_less_sure() -> None:
     y, better = np.zeros(len(day)), generator.normal(0.1, 0.5, 30)[day]
     both = {"candidate": np.ones(len(day)), "baseline": 1 + better}
     plain = paired_bootstrap(metric, y, **both, seed=0)
-    blocks = paired_bootstrap(metric, y, **both, seed=0, moment=day)
+    blocks = paired_bootstrap(metric, y, **both, seed=0, dependence=in_time(day))
     assert blocks.high - blocks.low > 2 * (plain.high - plain.low)
     assert blocks.difference == plain.difference
+
+
+@pytest.mark.parametrize("name", ["neg_mean_absolute_error", "neg_max_error"])
+@pytest.mark.parametrize("n_groups", [3, 40])
+def test_rows_of_a_group_that_err_alike_widen_interval_and_comparison(n_groups: int, name: str) -> None:
+    generator = np.random.default_rng(0)
+    metric = Metric.of(name, Task.REGRESSION)
+    group = np.repeat(np.arange(n_groups), 24)
+    error = np.exp(generator.normal(size=n_groups))[group] + generator.uniform(0, 0.1, len(group))
+    mixed = generator.permutation(len(group))
+    y, error, group = np.zeros(len(group)), error[mixed], group[mixed]
+    groups = Dependence(group, ordered=False)
+    plain, whole = (bootstrap(metric, y, error, seed=1, dependence=d, n=200) for d in (None, groups))
+    assert whole.value == plain.value
+    if name != "neg_max_error":
+        assert whole.high - whole.low > 1.5 * (plain.high - plain.low)
+    both = {"candidate": error, "baseline": np.ones(len(group))}
+    rows, drawn = (paired_bootstrap(metric, y, **both, seed=1, dependence=d) for d in (None, groups))
+    assert drawn.difference == rows.difference
+    if name != "neg_max_error":
+        assert drawn.high - drawn.low > 1.5 * (rows.high - rows.low)
+        assert abs(drawn.probability - 0.5) <= abs(rows.probability - 0.5)
+
+
+@pytest.mark.parametrize("n_groups", [1, 2, 7, 8, 30])
+def test_each_row_is_drawn_once_on_average_and_no_groups_are_too_few(n_groups: int) -> None:
+    generator = np.random.default_rng(0)
+    group = np.concatenate([np.arange(n_groups), generator.integers(n_groups, size=90)])
+    drawn = Dependence(group, ordered=False)
+    counts = np.array([np.bincount(drawn.drawn(generator), minlength=len(group)) for _ in range(3000)])
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.2)
+    assert (counts.std(axis=0) > 0.5).all()
+    alike = (counts[:, group == 0] == counts[:, [0]]).all()
+    assert alike == (n_groups >= 8)
+
+
+def test_dependence_is_that_of_the_validations_column() -> None:
+    frame = pd.DataFrame({"x": np.arange(40.0), "y": np.arange(40.0) ** 2})
+    frame["day"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(40)[::-1] // 4, unit="D")
+    frame["shop"] = [f"shop {i % 5}" for i in range(40)]
+    ref = FileDataset(path="made.parquet", target="y", task=Task.REGRESSION, drop=("shop",))
+    rows = from_frame(frame, ref)
+    days = Dependence.of(rows, TimeSplit(column="day"))
+    assert (days.ordered, days.unit.tolist()) == (True, (np.arange(40)[::-1] // 4).tolist())
+    shops = Dependence.of(rows, GroupSplit(column="shop"))
+    assert (shops.ordered, shops.unit.tolist()) == (False, [i % 5 for i in range(40)])
+    assert shops.take(np.array([4, 3, 9])).unit.tolist() == [1, 0, 1]
+    assert Dependence.of(rows, Holdout()) is None
+    assert Dependence.of(rows, GroupSplit(column="gone")) is None, "rows of a parent may lack it"
+    assert Dependence.of(rows, TimeSplit(column="shop")) is None, "text has no order in time"

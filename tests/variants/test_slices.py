@@ -10,7 +10,7 @@ from factory.errors import NotFound
 from factory.search.metric import Metric
 from factory.spec import Ceilings, Gates, Task
 from factory.variants.gates import Evidence, judge
-from factory.variants.resampling import paired_bootstrap
+from factory.variants.resampling import Dependence, paired_bootstrap
 from factory.variants.slices import LEAST_ROWS, MOST_VALUES, blamed, slice_columns, slices
 
 RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
@@ -84,6 +84,22 @@ def test_columns_are_cut_by_levels_or_quarters():
     assert values["few"] == ["usual"]
     for name in ("many", "amount", "day", "flag"):
         assert sum(one.n_rows for one in found if one.column == name) == n
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["moments", "groups"])
+def test_slices_draw_what_errs_alike_together(ordered: bool):
+    generator = np.random.default_rng(0)
+    unit = np.repeat(np.arange(60), 20)
+    y, part = np.zeros(1200), pd.Series(np.resize(["one", "other"], 1200), dtype=object)
+    candidate = np.exp(generator.normal(size=60))[unit]
+    kinds = (None, Dependence(unit, ordered=ordered))
+    plain, whole = (
+        slices(RMSE, y, candidate, baseline=y + 1, columns={"part": part}, seed=0, dependence=one) for one in kinds
+    )
+    for a, b in zip(plain, whole, strict=True):
+        assert (a.value, a.n_rows, a.score.value) == (b.value, b.n_rows, b.score.value)
+        assert b.score.high - b.score.low > 1.5 * (a.score.high - a.score.low)
+        assert b.comparison.high - b.comparison.low > 1.5 * (a.comparison.high - a.comparison.low)
 
 
 def test_a_slice_of_one_class_has_no_auc():

@@ -14,7 +14,7 @@ from factory.search.metric import Metric
 from factory.search.splits import set_aside
 from factory.spec import FileDataset, Task, TimeSplit
 from factory.variants.evaluation import evaluate
-from factory.variants.resampling import Interval, bootstrap
+from factory.variants.resampling import Dependence, Interval, bootstrap
 from factory.variants.windows import NextWindow, Stretch, TimeOrder, foreseen, ranks, window_scores
 
 RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
@@ -123,7 +123,7 @@ def test_next_window_is_within_the_interval_although_the_level_wanders() -> None
         before = Stretch(whole.moment[:240], whole.y[:240], error[:240])
         latest, zeros = error[240:360], np.zeros(120)
         order = TimeOrder.of(pd.Series(whole.moment[240:360]), before=before)
-        resampled = bootstrap(RMSE, zeros, latest, seed=seed, moment=order.moment, n=100)
+        resampled = bootstrap(RMSE, zeros, latest, seed=seed, dependence=Dependence(order.moment, ordered=True), n=100)
         promised = foreseen(
             RMSE, resampled, window_scores(RMSE, order.windows(zeros, latest, None), np.asarray), pieces=2
         )

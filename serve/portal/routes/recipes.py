@@ -14,7 +14,7 @@ from factory.errors import Detail, FactoryError, InvalidRequest, NotFound
 from factory.operate.publishing import publish, withdraw
 from factory.operate.recipe_history import history
 from factory.search.plan import family, load_recipe, recipe_files
-from factory.spec import NAME, Document, Recipe, VariantRequest
+from factory.spec import NAME, Document, GroupSplit, Recipe, TimeSplit, VariantRequest
 from serve.portal.bodies import Incoming, pointing, strict_problems
 from serve.portal.context import Here, Portal
 from serve.portal.documents import BrokenRecipe, RecipeForm, Recipes, RecipeVersions, RecipeView
@@ -155,12 +155,24 @@ def request_schema(recipe: Recipe) -> dict[str, JsonValue]:
     resources = parts["Resources"]["properties"]
     resources["workers"]["maximum"] = recipe.max_workers
     resources["gpus_per_worker"]["maximum"] = recipe.max_gpus_per_worker
+    if isinstance(recipe.validation, TimeSplit | GroupSplit):
+        _keep_apart(fields["validation"]["anyOf"][0], parts, recipe.validation)
     for name in ("validation", "gates", "ceilings"):
         fields[name]["default"] = getattr(recipe, name).model_dump(mode="json", by_alias=True)
     fields["metric"]["description"] = "Name of a scikit-learn scorer; by default " + ", ".join(
         f"{getattr(recipe.metric, task)} for {task}" for task in recipe.tasks
     )
     return schema
+
+
+def _keep_apart(core: dict[str, Any], parts: dict[str, Any], validation: TimeSplit | GroupSplit) -> None:
+    """Leave only the kind of validation by which the recipe keeps rows apart, with its column and a gap as large."""
+    kind = core["discriminator"]["mapping"][validation.kind]
+    core["discriminator"]["mapping"], core["oneOf"] = {validation.kind: kind}, [{"$ref": kind}]
+    own = parts[kind.rpartition("/")[2]]["properties"]
+    own["column"] |= {"const": validation.column, "default": validation.column}
+    if isinstance(validation, TimeSplit):
+        own["gap"] |= {"minimum": validation.gap, "default": validation.gap}
 
 
 def _view(recipe: Recipe) -> RecipeView:
