@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from factory.data.columns import as_text
 from factory.data.dataset import Dataset
 from factory.data.loading import load
 from factory.errors import Detail, FactoryError, InvalidRequest, counted, listing
@@ -289,12 +290,17 @@ def _rows_of(
         split = set_aside(dataset, request.terms(recipe).validation)
         parts = [dataset.take(split.train), dataset.take(split.validation)]
         if parent.segment and request.segments is not None:
-            by = request.segments.by
-            parts = [rows.take((rows.column(by).astype(str) == parent.segment).to_numpy()) for rows in parts]
+            parts = [rows.take(_in_segment(rows.column(request.segments.by), parent.segment)) for rows in parts]
         seen, held = (_like(rows, bundle) for rows in parts)
     except FactoryError:
         return None, None
     return (seen, held) if len(held) and len(seen) else (None, None)
+
+
+def _in_segment(values: pd.Series, segment: str) -> np.ndarray:
+    """Return which rows are of a segment, bool (n_rows,); older factories named some as pandas writes them, '3.0'."""
+    named = as_text(values.to_numpy()) == segment
+    return np.asarray(named if named.any() else values.astype(str).to_numpy() == segment)
 
 
 def _alike(rows: Dataset, bundle: Bundle) -> Dataset:

@@ -51,6 +51,7 @@ SENTENCES = (
     _("{family} was left out: {reason}."),
     _("An earlier attempt has made {segments}."),
     _("Segment '{segment}' is served by the pooled variant: {reason}"),
+    _("The pooled variant serves rows without a value of '{column}': {n} of {whole}."),
     _("{rows} rows without a target were left out."),
     _("Features of '{service}' joined as of each row's moment."),
     _("No earlier search is near enough to start from: this one starts from nothing."),
