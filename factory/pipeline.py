@@ -37,7 +37,7 @@ from factory.variants.frontier import Chosen
 from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
 from factory.variants.making import Made, Order, finish, order_of
-from factory.variants.material import Material, Unit, divide, gather, left_pooled
+from factory.variants.material import Material, Unit, bounded, divide, gather, left_pooled
 from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
 from factory.variants.registry import Registry
@@ -176,7 +176,7 @@ class _Making:
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
-        plan = make_plan(self.request, self.recipe, material.dataset.task)
+        plan = bounded(make_plan(self.request, self.recipe, material.dataset.task), material, note=self.note)
         pooled, units, thin = divide(material, plan, workspace=self.workspace, note=self.note)
         origin, pooled = origin_of(
             self.id,

@@ -140,6 +140,19 @@ def _check_classes(dataset: Dataset, seen: np.ndarray) -> None:
             )
 
 
+def bounded(plan: Plan, material: Material, *, note: Note) -> Plan:
+    """Return the plan with the floor that the targets give its metric, where that is defined above a bound only.
+
+    Raises:
+        InvalidData: the metric is not defined for some targets.
+    """
+    dataset = material.dataset
+    metric = plan.metric.on(dataset.y, seen=material.seen, target=dataset.target)
+    if metric.floor is not None:
+        note("metric", f"Predictions below {metric.floor:.6g} are raised to it, as {metric.label} needs it.")
+    return replace(plan, metric=metric)
+
+
 def left_pooled(segment: str, reason: str) -> tuple[str, str, dict[str, object]]:
     """Return what is noted of a segment without a variant of its own; by its payload such segments are listed."""
     told = f"Segment {segment!r} is served by the pooled variant: {reason}"

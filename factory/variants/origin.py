@@ -153,12 +153,13 @@ def made_again(
     unit.data.workspace.mkdir(parents=True, exist_ok=True)
     cells = unit.data.dataset.frame.shape[0] * unit.data.dataset.frame.shape[1]
     threads = local_cpus(settings) if cells >= THREADED_CELLS else 1
+    calibration = bundle.calibration.model_copy(update={"floor": plan.metric.floor})
     if origin.kind == "refit":
         limit_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
         return refit(
             blueprint,
             unit.data,
-            calibration=bundle.calibration,
+            calibration=calibration,
             deadline=deadline,
             threads=threads,
             memory_limit_mb=limit_mb,
@@ -173,7 +174,7 @@ def made_again(
     return go_on(
         models,
         unit.data,
-        calibration=bundle.calibration,
+        calibration=calibration,
         old=origin.old,
         target_scale=blueprint.target_scale,
         deadline=deadline,

@@ -53,6 +53,7 @@ SENTENCES = (
     _("Segment '{segment}' is served by the pooled variant: {reason}"),
     _("The pooled variant serves rows without a value of '{column}': {n} of {whole}."),
     _("{rows} rows without a target were left out."),
+    _("Predictions below {floor} are raised to it, as {metric} needs it."),
     _("Features of '{service}' joined as of each row's moment."),
     _("No earlier search is near enough to start from: this one starts from nothing."),
     _("{variant} waits for an approval as {kind}: {proposal}."),
