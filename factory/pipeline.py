@@ -21,7 +21,7 @@ import numpy as np
 from factory.errors import Conflict, FactoryError, StorageFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
-from factory.search.cluster import RaySession, local_cpus
+from factory.search.cluster import RaySession, local_cpus, memory_budget_mb, require_room
 from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
 from factory.search.plan import Plan, check_request, make_plan
@@ -176,6 +176,9 @@ class _Making:
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
+        require_room(
+            material.dataset.memory_mb, memory_budget_mb(self.request.terms(self.recipe).budget, self.settings)
+        )
         plan = bounded(make_plan(self.request, self.recipe, material.dataset.task), material, note=self.note)
         pooled, units, thin = divide(material, plan, workspace=self.workspace, note=self.note)
         origin, pooled = origin_of(
