@@ -26,6 +26,7 @@ from factory.data.columns import column_digest, factorize
 from factory.data.dataset import Dataset
 from factory.data.drift import Later, drifts
 from factory.data.findings import Finding, Suspicion
+from factory.data.words import telling_word
 from factory.errors import Detail, InvalidData
 from factory.spec import NUMBERS, ColumnType, Task
 
@@ -244,6 +245,10 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
             yield Suspicion("correlation", column, said, _LOOK, drops=False, value=r)
     if enough and dataset.classes and kind in (ColumnType.CATEGORICAL, ColumnType.BOOLEAN):
         yield from _levels(dataset, column)
+    told = telling_word(series, dataset.y, n_classes=len(dataset.classes)) if kind is ColumnType.TEXT else None
+    if told is not None and abs(told.correlation) >= CORRELATION:
+        said = f"almost tells {dataset.target!r} by the word {told.word!r} (correlation {told.correlation:+.3f})"
+        yield Suspicion("correlation", column, said, _LOOK, drops=False, value=told.correlation)
     share = float(series.isna().mean())
     if share > HIGH_MISSING:
         said = f"is missing in {share:.0%} of the rows"

@@ -322,3 +322,18 @@ def test_same_seed_same_findings() -> None:
     frame["leak"] = frame["target"] + np.random.default_rng(1).normal(0, 1e-3, len(frame))
     dataset = dataset_of(frame)
     assert screen(dataset, seed=5) == screen(dataset, seed=5)
+
+
+@pytest.mark.parametrize("classes", [("paid", "defaulted"), ("paid", "late", "defaulted")])
+def test_an_outcome_written_into_notes_is_told_and_the_text_is_used(classes: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.choice(classes, 400)
+    talk = [" ".join(rng.choice(["called", "wrote", "asked", "waits", "moved", "client", "again"], 6)) for _ in y]
+    frame = pd.DataFrame({"notes": talk, "honest": talk[::-1], "x": rng.normal(size=400), "target": y})
+    assert not found(dataset_of(frame, types={"notes": "text", "honest": "text"}))
+    frame["notes"] = [
+        f"{said}, DEFAULTED in May" if label == "defaulted" else said for said, label in zip(talk, y, strict=False)
+    ]
+    (finding,) = found(dataset_of(frame, types={"notes": "text", "honest": "text"})).values()
+    assert (finding.column, finding.kind, finding.action) == ("notes", "correlation", "warn")
+    assert "by the word 'defaulted'" in finding.message or "by the word 'may'" in finding.message

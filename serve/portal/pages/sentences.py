@@ -181,6 +181,7 @@ SENTENCES = (
         "only after the outcome; {follows}."
     ),
     _("'{column}' almost tells '{target}' (correlation {r}); {follows}."),
+    _("'{column}' almost tells '{target}' by the word '{word}' (correlation {r}); {follows}."),
     _("'{column}' almost tells '{target}' (Cramér's V {v}); {follows}."),
     _("'{column}' is missing in {share} of the rows; {follows}."),
     _("'{column}' has one and the same value in all but {n} of {all} rows; {follows}."),
