@@ -26,7 +26,7 @@ from factory.data.columns import column_digest, factorize
 from factory.data.dataset import Dataset
 from factory.data.drift import Later, drifts
 from factory.data.findings import Finding, Suspicion
-from factory.data.words import telling_word
+from factory.data.words import Telling, telling_word
 from factory.errors import Detail, InvalidData
 from factory.spec import NUMBERS, ColumnType, Task
 
@@ -245,7 +245,7 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
             yield Suspicion("correlation", column, said, _LOOK, drops=False, value=r)
     if enough and dataset.classes and kind in (ColumnType.CATEGORICAL, ColumnType.BOOLEAN):
         yield from _levels(dataset, column)
-    told = telling_word(series, dataset.y, n_classes=len(dataset.classes)) if kind is ColumnType.TEXT else None
+    told = _telling(dataset, column) if kind is ColumnType.TEXT else None
     if told is not None and abs(told.correlation) >= CORRELATION:
         said = f"almost tells {dataset.target!r} by the word {told.word!r} (correlation {told.correlation:+.3f})"
         yield Suspicion("correlation", column, said, _LOOK, drops=False, value=told.correlation)
@@ -262,6 +262,11 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
             value = differing / len(series)
             follows = "it is used, but says next to nothing"
             yield Suspicion("nearly_constant", column, said, follows, drops=False, value=value)
+
+
+def _telling(dataset: Dataset, column: str) -> Telling | None:
+    n_texts = sum(kind is ColumnType.TEXT for kind in dataset.types.values())
+    return telling_word(dataset.frame[column], dataset.y, n_classes=len(dataset.classes), n_texts=n_texts)
 
 
 def _differing(series: pd.Series) -> int:

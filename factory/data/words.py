@@ -16,7 +16,9 @@ import pandas as pd
 from factory.data.columns import as_text
 
 _ROWS, _LONGEST = 5000, 500
-"""Rows that are looked at, evenly spaced, and characters of each: 0.4 s where all texts are long."""
+"""Rows of a column that are looked at, evenly spaced, and characters of each."""
+_TEXTS, _FEWEST = 20_000, 200
+"""Texts of all columns together, so that a wide table takes no longer, and rows of a column that say something."""
 _LEAST_ROWS = 20
 """Rows that have a word, and that lack it: a word of fewer separates nothing."""
 _WORDS = 5000
@@ -31,19 +33,23 @@ class Telling(NamedTuple):
     correlation: float
 
 
-def telling_word(series: pd.Series, y: np.ndarray, *, n_classes: int) -> Telling | None:
+def telling_word(series: pd.Series, y: np.ndarray, *, n_classes: int, n_texts: int = 1) -> Telling | None:
     """Return the word with the largest absolute correlation; None where no word is in enough rows, or of numbers.
+
+    None as well where there are so many columns of text that few rows of each could be looked at.
 
     Args:
         series: Texts, (n_rows,), None where missing.
         y: Class indices, (n_rows,).
         n_classes: 0 for regression, where a word says next to nothing.
+        n_texts: Columns of text in the table.
     """
-    if not n_classes:
+    most = min(_ROWS, _TEXTS // n_texts)
+    if not n_classes or most < _FEWEST:
         return None
     from sklearn.feature_extraction.text import CountVectorizer
 
-    rows = np.linspace(0, len(y) - 1, min(len(y), _ROWS)).astype(np.int64)
+    rows = np.linspace(0, len(y) - 1, min(len(y), most)).astype(np.int64)
     texts = [(text or "")[:_LONGEST] for text in as_text(series.to_numpy()[rows]).tolist()]
     counter = CountVectorizer(binary=True, token_pattern=_WORD, max_features=_WORDS, dtype=np.float64)
     try:
