@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -195,11 +195,22 @@ def fit(
     parent: str | None = None,
     scoring: str | None = None,
     weights: str | None = None,
+    keep: Collection[str] = (),
+    drop: Collection[str] = (),
+    types: Mapping[str, str] | None = None,
+    families: Collection[str] | None = None,
+    validation: Mapping[str, object] | None = None,
+    gates: Mapping[str, object] | None = None,
+    ceilings: Mapping[str, object] | None = None,
+    segments: Mapping[str, object] | None = None,
+    memory_gb: float | None = None,
     seed: int = 0,
     settings: Settings | None = None,
     listen: Callable[[Progress], None] = lambda _: None,
 ) -> Fitted:
     """Make a variant from a table, in this process.
+
+    What is said of a field of a request in ``docs/recipes.md`` holds for the argument of its name.
 
     Args:
         data: Rows with the target, (n_rows, n_columns), or a Parquet, CSV or Arrow file, path or fsspec URL.
@@ -214,6 +225,16 @@ def fit(
         parent: Variant that it comes from, as ``team.name``, ``team.name@alias`` or ``team.name/version``.
         scoring: Table of rows that will be predicted; columns that differ there are told of.
         weights: Column that says how much each row counts, in training and in every score; it is no feature.
+        keep: Columns that stay whatever the screening finds.
+        drop: Columns that are no features.
+        types: Corrections of inferred types: column → ``numeric``, ``categorical``, ``text`` and so on.
+        families: Some of the recipe's families.
+        validation: ``{"kind": "group", "column": "patient"}``, ``{"kind": "time", "column": "day", "gap": 24}`` and so
+            on; the recipe's where not given.
+        gates: ``{"slices": ["region"]}`` and so on; what it leaves open is the recipe's.
+        ceilings: ``{"latency_ms": 1, "size_mb": 5}``, or one of both; the recipe's where not given.
+        segments: ``{"by": "region"}`` makes a further variant for each value of a column; this one is the pooled one.
+        memory_gb: That all processes may take; the recipe's default where not given.
         seed: The only source of randomness.
         settings: Where state is kept; from the environment where not given.
         listen: Told every state and every trial.
@@ -226,24 +247,32 @@ def fit(
     settings.prepare_home()
     where = {"upload": store_table(data, settings)} if isinstance(data, pd.DataFrame) else {"path": str(data)}
     team, _, short = name.partition(".")
-    budget = {k: v for k, v in (("time_s", budget_s), ("trials", trials)) if v is not None}
-    document: dict[str, object] = {
-        "team": team,
-        "name": short,
-        "recipe": recipe,
-        "dataset": {
-            **where,
-            "target": target,
-            **({"task": task} if task else {}),
-            **({"scoring": scoring} if scoring else {}),
-            **({"weights": weights} if weights else {}),
-        },
-        "seed": seed,
-        "making": making,
-        **({"parent": parent} if parent else {}),
-        **({"budget": budget} if budget else {}),
-        **({"metric": metric} if metric else {}),
-    }
+    dataset = _given(
+        **where,
+        target=target,
+        task=task,
+        scoring=scoring,
+        weights=weights,
+        keep=_listed(keep),
+        drop=_listed(drop),
+        types=dict(types or {}),
+    )
+    document = _given(
+        team=team,
+        name=short,
+        recipe=recipe,
+        dataset=dataset,
+        seed=seed,
+        making=making,
+        parent=parent,
+        budget=_given(time_s=budget_s, trials=trials, memory_gb=memory_gb),
+        metric=metric,
+        families=None if families is None else _listed(families),
+        validation=validation,
+        gates=gates,
+        ceilings=ceilings,
+        segments=segments,
+    )
     with Ledger.open(settings.ledger) as ledger:
         record = Intake(ledger, settings).submit(document, door="library", by=Actor(who=user())).record
         outcome = produce(record.id, ledger=ledger, settings=settings, listen=listen)
@@ -251,3 +280,13 @@ def fit(
     folder = Registry(settings).bundle_folder(variant)
     bundle = Bundle.load(folder, digest=variant.bundle_digest)
     return Fitted(bundle, folder, variant, outcome, settings.workspace(record.id) / "pooled" / "card.html")
+
+
+def _given(**fields: object) -> dict[str, object]:
+    """Return the fields that say something; the others are left to the recipe."""
+    return {name: value for name, value in fields.items() if value is not None and value not in ([], {})}
+
+
+def _listed(names: Collection[str]) -> list[str]:
+    """Return names as a list, where a lone one may be given as it is."""
+    return [names] if isinstance(names, str) else list(names)

@@ -2,7 +2,8 @@
 
 They follow scikit-learn's conventions, so that ``cross_val_score``,
 ``GridSearchCV`` and ``Pipeline`` take them, and keep no state outside of
-themselves: no ledger, no MLflow, no gate and no screening of the columns.
+themselves: no ledger, no MLflow, no gate, no screening of the columns, and no
+ceilings: what a recipe says of latency and size does not bound them.
 ``factory.fit`` is the way to a registered variant.
 
 An estimator may be pickled.  What the pickle holds of its models is the bytes
@@ -143,6 +144,7 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         request, recipe = check_request(document, settings=settings)
         plan = make_plan(request, recipe, task)
         dataset = from_frame(frame, reference, least_rows=LEAST_ROWS)
+        metric = plan.metric.on(dataset.y, seen=np.arange(len(dataset)), target="y")
         until = started + self.budget_s - min(FINISH_SHARE * self.budget_s, FINISH_MOST_S)
         parallel = self.n_jobs not in (None, 1)
         if parallel and self.n_jobs is not None and self.n_jobs > 0:
@@ -154,8 +156,8 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         ):
             data = TrialData(
                 dataset=dataset,
-                splits=folds(dataset, plan.validation, seed=request.seed, metric=plan.metric),
-                metric=plan.metric,
+                splits=folds(dataset, plan.validation, seed=request.seed, metric=metric),
+                metric=metric,
                 workspace=Path(folder),
                 seed=request.seed,
                 independent=independent(plan.validation),
@@ -200,8 +202,8 @@ class FactoryClassifier(ClassifierMixin, _FactoryEstimator):  # type: ignore[mis
         metric: Name of a scikit-learn scorer to search by; the recipe's where not given.
         recipe: Which families there are, and their spaces; ``factory recipes list``.
         families: Some of the recipe's families.
-        n_jobs: Trials at a time. None or 1 fits in this process; more, or -1 for all CPUs, start a Ray on this machine
-            where the budget is worth its start.
+        n_jobs: Trials at a time. None or 1 fits in this process; more, or -1 for all CPUs, fork workers for budgets of
+            about 20 to 120 s, and start a Ray on this machine for longer ones or where networks are among the families.
         random_state: The only source of randomness.
 
     Attributes:
@@ -253,8 +255,8 @@ class FactoryRegressor(RegressorMixin, _FactoryEstimator):  # type: ignore[misc]
         metric: Name of a scikit-learn scorer to search by; the recipe's where not given.
         recipe: Which families there are, and their spaces; ``factory recipes list``.
         families: Some of the recipe's families.
-        n_jobs: Trials at a time. None or 1 fits in this process; more, or -1 for all CPUs, start a Ray on this machine
-            where the budget is worth its start.
+        n_jobs: Trials at a time. None or 1 fits in this process; more, or -1 for all CPUs, fork workers for budgets of
+            about 20 to 120 s, and start a Ray on this machine for longer ones or where networks are among the families.
         random_state: The only source of randomness.
 
     Attributes:

@@ -21,7 +21,7 @@ import numpy as np
 from factory.errors import Conflict, FactoryError, StorageFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
-from factory.search.cluster import RaySession, local_cpus
+from factory.search.cluster import RaySession, local_cpus, memory_budget_mb, require_room
 from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
 from factory.search.plan import Plan, check_request, make_plan
@@ -37,7 +37,7 @@ from factory.variants.frontier import Chosen
 from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
 from factory.variants.making import Made, Order, finish, order_of
-from factory.variants.material import Material, Unit, divide, gather, left_pooled
+from factory.variants.material import Material, Unit, bounded, divide, gather, left_pooled
 from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
 from factory.variants.registry import Registry
@@ -176,7 +176,10 @@ class _Making:
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
-        plan = make_plan(self.request, self.recipe, material.dataset.task)
+        require_room(
+            material.dataset.memory_mb, memory_budget_mb(self.request.terms(self.recipe).budget, self.settings)
+        )
+        plan = bounded(make_plan(self.request, self.recipe, material.dataset.task), material, note=self.note)
         pooled, units, thin = divide(material, plan, workspace=self.workspace, note=self.note)
         origin, pooled = origin_of(
             self.id,

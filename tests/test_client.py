@@ -11,6 +11,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 import factory
 from factory.errors import Conflict, InvalidData, InvalidRequest
+from factory.ledger import Ledger
 from factory.settings import Settings
 
 
@@ -74,6 +75,80 @@ def test_a_regression_of_weighted_rows_has_no_probabilities(settings: Settings) 
     assert fitted.leaderboard["score"].max() > -80
     with pytest.raises(InvalidRequest, match="no probabilities"):
         fitted.predict_proba(right)
+
+
+def counts(n_rows: int = 300) -> pd.DataFrame:
+    """Visits, mostly none, whose straight line goes below 0."""
+    generator = np.random.default_rng(0)
+    x, z = generator.uniform(-2, 2, n_rows), generator.normal(size=n_rows)
+    return pd.DataFrame({"x": x, "z": z, "visits": generator.poisson(np.exp(1.5 * x - 1))})
+
+
+def test_counts_are_scored_by_their_deviance_and_answered_above_zero(settings: Settings) -> None:
+    frame = counts()
+    told: list[str] = []
+    fitted = factory.fit(
+        frame,
+        "visits",
+        task="regression",
+        name="clinic.visits",
+        metric="neg_mean_poisson_deviance",
+        recipe="tabular-fast",
+        families=["linear", "lightgbm"],
+        trials=4,
+        settings=settings,
+        listen=lambda progress: told.append(progress.message),
+    )
+    assert fitted.leaderboard["score"].notna().all()
+    assert {"linear", "lightgbm"} <= set(fitted.leaderboard["family"])
+    assert any("Predictions below 0.00" in message for message in told)
+    floor = fitted.bundle.calibration.floor
+    assert floor is not None
+    steep = frame.assign(x=-50.0)
+    assert fitted.predict(steep).min() >= floor > 0
+    assert "No answer is below" in Path(fitted.report()).read_text()
+    unseen = fitted.outcome.made[0].card.evaluation
+    assert -3 < unseen.score.low <= unseen.score.value <= unseen.score.high < 0
+    assert factory.load(fitted.folder).bundle.calibration.floor == floor
+
+
+def test_targets_that_the_metric_is_not_defined_for_are_refused_before_the_search(settings: Settings) -> None:
+    with pytest.raises(InvalidData, match=r"metric: 'neg_mean_gamma_deviance' needs targets above 0; 'visits' is not"):
+        factory.fit(counts(), "visits", task="regression", metric="neg_mean_gamma_deviance", settings=settings)
+    with pytest.raises(InvalidRequest, match="it judges numbers") as caught:
+        factory.fit(counts(), "visits", metric="neg_mean_poisson_deviance", settings=settings)
+    assert "task 'regression'" in caught.value.hint
+
+
+def test_a_call_asks_for_what_a_request_can(settings: Settings) -> None:
+    frame = cancer().assign(leak=cancer()["diagnosis"] == "benign", batch=np.arange(569) % 7)
+    fitted = factory.fit(
+        frame,
+        "diagnosis",
+        recipe="tabular-fast",
+        trials=2,
+        keep="leak",
+        drop=["mean area"],
+        types={"batch": "categorical"},
+        families=["constant", "linear"],
+        validation={"kind": "group", "column": "batch"},
+        gates={"allow_leakage": True},
+        ceilings={"size_mb": 50},
+        memory_gb=3,
+        settings=settings,
+    )
+    assert set(fitted.leaderboard["family"]) <= {"constant", "linear"}
+    columns = {column.name: column.type for column in fitted.bundle.columns}
+    assert columns["batch"] == "categorical"
+    assert "leak" in columns
+    assert "mean area" not in columns
+    with Ledger.open(settings.ledger) as ledger:
+        request = ledger.request(fitted.outcome.request_id).request
+    assert request.budget.memory_gb == 3
+    assert request.ceilings.size_mb == 50
+    assert request.validation.column == "batch"
+    with pytest.raises(InvalidRequest, match="validation"):
+        factory.fit(frame, "diagnosis", validation={"kind": "group"}, settings=settings)
 
 
 def test_columns_without_names_of_their_own_are_refused(settings: Settings) -> None:

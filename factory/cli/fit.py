@@ -11,10 +11,10 @@ import typer
 from factory import client
 from factory.cli._console import Json, ProgressLine, end, only_ours_on_stdout
 from factory.data.tables import check_target, read_table, write_table
-from factory.errors import Detail, InvalidRequest
+from factory.errors import Detail, InvalidRequest, listing
 from factory.search.cluster import local_cpus
 from factory.settings import load_settings
-from factory.spec import NAME
+from factory.spec import NAME, ColumnType
 from factory.variants.delivery import predict_table
 
 PLUGIN = typer.Typer()
@@ -40,6 +40,27 @@ def fit(
     parent: Annotated[
         str | None, typer.Option(help="Variant that it comes from: team.name, team.name@alias or team.name/version.")
     ] = None,
+    weights: Annotated[str | None, typer.Option(help="Column that says how much each row counts.")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column that stays whatever is found; may be repeated.")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Column that is no feature; may be repeated.")] = None,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="Corrects a type, as COLUMN=categorical; may be repeated.")
+    ] = None,
+    families: Annotated[
+        list[str] | None, typer.Option("--family", help="One of the recipe's families; may be repeated.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Column whose groups never stand on both sides of a split.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column by which the latest rows validate.")] = None,
+    gap: Annotated[int | None, typer.Option(help="Rows left out before those; goes with --time.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Most milliseconds that a row may take.")] = None,
+    size_mb: Annotated[float | None, typer.Option(help="Most MB that the variant may take.")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="GB that all processes may take.")] = None,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Lets a column pass that gives the target away and is kept.")
+    ] = False,
+    segments: Annotated[str | None, typer.Option(help="Column; each of its values gets a variant as well.")] = None,
     json: Json = False,
 ) -> None:
     """Make a variant from a table in this process: no controller, no queue."""
@@ -51,6 +72,10 @@ def fit(
             hint="Write team.name: two words of lower-case letters, digits, '_' and '-', a letter first: growth.churn.",
             details=[Detail("--name", f"{name!r} is not team.name")],
         )
+    validation = _validation(group, time, gap)
+    corrected = _types(types or [])
+    asked = {"latency_ms": latency_ms, "size_mb": size_mb}
+    ceilings = {name: most for name, most in asked.items() if most is not None}
     settings = load_settings()
     settings.prepare_home()
     if test is not None and out_file is not None:
@@ -69,6 +94,16 @@ def fit(
             making=making,
             scoring=test,
             parent=parent,
+            weights=weights,
+            keep=keep or (),
+            drop=drop or (),
+            types=corrected,
+            families=families,
+            validation=validation,
+            gates={"allow_leakage": True} if allow_leakage else None,
+            ceilings=ceilings,
+            segments={"by": segments} if segments else None,
+            memory_gb=memory_gb,
             seed=seed,
             settings=settings,
             listen=line,
@@ -81,6 +116,28 @@ def fit(
         notes = [f"Predictions of {test} are in {out_file}"]
     made = fitted.variant.name
     end(fitted.outcome, json=json, notes=notes, following=[f"variants show {made}", f"predict {made} --data FILE"])
+
+
+def _validation(group: str | None, time: str | None, gap: int | None) -> dict[str, object] | None:
+    """Return the validation that the options ask for; None leaves it to the recipe."""
+    if group is not None and time is not None:
+        raise InvalidRequest("--group and --time exclude each other.", hint="Name the one that new rows differ by.")
+    if gap is not None and time is None:
+        raise InvalidRequest(f"--gap {gap} goes with --time.", hint="Name the column that orders the rows.")
+    if group is not None:
+        return {"kind": "group", "column": group}
+    return None if time is None else {"kind": "time", "column": time, "gap": gap or 0}
+
+
+def _types(corrections: list[str]) -> dict[str, str]:
+    pairs = [correction.rpartition("=") for correction in corrections]
+    if wrong := [said for said, (column, _, _) in zip(corrections, pairs, strict=True) if not column]:
+        raise InvalidRequest(
+            f"--type {wrong[0]!r} is not COLUMN=TYPE.",
+            hint=f"Types: {listing(ColumnType)}.",
+            details=[Detail("--type", f"{wrong[0]!r} is not COLUMN=TYPE")],
+        )
+    return {column: kind for column, _, kind in pairs}
 
 
 def _slug(path: str) -> str:

@@ -158,6 +158,9 @@ _Signal = tuple[np.ndarray, bool]
 def _signals(series: pd.Series, kind: ColumnType, *, regression: bool) -> list[_Signal]:
     """Return the forms in which a column is judged: codes, or ranks and values; none for prose.
 
+    A text that honestly says much (its language, its topic) must not be left out: its words are only told of
+    (:mod:`factory.data.words`).
+
     Ranks keep apart what lies close beside an outlier, values keep the gaps between groups.
     """
     values = series.to_numpy()

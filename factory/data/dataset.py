@@ -8,6 +8,7 @@ canonical feature columns, a clean target, and the columns that are no features
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -131,6 +132,12 @@ class Dataset:
         shares = np.bincount(y, weights=weight, minlength=len(self.classes))
         return np.tile(shares / shares.sum(), (n_rows, 1))
 
+    @property
+    def memory_mb(self) -> float:
+        """What features and context take in memory; texts are estimated by a thousand rows of each column."""
+        parts = (self.frame, self.context)
+        return sum(_bytes_of(part[name]) for part in parts for name in part.columns) / 1e6
+
     def without(self, columns: Collection[str]) -> Dataset:
         """Return the dataset with some features moved to ``context``; the data is the same, and so is the digest."""
         moved = [c for c in self.frame.columns if c in set(columns)]
@@ -156,6 +163,16 @@ class Dataset:
             hint=f"Its columns: {listing(known)}.",
             details=[Detail(name, "There is no such column.")],
         )
+
+
+def _bytes_of(series: pd.Series) -> float:
+    """Return what a column takes; equal texts are one object, as :func:`factory.data.columns.as_text` makes them."""
+    values = series.to_numpy()
+    if values.dtype != object:
+        return float(values.nbytes)
+    sample = values[:: max(1, len(values) // 1000)].tolist()
+    distinct = {id(value): sys.getsizeof(value) for value in sample}
+    return values.nbytes + sum(distinct.values()) * len(values) / max(len(sample), 1)
 
 
 def infer_types(frame: pd.DataFrame) -> dict[str, ColumnType]:

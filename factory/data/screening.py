@@ -26,6 +26,7 @@ from factory.data.columns import column_digest, factorize
 from factory.data.dataset import Dataset
 from factory.data.drift import Later, drifts
 from factory.data.findings import Finding, Suspicion
+from factory.data.words import Telling, telling_word
 from factory.errors import Detail, InvalidData
 from factory.spec import NUMBERS, ColumnType, Task
 
@@ -60,8 +61,10 @@ _TWIN_ROWS = 5000
 _KEEP = " Name it in 'keep' if it is known when predicting."
 _LOOK = "it is used, but check that it is known when predicting"
 _ID_NAME = re.compile(
-    r"^(id|key|index|row|rownum|row_number)$|[_\s.-](id|uuid|guid|key)$|[a-z](ID|Id|Uuid|Key)$", re.ASCII
+    r"^(id|key|index|row|rownum|row_number|Unnamed: 0(\.\d+)*)$|[_\s.-](id|uuid|guid|key)$|[a-z](ID|Id|Uuid|Key)$",
+    re.ASCII,
 )
+"""Names of keys; ``Unnamed: 0`` is a frame's index that pandas wrote without a name and read again."""
 
 
 def screen(
@@ -72,6 +75,7 @@ def screen(
     later: Sequence[Later] = (),
     drift: Literal["warn", "drop"] = "warn",
     seed: int = 0,
+    whole: Dataset | None = None,
 ) -> tuple[Finding, ...]:
     """Return what is suspicious, in the order of the columns; at most one finding of a column, and one of its drift.
 
@@ -82,15 +86,22 @@ def screen(
         later: Rows whose distributions are compared with the training rows'.
         drift: What happens to columns that differ altogether in later rows.
         seed: Seed of the samples and of the splits of the leakage check.
+        whole: The table that the rows are a part of, in its own order: whether a column counts the rows shows there
+            only. The rows are all of it if None.
 
     Raises:
         InvalidData: no column would be left.
     """
     columns = list(dataset.frame.columns)
+    counting = {column for column in columns if _counts_rows(whole or dataset, column)}
     found: dict[str, Suspicion] = {}
     seen: dict[bytes, str] = {}
     for column in columns:
-        one = _useless(dataset, column) or _copy(dataset, column) or _duplicate(dataset.frame[column], column, seen)
+        one = (
+            _useless(dataset, column, counts_rows=column in counting)
+            or _copy(dataset, column)
+            or _duplicate(dataset.frame[column], column, seen)
+        )
         if one is not None:
             found[column] = one
     left = [c for c in columns if c not in found]
@@ -118,7 +129,7 @@ def _on_request(column: str) -> Finding:
 # --- what cannot help -------------------------------------------------------------------
 
 
-def _useless(dataset: Dataset, column: str) -> Suspicion | None:
+def _useless(dataset: Dataset, column: str, *, counts_rows: bool) -> Suspicion | None:
     series, kind = dataset.frame[column], dataset.types[column]
     n_rows, n_missing = len(series), int(series.isna().sum())
     n_known = n_rows - n_missing
@@ -132,7 +143,7 @@ def _useless(dataset: Dataset, column: str) -> Suspicion | None:
     n_distinct = int(np.ptp(values[~np.isnan(values)]) > 0) + 1 if values.dtype.kind == "f" else series.nunique()
     if n_distinct == 1 and n_missing == 0:
         return Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
-    if kind is ColumnType.IDENTIFIER or _numbers_rows(series, kind, n_distinct):
+    if kind is ColumnType.IDENTIFIER or counts_rows or _is_key(series, kind, n_distinct):
         said = (
             f"differs in (almost) every row ({n_distinct} values in {n_rows} rows) and names the row rather than "
             "describing it"
@@ -141,14 +152,22 @@ def _useless(dataset: Dataset, column: str) -> Suspicion | None:
     return None
 
 
-def _numbers_rows(series: pd.Series, kind: ColumnType, n_distinct: int) -> bool:
-    """Whether whole numbers are a key: all different and named so, or simply counting the rows."""
-    values = series.to_numpy()
-    if kind is not ColumnType.NUMERIC or values.dtype.kind not in "iu":
+def _is_key(series: pd.Series, kind: ColumnType, n_distinct: int) -> bool:
+    """Whether whole numbers are all different, and named as keys are."""
+    whole_numbers = kind is ColumnType.NUMERIC and series.dtype.kind in "iu"
+    return whole_numbers and n_distinct >= 0.98 * len(series) and bool(_ID_NAME.search(str(series.name)))
+
+
+def _counts_rows(table: Dataset, column: str) -> bool:
+    """Whether whole numbers count a table's rows from 0 or 1 on; rows that were left out leave their numbers out."""
+    values = table.frame[column].to_numpy()
+    if table.types[column] is not ColumnType.NUMERIC or values.dtype.kind not in "iu":
         return False
-    if n_distinct >= 0.98 * len(values) and _ID_NAME.search(str(series.name)):
-        return True
-    return bool((np.diff(values) == 1).all()) and values[0] in (0, 1)
+    n_rows = len(values) + table.dropped_rows + table.weightless_rows
+    within = values[0] >= 0 and values[-1] <= n_rows and values[-1] - values[0] < n_rows
+    if len(values) == n_rows and values[0] not in (0, 1):
+        return False
+    return bool(within and (np.diff(values) > 0).all())
 
 
 def _duplicate(series: pd.Series, column: str, seen: dict[bytes, str]) -> Suspicion | None:
@@ -226,6 +245,10 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
             yield Suspicion("correlation", column, said, _LOOK, drops=False, value=r)
     if enough and dataset.classes and kind in (ColumnType.CATEGORICAL, ColumnType.BOOLEAN):
         yield from _levels(dataset, column)
+    told = _telling(dataset, column) if kind is ColumnType.TEXT else None
+    if told is not None and abs(told.correlation) >= CORRELATION:
+        said = f"almost tells {dataset.target!r} by the word {told.word!r} (correlation {told.correlation:+.3f})"
+        yield Suspicion("correlation", column, said, _LOOK, drops=False, value=told.correlation)
     share = float(series.isna().mean())
     if share > HIGH_MISSING:
         said = f"is missing in {share:.0%} of the rows"
@@ -239,6 +262,11 @@ def _warnings(dataset: Dataset, column: str) -> Iterator[Suspicion]:
             value = differing / len(series)
             follows = "it is used, but says next to nothing"
             yield Suspicion("nearly_constant", column, said, follows, drops=False, value=value)
+
+
+def _telling(dataset: Dataset, column: str) -> Telling | None:
+    n_texts = sum(kind is ColumnType.TEXT for kind in dataset.types.values())
+    return telling_word(dataset.frame[column], dataset.y, n_classes=len(dataset.classes), n_texts=n_texts)
 
 
 def _differing(series: pd.Series) -> int:

@@ -40,7 +40,7 @@ THRESHOLDS = 99
 
 
 class Calibration(Document):
-    """What is done with a blend's probabilities before a caller sees them.
+    """What is done with a blend's answers before a caller sees them: probabilities of classes, else numbers.
 
     Attributes:
         method: ``temperature`` divides the log-probabilities (Guo et al., 2017), ``isotonic`` follows a rising curve
@@ -49,6 +49,7 @@ class Calibration(Document):
         knots: Uncalibrated probabilities of the second class, rising, (n_knots,).
         levels: Calibrated ones, (n_knots,).
         threshold: Probability of the second of two classes above which it is the answer.
+        floor: Least number that is answered, of a regression whose metric is defined above a bound only.
         gain: Log-loss that the method saved on folds that it was not fitted on; 0 for ``none``.
         threshold_gain: What the threshold brought the metric on folds that it was not chosen on; 0 for 0.5.
     """
@@ -58,11 +59,18 @@ class Calibration(Document):
     knots: tuple[float, ...] = ()
     levels: tuple[float, ...] = ()
     threshold: float = Field(0.5, gt=0, lt=1)
+    # Manifests of variants without one stay as older factories read them.
+    floor: float | None = Field(None, exclude_if=lambda floor: floor is None)
     gain: float = 0.0
     threshold_gain: float = 0.0
 
     def apply(self, prediction: np.ndarray) -> np.ndarray:
-        """Return calibrated probabilities, float64 (n_rows, n_classes); the order of two classes' rows is kept."""
+        """Return calibrated probabilities, float64 (n_rows, n_classes), or numbers from the floor on, (n_rows,).
+
+        The order of two classes' rows is kept.
+        """
+        if self.floor is not None:
+            return np.maximum(prediction, self.floor)
         if self.method == "temperature":
             powered = np.clip(prediction, 1e-15, 1) ** (1 / self.temperature)
             return np.asarray(powered / powered.sum(axis=1, keepdims=True))
@@ -97,7 +105,7 @@ def calibrate(
         weights: How much each row counts, (n_rows_of_fold,); all the same if None.
     """
     if metric.task is Task.REGRESSION:
-        return Calibration()
+        return Calibration(floor=metric.floor)
     most = max(1, MOST_CELLS // (predictions[0].shape[1] * len(folds)))
     parts = [
         _Rows(y, p, None if weights is None else weights[k]).at(thinned(len(y), most))

@@ -8,6 +8,7 @@ while the engine works inline in another one.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from factory.errors import ServiceFault, StorageFault
+from factory.errors import Detail, InvalidData, ServiceFault, StorageFault
 from factory.settings import Settings
 from factory.spec import Budget
 
@@ -24,7 +25,12 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
 """Variable of Ray's that names the file with its token."""
 DRIVER_MB = 1_500.0
-"""What the driver and an idle Ray take of a request's memory (PSS, measured)."""
+"""What the driver and an idle Ray take of a request's memory (PSS, measured on tables of up to :data:`SMALL_MB`)."""
+SMALL_MB = 100.0
+"""Size of a table in memory up to which its copies are within what driver and workers take anyway."""
+HELD, SENT = 3.0, 2.0
+"""Copies of a table beyond that: in the driver as it was read, as it was screened, and as the search's rows; in a
+worker as the bytes that came and what was made of them."""
 WORKER_MB, LEAST_WORKER_MB = 400.0, 800.0
 """What a worker with the boosters takes before its first row (measured), and the least that one is planned with."""
 
@@ -59,16 +65,20 @@ class Crew:
     reason: str = ""
 
     @classmethod
-    def of(cls, *, cpus: int, memory_mb: float, fit_mb: float = 0.0) -> Crew:
+    def of(
+        cls, *, cpus: int, memory_mb: float, fit_mb: float = 0.0, data_mb: float = 0.0, sent_mb: float | None = None
+    ) -> Crew:
         """Plan the workers of a search.
 
         Args:
             cpus: That may be used.
             memory_mb: That all processes of the request may take together.
             fit_mb: What a usual fit takes beside its worker's own memory.
+            data_mb: What the table takes in memory.
+            sent_mb: What the part takes that each worker gets; all of it if None.
         """
-        needed_mb = max(LEAST_WORKER_MB, WORKER_MB + fit_mb)
-        left_mb = max(memory_mb - DRIVER_MB, 0.0)
+        needed_mb = max(LEAST_WORKER_MB, WORKER_MB + fit_mb) + SENT * _beyond(data_mb if sent_mb is None else sent_mb)
+        left_mb = max(memory_mb - DRIVER_MB - HELD * _beyond(data_mb), 0.0)
         workers = min(cpus, int(left_mb / needed_mb))
         if workers == cpus:
             return cls(workers, left_mb / workers)
@@ -76,6 +86,35 @@ class Crew:
         if workers == 0:
             return cls(0, needed_mb, f"All fits run in the driver, one at a time: {left}.")
         return cls(workers, left_mb / workers, f"{workers} of {cpus} CPUs are used at a time: {left}.")
+
+
+def _beyond(data_mb: float) -> float:
+    return max(data_mb - SMALL_MB, 0.0)
+
+
+def require_room(data_mb: float, memory_mb: float) -> None:
+    """Refuse a table whose copies in the driver do not fit into a request's memory, before they are made.
+
+    Args:
+        data_mb: What it takes in memory.
+        memory_mb: That all processes of the request may take.
+
+    Raises:
+        InvalidData: with the memory that would do.
+    """
+    needed_mb = DRIVER_MB + HELD * _beyond(data_mb)
+    if data_mb <= SMALL_MB or needed_mb <= memory_mb:
+        return
+    said = (
+        f"the table takes {data_mb:,.0f} MB in memory and is held {HELD:g} times, so that the search needs "
+        f"{needed_mb:,.0f} MB, and may take {memory_mb:,.0f}"
+    )
+    raise InvalidData(
+        f"budget.memory_gb: {said}.",
+        hint=f"Allow budget.memory_gb {math.ceil(needed_mb / 100) / 10:g} (and FACTORY_MEMORY_GB, where it is set), or "
+        "bring fewer rows or columns.",
+        details=[Detail("budget.memory_gb", said)],
+    )
 
 
 def memory_budget_mb(budget: Budget, settings: Settings) -> float:

@@ -63,6 +63,7 @@ class Executor:
         self._near = near
         self._memory_mb = memory_budget_mb(plan.budget, settings)
         self._fit_mb = usual_fit_mb(plan, data)
+        self._data_mb = data.dataset.memory_mb
         self.crew = self._crew_of(1 if ray is None else local_cpus(settings))
 
     def run(self, jobs: Jobs, *, small: bool, near: bool = False, name: str = "search") -> None:
@@ -127,7 +128,7 @@ class Executor:
         return self._plan.request.resources.workers > 1
 
     def _crew_of(self, cpus: int) -> Crew:
-        return Crew.of(cpus=cpus, memory_mb=self._memory_mb, fit_mb=self._fit_mb)
+        return Crew.of(cpus=cpus, memory_mb=self._memory_mb, fit_mb=self._fit_mb, data_mb=self._data_mb)
 
     def _run_tune(self, jobs: Jobs, *, threads: int, name: str, on_first_end: Callable[[], None]) -> None:
         run_tune(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from factory.errors import InvalidRequest, listing, suggest
+from factory.search.domain import DOMAINS, require_inside
 from factory.spec import Task
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray | None], float]
@@ -171,10 +172,18 @@ _WRITTEN = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A named score for one task. Build it with :meth:`of`, which checks the name."""
+    """A named score for one task. Build it with :meth:`of`, which checks the name.
+
+    Attributes:
+        name: Of a scikit-learn scorer.
+        task: What is predicted.
+        floor: Least prediction that is scored, and served, of a scorer that is defined above a bound only; set by
+            :meth:`on`, None of all others.
+    """
 
     name: str
     task: Task
+    floor: float | None = None
 
     @classmethod
     def of(cls, name: str, task: Task) -> Metric:
@@ -205,20 +214,42 @@ class Metric:
         if cause:
             akin = [other for other in known if other.startswith(f"{name}_") and not other.endswith("_samples")]
             usual = f"Usual ones for a {task} task: {listing(_FAST[task])}."
+            if _judges_numbers(name) and task is not Task.REGRESSION:
+                usual += " If the target is a number, say so: task 'regression'."
             raise InvalidRequest(
                 f"metric: the scorer {name!r} does not fit a {task} task: {cause}.",
                 hint=f"Akin to it: {listing(akin)}. {usual}" if akin and task is not Task.REGRESSION else usual,
             )
         return metric
 
+    def on(self, y: np.ndarray, *, seen: np.ndarray, target: str) -> Metric:
+        """Return the metric with the floor that the targets give it; itself where it is defined for every number.
+
+        Args:
+            y: All targets, (n_rows,).
+            seen: Positions of the rows that the search may see; the floor is theirs.
+            target: Name of their column.
+
+        Raises:
+            InvalidData: the metric is not defined for some targets.
+        """
+        if (domain := DOMAINS.get(self.name)) is None:
+            return self
+        require_inside(self.name, y, target=target, others=_REGRESSION)
+        return replace(self, floor=domain.floor(y[seen]))
+
     def score(self, y: np.ndarray, prediction: np.ndarray, *, weight: np.ndarray | None = None) -> float:
-        """Return the score; greater is better.
+        """Return the score; greater is better. NaN where the rows do not define it.
 
         Args:
             y: Class indices (n_rows,) or targets (n_rows,).
-            prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,).
+            prediction: Probabilities (n_rows, n_classes) or predictions (n_rows,); those below the floor count as it.
             weight: How much each row counts, above 0, (n_rows,); all the same if None.
         """
+        if (domain := DOMAINS.get(self.name)) is not None:
+            if domain.outside(y).any():
+                return float("nan")
+            prediction = np.maximum(prediction, domain.lowest if self.floor is None else self.floor)
         fast = _FAST[self.task].get(self.name)
         return fast(y, prediction, weight) if fast else self._by_scorer(y, prediction, weight=weight)
 
@@ -331,8 +362,7 @@ def _misfit(name: str, task: Task) -> str:
     """Say why a scorer of scikit-learn is not for a task; empty if nothing is known against it."""
     from sklearn.metrics import get_scorer
 
-    scorer = get_scorer(name)
-    judges_numbers = scorer._score_func.__module__.endswith("._regression")
+    scorer, judges_numbers = get_scorer(name), _judges_numbers(name)
     if judges_numbers != (task is Task.REGRESSION):
         return (
             "it judges numbers, and this task predicts classes"
@@ -345,6 +375,12 @@ def _misfit(name: str, task: Task) -> str:
         return "of two classes, the two likeliest are always right"
     two_classes_only = scorer._kwargs.get("average") == "binary" or "likelihood_ratio" in name or name == "roc_auc"
     return "it is for two classes only" if two_classes_only and task is Task.MULTICLASS else ""
+
+
+def _judges_numbers(name: str) -> bool:
+    from sklearn.metrics import get_scorer
+
+    return bool(get_scorer(name)._score_func.__module__.endswith("._regression"))
 
 
 def centred(prediction: np.ndarray, threshold: float) -> np.ndarray:

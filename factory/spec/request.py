@@ -17,7 +17,7 @@ REMADE = frozenset({"refit", "incremental"})
 
 
 class AutoValidation(Document):
-    """Cross-validation where rows are few, holdout where they are many."""
+    """Eight folds, stratified by class; a configuration gets as many of them as it earns in the time."""
 
     kind: Literal["auto"] = "auto"
 

@@ -40,7 +40,7 @@ from factory.variants.gates import Evidence, Verdict
 from factory.variants.gates import judge as verdict_of
 from factory.variants.resampling import Comparison, Dependence, paired_bootstrap
 from factory.variants.slices import Slice, slice_columns, slices
-from factory.variants.watch import Watch, watch_blend, watch_curves
+from factory.variants.watch import Watch, watch_blend, watch_curves, watch_trials
 from factory.variants.windows import Stretch, TimeOrder, ranks
 
 JUDGED = "One model of each member was judged, which had not learned from them; the others have."
@@ -228,6 +228,7 @@ def appraise(
             judged=evaluation.score,
             n_judged=len(unseen),
             seed=seed,
+            trials=result.trials,
         )
     )
     return Appraisal(
@@ -240,7 +241,11 @@ def appraise(
         frontier=chosen.frontier,
         evaluation=evaluation,
         slices=parts,
-        watch=(*watched, *watch_curves(result.trials, weights=chosen.weights)),
+        watch=(
+            *watched,
+            *watch_trials(metric, result.trials, weights=chosen.weights),
+            *watch_curves(result.trials, weights=chosen.weights),
+        ),
         comparison=comparison,
         importance=importance,
         latency_ms=latency_ms,

@@ -122,7 +122,8 @@ def fan_out(
     if not orders:
         return
     waiting = sorted(orders, key=lambda given: -len(given.order.data.dataset))
-    shares = shares_of(waiting[0].order, cluster=ray.connect(), settings=settings)
+    data_mb = sum(given.order.data.dataset.memory_mb for given in orders)
+    shares = shares_of(waiting[0].order, cluster=ray.connect(), settings=settings, data_mb=data_mb)
     import ray as _ray
 
     task = _ray.remote(num_cpus=shares.cpus, max_retries=RETRIES)(_attempt)
@@ -170,16 +171,23 @@ class Shares:
     settings: Settings
 
 
-def shares_of(largest: Order, *, cluster: Cluster, settings: Settings) -> Shares:
+def shares_of(largest: Order, *, cluster: Cluster, settings: Settings, data_mb: float = 0.0) -> Shares:
     """Return the shares by which driver and workers together keep the request's memory budget.
 
     Args:
         largest: The segment with the most rows.
         cluster: Where they are made.
         settings: Of this process.
+        data_mb: What the tables of all segments take in the driver's memory.
     """
     memory_mb = memory_budget_mb(largest.plan.budget, settings)
-    crew = Crew.of(cpus=cluster.cpus, memory_mb=memory_mb, fit_mb=usual_fit_mb(largest.plan, largest.data))
+    crew = Crew.of(
+        cpus=cluster.cpus,
+        memory_mb=memory_mb,
+        fit_mb=usual_fit_mb(largest.plan, largest.data),
+        data_mb=data_mb,
+        sent_mb=largest.data.dataset.memory_mb,
+    )
     own = settings.model_copy(update={"memory_gb": crew.worker_mb / 1000})
     workers = max(crew.workers, 1)
     reserved = ceil(cluster.cpus / workers)

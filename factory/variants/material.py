@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from factory.data.columns import as_text
 from factory.data.dataset import Dataset
 from factory.data.drift import Later
 from factory.data.findings import Finding
@@ -102,7 +103,9 @@ def gather(request: VariantRequest, validation: Validation, *, settings: Setting
     if (to_predict := rows_to_predict(ref, dataset, settings=settings)) is not None:
         later.append(Later("the rows to be predicted", to_predict, whole=True))
     seen = dataset.take(rows.train)
-    findings = screen(seen, keep=ref.keep, drop=ref.drop, later=later, drift=ref.drift, seed=request.seed)
+    findings = screen(
+        seen, keep=ref.keep, drop=ref.drop, later=later, drift=ref.drift, seed=request.seed, whole=dataset
+    )
     for finding in findings:
         note("screening", finding.message)
     screened = dataset.without([f.column for f in findings if f.action == "drop"])
@@ -137,6 +140,19 @@ def _check_classes(dataset: Dataset, seen: np.ndarray) -> None:
             )
 
 
+def bounded(plan: Plan, material: Material, *, note: Note) -> Plan:
+    """Return the plan with the floor that the targets give its metric, where that is defined above a bound only.
+
+    Raises:
+        InvalidData: the metric is not defined for some targets.
+    """
+    dataset = material.dataset
+    metric = plan.metric.on(dataset.y, seen=material.seen, target=dataset.target)
+    if metric.floor is not None:
+        note("metric", f"Predictions below {metric.floor:.6g} are raised to it, as {metric.label} needs it.")
+    return replace(plan, metric=metric)
+
+
 def left_pooled(segment: str, reason: str) -> tuple[str, str, dict[str, object]]:
     """Return what is noted of a segment without a variant of its own; by its payload such segments are listed."""
     told = f"Segment {segment!r} is served by the pooled variant: {reason}"
@@ -148,9 +164,9 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
 
     Args:
         material: The request's data.
-        plan: What is searched; names the segments' column.
+        plan: What is searched; names the segments' column, whose values are compared as text (3.0 is 3).
         workspace: Folder of the request; each variant gets a folder in it.
-        note: Told why a segment stays with the pooled variant.
+        note: Told why a segment, or rows without a value, stay with the pooled variant.
 
     Raises:
         NotFound: a column that the plan names does not exist.
@@ -164,10 +180,13 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
     pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled", learns=learns)
     if (segments := plan.request.segments) is None:
         return pooled, [], ()
-    values = material.dataset.column(segments.by).astype(str).to_numpy()
+    values = as_text(material.dataset.column(segments.by).to_numpy())
+    if n_without := sum(value is None for value in values.tolist()):
+        without = f"{n_without:,} of {len(values):,}"
+        note("segment", f"The pooled variant serves rows without a value of {segments.by!r}: {without}.")
     units: list[Unit] = []
     thin: list[str] = []
-    slugs = slugs_of(sorted(set(values.tolist())))
+    slugs = slugs_of(sorted({value for value in values.tolist() if value is not None}))
     for value, slug in slugs.items():
         rows = np.flatnonzero(values[material.seen] == value)
         seen, unseen = material.seen[rows], material.unseen[values[material.unseen] == value]

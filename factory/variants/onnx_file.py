@@ -96,6 +96,8 @@ def drawn(bundle: Bundle) -> Graph:
         )
     blend = graph.sum_of(answers)
     if not bundle.classes:
+        if (floor := bundle.calibration.floor) is not None:
+            blend = graph.add("Max", blend, np.array(floor))
         _named(graph, graph.add("Reshape", blend, np.array([-1], dtype=np.int64)), PREDICTION)
         return graph
     shares = _calibrated(graph, blend, bundle.calibration)

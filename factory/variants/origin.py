@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from factory.data.columns import as_text
 from factory.data.dataset import Dataset
 from factory.data.loading import load
 from factory.errors import Detail, FactoryError, InvalidRequest, counted, listing
@@ -152,12 +153,13 @@ def made_again(
     unit.data.workspace.mkdir(parents=True, exist_ok=True)
     cells = unit.data.dataset.frame.shape[0] * unit.data.dataset.frame.shape[1]
     threads = local_cpus(settings) if cells >= THREADED_CELLS else 1
+    calibration = bundle.calibration.model_copy(update={"floor": plan.metric.floor})
     if origin.kind == "refit":
         limit_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
         return refit(
             blueprint,
             unit.data,
-            calibration=bundle.calibration,
+            calibration=calibration,
             deadline=deadline,
             threads=threads,
             memory_limit_mb=limit_mb,
@@ -172,7 +174,7 @@ def made_again(
     return go_on(
         models,
         unit.data,
-        calibration=bundle.calibration,
+        calibration=calibration,
         old=origin.old,
         target_scale=blueprint.target_scale,
         deadline=deadline,
@@ -290,12 +292,17 @@ def _rows_of(
         split = set_aside(dataset, request.terms(recipe).validation)
         parts = [dataset.take(split.train), dataset.take(split.validation)]
         if parent.segment and request.segments is not None:
-            by = request.segments.by
-            parts = [rows.take((rows.column(by).astype(str) == parent.segment).to_numpy()) for rows in parts]
+            parts = [rows.take(_in_segment(rows.column(request.segments.by), parent.segment)) for rows in parts]
         seen, held = (_like(rows, bundle) for rows in parts)
     except FactoryError:
         return None, None
     return (seen, held) if len(held) and len(seen) else (None, None)
+
+
+def _in_segment(values: pd.Series, segment: str) -> np.ndarray:
+    """Return which rows are of a segment, bool (n_rows,); older factories named some as pandas writes them, '3.0'."""
+    named = as_text(values.to_numpy()) == segment
+    return np.asarray(named if named.any() else values.astype(str).to_numpy() == segment)
 
 
 def _alike(rows: Dataset, bundle: Bundle) -> Dataset:

@@ -25,6 +25,7 @@ from factory.search.ensemble import Blend, Candidates, greedy
 from factory.search.jobs import TrialData
 from factory.search.plan import family
 from factory.search.study import Configuration
+from factory.search.transfer import fitted_parameters
 from factory.settings import Settings
 from factory.spec import Task, Trial
 from factory.variants.assembly import keep_loaded
@@ -314,4 +315,4 @@ def seeds_of(result: SearchResult) -> tuple[Configuration, ...]:
     by_number = {trial.number: trial for trial in result.trials}
     heaviest = sorted(result.blend.weights, key=lambda n: (-result.blend.weights[n], n))
     members = [by_number[n] for n in heaviest]
-    return tuple((t.family, dict(t.parameters)) for t in members if family(t.family).pool == POOL)
+    return tuple((t.family, fitted_parameters(t)) for t in members if family(t.family).pool == POOL)

@@ -9,12 +9,13 @@ the score that the search chose by tells how much of that was luck.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from factory.data.dataset import Dataset
 from factory.search.ensemble import Candidates
+from factory.search.jobs import first_fold_score
 from factory.search.metric import Metric
 from factory.spec import CurvePoint, Document, Trial
 from factory.variants.bundle import Bundle
@@ -25,6 +26,8 @@ Z = 1.96
 _LEARNED_ROWS = 1000
 """Rows of the training that are predicted again: tenths of a second."""
 _LEAST_POINTS = 12
+_LEAST_TRIALS, _LUCK = 6, 0.01
+"""Trials of a family whose scores are ranked, and how seldom luck may order them so."""
 _NOISES = 3.0
 """Rise of a validation loss, in deviations of its steps, that is no noise any more."""
 _LEAST_RISE = 0.02
@@ -35,8 +38,8 @@ class Watch(Document):
     """One thing that was looked at.
 
     Attributes:
-        kind: ``selection``: the search's score against the gate's; ``gap``: training rows against the gate's;
-            ``curve``: a member's learning curve.
+        kind: ``selection``: the search's score against the gate's; ``gap``: training rows against others, of the blend
+            and over the trials of a family without curves; ``curve``: a member's learning curve.
         flagged: Whether a person should look.
         sentence: What was seen, with its numbers.
     """
@@ -56,8 +59,7 @@ def watch_selection(metric: Metric, chosen: float, judged: Interval, *, n_chosen
         n_chosen: Rows behind ``chosen``.
         n_judged: Rows behind ``judged``.
     """
-    deviation = (judged.high - judged.low) / (2 * Z)
-    spread = Z * deviation * float(np.sqrt(1 + n_judged / max(n_chosen, 1)))
+    spread = _spread(judged, n_chosen=n_chosen, n_judged=n_judged)
     ends = sorted((chosen - spread, min(chosen + spread, max(best_score(metric), chosen))), key=abs)
     outside = abs(judged.value - chosen) > spread
     numbers = (
@@ -74,13 +76,95 @@ def watch_selection(metric: Metric, chosen: float, judged: Interval, *, n_chosen
     return Watch(kind="selection", flagged=outside, sentence=numbers + verdict)
 
 
-def watch_gap(metric: Metric, trained: float, chosen: float, judged: Interval) -> Watch:
-    """Tell the blend's scores on the rows it learned from, on validation rows and on the gate's rows."""
+class Member(NamedTuple):
+    """A member of a blend on its own: its scores on rows that it learned from, and on the blend's validation rows."""
+
+    family: str
+    trained: float
+    chosen: float
+
+
+def watch_gap(
+    metric: Metric, trained: float, chosen: float, judged: Interval, *, best: Member | None = None, spread: float = 0.0
+) -> Watch:
+    """Tell the blend's scores on the rows it learned from, on validation rows and on the gate's rows.
+
+    A gap alone is no harm: forests and neighbours know their training rows nearly by heart. It is flagged where
+    blending has made it grow: the training score is above that of the best member on its own, and the score on the
+    gate's rows is below what that member reached on validation rows, by more than chance.
+
+    Args:
+        metric: What was optimized.
+        trained: Score on rows that the blend learned from.
+        chosen: Score on the rows that it was chosen on.
+        judged: Score on the gate's rows.
+        best: The member that is best on the validation rows; None of a blend of one.
+        spread: Difference between validation and gate rows that chance makes.
+    """
     sentence = (
         f"The variant reaches {metric.label} {metric.display(trained)} on rows that it learned from, "
         f"{metric.display(chosen)} on validation rows and {metric.display(judged.value)} on the gate's rows."
     )
-    return Watch(kind="gap", flagged=False, sentence=sentence)
+    grows = best is not None and trained > best.trained and judged.value < best.chosen - spread
+    if best is not None and grows:
+        sentence += (
+            f" The gap grew by blending: {best.family} alone reaches {metric.display(best.trained)} on rows that it "
+            f"learned from, and {metric.display(best.chosen)} on validation rows."
+        )
+    return Watch(kind="gap", flagged=grows, sentence=sentence)
+
+
+def _spread(judged: Interval, *, n_chosen: int, n_judged: int) -> float:
+    """Return the difference between validation and gate rows that chance makes, at 95 %."""
+    return (judged.high - judged.low) / 2 * float(np.sqrt(1 + n_judged / max(n_chosen, 1)))
+
+
+def watch_trials(metric: Metric, trials: Sequence[Trial], *, weights: Mapping[int, float]) -> tuple[Watch, ...]:
+    """Return the members' families whose validation score falls over their trials while the training score rises.
+
+    Forests and neighbours have no curve: what grows from one trial to the next is how closely they follow their rows.
+    The rank correlation of both scores over a family's trials has to be surely negative (Spearman, 1904).
+
+    Args:
+        metric: What was optimized.
+        trials: Of the search.
+        weights: Share of each trial in the variant.
+    """
+    members = sorted((t for t in trials if weights.get(t.number)), key=lambda t: -weights[t.number])
+    found = []
+    for name in dict.fromkeys(t.family for t in members):
+        own = [t for t in trials if t.family == name]
+        pairs = [
+            (t.train_score, first, t.number)
+            for t in own
+            if t.train_score is not None and (first := first_fold_score(t)) is not None
+        ]
+        if any(t.curve for t in own) or not _falls([p[0] for p in pairs], [p[1] for p in pairs]):
+            continue
+        closest, best = max(pairs), max(pairs, key=lambda pair: pair[1])
+        found.append(
+            Watch(
+                kind="gap",
+                flagged=True,
+                sentence=(
+                    f"The closer {name} followed its training rows, the worse it was on others, over {len(pairs)} "
+                    f"trials: from trial {best[2]} to trial {closest[2]} {metric.label} went from "
+                    f"{metric.display(best[0])} to {metric.display(closest[0])} on training rows, and from "
+                    f"{metric.display(best[1])} to {metric.display(closest[1])} on validation rows. The variant takes "
+                    "its trials by their validation rows."
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _falls(train: Sequence[float], held: Sequence[float]) -> bool:
+    """Whether one score surely falls while the other one rises."""
+    if len(train) < _LEAST_TRIALS or min(len(set(train)), len(set(held))) < _LEAST_TRIALS // 2:
+        return False
+    from scipy.stats import spearmanr
+
+    return bool(spearmanr(train, held, alternative="less").pvalue < _LUCK)
 
 
 def watch_blend(
@@ -92,6 +176,7 @@ def watch_blend(
     judged: Interval,
     n_judged: int,
     seed: int,
+    trials: Sequence[Trial] = (),
 ) -> tuple[Watch, Watch]:
     """Compare a variant's scores on the rows it learned from, on those it was chosen on, and on the gate's.
 
@@ -103,6 +188,7 @@ def watch_blend(
         judged: Score on the gate's rows.
         n_judged: How many these are.
         seed: Of the sample.
+        trials: Of the search, with their training scores.
     """
     metric, apply = candidates.metric, bundle.calibration.apply
     judged_as = [bundle.judged(apply(p), metric) for p in candidates.blended(weights)]
@@ -110,9 +196,16 @@ def watch_blend(
     n_chosen = sum(len(y) for y in candidates.targets)
     rows = learned.take(np.sort(np.random.default_rng(seed).permutation(len(learned))[:_LEARNED_ROWS]))
     trained = metric.score(rows.y, bundle.judged(bundle.predict_raw(rows.frame), metric), weight=rows.weight())
+    alone = [
+        Member(t.family, t.train_score, candidates.score([bundle.judged(apply(p), metric) for p in predicted], metric))
+        for t in trials
+        if t.number in weights and t.train_score is not None and (predicted := candidates.predictions.get(t.number))
+    ]
+    best = max(alone, key=lambda member: member.chosen, default=None) if len(weights) > 1 else None
+    spread = _spread(judged, n_chosen=n_chosen, n_judged=n_judged)
     return (
         watch_selection(metric, chosen, judged, n_chosen=n_chosen, n_judged=n_judged),
-        watch_gap(metric, trained, chosen, judged),
+        watch_gap(metric, trained, chosen, judged, best=best, spread=spread),
     )
 
 

@@ -237,6 +237,11 @@ def test_a_bad_request_is_not_stored(command: str, what: str, home: Path) -> Non
         ("--task", "ranking", ["dataset.task", "'ranking'", "'binary', 'multiclass' or 'regression'"]),
         ("--metric", "r3", ["metric", "'r3'", "Usual ones", "roc_auc"]),
         ("--name", "churn", ["--name", "'churn'", "growth.churn"]),
+        ("--gap", "3", ["--gap 3", "--time"]),
+        ("--type", "age", ["--type", "'age'", "COLUMN=TYPE", "categorical"]),
+        ("--family", "forest", ["families.forest", "'forest'", "random_forest"]),
+        ("--latency-ms", "0", ["ceilings.latency_ms", "greater than 0"]),
+        ("--memory-gb", "900", ["budget.memory_gb", "900", "allowed: up to"]),
         ("--seed", "-1", ["seed", "received -1", "greater than or equal to 0"]),
     ],
 )

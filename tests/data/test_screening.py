@@ -55,6 +55,28 @@ def test_what_cannot_help_is_left_out() -> None:
     assert "'mean radius'" in findings["copy"].message
 
 
+def test_what_counts_the_rows_shows_in_the_whole_table_only() -> None:
+    n = 300
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=n), "years": np.arange(n) % 40, "line": np.arange(n)})
+    frame["target"] = np.where(rng.random(n) < 0.05, np.nan, rng.normal(size=n))
+    whole = dataset_of(frame)
+    assert 0 < whole.dropped_rows < 40
+    part = whole.take(np.sort(rng.permutation(len(whole))[:200]))
+    assert "line" not in found(part)
+    assert {c: f.kind for c, f in found(part, whole=whole).items()} == {"line": "identifier"}
+    frame["line"] += 100_000
+    whole = dataset_of(frame)
+    assert not found(whole.take(np.arange(200)), whole=whole), "these numbers count something else"
+
+
+@pytest.mark.parametrize("name", ["Unnamed: 0", "Unnamed: 0.1"])
+def test_an_index_that_pandas_wrote_is_a_key_in_any_order(name: str) -> None:
+    frame = load_breast_cancer(as_frame=True).frame
+    frame[name] = np.random.default_rng(0).permutation(len(frame))
+    assert found(dataset_of(frame))[name].kind == "identifier"
+
+
 @pytest.mark.parametrize("load", [load_breast_cancer, load_iris, load_wine, load_diabetes])
 def test_bundled_sets_are_clean_and_planted_leaks_are_found(load: Callable[..., Any]) -> None:
     frame = load(as_frame=True).frame
@@ -300,3 +322,18 @@ def test_same_seed_same_findings() -> None:
     frame["leak"] = frame["target"] + np.random.default_rng(1).normal(0, 1e-3, len(frame))
     dataset = dataset_of(frame)
     assert screen(dataset, seed=5) == screen(dataset, seed=5)
+
+
+@pytest.mark.parametrize("classes", [("paid", "defaulted"), ("paid", "late", "defaulted")])
+def test_an_outcome_written_into_notes_is_told_and_the_text_is_used(classes: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.choice(classes, 400)
+    talk = [" ".join(rng.choice(["called", "wrote", "asked", "waits", "moved", "client", "again"], 6)) for _ in y]
+    frame = pd.DataFrame({"notes": talk, "honest": talk[::-1], "x": rng.normal(size=400), "target": y})
+    assert not found(dataset_of(frame, types={"notes": "text", "honest": "text"}))
+    frame["notes"] = [
+        f"{said}, DEFAULTED in May" if label == "defaulted" else said for said, label in zip(talk, y, strict=False)
+    ]
+    (finding,) = found(dataset_of(frame, types={"notes": "text", "honest": "text"})).values()
+    assert (finding.column, finding.kind, finding.action) == ("notes", "correlation", "warn")
+    assert "by the word 'defaulted'" in finding.message or "by the word 'may'" in finding.message

@@ -6,17 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from factory.data.dataset import from_frame
+from factory.errors import InvalidData
 from factory.families.base import Deadline
-from factory.search.cluster import DRIVER_MB, LEAST_WORKER_MB, Cluster, Crew, RaySession
+from factory.search.cluster import DRIVER_MB, HELD, LEAST_WORKER_MB, SMALL_MB, Cluster, Crew, RaySession, require_room
 from factory.search.ensemble import Blend
 from factory.search.executor import Executor, usual_fit_mb
 from factory.search.jobs import FitJob, FitResult
 from factory.search.refit import RefitProposer
 from factory.search.trial import TrialRunner
 from factory.settings import Settings
-from factory.spec import Trial, TrialState
+from factory.spec import FileDataset, Trial, TrialState
 
 from .conftest import make_data, make_dataset, make_test_plan
 
@@ -44,6 +48,34 @@ def test_driver_and_workers_together_keep_the_budget(cpus: int, memory_mb: float
 def test_larger_fits_have_fewer_workers() -> None:
     assert Crew.of(cpus=8, memory_mb=8000, fit_mb=900).workers == 5
     assert Crew.of(cpus=8, memory_mb=8000).workers == 8
+
+
+def test_a_large_table_leaves_room_for_fewer_workers_and_none_is_started_where_it_has_none() -> None:
+    assert Crew.of(cpus=2, memory_mb=4000, data_mb=SMALL_MB) == Crew.of(cpus=2, memory_mb=4000)
+    large = Crew.of(cpus=4, memory_mb=8000, data_mb=600)
+    assert (large.workers, Crew.of(cpus=4, memory_mb=8000).workers) == (2, 4)
+    assert large.worker_mb * large.workers <= 8000 - DRIVER_MB - HELD * 500
+    assert Crew.of(cpus=4, memory_mb=8000, data_mb=2000).workers == 0
+    assert Crew.of(cpus=4, memory_mb=8000, data_mb=600, sent_mb=20).workers == 4, "a worker gets a segment only"
+
+
+def test_a_table_that_cannot_fit_is_refused_with_what_would_do() -> None:
+    require_room(SMALL_MB, 500)  # as ever: its copies are within what a driver takes
+    require_room(900, 4000)
+    with pytest.raises(InvalidData, match=r"takes 1,500 MB in memory and is held 3 times.* needs 5,700 MB") as caught:
+        require_room(1500, 4000)
+    assert "budget.memory_gb 5.7" in caught.value.hint
+    require_room(1500, 5700)
+
+
+def test_the_size_of_a_table_is_told_from_its_columns() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=5000), "few": rng.choice(["a", "b"], 5000), "target": [0, 1] * 2500})
+    few = from_frame(frame, FileDataset(path="-", target="target")).memory_mb
+    assert few == pytest.approx(0.08, rel=0.1), "equal texts are one object"
+    frame["text"] = [f"{i} " + "word " * 20 for i in range(5000)]
+    many = from_frame(frame, FileDataset(path="-", target="target")).memory_mb
+    assert many - few == pytest.approx(5000 * (8 + 150) / 1e6, rel=0.1)
 
 
 def test_a_usual_fit_is_the_median_of_the_families_first_bets(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import get_scorer_names
 
-from factory.errors import InvalidRequest
+from factory.errors import InvalidData, InvalidRequest
+from factory.search.domain import DOMAINS
 from factory.search.metric import _FAST, REPORTED, Metric, centred
 from factory.spec import Task
 
@@ -48,6 +49,51 @@ def test_a_row_of_weight_two_counts_as_two_rows(task: Task, name: str) -> None:
     assert score == pytest.approx(metric._by_scorer(y, p, weight=weight), rel=1e-9)
     assert score == pytest.approx(metric.score(y, p, weight=weight * 7), rel=1e-9)
     assert metric.weighs
+
+
+@pytest.mark.parametrize("name", DOMAINS)
+def test_predictions_that_a_scorer_is_not_defined_for_are_raised_to_a_floor(name: str) -> None:
+    seen, y = np.arange(4), np.array([1.0, 2.0, 3.0, 6.0, 0.5])
+    metric = Metric.of(name, Task.REGRESSION).on(y, seen=seen, target="sold")
+    assert metric.floor == 1.0, "the least target of the rows that may be seen"
+    below = np.array([-5.0, 2.5, 0.0, 5.0, 0.4])
+    assert metric.score(y, below) == metric._by_scorer(y, np.maximum(below, 1.0))
+    assert np.isfinite(Metric(name, Task.REGRESSION).score(y, below))
+    assert metric.weighs
+
+
+def test_counts_with_zeros_get_a_floor_above_zero() -> None:
+    y = np.array([0.0, 0.0, 3.0, 1.0])
+    poisson = Metric.of("neg_mean_poisson_deviance", Task.REGRESSION).on(y, seen=np.arange(4), target="sold")
+    assert poisson.floor == pytest.approx(1e-3)
+    assert Metric.of("r2", Task.REGRESSION).on(y - 9, seen=np.arange(4), target="sold").floor is None
+    assert np.isnan(poisson.score(np.array([-1.0, 2.0]), np.ones(2))), "not defined, and no end of anything"
+
+
+@pytest.mark.parametrize(
+    ("name", "y", "said", "other"),
+    [
+        ("neg_mean_gamma_deviance", [0.0, 1.0, 2.0], "above 0; 'sold' is not in 1 of 3 rows", "poisson"),
+        ("neg_mean_poisson_deviance", [-1.0, 1.0, -2.0], "of 0 or more; 'sold' is not in 2 of 3", "neg_root_mean_sq"),
+        ("neg_mean_squared_log_error", [-1.0, 1.0, 2.0], "above -1; 'sold' is not in 1 of 3", "neg_root_mean_sq"),
+    ],
+)
+def test_targets_that_a_scorer_is_not_defined_for_are_refused(name: str, y: list[float], said: str, other: str) -> None:
+    with pytest.raises(InvalidData, match=said) as caught:
+        Metric.of(name, Task.REGRESSION).on(np.array(y), seen=np.arange(2), target="sold")
+    assert caught.value.details[0].field == "metric"
+    assert other in caught.value.hint
+    assert name not in caught.value.hint
+
+
+def test_every_scorer_of_regressions_is_defined_for_all_numbers_or_has_a_domain() -> None:
+    y, p = np.array([-3.0, 0.0, 2.0]), np.array([-1.0, -0.5, 0.0])
+    for name in get_scorer_names():
+        try:
+            metric = Metric.of(name, Task.REGRESSION)
+        except InvalidRequest:
+            continue
+        assert np.isfinite(metric.score(y, p)) != (name in DOMAINS), name
 
 
 def test_some_scorers_cannot_weigh_rows() -> None:

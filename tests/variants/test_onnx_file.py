@@ -133,6 +133,14 @@ def test_bent_targets_are_bent_back(scale: str, tmp_path: Path) -> None:
     same(bundle_of(["lightgbm", "linear"], Task.REGRESSION, target_scale=scale), tmp_path, people())
 
 
+def test_answers_are_raised_to_a_floor(tmp_path: Path) -> None:
+    bundle = bundle_of(["linear"], Task.REGRESSION)
+    floor = float(np.median(bundle.predict_raw(people())))
+    raised = replace(bundle, calibration=Calibration(floor=floor))
+    same(raised, tmp_path, people())
+    assert raised.predict_raw(people()).min() == floor
+
+
 @pytest.mark.parametrize(
     "calibration",
     [

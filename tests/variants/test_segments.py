@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,48 @@ def test_segments_take_their_part_of_the_pooled_folds(searched: tuple[Material, 
         for mine, whole in zip(unit.data.splits, pooled.data.splits, strict=True):
             assert set(unit.rows[mine.validation]) == set(unit.rows) & set(whole.validation)
             assert set(unit.rows[mine.train]) == set(unit.rows) & set(whole.train)
+
+
+def test_the_index_of_a_frame_is_found_by_the_pipelines_own_way(settings: Settings, tmp_path: Path) -> None:
+    """The screening sees the search's rows only, of which the gate's are taken out: no difference is 1 there."""
+    table = pd.read_csv(write_shops(tmp_path, n_rows=400))
+    table["Unnamed: 0"] = table["position"] = np.arange(len(table))
+    table["position"] += 1
+    path = tmp_path / "indexed.csv"
+    table.to_csv(path, index=False)
+    request, recipe = check_request(document(path), settings=settings)
+    material = gather(request, recipe.validation, settings=settings, note=lambda *_: None)
+    assert len(material.unseen)
+    assert {f.column: (f.kind, f.action) for f in material.findings} == {
+        "Unnamed: 0": ("identifier", "drop"),
+        "position": ("identifier", "drop"),
+    }
+    assert list(material.dataset.frame.columns) == ["shop", "price", "size"]
+
+
+def test_values_of_segments_are_the_text_that_all_else_knows_them_by(settings: Settings, tmp_path: Path) -> None:
+    table = pd.read_csv(write_shops(tmp_path, n_rows=600))
+    generator = np.random.default_rng(0)
+    table["shop"] = np.where(generator.random(600) < 0.2, np.nan, generator.choice([1.0, 2.0], 600))
+    path = tmp_path / "gaps.csv"
+    table.to_csv(path, index=False)
+    request, recipe = check_request(document(path), settings=settings)
+    notes: list[str] = []
+    material = gather(request, recipe.validation, settings=settings, note=lambda *_: None)
+    plan = make_plan(request, recipe, material.dataset.task)
+    _, units, thin = divide(material, plan, workspace=tmp_path, note=lambda _, text, *__: notes.append(text))
+    assert [(unit.segment, unit.name) for unit in units] == [("1", "retail.sold.1"), ("2", "retail.sold.2")]
+    assert thin == ()
+    n_without = int(table["shop"].isna().sum())
+    assert notes == [f"The pooled variant serves rows without a value of 'shop': {n_without} of 600."]
+
+
+def test_a_segment_starts_with_the_learning_rate_that_was_fitted(searched) -> None:
+    result = searched[4]
+    raised = tuple(t.model_copy(update={"raised_rate": 0.37}) for t in result.trials)
+    boosted = [parameters for name, parameters in seeds_of(replace(result, trials=raised)) if name == "lightgbm"]
+    assert {parameters["learning_rate"] for parameters in boosted} <= {0.37}
+    assert seeds_of(replace(result, trials=raised))[0][1]["learning_rate"] == 0.37
 
 
 def chosen_of(result: SearchResult, pooled: Unit) -> Chosen:

@@ -8,7 +8,7 @@ import pytest
 from factory.search.metric import Metric
 from factory.spec import CurvePoint, Task, Trial
 from factory.variants.resampling import Interval
-from factory.variants.watch import turning_point, watch_curves, watch_gap, watch_selection
+from factory.variants.watch import Member, turning_point, watch_curves, watch_gap, watch_selection, watch_trials
 
 AUC = Metric.of("roc_auc", Task.BINARY)
 RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
@@ -89,3 +89,38 @@ def test_a_level_or_short_curve_is_not(held):
 def test_a_loss_that_rises_on_both_sides_is_not_learned_by_heart():
     held = 0.5 + 0.5 * np.exp(-STEPS / 10) + 0.002 * np.maximum(STEPS - 40, 0)
     assert turning_point(curve(held, train=held)) is None
+
+
+def test_a_gap_that_blending_made_grow_is_flagged_and_a_mere_gap_is_not():
+    judged, forest = Interval(value=0.80, low=0.77, high=0.83), Member("extra_trees", 0.97, 0.88)
+    assert not watch_gap(AUC, 1.0, 0.88, judged).flagged, "forests know their training rows"
+    grown = watch_gap(AUC, 0.99, 0.89, judged, best=forest, spread=0.03)
+    assert grown.flagged
+    assert "extra_trees alone reaches 0.9700" in grown.sentence
+    assert not watch_gap(AUC, 0.96, 0.89, judged, best=forest, spread=0.03).flagged, "it follows its rows less closely"
+    assert not watch_gap(AUC, 0.99, 0.89, judged, best=forest, spread=0.09).flagged, "these rows may be harder by luck"
+
+
+def trials_of(family, train, held, **more):
+    return [
+        Trial(number=n, family=family, parameters={}, score=v, train_score=t, folds=(0,), fold_scores=(v,), **more)
+        for n, (t, v) in enumerate(zip(train, held, strict=True))
+    ]
+
+
+def test_a_family_whose_trials_get_worse_the_closer_they_follow_their_rows_is_flagged():
+    train = np.linspace(0.80, 1.0, 8)
+    trials = trials_of("neighbours", train, 0.85 - (train - 0.8) ** 2 / 2)
+    (seen,) = watch_trials(AUC, trials, weights={0: 1.0})
+    assert seen.flagged
+    assert seen.kind == "gap"
+    assert "neighbours" in seen.sentence
+    assert "from trial 0 to trial 7 ROC AUC went from 0.8000 to 1.0000 on training rows" in seen.sentence
+    assert not watch_trials(AUC, trials, weights={}), "no member of the variant"
+    assert not watch_trials(AUC, trials[:5], weights={0: 1.0}), "too few"
+    assert not watch_trials(AUC, trials_of("neighbours", train, train - 0.1), weights={0: 1.0})
+    assert not watch_trials(AUC, trials_of("extra_trees", np.ones(8), train), weights={0: 1.0}), "all fit them alike"
+    drawn = np.random.default_rng(0).normal(0.8, 0.01, 8)
+    assert not watch_trials(AUC, trials_of("extra_trees", train, drawn), weights={0: 1.0}), "by luck"
+    curved = trials_of("lightgbm", train, 1 - train, curve=curve(0.5 + 0.5 * np.exp(-STEPS / 10)))
+    assert not watch_trials(AUC, curved, weights={0: 1.0}), "its curves are looked at"

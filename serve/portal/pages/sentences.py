@@ -51,7 +51,9 @@ SENTENCES = (
     _("{family} was left out: {reason}."),
     _("An earlier attempt has made {segments}."),
     _("Segment '{segment}' is served by the pooled variant: {reason}"),
+    _("The pooled variant serves rows without a value of '{column}': {n} of {whole}."),
     _("{rows} rows without a target were left out."),
+    _("Predictions below {floor} are raised to it, as {metric} needs it."),
     _("Features of '{service}' joined as of each row's moment."),
     _("No earlier search is near enough to start from: this one starts from nothing."),
     _("{variant} waits for an approval as {kind}: {proposal}."),
@@ -182,6 +184,7 @@ SENTENCES = (
         "only after the outcome; {follows}."
     ),
     _("'{column}' almost tells '{target}' (correlation {r}); {follows}."),
+    _("'{column}' almost tells '{target}' by the word '{word}' (correlation {r}); {follows}."),
     _("'{column}' almost tells '{target}' (Cramér's V {v}); {follows}."),
     _("'{column}' is missing in {share} of the rows; {follows}."),
     _("'{column}' has one and the same value in all but {n} of {all} rows; {follows}."),
