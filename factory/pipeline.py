@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from factory.errors import Conflict, FactoryError, StorageFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
+from factory.search.clock import FINISH_LEAST_S, LEAST_SEARCH_S, Clock, finish_s_of
 from factory.search.cluster import RaySession, local_cpus
 from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
@@ -46,9 +44,6 @@ from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of, t
 
 log = logging.getLogger(__name__)
 
-FINISH_SHARE, FINISH_LEAST_S, FINISH_MOST_S = 0.12, 3.0, 20.0
-"""Part of the budget kept for bundle, scores, gate and registration; measured 2 to 5 s for one variant."""
-LEAST_SEARCH_S = 5.0
 REGISTRY_AWAY_S = 120.0
 """For which MLflow's server may be away; what is made is made, and a server that is started again takes a minute."""
 NAMED = 5
@@ -95,7 +90,7 @@ def produce(
     ledger: Ledger,
     settings: Settings,
     listen: Listener = lambda _: None,
-    began: float | None = None,
+    clock: Clock | None = None,
 ) -> Outcome:
     """Make what a request asks for, from where an earlier attempt may have stopped.
 
@@ -104,7 +99,7 @@ def produce(
         ledger: The state.
         settings: Of this process.
         listen: Told every state and every trial.
-        began: When this process was started for it, in Unix seconds; quotes learn from it how long that takes.
+        clock: When its time began; now where not given.
 
     Returns:
         The variants, promoted or rejected by their gates.
@@ -113,6 +108,7 @@ def produce(
         UserFault, SystemFault: the request ended as FAILED for this reason; nothing is half-registered.
         Conflict: the request has ended, was cancelled, or is made already, or another live driver works on it.
     """
+    clock = clock or Clock.now()
     settings.prepare_home()
     if (state := ledger.request(request_id).state) in (RequestState.REGISTERED, RequestState.SERVING):
         raise Conflict(
@@ -125,7 +121,7 @@ def produce(
         RaySession(settings) as ray,
         NearWorkers() as near,
     ):
-        return _Making(claim.record, ledger, settings, ray, near, listen, began).run()
+        return _Making(claim.record, ledger, settings, ray, near, listen, clock).run()
 
 
 class _Making:
@@ -139,10 +135,10 @@ class _Making:
         ray: RaySession,
         near: NearWorkers,
         listen: Listener,
-        began: float | None,
+        clock: Clock,
     ) -> None:
         self.id, self.ledger, self.settings, self.listen = record.id, ledger, settings, listen
-        self.began = began
+        self.clock = clock
         self.ray, self.near = ray, near
         self.request: VariantRequest
         self.recipe: Recipe
@@ -154,8 +150,8 @@ class _Making:
         # What was spent on files that are gone was not spent on what this attempt has.
         spent_s = sum(t.cost_s for t in ledger.trials(record.id)) / local_cpus(settings)
         spent_s *= self.workspace.is_dir()
-        self.deadline = Deadline.after(max(budget.time_s - spent_s, 2 * LEAST_SEARCH_S))
-        self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
+        self.deadline = clock.deadline(budget.time_s, spent_s=spent_s)
+        self.finish_s = finish_s_of(budget.time_s)
         self.state = record.state
         self.room = Room(self.asked_to_stop)
 
@@ -172,7 +168,7 @@ class _Making:
         clear_drafts(self.workspace)
         if near_may_serve(self.request, left_s=self.deadline.left_s - self.finish_s, ray=self.ray):
             self.near.start()  # which imports while the data are read
-        start = None if self.began is None else {"start_s": round(max(time.time() - self.began, 0.0), 3)}
+        start = None if (start_s := self.clock.start_s) is None else {"start_s": start_s}
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
