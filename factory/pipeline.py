@@ -27,7 +27,7 @@ from factory.search.samples import clear_drafts
 from factory.search.transfer import Transfer
 from factory.search.yielding import Room
 from factory.settings import Settings
-from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
+from factory.spec import REMADE, Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.appraisal import chosen_blend
 from factory.variants.ending import ending_as_failed
 from factory.variants.fanout import Failed, fan_out, pooled_share
@@ -36,6 +36,7 @@ from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
 from factory.variants.making import Made, Order, finish, order_of
 from factory.variants.material import Material, Unit, divide, gather, left_pooled
+from factory.variants.mlflow_model import make_ready
 from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
 from factory.variants.registry import Registry
@@ -153,6 +154,7 @@ class _Making:
         self.deadline = clock.deadline(budget.time_s, spent_s=spent_s)
         self.finish_s = finish_s_of(budget.time_s)
         self.state = record.state
+        self.warming = threading.Thread(target=self.warm_up_registry, name="mlflow-warm-up", daemon=True)
         self.room = Room(self.asked_to_stop)
 
     def asked_to_stop(self) -> bool:
@@ -168,6 +170,8 @@ class _Making:
         clear_drafts(self.workspace)
         if near_may_serve(self.request, left_s=self.deadline.left_s - self.finish_s, ray=self.ray):
             self.near.start()  # which imports while the data are read
+        if self.request.making in REMADE:
+            self.warming.start()  # nothing is searched that would be longer than MLflow's import
         start = None if (start_s := self.clock.start_s) is None else {"start_s": start_s}
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
@@ -299,17 +303,18 @@ class _Making:
 
     @contextmanager
     def registry_warming_up(self) -> Iterator[None]:
-        """Let MLflow import and create its database beside the search."""
-        thread = threading.Thread(target=self.warm_up_registry, name="mlflow-warm-up", daemon=True)
-        thread.start()
+        """Let MLflow import and create its database beside the search, unless it does already."""
+        if self.warming.ident is None:
+            self.warming.start()
         try:
             yield
         finally:
-            thread.join()
+            self.warming.join()
 
     def warm_up_registry(self) -> None:
         try:
             self.registry.warm_up()
+            make_ready()
         except FactoryError as error:
             # It comes up again, and is then the request's end, if it still holds at registration.
             log.warning("request %s: %s", self.id, error.message)
