@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import webbrowser
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from factory.ledger import Ledger
 from factory.operate.inprocess import user
 from factory.operate.intake import Intake
 from factory.pipeline import Outcome, Progress, produce
+from factory.search.clock import Clock
 from factory.settings import Settings, load_settings
 from factory.spec import Actor, Task, Variant
 from factory.variants.attribution import Scale
@@ -30,6 +31,9 @@ from factory.variants.bundle import Bundle
 from factory.variants.counterexamples import CounterExamples, counterexamples
 from factory.variants.explain import EXPLAIN_S, Explanation, explain
 from factory.variants.registry import Registry
+
+LOADED_S = 0.3
+"""What of a budget it takes to read the variant that was made (0.2 s for 33 models and preparations)."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,7 @@ def fit(
     seed: int = 0,
     settings: Settings | None = None,
     listen: Callable[[Progress], None] = lambda _: None,
+    clock: Clock | None = None,
 ) -> Fitted:
     """Make a variant from a table, in this process.
 
@@ -238,11 +243,14 @@ def fit(
         seed: The only source of randomness.
         settings: Where state is kept; from the environment where not given.
         listen: Told every state and every trial.
+        clock: When the time of the budget began; with this call where not given.
 
     Raises:
         UserFault: the data or an argument cannot be used.
         SystemFault: no model could be made.
     """
+    clock = clock or Clock.now()
+    clock = replace(clock, after_s=clock.after_s + LOADED_S)
     settings = settings or load_settings()
     settings.prepare_home()
     where = {"upload": store_table(data, settings)} if isinstance(data, pd.DataFrame) else {"path": str(data)}
@@ -275,7 +283,7 @@ def fit(
     )
     with Ledger.open(settings.ledger) as ledger:
         record = Intake(ledger, settings).submit(document, door="library", by=Actor(who=user())).record
-        outcome = produce(record.id, ledger=ledger, settings=settings, listen=listen)
+        outcome = produce(record.id, ledger=ledger, settings=settings, listen=listen, clock=clock)
     variant = outcome.variants[0]
     folder = Registry(settings).bundle_folder(variant)
     bundle = Bundle.load(folder, digest=variant.bundle_digest)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
-
 from factory.errors import Conflict, FactoryError, StorageFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
+from factory.search.clock import FINISH_LEAST_S, LEAST_SEARCH_S, Clock, finish_s_of
 from factory.search.cluster import RaySession, local_cpus, memory_budget_mb, require_room
 from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
@@ -29,7 +27,7 @@ from factory.search.samples import clear_drafts
 from factory.search.transfer import Transfer
 from factory.search.yielding import Room
 from factory.settings import Settings
-from factory.spec import Recipe, RequestState, Trial, Variant, VariantRequest
+from factory.spec import REMADE, Recipe, RequestState, Trial, Variant, VariantRequest
 from factory.variants.appraisal import chosen_blend
 from factory.variants.ending import ending_as_failed
 from factory.variants.fanout import Failed, fan_out, pooled_share
@@ -38,6 +36,7 @@ from factory.variants.gates import Verdict
 from factory.variants.joint import JointGate
 from factory.variants.making import Made, Order, finish, order_of
 from factory.variants.material import Material, Unit, bounded, divide, gather, left_pooled
+from factory.variants.mlflow_model import make_ready
 from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
 from factory.variants.registry import Registry
@@ -46,9 +45,6 @@ from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of, t
 
 log = logging.getLogger(__name__)
 
-FINISH_SHARE, FINISH_LEAST_S, FINISH_MOST_S = 0.12, 3.0, 20.0
-"""Part of the budget kept for bundle, scores, gate and registration; measured 2 to 5 s for one variant."""
-LEAST_SEARCH_S = 5.0
 REGISTRY_AWAY_S = 120.0
 """For which MLflow's server may be away; what is made is made, and a server that is started again takes a minute."""
 NAMED = 5
@@ -95,7 +91,7 @@ def produce(
     ledger: Ledger,
     settings: Settings,
     listen: Listener = lambda _: None,
-    began: float | None = None,
+    clock: Clock | None = None,
 ) -> Outcome:
     """Make what a request asks for, from where an earlier attempt may have stopped.
 
@@ -104,7 +100,7 @@ def produce(
         ledger: The state.
         settings: Of this process.
         listen: Told every state and every trial.
-        began: When this process was started for it, in Unix seconds; quotes learn from it how long that takes.
+        clock: When its time began; now where not given.
 
     Returns:
         The variants, promoted or rejected by their gates.
@@ -113,6 +109,7 @@ def produce(
         UserFault, SystemFault: the request ended as FAILED for this reason; nothing is half-registered.
         Conflict: the request has ended, was cancelled, or is made already, or another live driver works on it.
     """
+    clock = clock or Clock.now()
     settings.prepare_home()
     if (state := ledger.request(request_id).state) in (RequestState.REGISTERED, RequestState.SERVING):
         raise Conflict(
@@ -125,7 +122,7 @@ def produce(
         RaySession(settings) as ray,
         NearWorkers() as near,
     ):
-        return _Making(claim.record, ledger, settings, ray, near, listen, began).run()
+        return _Making(claim.record, ledger, settings, ray, near, listen, clock).run()
 
 
 class _Making:
@@ -139,10 +136,10 @@ class _Making:
         ray: RaySession,
         near: NearWorkers,
         listen: Listener,
-        began: float | None,
+        clock: Clock,
     ) -> None:
         self.id, self.ledger, self.settings, self.listen = record.id, ledger, settings, listen
-        self.began = began
+        self.clock = clock
         self.ray, self.near = ray, near
         self.request: VariantRequest
         self.recipe: Recipe
@@ -154,9 +151,10 @@ class _Making:
         # What was spent on files that are gone was not spent on what this attempt has.
         spent_s = sum(t.cost_s for t in ledger.trials(record.id)) / local_cpus(settings)
         spent_s *= self.workspace.is_dir()
-        self.deadline = Deadline.after(max(budget.time_s - spent_s, 2 * LEAST_SEARCH_S))
-        self.finish_s = float(np.clip(FINISH_SHARE * budget.time_s, FINISH_LEAST_S, FINISH_MOST_S))
+        self.deadline = clock.deadline(budget.time_s, spent_s=spent_s)
+        self.finish_s = finish_s_of(budget.time_s)
         self.state = record.state
+        self.warming = threading.Thread(target=self.warm_up_registry, name="mlflow-warm-up", daemon=True)
         self.room = Room(self.asked_to_stop)
 
     def asked_to_stop(self) -> bool:
@@ -172,7 +170,9 @@ class _Making:
         clear_drafts(self.workspace)
         if near_may_serve(self.request, left_s=self.deadline.left_s - self.finish_s, ray=self.ray):
             self.near.start()  # which imports while the data are read
-        start = None if self.began is None else {"start_s": round(max(time.time() - self.began, 0.0), 3)}
+        if self.request.making in REMADE:
+            self.warming.start()  # nothing is searched that would be longer than MLflow's import
+        start = None if (start_s := self.clock.start_s) is None else {"start_s": start_s}
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
         validation = self.request.terms(self.recipe).validation
         material = gather(self.request, validation, settings=self.settings, note=self.note)
@@ -306,17 +306,18 @@ class _Making:
 
     @contextmanager
     def registry_warming_up(self) -> Iterator[None]:
-        """Let MLflow import and create its database beside the search."""
-        thread = threading.Thread(target=self.warm_up_registry, name="mlflow-warm-up", daemon=True)
-        thread.start()
+        """Let MLflow import and create its database beside the search, unless it does already."""
+        if self.warming.ident is None:
+            self.warming.start()
         try:
             yield
         finally:
-            thread.join()
+            self.warming.join()
 
     def warm_up_registry(self) -> None:
         try:
             self.registry.warm_up()
+            make_ready()
         except FactoryError as error:
             # It comes up again, and is then the request's end, if it still holds at registration.
             log.warning("request %s: %s", self.id, error.message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 import factory
+from factory import client
 from factory.errors import Conflict, InvalidData, InvalidRequest
 from factory.ledger import Ledger
 from factory.settings import Settings
@@ -162,6 +164,21 @@ def test_a_file_is_as_good_as_a_frame(settings: Settings, tmp_path: Path) -> Non
     cancer().to_csv(path, index=False)
     fitted = factory.fit(path, "diagnosis", recipe="tabular-fast", trials=2, settings=settings)
     assert fitted.variant.task == "binary"
+
+
+def test_the_time_of_the_budget_begins_with_the_call(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[float] = []
+
+    def store(*_: object) -> str:
+        began.append(time.time())
+        raise InvalidData("It is enough that it was called.")
+
+    moments = iter([1000.0, 1007.0])
+    monkeypatch.setattr(time, "time", lambda: next(moments))
+    monkeypatch.setattr(client, "store_table", store)
+    with pytest.raises(InvalidData, match="it was called"):
+        factory.fit(cancer(), "diagnosis", settings=settings)
+    assert began == [1007.0], "the clock was read before the table was stored"
 
 
 def test_the_package_offers_nothing_else() -> None:

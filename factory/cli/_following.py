@@ -73,8 +73,9 @@ class Watcher:
         if self._began is None and event.state not in (RequestState.RECEIVED, RequestState.QUEUED):
             self._began = event
         if self._began is not None:
-            # By the factory's own clock, which need not be this machine's.
-            self._left_s = max(0.0, self._total_s - (event.time - self._began.time).total_seconds())
+            # By the factory's own clock, which need not be this machine's; it began with the job's process.
+            taken_s = (event.time - self._began.time).total_seconds() + float(self._began.payload.get("start_s", 0))
+            self._left_s = max(0.0, self._total_s - taken_s)
         self._seen_at, self._state = time.monotonic(), event.state
         self._show(event.message)
 

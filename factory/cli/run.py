@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import psutil
 import typer
 
+from factory.cli._clock import own_clock
 from factory.cli._console import Json, ProgressLine, came_to, end, err, only_ours_on_stdout, opened_ledger, out
 from factory.ledger import Ledger
 from factory.operate.adoption import Admitted, adopt, is_led, own_job
@@ -19,6 +19,7 @@ from factory.operate.inprocess import InProcess
 from factory.operate.job_log import job_log
 from factory.pipeline import Outcome, Progress, produce
 from factory.remote.credentials import given_token
+from factory.search.clock import Clock
 from factory.search.plan import read_document
 from factory.settings import Settings
 from factory.variants.mlflow_away import send_once
@@ -37,16 +38,22 @@ def run(
     """Make what a request asks for, or go on with one that was interrupted."""
     with opened_ledger(patience_s=PATIENCE_S) as (ledger, settings):
         if Path(request).suffix not in (".yaml", ".yml", ".json"):
-            work_on(ledger.request(request).id, ledger=ledger, settings=settings, json=json, began=_began())
+            work_on(
+                ledger.request(request).id,
+                ledger=ledger,
+                settings=settings,
+                json=json,
+                clock=own_clock(of_process=True),
+            )
         document = read_document(Path(request), what="request")
         job = own_job(settings)
         if job is not None and is_led(ledger):
             _as_job(document, job, ledger=ledger, settings=settings, json=json)
         record = InProcess(ledger, settings).submit(document)
-        work_on(record.id, ledger=ledger, settings=settings, json=json, began=_began())
+        work_on(record.id, ledger=ledger, settings=settings, json=json, clock=own_clock(of_process=True))
 
 
-def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool, began: float | None = None) -> NoReturn:
+def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool, clock: Clock | None = None) -> NoReturn:
     """Produce a request with its progress shown, print what came of it, and leave with its exit code.
 
     Args:
@@ -54,7 +61,7 @@ def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool, 
         ledger: Has it.
         settings: Of this process.
         json: Whether the outcome is printed as JSON.
-        began: As :func:`~factory.pipeline.produce` wants it.
+        clock: When its time began; now where not given.
     """
     send_once()
     if not json:
@@ -69,13 +76,8 @@ def work_on(request_id: str, *, ledger: Ledger, settings: Settings, json: bool, 
             line(progress)
             note(progress)
 
-        result = produce(request_id, ledger=ledger, settings=settings, listen=listen, began=began)
+        result = produce(request_id, ledger=ledger, settings=settings, listen=listen, clock=clock)
     _end(result, json=json)
-
-
-def _began() -> float:
-    """Return when this process was started, which it was for one request."""
-    return psutil.Process().create_time()
 
 
 def _as_job(document: object, job: str, *, ledger: Ledger, settings: Settings, json: bool) -> NoReturn:

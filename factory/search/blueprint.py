@@ -22,6 +22,8 @@ _FORMAT = 1
 REFIT_SHARE, MORE_COST = 0.08, 1.3
 """Part of the seconds of a search's fits that a refit's may take: a tenth, with room for further rows; and what a fit
 on all rows costs in fits on a fold's: an eighth more rows, and as many more rounds."""
+WITHOUT = 4
+"""Choices of members for a refit: among all, without the dearest one, the two dearest, and the three."""
 
 
 class MemberPlan(Document):
@@ -122,5 +124,10 @@ def refit_shares(candidates: Candidates, trials: Sequence[Trial], weights: Mappi
         return dict(weights)
     shown = {n: candidates.predictions[n] for n in weights}
     arena = Arena(candidates.metric.chooser, candidates.targets, shown, weights=candidates.weights)
-    affordable = arena.greedy(affords=lambda members: sum(costs[n] for n in members) <= limit_s).weights
-    return affordable or {min(costs, key=lambda n: (costs[n], n)): 1.0}
+    cheapest_first = sorted(costs, key=lambda n: (costs[n], n))
+    # What is best alone may leave no time for others that are better together.
+    found = [
+        arena.greedy(among=cheapest_first[:n], affords=lambda members: sum(costs[n] for n in members) <= limit_s)
+        for n in range(len(costs), max(len(costs) - WITHOUT, 0), -1)
+    ]
+    return max(found, key=lambda blend: blend.score).weights or {cheapest_first[0]: 1.0}

@@ -39,6 +39,7 @@ from factory.variants.frontier import Chosen, Frontier, choose
 from factory.variants.gates import Evidence, Verdict
 from factory.variants.gates import judge as verdict_of
 from factory.variants.resampling import Comparison, Dependence, paired_bootstrap
+from factory.variants.settled import of_parent
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves, watch_trials
 from factory.variants.windows import Stretch, TimeOrder, ranks
@@ -255,7 +256,7 @@ def appraise(
 
 
 def chosen_blend(result: SearchResult, *, plan: Plan, data: TrialData, unseen: Dataset, deadline: Deadline) -> Chosen:
-    """Return the best blend of a search under the plan's ceilings.
+    """Return the best blend of a search, or what is left of one that was made again, under the plan's ceilings.
 
     Args:
         result: What the search found.
@@ -265,6 +266,10 @@ def chosen_blend(result: SearchResult, *, plan: Plan, data: TrialData, unseen: D
         deadline: When the variant should be there; a part of what is left bounds the choice.
     """
     until = Deadline.after(max(CHOICE_SHARE * deadline.left_s, CHOICE_LEAST_S))
+    if (known := result.calibration) is not None:
+        return of_parent(
+            result, data=data, calibration=known, ceilings=plan.ceilings, rows=unseen.frame, deadline=until
+        )
     return choose(result, data=data, ceilings=plan.ceilings, rows=unseen.frame, deadline=until)
 
 

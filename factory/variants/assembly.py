@@ -49,6 +49,10 @@ def merge_by_family(name: str, models: Sequence[Model]) -> Model | None:
     return family(name).merge(models)
 
 
+def unmerged(_name: str, _models: Sequence[Model]) -> None:
+    """Merge nothing."""
+
+
 def joined(
     pieces: Sequence[Piece], *, merge: Merge = merge_by_family
 ) -> tuple[tuple[Preparation, ...], tuple[Member, ...]]:
@@ -101,8 +105,9 @@ def assemble(
     """
     model = model or load_model
     preparation = preparation or load_preparation
-    key = tuple((part.folder, weight) for number, weight in weights.items() for part in parts[number])
-    shared = merge is merge_by_family and all(folder in _kept for folder, _ in key)
+    shares = tuple((part.folder, weight) for number, weight in weights.items() for part in parts[number])
+    key = merge is merge_by_family, shares
+    shared = merge in (merge_by_family, unmerged) and all(folder in _kept for folder, _ in shares)
     known = _kept_blends.get(key) if shared else None
     if known is None:
         pieces = [
@@ -178,8 +183,8 @@ def keep_loaded(parts: Iterable[Part]) -> None:
 MOST_KEPT_MB = 200.0
 """Of the files of models that are kept in memory, which take about as much there."""
 _kept: dict[Path, Model | None] = {}
-_kept_blends: dict[tuple[tuple[Path, float], ...], tuple[tuple[Preparation, ...], tuple[Member, ...]]] = {}
-"""Of kept models, merged as their families do; by the folder and share of each."""
+_kept_blends: dict[tuple[bool, tuple[tuple[Path, float], ...]], tuple[tuple[Preparation, ...], tuple[Member, ...]]] = {}
+"""Of kept models, by whether they are merged as their families do, and by the folder and share of each."""
 
 
 def load_preparation(part: Part) -> Preparation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,37 @@ class _Cost:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What models and preparations were found to cost, for blends of the same ones that are chosen elsewhere.
+
+    Attributes:
+        costs: Trial → one of its models.
+        digests: Folder of a preparation → its digest.
+        preparation_ms: Digest → one row's time.
+        preparation_mb: Digest → size of its files.
+        further: Family → part of the first one's time that a further merged model takes.
+        merges: Whether the models of a bag are merged where their family can.
+        ratio: What a whole bundle took, by what its parts say.
+    """
+
+    costs: dict[int, _Cost]
+    digests: dict[Path, str]
+    preparation_ms: dict[str, float]
+    preparation_mb: dict[str, float]
+    further: dict[str, float]
+    merges: bool
+    ratio: float
+
+    def renumbered(self, numbers: Mapping[int, int]) -> Prices:
+        """Return them for trials that have other numbers elsewhere.
+
+        Args:
+            numbers: Trial → its other number; what the others cost is left out.
+        """
+        return replace(self, costs={other: self.costs[n] for n, other in numbers.items() if n in self.costs})
+
+
+@dataclass(frozen=True)
 class Offer:
     """A blend that could be delivered: weights, models of a bag at most, estimated cost, charged score."""
 
@@ -60,23 +91,37 @@ class Offer:
 class Shop:
     """What the parts cost, and bundles made of them; each part is loaded, measured and merged once.
 
+    Args:
+        result: Trials with their parts.
+        data: Of the search.
+        rows: To time predictions with, (n_rows, n_columns).
+        deadline: When nothing is merged any more to see what that saves.
+        known: What was measured elsewhere, which is not measured again.
+
     Attributes:
         merges: Whether the models of a bag are merged where their family can.
     """
 
     def __init__(
-        self, result: SearchResult, data: TrialData, rows: pd.DataFrame, deadline: Deadline | None = None
+        self,
+        result: SearchResult,
+        data: TrialData,
+        rows: pd.DataFrame,
+        deadline: Deadline | None = None,
+        known: Prices | None = None,
     ) -> None:
-        self.merges = False
+        known = known or Prices({}, {}, {}, {}, {}, merges=False, ratio=1.0)
+        self.merges = known.merges
         self._deadline = deadline or Deadline()
         self._result, self._data = result, data
         self._loaded: dict[Path, Model] = {}
-        self._costs: dict[int, _Cost] = {}
-        self._further: dict[str, float] = {}
+        self._costs = dict(known.costs)
+        self._further = dict(known.further)
         self._merged: dict[tuple[int, ...], Model | None] = {}
         self._preparations: dict[Path, Preparation] = {}
-        self._preparation_ms: dict[str, float] = {}
-        self._preparation_mb: dict[str, float] = {}
+        self._digests = dict(known.digests)
+        self._preparation_ms = dict(known.preparation_ms)
+        self._preparation_mb = dict(known.preparation_mb)
         arrays = {str(name): rows[name].to_numpy() for name in rows.columns}
         n_rows = min(len(rows), WARM_UP + REPEATS * RUNS)
         self._rows = [{name: a[i : i + 1] for name, a in arrays.items()} for i in range(n_rows)]
@@ -103,7 +148,7 @@ class Shop:
             cost = self.cost(number)
             groups: dict[str, int] = {}
             for part in self.parts(number, bag):
-                digest = self.preparation(part).digest
+                digest = self._digest(part)
                 groups[digest] = groups.get(digest, 0) + 1
             digests |= groups.keys()
             further = self._further_share(self.parts(number, 1)[0].trial.family) if self.merges and bag > 1 else 1.0
@@ -112,7 +157,7 @@ class Shop:
 
     def size_mb(self, members: frozenset[int], bag: int) -> float:
         """Return the size of the models and of each distinct preparation."""
-        digests = {self.preparation(p).digest for n in members for p in self.parts(n, bag)}
+        digests = {self._digest(p) for n in members for p in self.parts(n, bag)}
         models = sum(len(self.parts(n, bag)) * self.cost(n).size_mb for n in members)
         return models + sum(self._preparation_mb[d] for d in digests)
 
@@ -141,7 +186,7 @@ class Shop:
 
     def _share_tables(self, parts: Sequence[Part]) -> bool:
         """Whether parts, or some of them, see the same table, without which nothing is merged."""
-        return len({self.preparation(part).digest for part in parts}) < len(parts)
+        return len({self._digest(part) for part in parts}) < len(parts)
 
     def _merge(self, name: str, models: Sequence[Model]) -> Model | None:
         """Merge once; models are kept for as long as the shop is, so that their ids tell them apart."""
@@ -156,10 +201,32 @@ class Shop:
         if folder not in self._preparations:
             loaded = load_preparation(part)
             self._preparations[folder] = loaded
+            self._digests[folder] = loaded.digest
             if loaded.digest not in self._preparation_ms:
                 self._preparation_ms[loaded.digest] = _call_ms(lambda row: loaded.transform(row).matrix, self._rows)
                 self._preparation_mb[loaded.digest] = folder_size_mb(folder)
         return self._preparations[folder]
+
+    def _digest(self, part: Part) -> str:
+        """Return what tells a part's preparation from others, which is loaded only where that is not known."""
+        known = self._digests.get(part.preparation)
+        return self.preparation(part).digest if known is None else known
+
+    def prices(self, *, ratio: float) -> Prices:
+        """Return what was measured so far, for others.
+
+        Args:
+            ratio: What a whole bundle took, by what its parts say.
+        """
+        return Prices(
+            dict(self._costs),
+            dict(self._digests),
+            dict(self._preparation_ms),
+            dict(self._preparation_mb),
+            dict(self._further),
+            merges=self.merges,
+            ratio=ratio,
+        )
 
     def bundle(self, offer: Offer) -> Bundle:
         """Assemble what would be served, with a calibration that stands in for the one to be learned."""

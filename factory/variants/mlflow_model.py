@@ -29,6 +29,20 @@ DISTRIBUTION = "model-variant-factory"
 """What a logged model requires; never the bare import name, which is another project's on the package index."""
 
 
+def make_ready() -> None:
+    """Import what :func:`save_model` needs, and let MLflow list the installed packages: it takes a second for both.
+
+    MLflow does so at the first model that it saves, and then no more.
+    """
+    from mlflow.pyfunc import save_model as _  # noqa: F401
+    from mlflow.utils import requirements_utils
+
+    # Not of MLflow's public parts: where it is gone, the first model is saved a second later.
+    check = getattr(requirements_utils, "warn_dependency_requirement_mismatches", None)
+    if check is not None:
+        check([_requirement()])
+
+
 def save_model(folder: Path, path: Path, *, example: pd.DataFrame, model: Model) -> None:
     """Write the MLflow model of a bundle.
 

@@ -242,8 +242,6 @@ class Registry:
         path = self.uri.removeprefix("sqlite:///")
         return path == self.uri or Path(path).exists()
 
-    # --- steps of a registration ---------------------------------------------------
-
     def _registered(self, variant: Variant) -> Variant | None:
         same = f"tag.`{ONCE}` = '{once(variant)}'"
         versions = self.client().search_model_versions(f"name = '{variant.name}' and {same}")
@@ -346,8 +344,6 @@ class Registry:
             if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
                 raise
 
-    # --- reading ---------------------------------------------------------------------
-
     def _version(self, name: str, version: int) -> Any:
         from mlflow.exceptions import MlflowException
 
@@ -379,20 +375,22 @@ class Registry:
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
-        """Turn MLflow's, the database's and the disk's errors into ours."""
-        from mlflow.exceptions import MlflowException
-
+        """Turn MLflow's, the database's and the disk's errors into ours; MLflow is imported only where there is one."""
         try:
             yield
-        except (MlflowException, SQLAlchemyError) as error:
-            raise ServiceFault(
-                f"MLflow at {_public(self.uri)} could not {what}: {str(error).splitlines()[0][:300]}",
-                hint="Check MLFLOW_TRACKING_URI and that the server or database answers; `factory doctor` looks.",
-            ) from error
         except OSError as error:
             raise StorageFault(
                 f"The artifacts of MLflow could not be written or read: {error}.",
                 hint="Free some space, or check the rights on FACTORY_HOME.",
+            ) from error
+        except Exception as error:
+            from mlflow.exceptions import MlflowException
+
+            if not isinstance(error, MlflowException | SQLAlchemyError):
+                raise
+            raise ServiceFault(
+                f"MLflow at {_public(self.uri)} could not {what}: {str(error).splitlines()[0][:300]}",
+                hint="Check MLFLOW_TRACKING_URI and that the server or database answers; `factory doctor` looks.",
             ) from error
 
 

@@ -29,8 +29,10 @@ from factory.search.transfer import fitted_parameters
 from factory.settings import Settings
 from factory.spec import Task, Trial
 from factory.variants.assembly import keep_loaded
+from factory.variants.costs import Prices
 from factory.variants.frontier import Chosen
 from factory.variants.making import Made, Order, finish
+from factory.variants.settled import Bound, of_segment
 from factory.variants.slices import LEAST_ROWS
 
 FINISH_S = 1.5
@@ -60,6 +62,8 @@ class Lent:
         weights: Trial → its share in the pooled variant, summing to 1.
         chosen: Trial → its models in the pooled variant.
         calibration: Of the pooled variant.
+        prices: What the pooled models cost, under the trials' new numbers.
+        bound_ms: Latency that the pooled variant's choice aimed at.
     """
 
     trials: tuple[Trial, ...]
@@ -69,6 +73,8 @@ class Lent:
     weights: dict[int, float]
     chosen: dict[int, tuple[Part, ...]]
     calibration: Calibration
+    prices: Prices
+    bound_ms: float
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ def lend(pooled: TrialData, result: SearchResult, chosen: Chosen, rows: np.ndarr
         weights={LENT_FROM + n: weight for n, weight in chosen.weights.items()},
         chosen={LENT_FROM + n: parts for n, parts in chosen.parts.items()},
         calibration=chosen.bundle.calibration,
+        prices=chosen.prices.renumbered({n: LENT_FROM + n for n in lent}),
+        bound_ms=chosen.frontier.bound_ms,
     )
 
 
@@ -151,7 +159,39 @@ def make_segment(given: SegmentOrder, settings: Settings, *, limit_s: float) -> 
         if given.lent is None:
             raise
         own = None
-    return finish(order, _with_lent(own, given.lent, order.data), deadline=Deadline.after(FINISH_S))
+    result, until = _with_lent(own, given.lent, order.data), Deadline.after(FINISH_S)
+    if given.lent is None:
+        return finish(order, result, deadline=until)
+    chosen = bounded(result, given.lent, order)
+    return finish(order, replace(result, skipped=_skipped(result, chosen)), deadline=until, chosen=chosen)
+
+
+def bounded(result: SearchResult, lent: Lent, order: Order) -> Chosen:
+    """Return a segment's blend under the ceilings of its request, and under the bound that the pooled variant kept.
+
+    Args:
+        result: The segment's blend.
+        lent: What the pooled search lends.
+        order: With the ceilings, and rows to time the segment's own models with.
+    """
+    return of_segment(
+        result,
+        lent.weights,
+        data=order.data,
+        calibration=lent.calibration,
+        rows=order.unseen.frame,
+        bound=Bound(order.plan.ceilings, lent.bound_ms),
+        prices=lent.prices,
+    )
+
+
+def _skipped(result: SearchResult, chosen: Chosen) -> dict[str, str]:
+    """Return why families are left out, those among them whose members the bound has cost."""
+    by_number = {trial.number: trial.family for trial in result.trials}
+    lost = {by_number[n] for n in result.blend.weights if n < LENT_FROM}
+    lost -= {by_number[n] for n in chosen.weights if n < LENT_FROM}
+    reason = "the segment's own models would break the bound on latency or size"
+    return {**result.skipped, **dict.fromkeys(sorted(lost), reason)}
 
 
 def _read(journal: Path) -> list[Trial]:
@@ -236,7 +276,7 @@ def _as_lent(
         candidates=candidates,
         folds=folds,
         blend=Blend(dict(weights), candidates.score(candidates.blended(weights), candidates.metric.chooser)),
-        parts={n: parts[n] for n in weights},
+        parts={n: parts[n] for n in {**weights, **lent.weights}},
         skipped=dict(own.skipped) if own else {},
         calibration=lent.calibration,
         judges={**(own.judges if own else {}), **lent.judges},

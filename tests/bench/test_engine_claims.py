@@ -12,6 +12,7 @@ import pytest
 from bench.odd_tables import TABLES, TARGET, constant
 from bench.one_latency import lost
 from bench.planted import PLANTED, line, plant
+from bench.refit_cost import shares
 from bench.segments import by_segment, labels, rate
 from bench.sets import SETS, BenchSet, score
 from bench.time_order import blocks, by_time
@@ -42,6 +43,13 @@ def test_a_planted_column_has_to_be_found_and_treated_as_asked() -> None:
     assert not line("leak", {**made, "keep leak": {"used": []}})["met"]
     assert not line("leak", {**made, "as it comes": {**free, "used": ["leak"]}})["met"]
     assert not line("leak", {**made, "as it comes": {**free, "said": {}}})["met"]
+
+
+def test_a_refit_is_judged_by_its_whole_making() -> None:
+    row = {"parent_cost_s": 90.0, "parent_made_s": 60.0, "parent_wall_s": 64.0}
+    dear = shares(row | {"refit_cost_s": 0.9, "refit_made_s": 7.5, "refit_wall_s": 12.8})
+    assert dear == {"cost_share": 0.01, "made_share": 0.125, "wall_share": 0.2, "met": False}
+    assert shares(row | {"refit_cost_s": 0.9, "refit_made_s": 6.0, "refit_wall_s": 12.8})["met"]
 
 
 def test_rows_of_one_moment_are_never_parted() -> None:

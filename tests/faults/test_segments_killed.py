@@ -1,8 +1,12 @@
-"""A worker and then the driver killed in the midst of many segments: all are made, and none of them twice."""
+"""A worker and then the driver killed in the midst of many segments: all are made, and none of them twice.
+
+There are twelve segments; FACTORY_TEST_FULL=1 makes it 54.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections import Counter
 from pathlib import Path
@@ -18,10 +22,13 @@ from factory.spec import RequestState
 
 from .conftest import processes_of, runs, start, submit, wait_until
 
-pytestmark = pytest.mark.slow
-N_SEGMENTS = 12
+FULL = "FACTORY_TEST_FULL" in os.environ
+N_SEGMENTS, TIME_S = (54, 240) if FULL else (12, 75)
+"""Segments, and the budget in which all of them have their turn, also on a slow machine."""
 ROWS_EACH = 150
-MADE_BEFORE = 3
+MADE_BEFORE = N_SEGMENTS // 4
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(8 * TIME_S)]
 
 
 def write_request(folder: Path) -> Path:
@@ -38,7 +45,7 @@ def write_request(folder: Path) -> Path:
         "dataset": {"path": str(folder / "sold.csv"), "target": "sold"},
         "families": ["constant", "linear", "lightgbm"],
         "segments": {"by": "store", "min_rows": 60},
-        "budget": {"time_s": 75},
+        "budget": {"time_s": TIME_S},
     }
     path = folder / "request.yaml"
     path.write_text(yaml.safe_dump(request))
@@ -61,10 +68,10 @@ def test_killed_in_the_midst_of_segments(home: Path, tmp_path: Path) -> None:
             return len(made()) >= MADE_BEFORE and bool(at_work())
 
         driver = start(home, "run", request_id)
-        wait_until(lambda: bool(made()) and bool(at_work()), within_s=150, what="the first segment")
+        wait_until(lambda: bool(made()) and bool(at_work()), within_s=2 * TIME_S, what="the first segment")
         victim = next(p for p in processes_of(home) if p.pid in at_work())
         victim.kill()
-        wait_until(in_the_midst, within_s=90, what="more segments after a worker's death")
+        wait_until(in_the_midst, within_s=15 + TIME_S, what="more segments after a worker's death")
         driver.send_signal(signal.SIGKILL)
         driver.communicate(timeout=30)
         before = made()
@@ -72,7 +79,7 @@ def test_killed_in_the_midst_of_segments(home: Path, tmp_path: Path) -> None:
         wait_until(lambda: not processes_of(home), within_s=30, what="the end of Ray's processes")
 
         again = start(home, "run", request_id, "--json")
-        output, errors = again.communicate(timeout=300)
+        output, errors = again.communicate(timeout=4 * TIME_S)
         assert again.returncode == 0, errors
         assert ledger.request(request_id).state is RequestState.REGISTERED
         assert not processes_of(home)

@@ -196,6 +196,8 @@ def test_a_refit_fits_the_best_members_that_a_tenth_of_the_searchs_cost_affords(
     shares = refit_shares(*dear, weights)
     assert set(shares) == {1, 2}
     assert sum(shares.values()) == pytest.approx(1)
+    together = searched({0: 20, 1: 10, 2: 10, 9: 50}, {0: 0.25, 1: 0.3, 2: 0.3, 9: 1.0})
+    assert set(refit_shares(*together, weights)) == {1, 2}, "the best one alone would leave no time for the others"
     none = searched({0: 40, 1: 30, 2: 20}, {0: 0.1, 1: 0.3, 2: 0.3})
     assert refit_shares(*none, weights) == {2: 1.0}, "the cheapest, where none is"
     unknown = Candidates(RMSE, (), {})

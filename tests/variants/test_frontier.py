@@ -16,7 +16,7 @@ from factory.errors import StorageFault
 from factory.families.base import Deadline, FitContext, Sample, Shape
 from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult
-from factory.search.ensemble import Candidates, greedy
+from factory.search.ensemble import Blend, Candidates, greedy
 from factory.search.jobs import TrialData
 from factory.search.metric import Metric
 from factory.search.plan import family
@@ -29,6 +29,7 @@ from factory.variants.assembly import assemble, keep_loaded, load_model
 from factory.variants.contents import folder_size_mb
 from factory.variants.evaluation import one_row_latency_ms
 from factory.variants.frontier import Chosen, choose
+from factory.variants.settled import of_parent
 
 FAMILIES = ("linear", "lightgbm", "extra_trees")
 N_FOLDS = 4
@@ -169,6 +170,46 @@ def test_a_metric_of_labels_gets_a_bundle_that_decides_for_it(cancer):
     truth = np.asarray(data.dataset.classes)[unseen.y]
     hits = [(answered[truth == label] == label).mean() for label in data.dataset.classes]
     assert score == pytest.approx(np.mean(hits))
+
+
+def again(searched, monkeypatch, *, model_ms: float, **ceilings: float) -> Chosen:
+    """What is left of a variant that was made again; each of its models and its preparation take so long for a row."""
+    result, data, unseen = searched
+    parts = {n: some[:1] for n, some in result.parts.items()}
+    remade = replace(result, blend=Blend({0: 0.5, 1: 0.3, 2: 0.2}, float("nan")), parts=parts)
+    monkeypatch.setattr(costs, "_call_ms", lambda *_: model_ms)
+    monkeypatch.setattr(costs.Shop, "row_ms", lambda _, bundle: model_ms * (1 + len(bundle.members)))
+    calibration = Calibration(method="temperature", temperature=1.25)
+    given = {"data": data, "calibration": calibration, "rows": unseen.frame, "deadline": Deadline()}
+    chosen = of_parent(remade, ceilings=Ceilings(**ceilings), **given)
+    assert chosen.bundle.calibration == calibration
+    assert sum(chosen.weights.values()) == pytest.approx(1)
+    assert set(chosen.parts) == set(chosen.weights)
+    return chosen
+
+
+def test_what_is_made_again_keeps_its_parents_blend_where_that_is_fast(diabetes, monkeypatch):
+    chosen = again(diabetes, monkeypatch, model_ms=0.5)
+    assert chosen.weights == {0: 0.5, 1: 0.3, 2: 0.2}
+    assert chosen.frontier.sentence == (
+        "Members and weights are those of its parent; a row takes 2 ms, and the default bound of 4 ms was to be kept."
+    )
+
+
+def test_a_ceiling_cuts_what_is_made_again_down_to_its_heaviest_members(diabetes, monkeypatch):
+    chosen = again(diabetes, monkeypatch, model_ms=1.0, latency_ms=3.0 / module.MARGIN)
+    assert chosen.weights == pytest.approx({0: 0.625, 1: 0.375})
+    assert len(chosen.bundle.members) == 2
+    assert "2 of 3 members of its parent are left, with 80% of the weights" in chosen.frontier.sentence
+    size_mb = folder_size_mb(diabetes[0].parts[0][0].folder) + folder_size_mb(diabetes[0].parts[0][0].preparation)
+    smallest = again(diabetes, monkeypatch, model_ms=0.1, size_mb=size_mb * 1.01 / module.MARGIN)
+    assert len(smallest.weights) == 1
+
+
+def test_a_default_bound_leaves_most_of_what_is_made_again(diabetes, monkeypatch):
+    chosen = again(diabetes, monkeypatch, model_ms=5.0)
+    assert set(chosen.weights) == {0, 1}
+    assert chosen.frontier.bound_ms == 16.0
 
 
 def test_when_time_is_up_the_blend_is_cut_down_until_it_keeps_the_bound(diabetes, monkeypatch):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
 
 from factory.errors import FactoryError, NotFound, ServiceFault, StorageFault
+from factory.settings import Settings
+from factory.spec import Variant
 from factory.variants import mlflow_away
 from factory.variants.mlflow_away import insisting, send_once
+from factory.variants.registry import Registry
 
 SERVER = "http://127.0.0.1:5000"
 REFUSED = MlflowException("API request to http://127.0.0.1:5000 failed with exception connection refused")
@@ -92,3 +97,11 @@ def test_mlflows_own_client_sends_a_call_once_unless_the_operator_wants_otherwis
     monkeypatch.setenv(mlflow_away.ONCE, "3")
     send_once()
     assert os.environ[mlflow_away.ONCE] == "3"
+
+
+def test_what_the_ledger_tells_takes_no_import_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "model" / "data" / "bundle"
+    bundle.mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", None)
+    variant = Variant.model_construct(name="growth.churn", version=1, artifacts=str(tmp_path / "model"))
+    assert Registry(Settings(home=tmp_path)).bundle_folder(variant) == bundle

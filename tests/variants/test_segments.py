@@ -27,15 +27,21 @@ from factory.spec import Ceilings, RequestState, Task, Trial
 from factory.variants import fanout
 from factory.variants.appraisal import blueprint
 from factory.variants.bundle import Bundle
+from factory.variants.costs import Shop
 from factory.variants.frontier import Chosen, choose
+from factory.variants.making import Order, order_of
 from factory.variants.material import Material, Unit, divide, gather, slugs_of
+from factory.variants.origin import Origin
 from factory.variants.registry import Registry
 from factory.variants.segments import (
     LEAST_SHARED_ROWS,
     LENT_FROM,
     SURE,
+    Lent,
     _read,
+    _skipped,
     _with_lent,
+    bounded,
     lend,
     seeds_of,
     surely_better,
@@ -241,6 +247,89 @@ def test_models_that_share_few_rows_with_the_pooled_ones_are_not_preferred(searc
     assert perfect.folds == result.folds, "the pooled models are weighed by all that they have"
     reason = f"weighed against the pooled ones by {n_shared} rows, and {LEAST_SHARED_ROWS} are needed"
     assert reason in perfect.skipped["linear"]
+
+
+def order(searched, settings: Settings, unit: Unit, **ceilings: float) -> Order:
+    """What a segment is made by, under some ceilings."""
+    material = searched[0]
+    request, recipe = check_request(document(Path("shops.csv")), settings=settings)
+    plan = replace(make_plan(request, recipe, material.dataset.task), ceilings=Ceilings(**ceilings))
+    return order_of("r-1", unit, plan=plan, material=material, origin=Origin("warm_start"), champion=None)
+
+
+def test_a_segment_of_the_pooled_blend_says_so_and_has_a_curve(searched, settings: Settings, monkeypatch) -> None:
+    _, pooled, units, _, result, _ = searched
+    chosen = chosen_of(result, pooled)
+    lent = lend(pooled.data, result, chosen, units[0].rows)
+    assert set(lent.prices.costs) == {t.number for t in lent.trials}
+    monkeypatch.setattr(Shop, "_model", lambda *_: pytest.fail("a pooled model is timed once more"))
+    made = bounded(_with_lent(None, lent, units[0].data), lent, order(searched, settings, units[0]))
+    assert made.weights == pytest.approx(lent.weights)
+    assert {n: len(parts) for n, parts in made.parts.items()} == {n: len(parts) for n, parts in lent.chosen.items()}
+    assert made.frontier.sentence == (
+        "Members and weights are those of the pooled variant, which was chosen under the default bound of 4 ms."
+    )
+    assert made.frontier.lost == 0
+    assert sum(point.chosen for point in made.frontier.points) == 1
+    latencies = [point.latency_ms for point in made.frontier.points]
+    assert latencies == sorted(latencies)
+
+
+def own_and_lent(searched, *, own_ms: float) -> tuple[SearchResult, Lent, Unit]:
+    """A segment whose own model, which takes so long for a row, is surely better than the pooled ones."""
+    _, pooled, units, _, result, _ = searched
+    unit = units[0]
+    lent = lend(pooled.data, result, chosen_of(result, pooled), unit.rows)
+    model = next(iter(lent.parts.values()))
+    generator = np.random.default_rng(0)
+    fake = fake_result(unit.data, lambda y: y + 0.01 * generator.normal(size=len(y)))
+    both = _with_lent(replace(fake, parts={7: model}), lent, unit.data)
+    assert both.blend.weights[7] > 0.4
+    costs = lent.prices.costs
+    costs = dict.fromkeys(costs, replace(next(iter(costs.values())), row_ms=0.1, size_mb=1.0))
+    costs[7] = replace(costs[min(costs)], row_ms=own_ms, size_mb=2.0)
+    free = dict.fromkeys(lent.prices.preparation_ms, 0.0)
+    prices = replace(lent.prices, costs=costs, preparation_ms=free, preparation_mb=free, merges=False, ratio=1.0)
+    return both, replace(lent, prices=prices), unit
+
+
+def test_a_segments_own_blend_keeps_the_bound_or_is_cut_down_to_it(searched, settings: Settings) -> None:
+    both, lent, unit = own_and_lent(searched, own_ms=0.1)
+    whole = bounded(both, lent, order(searched, settings, unit))
+    assert whole.weights == pytest.approx(both.blend.weights)
+    assert whole.frontier.sentence == (
+        "All members of the segment's own blend keep the default bound of 4 ms: nothing was given up."
+    )
+    n_models = sum(len(parts) for parts in whole.parts.values())
+
+    limit_ms = 0.1 * n_models / 2
+    cut = bounded(both, replace(lent, bound_ms=limit_ms), order(searched, settings, unit, latency_ms=limit_ms / 0.8))
+    assert 7 in cut.weights
+    assert sum(len(parts) for parts in cut.parts.values()) * 0.1 <= limit_ms + 1e-9
+    assert sum(cut.weights.values()) == pytest.approx(1)
+    assert "was cut down to keep the ceiling of" in cut.frontier.sentence
+    assert cut.frontier.ceiling_ms == pytest.approx(limit_ms / 0.8)
+    (point,) = [point for point in cut.frontier.points if point.chosen]
+    assert point.latency_ms <= limit_ms + 1e-9
+    assert _skipped(both, cut) == both.skipped
+
+
+def test_a_ceiling_on_size_holds_for_segments(searched, settings: Settings) -> None:
+    both, lent, unit = own_and_lent(searched, own_ms=0.1)
+    size_mb = sum((2.0 if n == 7 else 1.0) * len(both.parts[n]) for n in both.blend.weights)
+    cut = bounded(both, lent, order(searched, settings, unit, size_mb=size_mb * 0.6))
+    taken = sum((2.0 if n == 7 else 1.0) * len(parts) for n, parts in cut.parts.items())
+    assert taken <= 0.8 * 0.6 * size_mb + 1e-9
+
+
+def test_own_models_that_are_too_slow_leave_the_pooled_blend(searched, settings: Settings) -> None:
+    both, lent, unit = own_and_lent(searched, own_ms=50.0)
+    made = bounded(both, lent, order(searched, settings, unit))
+    assert 7 not in made.weights
+    skipped = _skipped(both, made)
+    assert skipped["linear"] == "the segment's own models would break the bound on latency or size"
+    if set(made.weights) == set(lent.weights):
+        assert "The pooled variant's blend stays: the segment's own would take" in made.frontier.sentence
 
 
 def test_a_value_that_can_be_told_by_its_letters_is() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from factory.ledger import Ledger, PastSearch
 from factory.operate.quotes.history import Asked, PastMaking
 from factory.operate.quotes.spread import Spread
-from factory.pipeline import FINISH_LEAST_S, FINISH_MOST_S, FINISH_SHARE, LEAST_SEARCH_S
+from factory.search.clock import LEAST_S, LEAST_SEARCH_S, finish_s_of
 from factory.search.cluster import Crew, memory_budget_mb
 from factory.search.engine import INLINE_S
 from factory.search.history import COUNTED_MEMBERS
@@ -142,8 +142,9 @@ def estimate(asked: Asked, size: Size | None, fold: Spread, *, pace: Spread, cpu
         cpus: That it may use.
         settings: Of this process.
     """
-    reserve_s = min(max(FINISH_SHARE * asked.time_s, FINISH_LEAST_S), FINISH_MOST_S)
-    clock_s = max(asked.time_s - reserve_s, LEAST_SEARCH_S)
+    # The clock of the budget starts with the process.
+    time_s = max(asked.time_s - pace.by(START_S).mid, LEAST_S)
+    clock_s = max(time_s - finish_s_of(asked.time_s), LEAST_SEARCH_S)
     read_s = pace.by(READ_S if size is None else READ_S + READ_CELL_S.times(size.cells))
     around_s, finish_s = pace.by(START_S) + pace.by(END_S), pace.by(FINISH_S)
     if asked.kind == "remade":
