@@ -39,7 +39,9 @@ MOST_ROWS = 100_000
 BLOCK_S = 0.25
 """Trees are grown in blocks of about that long, so that the deadline is looked at often enough."""
 LATER = 45
-"""By how much the bet on codes alone comes after that on target means."""
+"""By how much the bet on codes alone comes after that on target means, or the other way round."""
+FEW_ROWS_A_LEVEL = 5
+"""Rows to a level of the largest column below which codes alone come first."""
 BATCH_CELLS = 2_000_000
 """Leaf values gathered at once while predicting (rows * trees * outputs): 16 MB."""
 
@@ -290,11 +292,17 @@ def _on_common_columns(forests: Sequence[ForestModel]) -> list[Nodes]:
 
 
 def bets(first: Bet, *, last: Bet, shape: Shape) -> list[Bet]:
-    """Return a forest's bets; where a column has many levels, the first sees target means, and one more does not."""
+    """Return a forest's bets: where a column has many levels, one more, so that one sees target means and one does not.
+
+    Means come first, but where a level has few rows: their means tell a deep tree too much of each row's own target.
+    """
     if shape.most_levels <= FEW_LEVELS:
         return [_seeing(first, "native"), _seeing(last, "native")]
-    native = _seeing(replace(first, rank=first.rank + LATER), "native")
-    return sorted([_seeing(first, "target"), native, _seeing(last, "target")], key=lambda bet: bet.rank)
+    early, late = "target", "native"
+    if shape.n_rows < FEW_ROWS_A_LEVEL * shape.most_levels:
+        early, late = late, early
+    other = _seeing(replace(first, rank=first.rank + LATER), late)
+    return sorted([_seeing(first, early), other, _seeing(last, early)], key=lambda bet: bet.rank)
 
 
 def _seeing(bet: Bet, categoricals: str) -> Bet:

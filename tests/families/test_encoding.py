@@ -289,5 +289,8 @@ def test_a_forest_bets_on_means_first_where_levels_are_many(name: str) -> None:
         many = family.portfolio(task, shape=Shape(N, 4, 2, 11))
         assert many[0].parameters["categoricals"] == "target"
         assert {bet.parameters["categoricals"] for bet in many} == {"native", "target"}
+        rare = family.portfolio(task, shape=Shape(N, 4, 2, N // 4))
+        assert [bet.parameters["categoricals"] for bet in rare if bet.rank == many[0].rank] == ["native"]
+        assert {bet.parameters["categoricals"] for bet in rare} == {"native", "target"}
         few = family.portfolio(task, shape=Shape(N, 4, 2, 10))
         assert {bet.parameters["categoricals"] for bet in few} == {"native"}
