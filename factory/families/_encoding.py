@@ -105,7 +105,7 @@ class TargetEncoding:
     @property
     def n_means(self) -> int:
         """Number of columns of means."""
-        return len(self.columns) * self.values.shape[1]
+        return len(self.columns) * int(self.values.shape[1])
 
     def transform(self, table: Table) -> Table:
         """Return rows with means, as the first numeric columns, in place of the encoded codes or beside them."""
