@@ -29,8 +29,8 @@ class DenseEncoder:
 
     Numeric columns: median imputation, an inverse hyperbolic sine around the median where the tails are heavy
     (Burbidge, Magee and Robb 1988), standardization, clipping at 8 standard deviations, and a column that says
-    "was missing" for each that had missing values in training. Categorical columns: one-hot up to
-    ``one_hot_max_levels`` levels (an unseen level is all zeros), log frequency and scaled rank by frequency above.
+    "was missing" for each that had missing values in training. Categorical columns: one-hot (an unseen level is all
+    zeros); columns of many levels are made numbers before, or embedded.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -42,7 +42,10 @@ class DenseEncoder:
         self._width = arrays.get("width", np.zeros(0, dtype=np.float32))
         self._indicated = arrays["indicated"]
         self._one_hot, self._offsets, self._first = arrays["one_hot"], arrays["offsets"], arrays["first"]
-        self._many, self._starts, self._values = arrays["many"], arrays["starts"], arrays["values"]
+        # Encoders stored before target means encode columns of many levels by log frequency and rank; others have none.
+        self._many = arrays.get("many", np.zeros(0, dtype=np.int64))
+        self._starts = arrays.get("starts", np.zeros(0, dtype=np.int64))
+        self._values = arrays.get("values", np.zeros((0, 2), dtype=np.float32))
         self._n_one_hot = int(arrays["n_one_hot"])
         self._n_numeric = len(self._median) + len(self._indicated)
 
@@ -71,13 +74,12 @@ class DenseEncoder:
         return np.concatenate(parts).astype(np.int64)
 
     @classmethod
-    def fit(cls, table: Table, *, scale: bool = True, one_hot_max_levels: int = 64) -> DenseEncoder:
-        """Learn medians, scales and frequencies.
+    def fit(cls, table: Table, *, scale: bool = True) -> DenseEncoder:
+        """Learn medians, scales and which levels there are.
 
         Args:
             table: Training rows.
             scale: Bend heavy tails, standardize and clip; False leaves numbers as they are, which is what trees want.
-            one_hot_max_levels: Most levels of a column that is one-hot encoded.
         """
         missing = np.isnan(table.numeric)
         median = _median(table.numeric, missing)
@@ -90,14 +92,9 @@ class DenseEncoder:
         spread = filled.std(axis=0) if scale and len(filled) else np.ones(n_numeric)
         spread[spread <= 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0
         levels = np.array(table.levels, dtype=np.int64)
-        one_hot = np.flatnonzero(levels - 1 <= one_hot_max_levels)
-        many = np.flatnonzero(levels - 1 > one_hot_max_levels)
-        first = (
-            np.where((table.codes[:, one_hot] == 0).any(axis=0), 0, 1) if len(table) else np.ones(len(one_hot))
-        ).astype(np.int64)
-        widths = levels[one_hot] - first
-        encodings = [_frequency_encoding(table.codes[:, j], int(levels[j]), scale=scale) for j in many]
-        sizes = levels[many]
+        first = np.where((table.codes == 0).any(axis=0), 0, 1) if len(table) else np.ones(len(levels))
+        first = first.astype(np.int64)
+        widths = levels - first
         return cls(
             {
                 "median": median,
@@ -107,13 +104,10 @@ class DenseEncoder:
                 "scale": spread.astype(np.float32),
                 "clip": np.array(_CLIP if scale else np.inf, dtype=np.float32),
                 "indicated": np.flatnonzero(missing.any(axis=0)),
-                "one_hot": one_hot,
+                "one_hot": np.arange(len(levels)),
                 "offsets": np.cumsum(widths) - widths - first,
                 "first": first,
                 "n_one_hot": np.array(widths.sum(), dtype=np.int64),
-                "many": many,
-                "starts": np.cumsum(sizes) - sizes,
-                "values": np.concatenate([*encodings, np.zeros((0, 2), dtype=np.float32)]),
             }
         )
 
@@ -203,16 +197,3 @@ def _widths(heavy: np.ndarray, median: np.ndarray) -> np.ndarray:
         # Where most values are equal, those that differ say what is far.
         widths.append(_STRAIGHT * float(high - low) or float(np.median(np.abs(values[values != centre] - centre))))
     return np.array(widths, dtype=np.float32)
-
-
-def _frequency_encoding(codes: np.ndarray, n_levels: int, *, scale: bool) -> np.ndarray:
-    """Return (log frequency, rank by frequency) of each level, float32 (n_levels, 2); standardized over the rows."""
-    counts = np.bincount(codes, minlength=n_levels).astype(np.float64)
-    rank = np.empty(n_levels)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(n_levels)
-    table = np.column_stack([np.log1p(counts), rank / max(n_levels - 1, 1)])
-    if scale:
-        rows = table[codes]
-        spread = rows.std(axis=0)
-        table = np.clip((table - rows.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0), -_CLIP, _CLIP)
-    return table.astype(np.float32)

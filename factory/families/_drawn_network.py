@@ -7,20 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from factory.data.dense import DenseEncoder
 from factory.data.graph import DOUBLE, DrawnTable, Graph
+from factory.families._dense_inputs import DenseInputs
 from factory.families._mlp import EPSILON, Activation, Architecture
 from factory.spec import Task
 
 
-def draw(
-    architecture: Architecture, weights: Mapping[str, np.ndarray], encoder: DenseEncoder, table: DrawnTable
-) -> str:
+def draw(architecture: Architecture, weights: Mapping[str, np.ndarray], inputs: DenseInputs, table: DrawnTable) -> str:
     """Draw a network's answer; see :meth:`factory.families.base.Model.draw`."""
-    a, graph, table = architecture, table.graph, table.plain
+    a, graph, table = architecture, table.graph, inputs.draw_seen(table.plain)
     kept = [j for j in range(len(table.levels)) if j not in a.embedded]
     codes = None if table.codes is None or not kept else graph.columns(table.codes, kept)
-    dense = encoder.draw(replace(table, codes=codes, levels=tuple(table.levels[j] for j in kept)))
+    dense = inputs.encoder.draw(replace(table, codes=codes, levels=tuple(table.levels[j] for j in kept)))
     x = _features(a, weights, dense, table)
     answer = graph.cast((_one if a.members == 1 else _several)(a, weights, graph, x), DOUBLE)
     if a.task is not Task.REGRESSION:

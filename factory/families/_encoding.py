@@ -1,15 +1,19 @@
-"""What a booster makes of a table before its trees see it: crosses or not, levels as codes or as target means.
+"""What a model makes of a table before it sees it: crosses or not, levels as codes or as target means.
 
-Target means are better than a booster's own handling of categories where levels
-are many, and much worse where they are few (own measurement: superstore 112
+For boosters target means are better than their own handling of categories where
+levels are many, and much worse where they are few (own measurement: superstore 112
 against 119, diamonds 785 against 550).  So a column is encoded only above
-:data:`FEW_LEVELS`; the others stay native codes.  Training rows get the means
-of folds that they are not in; otherwise each would see its own target.
+:data:`FEW_LEVELS`; the others stay native codes.  Forests, which have no handling
+of their own, see means beside codes, models of plain numbers instead of them
+(docs/decisions/many-levels.md).  Training rows get the means of folds that they
+are not in; otherwise each would see its own target.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +31,8 @@ SMOOTHING = 10.0
 """Rows that the overall mean counts for in a level's mean; with five folds as in AutoGluon 1.6."""
 MOST_TARGETS = 10
 """Classes that get a column of means, the most frequent ones."""
+MOST_MEANS = 50
+"""Columns of means of all encoded columns together, where that leaves each of them one."""
 
 
 @dataclass(frozen=True)
@@ -37,33 +43,40 @@ class TargetEncoding:
         columns: Positions of the encoded categorical columns, int64 (n_encoded,).
         starts: Row in ``values`` of each one's code 0, int64 (n_encoded,).
         values: Mean of each level, and of the whole for levels that training lacks, float32 (n_levels, n_targets).
+        keeps: Whether the encoded codes stay in the table, beside their means.
     """
 
     columns: np.ndarray
     starts: np.ndarray
     values: np.ndarray
+    keeps: bool = False
 
     @classmethod
-    def fit(cls, train: Sample, *, n_classes: int, seed: int) -> tuple[TargetEncoding, Table] | None:
+    def fit(
+        cls, train: Sample, *, n_classes: int, seed: int, few: int = FEW_LEVELS, keeps: bool = False
+    ) -> tuple[TargetEncoding, Table] | None:
         """Learn from training rows; None where no column has many levels.
 
         Args:
-            train: The rows, with targets as the booster is trained on them: class indices, or scaled numbers.
+            train: The rows, with targets as the model is trained on them: class indices, or scaled numbers.
             n_classes: Number of classes, 0 for regression.
             seed: Seed of the inner folds.
+            few: Columns up to so many known levels are left as they are.
+            keeps: Whether codes stay beside their means.
 
         Returns:
             The encoding for other rows, and the training rows encoded out of fold.
         """
         table = train.table
-        columns = np.flatnonzero(np.array(table.levels) - 1 > FEW_LEVELS)
+        columns = np.flatnonzero(np.array(table.levels) - 1 > few)
         if not len(columns):
             return None
         weight = np.ones(len(train)) if train.weight is None else train.weight
-        targets = _targets(train.y, n_classes) * weight[:, np.newaxis]
+        targets = _targets(train.y, n_classes, most=MOST_MEANS // len(columns)) * weight[:, np.newaxis]
         fold = np.random.default_rng(seed).permutation(len(train)) % INNER_FOLDS
-        encoded, means = [], []
-        for j in columns:
+        n_targets, means = targets.shape[1], []
+        encoded = np.empty((len(train), len(columns) * n_targets), dtype=np.float32)
+        for at, j in enumerate(columns):
             codes, n_levels = table.codes[:, j], table.levels[j]
             cell = fold * n_levels + codes
             sums = np.stack(
@@ -72,15 +85,33 @@ class TargetEncoding:
             whole = sums.sum(axis=1)
             means.append(_smoothed(whole))
             others = np.stack([_smoothed(whole - sums[:, k]) for k in range(INNER_FOLDS)])
-            encoded.append(others[fold, codes])
+            encoded[:, at * n_targets : (at + 1) * n_targets] = others[fold, codes]
         sizes = np.array(table.levels)[columns]
-        encoding = cls(columns, np.cumsum(sizes) - sizes, np.concatenate(means))
-        return encoding, encoding._replaced(table, np.concatenate(encoded, axis=1))
+        encoding = cls(columns, np.cumsum(sizes) - sizes, np.concatenate(means), keeps)
+        return encoding, encoding._with(table, encoded)
+
+    @classmethod
+    def joined(cls, encodings: Sequence[TargetEncoding]) -> TargetEncoding | None:
+        """Return the means of several encodings of one preparation's tables, the first one's before the next one's.
+
+        None where they have different numbers of means for a column.
+        """
+        if len({(each.values.shape[1], each.keeps) for each in encodings}) != 1 or not encodings[0].keeps:
+            return None
+        sizes = [len(each.values) for each in encodings]
+        starts = [each.starts + first for each, first in zip(encodings, np.cumsum(sizes) - sizes, strict=True)]
+        columns = np.concatenate([each.columns for each in encodings])
+        return cls(columns, np.concatenate(starts), np.concatenate([each.values for each in encodings]), keeps=True)
+
+    @property
+    def n_means(self) -> int:
+        """Number of columns of means."""
+        return len(self.columns) * int(self.values.shape[1])
 
     def transform(self, table: Table) -> Table:
-        """Return rows with means, as the first numeric columns, in place of the encoded codes."""
+        """Return rows with means, as the first numeric columns, in place of the encoded codes or beside them."""
         means = self.values[self.starts + table.codes[:, self.columns]]
-        return self._replaced(table, means.reshape(len(table), -1))
+        return self._with(table, means.reshape(len(table), -1))
 
     def owners(self, owners: Owners, *, n_numeric: int) -> Owners:
         """Return the owners of the columns that :meth:`transform` returns, of those of a table's."""
@@ -92,26 +123,48 @@ class TargetEncoding:
     def draw(self, table: DrawnTable) -> DrawnTable:
         """Draw :meth:`transform`."""
         assert table.codes is not None
-        graph, kept = table.graph, [j for j in range(len(table.levels)) if j not in self.columns]
+        graph, kept = table.graph, self._kept(len(table.levels))
         rows = graph.add("Add", graph.columns(table.codes, self.columns), self.starts.astype(np.int64))
         means = graph.flat(graph.add("Gather", self.values, rows, axis=0))
         return replace(
             table,
             numeric=means if table.numeric is None else graph.beside([means, table.numeric]),
             codes=graph.columns(table.codes, kept) if kept else None,
-            n_numeric=table.n_numeric + len(self.columns) * self.values.shape[1],
+            n_numeric=table.n_numeric + self.n_means,
             levels=tuple(table.levels[j] for j in kept),
         )
 
-    def _replaced(self, table: Table, means: np.ndarray) -> Table:
-        kept = [j for j in range(len(table.levels)) if j not in self.columns]
-        names = [f"{table.categorical_names[j]}:mean{k}" for j in self.columns for k in range(self.values.shape[1])]
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Return everything it learned, as arrays for npz; their names begin with ``prefix``."""
+        stored = {"columns": self.columns, "starts": self.starts, "values": self.values, "keeps": np.array(self.keeps)}
+        return {prefix + name: values for name, values in stored.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "") -> TargetEncoding | None:
+        """Rebuild from what :meth:`arrays` returned, which may stand among others; None where it does not."""
+        if f"{prefix}columns" not in arrays:
+            return None
+        columns, starts, values = (arrays[prefix + name] for name in ("columns", "starts", "values"))
+        # Encodings stored before codes could stay have no such array.
+        return cls(columns, starts, values, bool(arrays.get(f"{prefix}keeps", False)))
+
+    def _kept(self, n_columns: int) -> list[int]:
+        """Return the positions of the codes that stay."""
+        return [j for j in range(n_columns) if self.keeps or j not in self.columns]
+
+    def _with(self, table: Table, means: np.ndarray) -> Table:
+        # In front: the last numeric columns are the crosses.
+        numeric = np.concatenate([means, table.numeric], axis=1, dtype=np.float32)
+        names = _names(table.categorical_names, tuple(self.columns.tolist()), self.values.shape[1])
+        numeric_names = (*names, *table.numeric_names)
+        if self.keeps:
+            return replace(table, numeric=numeric, numeric_names=numeric_names)
+        kept = self._kept(len(table.levels))
         return Table(
-            # In front: the last numeric columns are the crosses.
-            np.concatenate([means, table.numeric], axis=1, dtype=np.float32),
+            numeric,
             table.codes[:, kept],
             tuple(table.levels[j] for j in kept),
-            (*names, *table.numeric_names),
+            numeric_names,
             tuple(table.categorical_names[j] for j in kept),
             n_crosses=table.n_crosses,
         )
@@ -119,7 +172,7 @@ class TargetEncoding:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How a booster sees a table.
+    """How trees see a table.
 
     Attributes:
         crosses: Whether it sees products and ratios of columns.
@@ -130,10 +183,12 @@ class Inputs:
     encoding: TargetEncoding | None = None
 
     @classmethod
-    def fit(cls, train: Sample, *, crosses: bool, encodes: bool, n_classes: int, seed: int) -> tuple[Inputs, Sample]:
+    def fit(
+        cls, train: Sample, *, crosses: bool, encodes: bool, n_classes: int, seed: int, keeps: bool = False
+    ) -> tuple[Inputs, Sample]:
         """Return the inputs, and the training rows as the trees see them; see :meth:`TargetEncoding.fit`."""
         seen = train if crosses else replace(train, table=train.table.plain)
-        found = TargetEncoding.fit(seen, n_classes=n_classes, seed=seed) if encodes else None
+        found = TargetEncoding.fit(seen, n_classes=n_classes, seed=seed, keeps=keeps) if encodes else None
         if found is None:
             return cls(crosses), seen
         encoding, table = found
@@ -168,11 +223,7 @@ class Inputs:
             return
         arrays = {"crosses": np.array(self.crosses)}
         if self.encoding is not None:
-            arrays |= {
-                "columns": self.encoding.columns,
-                "starts": self.encoding.starts,
-                "values": self.encoding.values,
-            }
+            arrays |= self.encoding.arrays()
         np.savez(folder / FILE, allow_pickle=False, **arrays)
 
     @classmethod
@@ -182,16 +233,21 @@ class Inputs:
             return cls()
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        crosses = bool(arrays.pop("crosses"))
-        return cls(crosses, TargetEncoding(**arrays) if arrays else None)
+        return cls(bool(arrays["crosses"]), TargetEncoding.from_arrays(arrays))
 
 
-def _targets(y: np.ndarray, n_classes: int) -> np.ndarray:
+def _targets(y: np.ndarray, n_classes: int, *, most: int) -> np.ndarray:
     """Return what is averaged, float64 (n_rows, n_targets): the number, the second class, or each frequent class."""
     if n_classes <= 2:
         return y.astype(np.float64)[:, np.newaxis]
-    frequent = np.argsort(-np.bincount(y, minlength=n_classes), kind="stable")[:MOST_TARGETS]
+    frequent = np.argsort(-np.bincount(y, minlength=n_classes), kind="stable")[: max(1, min(most, MOST_TARGETS))]
     return np.asarray(y[:, np.newaxis] == np.sort(frequent), dtype=np.float64)
+
+
+@lru_cache(256)
+def _names(categorical: tuple[str, ...], columns: tuple[int, ...], n_targets: int) -> tuple[str, ...]:
+    """Return what the columns of means are called; kept, since every row of a variant asks for them."""
+    return tuple(f"{categorical[j]}:mean{k}" for j in columns for k in range(n_targets))
 
 
 def _smoothed(sums: np.ndarray) -> np.ndarray:

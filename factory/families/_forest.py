@@ -22,13 +22,14 @@ import numpy as np
 from factory.data.graph import INT64, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._drawing import AT_MOST, GrownTrees
+from factory.families._encoding import FEW_LEVELS, MOST_MEANS, Inputs, TargetEncoding
 from factory.families._head import Head
 from factory.families._leaves import LeafTerms
 from factory.families._terms import Link
 from factory.families._walk import Trees
 from factory.families._ways import MOST_WAYS
-from factory.families.base import Family, FitContext, Model, Sample
-from factory.space import FloatDimension, IntDimension, Parameters, Space
+from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
+from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
 
 FILE = "forest.npz"
@@ -40,6 +41,10 @@ MOST_ROWS = 100_000
 """Rows of one tree at most; a single tree cannot be interrupted, and more rows add little to a forest."""
 BLOCK_S = 0.25
 """Trees are grown in blocks of about that long, so that the deadline is looked at often enough."""
+LATER = 45
+"""By how much the bet on codes alone comes after that on target means, or the other way round."""
+FEW_ROWS_A_LEVEL = 5
+"""Rows to a level of the largest column below which codes alone come first."""
 BATCH_CELLS = 2_000_000
 """Leaf values gathered at once while predicting (rows * trees * outputs): 16 MB."""
 
@@ -146,13 +151,14 @@ class ForestModel(Model):
         head: The end of the model.
         unsure: Trees' worth of an even guess that is mixed in (the m-estimate of Cestnik 1990): no class that was seen
             is impossible because no leaf happened to hold it. 0 in models that were stored without.
+        inputs: What the trees see of a table.
     """
 
-    def __init__(self, nodes: Nodes, seen: np.ndarray, head: Head, *, unsure: float = 1.0) -> None:
-        self.nodes, self.seen, self.head, self.unsure = nodes, seen, head, unsure
+    def __init__(self, nodes: Nodes, seen: np.ndarray, head: Head, *, inputs: Inputs, unsure: float = 1.0) -> None:
+        self.nodes, self.seen, self.head, self.inputs, self.unsure = nodes, seen, head, inputs, unsure
 
     def predict(self, table: Table) -> np.ndarray:
-        answer = self.nodes.answer(table.matrix)
+        answer = self.nodes.answer(self.inputs.of(table).matrix)
         if self.head.task is Task.REGRESSION:
             return self.head.decode(answer[:, 0])
         if len(self.seen) == 2:
@@ -186,7 +192,7 @@ class ForestModel(Model):
 
     def draw(self, table: DrawnTable) -> str:
         graph, n_trees = table.graph, len(self.nodes.trees.roots)
-        answer = self.nodes.draw(graph, table.matrix)
+        answer = self.nodes.draw(graph, self.inputs.draw(table).matrix)
         if self.head.task is Task.REGRESSION:
             return self.head.draw(graph, answer)
         if len(self.seen) == 2:
@@ -201,6 +207,7 @@ class ForestModel(Model):
         arrays = self.nodes.trees.arrays() | {"values": self.nodes.values}
         np.savez(folder / FILE, seen=self.seen, unsure=np.array(self.unsure), allow_pickle=False, **arrays)
         self.head.save(folder)
+        self.inputs.save(folder)
 
 
 class ForestFamily(Family):
@@ -212,6 +219,7 @@ class ForestFamily(Family):
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task
         return {
+            "categoricals": ChoiceDimension(choices=("native", "target")),
             "trees": IntDimension(low=50, high=500, log=True),
             "max_features": FloatDimension(low=0.1, high=1.0),
             "min_samples_leaf": IntDimension(low=1, high=50, log=True),
@@ -228,8 +236,16 @@ class ForestFamily(Family):
         """Grow trees until there are enough, the deadline is near or the model gets too large."""
         head = Head.of(train.y, context)
         forest = self._estimator(parameters, n_rows=len(train), context=context)
+        inputs, seen = Inputs.fit(
+            replace(train, y=head.encode(train.y)),
+            crosses=True,
+            encodes=parameters.get("categoricals") == "target",
+            keeps=True,
+            n_classes=context.n_classes,
+            seed=context.seed,
+        )
         # scikit-learn's trees refuse read-only memory, which is what Ray hands over.
-        X, y = (np.require(a, requirements=["C", "W"]) for a in (train.table.matrix, head.encode(train.y)))
+        X, y = (np.require(a, requirements=["C", "W"]) for a in (seen.table.matrix, seen.y))
         wanted = int(parameters["trees"] or 100)
         most_nodes = 1e6 * MOST_MB / _node_bytes(head.n_classes)
         block, grown, first = context.threads, 0, True
@@ -247,11 +263,12 @@ class ForestFamily(Family):
             if grown == wanted or block < 1 or context.stopped or late:
                 break
             first = False
-        seen = np.zeros(0, dtype=np.int64) if context.task is Task.REGRESSION else np.asarray(forest.classes_)
-        return ForestModel(Nodes.of(forest.estimators_, outputs=slice(len(seen) == 2, None)), seen, head)
+        classes = np.zeros(0, dtype=np.int64) if context.task is Task.REGRESSION else np.asarray(forest.classes_)
+        nodes = Nodes.of(forest.estimators_, outputs=slice(len(classes) == 2, None))
+        return ForestModel(nodes, classes, head, inputs=inputs)
 
     def merge(self, models: Sequence[Model]) -> Model | None:
-        """Put all trees into one forest, so that a row walks them at once."""
+        """Put all trees into one forest, so that a row walks them at once; each keeps the means that it grew on."""
         forests = [m for m in models if isinstance(m, ForestModel)]
         if len(forests) < len(models) or not forests:
             return None
@@ -259,10 +276,15 @@ class ForestFamily(Family):
         alike = len({(h.task, h.n_classes, h.target_scale) for h in heads}) == 1
         if not alike or any(not np.array_equal(m.seen, first.seen) for m in forests):
             return None
+        encodings = [m.inputs.encoding for m in forests if m.inputs.encoding is not None]
+        encoding = TargetEncoding.joined(encodings) if encodings else None
+        if encodings and encoding is None:
+            return None
         head = Head.mean(heads)
         weights = [h.scale / (head.scale * len(heads)) for h in heads]
+        nodes = Nodes.joined(_on_common_columns(forests), weights)
         unsure = sum(m.unsure for m in forests)
-        return ForestModel(Nodes.joined([m.nodes for m in forests], weights), first.seen, head, unsure=unsure)
+        return ForestModel(nodes, first.seen, head, inputs=Inputs(encoding=encoding), unsure=unsure)
 
     @abstractmethod
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
@@ -273,14 +295,48 @@ class ForestFamily(Family):
             arrays = dict(stored)
         seen, unsure = arrays.pop("seen"), float(arrays.pop("unsure", 0.0))
         values = arrays.pop("values")
-        return ForestModel(Nodes(Trees.from_arrays(**arrays), values), seen, Head.load(folder), unsure=unsure)
+        nodes = Nodes(Trees.from_arrays(**arrays), values)
+        return ForestModel(nodes, seen, Head.load(folder), inputs=Inputs.load(folder), unsure=unsure)
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         stored = _node_bytes(n_classes)
         leaves = min(n_rows, MOST_ROWS) / max(int(parameters.get("min_samples_leaf") or 1), 1)
         nodes = min(2 * min(leaves, MOST_LEAVES) * int(parameters.get("trees") or 100), 1e6 * MOST_MB / stored)
+        if parameters.get("categoricals") == "target":
+            n_columns += MOST_MEANS
         # The float32 table twice; scikit-learn's nodes with their values; ours, and their parts while they are joined.
         return float((n_rows * (n_columns * 8 + 16) + nodes * (64 + 8 * max(n_classes, 1) + 4 * stored)) / 1e6 + 80)
+
+
+def _on_common_columns(forests: Sequence[ForestModel]) -> list[Nodes]:
+    """Return the trees as they split one table that has the means of all forests, in their order, before the rest."""
+    own = [0 if m.inputs.encoding is None else m.inputs.encoding.n_means for m in forests]
+    moved, before, total = [], 0, sum(own)
+    for forest, n in zip(forests, own, strict=True):
+        trees = forest.nodes.trees
+        columns = np.arange(int(trees.steps[:, 0].max()) // 2 + 1)
+        trees = trees.on_columns(np.where(columns < n, columns + before, columns - n + total))
+        moved.append(replace(forest.nodes, trees=trees))
+        before += n
+    return moved
+
+
+def bets(first: Bet, *, last: Bet, shape: Shape) -> list[Bet]:
+    """Return a forest's bets: where a column has many levels, one more, so that one sees target means and one does not.
+
+    Means come first, but where a level has few rows: their means tell a deep tree too much of each row's own target.
+    """
+    if shape.most_levels <= FEW_LEVELS:
+        return [_seeing(first, "native"), _seeing(last, "native")]
+    early, late = "target", "native"
+    if shape.n_rows < FEW_ROWS_A_LEVEL * shape.most_levels:
+        early, late = late, early
+    other = _seeing(replace(first, rank=first.rank + LATER), late)
+    return sorted([_seeing(first, early), other, _seeing(last, early)], key=lambda bet: bet.rank)
+
+
+def _seeing(bet: Bet, categoricals: str) -> Bet:
+    return replace(bet, parameters={"categoricals": categoricals, **bet.parameters})
 
 
 def smallest_leaf(parameters: Parameters, *, n_rows: int) -> int:

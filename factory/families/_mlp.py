@@ -38,6 +38,7 @@ from factory.data.dense import DenseEncoder
 from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
 from factory.errors import UntrustedBundle
+from factory.families._dense_inputs import DenseInputs, dense_part
 from factory.families._head import Head, TargetScale
 from factory.families.base import Model
 from factory.spec import CurvePoint, Document, Task
@@ -53,9 +54,6 @@ FORMAT = 1
 _CHUNK_ROWS = 8192
 _LEAST_BIN = 1e-3
 """Standard deviations that a bin is wide at least: a narrower one is a tie, and its slope would blow up."""
-_ONE_HOT_MAX_LEVELS = 9
-"""Columns with more codes than this are embedded, the others one-hot: 8 categories as in RealMLP
-(Holzmüller, Grinsztajn, Steinwart 2024), and the code for missing."""
 
 
 class Architecture(Document):
@@ -224,28 +222,8 @@ class Inputs:
         return Inputs(self.dense[index], self.codes[index])
 
 
-def embedded_columns(levels: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the indices of the categorical columns that get an embedding."""
-    return tuple(j for j, n in enumerate(levels) if n > _ONE_HOT_MAX_LEVELS)
-
-
-def dense_part(table: Table, embedded: tuple[int, ...]) -> Table:
-    """Return the table without the embedded columns, and without products and ratios: layers make their own."""
-    table = table.plain
-    if not embedded:
-        return table
-    kept = [j for j in range(len(table.levels)) if j not in embedded]
-    return Table(
-        numeric=table.numeric,
-        codes=table.codes[:, kept],
-        levels=tuple(table.levels[j] for j in kept),
-        numeric_names=table.numeric_names,
-        categorical_names=tuple(table.categorical_names[j] for j in kept),
-    )
-
-
 def encode(table: Table, encoder: DenseEncoder, embedded: tuple[int, ...]) -> Inputs:
-    """Return the network's inputs for a table."""
+    """Return the network's inputs for a table that has target means already, where the network sees them."""
     return Inputs(encoder.transform(dense_part(table, embedded)), table.codes[:, list(embedded)])
 
 
@@ -333,14 +311,14 @@ class NetworkModel(Model):
         self,
         architecture: Architecture,
         weights: Arrays,
-        encoder: DenseEncoder,
+        inputs: DenseInputs,
         *,
         rounds: int = 0,
         curve: tuple[CurvePoint, ...] = (),
     ) -> None:
         self.architecture = architecture
         self.weights = weights
-        self.encoder = encoder
+        self.inputs = inputs
         self.rounds = rounds
         self.curve = curve
 
@@ -350,7 +328,9 @@ class NetworkModel(Model):
         A regression never leaves the range of the targets seen in training, as a tree ensemble would not.
         """
         a = self.architecture
-        z = forward(a, self.weights, encode(table, self.encoder, a.embedded)).astype(np.float64)
+        z = forward(a, self.weights, encode(self.inputs.seen(table), self.inputs.encoder, a.embedded)).astype(
+            np.float64
+        )
         if a.task is Task.REGRESSION:
             return np.asarray(np.clip(a.head.decode(z[:, 0]), a.target_low, a.target_high))
         z = np.exp(z - z.max(axis=1, keepdims=True))
@@ -359,14 +339,14 @@ class NetworkModel(Model):
     def draw(self, table: DrawnTable) -> str:
         from factory.families._drawn_network import draw
 
-        return draw(self.architecture, self.weights, self.encoder, table)
+        return draw(self.architecture, self.weights, self.inputs, table)
 
     def save(self, folder: Path) -> None:
         """Write ``network.json``, ``network.safetensors`` and ``encoder.npz``."""
         from safetensors.numpy import save_file
 
         save_file({name: np.asarray(w, order="C") for name, w in self.weights.items()}, folder / "network.safetensors")
-        np.savez(folder / "encoder.npz", allow_pickle=False, **self.encoder.arrays())
+        np.savez(folder / "encoder.npz", allow_pickle=False, **self.inputs.arrays(prefix=""))
         document = {
             "format": FORMAT,
             "architecture": self.architecture.model_dump(mode="json"),
@@ -398,6 +378,6 @@ class NetworkModel(Model):
                 hint="The files were changed after they were written; make the variant again.",
             )
         with np.load(folder / "encoder.npz", allow_pickle=False) as arrays:
-            encoder = DenseEncoder.from_arrays(dict(arrays))
+            inputs = DenseInputs.from_arrays(dict(arrays), prefix="")
         curve = tuple(CurvePoint.model_validate(point) for point in document["curve"])
-        return cls(architecture, weights, encoder, rounds=document["rounds"], curve=curve)
+        return cls(architecture, weights, inputs, rounds=document["rounds"], curve=curve)

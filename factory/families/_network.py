@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from factory.data.dense import DenseEncoder
+from factory.families._dense_inputs import DenseInputs, dense_part, embedded_columns
+from factory.families._encoding import TargetEncoding
 from factory.families._epochs import Group, Learner, run
 from factory.families._head import Head
 from factory.families._job import Examples, Job, Plan, Progress
-from factory.families._mlp import ACTIVATIONS, Architecture, NetworkModel, dense_part, embedded_columns, encode
+from factory.families._mlp import ACTIVATIONS, Architecture, NetworkModel, encode
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, Parameters, Space
 from factory.spec import Task
@@ -49,6 +52,11 @@ FINE_TUNING_EPOCHS = 0.25
 FIRST_RANK = 500
 """Networks come after the classical portfolio: they need longer, and their frameworks seconds to start."""
 
+MANY_LEVELS = 64
+"""Levels above which a column may become target means instead of having an embedding."""
+FEW_ROWS_A_LEVEL = 10
+"""Rows to a level below which that is a bet: too few for an embedding (superstore, 4 rows: RMSE -16 %)."""
+
 BY_ROWS = ((1_000, 32, 64), (5_000, 64, 48), (20_000, 128, 40), (100_000, 256, 24), (500_000, 512, 12))
 """(rows up to, batch size, epochs): some thousand steps whatever the size, and small sets in well under 10 s."""
 BY_ROWS_MOST = (1024, 6)
@@ -69,6 +77,7 @@ class NetworkFamily(Family):
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for all tasks
         """Return the full search space."""
         return {
+            "categoricals": ChoiceDimension(choices=("native", "target")),
             "layers": IntDimension(low=1, high=5),
             "width": IntDimension(low=16, high=512, log=True),
             "number_size": IntDimension(low=0, high=16),
@@ -89,26 +98,34 @@ class NetworkFamily(Family):
     def portfolio(self, task: Task, *, shape: Shape) -> list[Bet]:
         """Return configurations to try first; batches grow and epochs fall with the rows."""
         sizes = next(((batch, epochs) for most, batch, epochs in BY_ROWS if shape.n_rows <= most), BY_ROWS_MOST)
-        return [
-            Bet({**bet, "batch_size": sizes[0], "epochs": sizes[1]}, rank=self.first_rank + 10 * k)
+        first, *others = (
+            Bet({"categoricals": "native", **bet, "batch_size": sizes[0], "epochs": sizes[1]}, self.first_rank + 10 * k)
             for k, bet in enumerate(self.bets(task))
-        ]
+        )
+        if shape.most_levels <= MANY_LEVELS or shape.n_rows >= FEW_ROWS_A_LEVEL * shape.most_levels:
+            return [first, *others]
+        return [first, Bet({**first.parameters, "categoricals": "target"}, first.rank + 5), *others]
 
     def job(
         self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext
-    ) -> tuple[Job, DenseEncoder]:
-        """Return what is to be trained, and the encoder that was fitted on ``train``."""
+    ) -> tuple[Job, DenseInputs]:
+        """Return what is to be trained, and what a network sees of a row, which was fitted on ``train``."""
         table, head = train.table.plain, Head.of(train.y, context)
+        encoding: TargetEncoding | None = None
+        if parameters.get("categoricals") == "target":
+            learned = Sample(table, head.encode(train.y), train.weight)
+            found = TargetEncoding.fit(learned, n_classes=context.n_classes, seed=context.seed, few=MANY_LEVELS)
+            if found is not None:
+                encoding, table = found
         embedded = embedded_columns(table.levels)
-        encoder = DenseEncoder.fit(dense_part(table, embedded))
-        inputs = encode(table, encoder, embedded)
+        inputs = DenseInputs(DenseEncoder.fit(dense_part(table, embedded)), encoding)
         regression = context.task is Task.REGRESSION
         n_numbers = table.numeric.shape[1]
         number_size = min(int(parameters.get("number_size") or 0), MOST_NUMBER_INPUTS // max(n_numbers, 1))
         architecture = Architecture(
             task=context.task,
             n_outputs=1 if regression else context.n_classes,
-            n_dense=inputs.dense.shape[1],
+            n_dense=inputs.encoder.n_columns,
             embedded=embedded,
             levels=tuple(table.levels[j] for j in embedded),
             embedding_size=int(parameters["embedding_size"] or 0),
@@ -129,17 +146,17 @@ class NetworkFamily(Family):
         job = Job(
             architecture,
             _plan(parameters, context),
-            _examples(train, architecture, encoder),
-            _watched(validation, architecture, encoder, context),
+            _examples(replace(train, table=table), architecture, inputs.encoder),
+            _watched(validation, architecture, inputs, context),
         )
-        return job, encoder
+        return job, inputs
 
     def fit(
         self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext
     ) -> NetworkModel:
         """Fit one network in this process."""
-        job, encoder = self.job(train, validation=validation, parameters=parameters, context=context)
-        return self.model(job, encoder, self._run(job, context))
+        job, inputs = self.job(train, validation=validation, parameters=parameters, context=context)
+        return self.model(job, inputs, self._run(job, context))
 
     def resume(
         self,
@@ -152,13 +169,14 @@ class NetworkFamily(Family):
     ) -> NetworkModel | None:
         """Fine-tune a network on new rows with a lower learning rate.
 
-        Encoder and scale of the target stay. With validation rows, the weights stay too if no epoch makes them better.
+        What it sees of a row, target means too, and the scale of the target stay. With validation rows, the weights
+        stay too if no epoch makes them better.
         """
         if not isinstance(model, NetworkModel):
             return None
         plan = _plan(parameters, context)
         epochs = context.rounds or max(1, round(plan.epochs * FINE_TUNING_EPOCHS))
-        architecture, encoder = model.architecture, model.encoder
+        architecture, inputs = model.architecture, model.inputs
         if architecture.task is Task.REGRESSION and len(train):
             low, high = float(train.y.min()), float(train.y.max())
             architecture = architecture.model_copy(
@@ -170,11 +188,11 @@ class NetworkFamily(Family):
         job = Job(
             architecture,
             plan.model_copy(update={"lr": plan.lr * FINE_TUNING_RATE, "epochs": epochs}),
-            _examples(train, architecture, encoder),
-            _watched(validation, architecture, encoder, context),
+            _examples(replace(train, table=inputs.seen(train.table)), architecture, inputs.encoder),
+            _watched(validation, architecture, inputs, context),
             start=model.weights,
         )
-        tuned = self.model(job, encoder, self._run(job, context))
+        tuned = self.model(job, inputs, self._run(job, context))
         tuned.rounds += model.rounds
         return tuned
 
@@ -189,12 +207,12 @@ class NetworkFamily(Family):
     def learner(self, job: Job, *, group: Group) -> Learner:
         """Return a fresh copy of the network, joined with the other workers where the group is not alone."""
 
-    def model(self, job: Job, encoder: DenseEncoder, progress: Progress) -> NetworkModel:
+    def model(self, job: Job, inputs: DenseInputs, progress: Progress) -> NetworkModel:
         """Return the model with the best epoch's weights."""
         return NetworkModel(
             job.architecture,
             progress.best,
-            encoder,
+            inputs,
             rounds=progress.best_epoch,
             curve=progress.thinned_curve(),
         )
@@ -216,6 +234,7 @@ class NetworkFamily(Family):
 
 
 def _examples(rows: Sample, architecture: Architecture, encoder: DenseEncoder) -> Examples:
+    """Return rows that have target means already, where the network sees them, as it takes them."""
     a, y = architecture, rows.y
     target = a.head.encode(y).astype(np.float32) if a.task is Task.REGRESSION else y.astype(np.int64)
     weight = np.ones(len(y)) if rows.weight is None else rows.weight
@@ -223,12 +242,12 @@ def _examples(rows: Sample, architecture: Architecture, encoder: DenseEncoder) -
 
 
 def _watched(
-    validation: Sample | None, architecture: Architecture, encoder: DenseEncoder, context: FitContext
+    validation: Sample | None, architecture: Architecture, inputs: DenseInputs, context: FitContext
 ) -> Examples | None:
     """Return the rows that decide which epoch is kept; a refit has none."""
     if validation is None or not len(validation) or context.rounds is not None:
         return None
-    return _examples(validation, architecture, encoder)
+    return _examples(replace(validation, table=inputs.seen(validation.table)), architecture, inputs.encoder)
 
 
 def _plan(parameters: Parameters, context: FitContext) -> Plan:

@@ -147,6 +147,12 @@ class Trees:
             first_answer += n
         return cls(np.concatenate(roots).astype(np.int32), np.concatenate(steps), sets=any(p.sets for p in parts))
 
+    def on_columns(self, columns: np.ndarray) -> Trees:
+        """Return the trees as they split another table, whose column ``columns[j]`` is what was column j."""
+        steps = self.steps.copy()
+        steps[:, 0] = 2 * columns[steps[:, 0] // 2] + steps[:, 0] % 2
+        return Trees(self.roots, steps, sets=self.sets)
+
     def answers(self, X: np.ndarray) -> np.ndarray:
         """Return the place of the answer that each tree has for each float32 row of X, int32 (n_rows * n_trees,)."""
         # Each column twice, as it is and with missing values below all others: NaN compares as not below, so to the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from factory.families._forest import MOST_ROWS, ForestFamily, smallest_leaf
+from factory.families._forest import MOST_ROWS, ForestFamily, bets, smallest_leaf
 from factory.families.base import Bet, FitContext, Shape
 from factory.space import Parameters
 from factory.spec import Task
@@ -27,7 +27,7 @@ class ExtraTrees(ForestFamily):
             rank = 30
         else:
             rank = 60 if shape.n_rows <= 20_000 else 100
-        return [Bet(fine, rank), Bet({**fine, "min_samples_leaf": 3}, 160)]
+        return bets(Bet(fine, rank), last=Bet({**fine, "min_samples_leaf": 3}, 160), shape=shape)
 
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
         from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor

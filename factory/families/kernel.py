@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from factory.data.dense import DenseEncoder
 from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
+from factory.families._dense_inputs import DenseInputs
 from factory.families._head import Head
 from factory.families._penalty import Rows, draw_response, respond, walk
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
@@ -47,7 +47,7 @@ class KernelModel(Model):
     """Landmarks and their coefficients.
 
     Args:
-        encoder: Fitted on the training rows.
+        inputs: What is seen of a row.
         landmarks: Encoded rows, float32 (n_landmarks, n_columns).
         gamma: Of the similarity exp(-gamma * squared distance).
         weights: float64 (n_landmarks + 1, n_outputs), the last row the intercept.
@@ -55,20 +55,15 @@ class KernelModel(Model):
     """
 
     def __init__(
-        self, encoder: DenseEncoder, landmarks: np.ndarray, gamma: float, weights: np.ndarray, *, head: Head
+        self, inputs: DenseInputs, landmarks: np.ndarray, gamma: float, weights: np.ndarray, *, head: Head
     ) -> None:
-        self._encoder, self._landmarks, self._gamma, self._weights, self._head = (
-            encoder,
-            landmarks,
-            gamma,
-            weights,
-            head,
-        )
+        self._inputs, self._landmarks, self._gamma, self._weights = inputs, landmarks, gamma, weights
+        self._head = head
         self.rounds = head.rounds
 
     def predict(self, table: Table) -> np.ndarray:
         """Return probabilities or predictions; see :class:`~factory.families.base.Model`."""
-        sought = self._encoder.transform(table.plain)
+        sought = self._inputs.transform(table.plain)
         batch = max(1, BATCH_CELLS // len(self._landmarks))
         starts = range(0, max(len(sought), 1), batch)
         return self._head.decode(np.concatenate([self._answer(sought[i : i + batch]) for i in starts]))
@@ -80,7 +75,7 @@ class KernelModel(Model):
     def draw(self, table: DrawnTable) -> str:
         """Draw :meth:`predict`; see :class:`~factory.families.base.Model`."""
         graph, marks = table.graph, self._landmarks.astype(np.float64)
-        sought = graph.cast(self._encoder.draw(table.plain), DOUBLE)
+        sought = graph.cast(self._inputs.draw(table.plain), DOUBLE)
         squares = graph.add("Add", graph.total(graph.add("Mul", sought, sought)), np.square(marks).sum(axis=1))
         products = graph.add("MatMul", sought, np.ascontiguousarray(2 * marks.T))
         apart = graph.add("Max", graph.add("Sub", squares, products), np.array(0.0))
@@ -89,7 +84,7 @@ class KernelModel(Model):
 
     def save(self, folder: Path) -> None:
         """Write arrays as npz and the head as JSON."""
-        arrays = self._encoder.arrays("encoder.")
+        arrays = self._inputs.arrays()
         arrays |= {"landmarks": self._landmarks, "gamma": np.array(self._gamma), "weights": self._weights}
         np.savez(folder / FILE, allow_pickle=False, **arrays)
         self._head.save(folder)
@@ -123,26 +118,33 @@ class Kernel(Family):
         from threadpoolctl import threadpool_limits
 
         random = np.random.default_rng(context.seed)
-        table = train.table.plain
-        encoder = DenseEncoder.fit(table, one_hot_max_levels=MOST_ONE_HOT)
+        head = Head.of(train.y, context)
+        inputs, table = DenseInputs.fit(
+            Sample(train.table.plain, head.encode(train.y), train.weight),
+            one_hot_max_levels=MOST_ONE_HOT,
+            n_classes=context.n_classes,
+            seed=context.seed,
+        )
         n_landmarks = min(int(parameters["landmarks"] or 600), len(train))
         chosen = np.sort(random.choice(len(train), n_landmarks, replace=False))
-        landmarks = encoder.transform(table.rows(chosen))
-        head = Head.of(train.y, context)
+        landmarks = inputs.encoder.transform(table.rows(chosen))
         with threadpool_limits(limits=context.threads):
             gamma = float(parameters["width"] or 1.0) / _usual_square(landmarks)
             basis = _basis(similarities(landmarks, landmarks, gamma=gamma))
 
-            def rows(sample: Sample) -> Rows:
-                near = similarities(encoder.transform(sample.table.plain), landmarks, gamma=gamma)
+            def rows(sample: Sample, dense: np.ndarray) -> Rows:
+                near = similarities(dense, landmarks, gamma=gamma)
                 return Rows(_with_ones(near @ basis), head.encode(sample.y), sample.weight)
 
             most = max(MOST_CELLS // n_landmarks, 1_000)
-            learned = rows(_sampled(train, most, random))
-            held_out = rows(_sampled(validation, most // 4, random)) if validation is not None else None
+            seen = _sampled(replace(train, table=table), most, random)
+            learned, held_out = rows(seen, inputs.encoder.transform(seen.table)), None
+            if validation is not None:
+                seen = _sampled(validation, most // 4, random)
+                held_out = rows(seen, inputs.transform(seen.table.plain))
             weights, curve, rounds = walk(learned, held_out=held_out, task=head.task, context=context)
         answers = np.concatenate([basis @ weights[:-1], weights[-1:]])
-        model = KernelModel(encoder, landmarks, gamma, answers, head=replace(head, rounds=rounds))
+        model = KernelModel(inputs, landmarks, gamma, answers, head=replace(head, rounds=rounds))
         model.curve = curve
         return model
 
@@ -150,9 +152,8 @@ class Kernel(Family):
         """Read what the model's ``save`` wrote."""
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        encoder = DenseEncoder.from_arrays(arrays, "encoder.")
-        head = Head.load(folder)
-        return KernelModel(encoder, arrays["landmarks"], float(arrays["gamma"]), arrays["weights"], head=head)
+        inputs, head = DenseInputs.from_arrays(arrays), Head.load(folder)
+        return KernelModel(inputs, arrays["landmarks"], float(arrays["gamma"]), arrays["weights"], head=head)
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         """Return what a fit takes: features and copies of them in the solver, and its matrix of second derivatives."""

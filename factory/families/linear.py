@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from factory.data.dense import DenseEncoder
 from factory.data.graph import DOUBLE, DrawnTable, Graph
 from factory.data.preparation import Table
+from factory.families._dense_inputs import DenseInputs
 from factory.families._head import Head
 from factory.families._penalty import Rows, draw_response, respond, walk
 from factory.families._terms import ColumnTerms, Link
@@ -27,7 +27,7 @@ from factory.spec import Task
 
 FILE = "linear.npz"
 MOST_ONE_HOT = 1_500
-"""One-hot columns at most; a column with more levels than fit is encoded by frequency."""
+"""One-hot columns at most; a column with more levels than fit becomes target means."""
 MOST_CELLS = 15_000_000
 """Cells of the float64 design matrix (120 MB); of a larger table a random part of the rows is used."""
 
@@ -95,15 +95,17 @@ class Splines:
 class LinearModel(Model):
     """Coefficients over encoded columns and their splines."""
 
-    def __init__(self, encoder: DenseEncoder, splines: Splines | None, weights: np.ndarray, head: Head) -> None:
-        self._encoder = encoder
+    def __init__(self, inputs: DenseInputs, splines: Splines | None, weights: np.ndarray, head: Head) -> None:
+        self._inputs = inputs
         self._splines = splines
         self._weights = weights
         self._head = head
         self.rounds = head.rounds
 
     def predict(self, table: Table) -> np.ndarray:
-        return self._head.decode(respond(_design(table, self._encoder, self._splines), self._weights, self._head.task))
+        return self._head.decode(
+            respond(_design(self._inputs.transform(table), self._splines), self._weights, self._head.task)
+        )
 
     @property
     def link(self) -> Link:
@@ -130,14 +132,14 @@ class LinearModel(Model):
 
     def draw(self, table: DrawnTable) -> str:
         graph = table.graph
-        dense = graph.cast(self._encoder.draw(table), DOUBLE)
+        dense = graph.cast(self._inputs.draw(table), DOUBLE)
         design = dense
         if self._splines is not None and len(self._splines.columns):
             design = graph.beside([dense, self._splines.draw(graph, dense)])
         return self._head.draw(graph, draw_response(graph, design, self._weights, self._head.task))
 
     def save(self, folder: Path) -> None:
-        arrays = self._encoder.arrays("encoder.")
+        arrays = self._inputs.arrays()
         if self._splines is not None:
             arrays["splines.columns"], arrays["splines.knots"] = self._splines.columns, self._splines.knots
             arrays["splines.degree"] = np.array(self._splines.degree)
@@ -175,30 +177,36 @@ class Linear(Family):
     def fit(self, train: Sample, *, validation: Sample | None, parameters: Parameters, context: FitContext) -> Model:
         from threadpoolctl import threadpool_limits
 
-        encoder = DenseEncoder.fit(train.table, one_hot_max_levels=_one_hot_levels(train.table.levels))
-        dense = encoder.transform(train.table)
+        head = Head.of(train.y, context)
+        inputs, table = DenseInputs.fit(
+            replace(train, y=head.encode(train.y)),
+            one_hot_max_levels=_one_hot_levels(train.table.levels),
+            n_classes=context.n_classes,
+            seed=context.seed,
+        )
+        dense = inputs.encoder.transform(table)
         splines = None
         if parameters["splines"]:
             n_knots, degree = int(parameters["knots"] or 6), int(parameters["degree"] or 2)
-            candidates = len(train.table.numeric_names)
+            candidates = len(table.numeric_names)
             splines = Splines.fit(dense, candidates=candidates, n_knots=n_knots, degree=degree)
-        head = Head.of(train.y, context)
         with threadpool_limits(limits=context.threads):
-            rows = _sampled(train, encoder, splines, head=head, seed=context.seed)
-            held_out = _rows(validation, encoder, splines, head=head) if validation is not None else None
+            rows = _sampled(train, dense, splines, head=head, seed=context.seed)
+            held_out = None
+            if validation is not None:
+                held_out = _rows(validation, inputs.transform(validation.table), splines, head=head)
             weights, curve, rounds = walk(rows, held_out=held_out, task=head.task, context=context)
-        model = LinearModel(encoder, splines, weights, replace(head, rounds=rounds))
+        model = LinearModel(inputs, splines, weights, replace(head, rounds=rounds))
         model.curve = curve
         return model
 
     def load(self, folder: Path) -> Model:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        encoder = DenseEncoder.from_arrays(arrays, "encoder.")
         splines = None
         if "splines.degree" in arrays:
             splines = Splines(arrays["splines.columns"], arrays["splines.knots"], int(arrays["splines.degree"]))
-        return LinearModel(encoder, splines, arrays["weights"], Head.load(folder))
+        return LinearModel(DenseInputs.from_arrays(arrays), splines, arrays["weights"], Head.load(folder))
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         width = n_columns * (10 if parameters.get("splines") else 3)
@@ -213,24 +221,24 @@ def _one_hot_levels(levels: tuple[int, ...]) -> int:
     return next((most for most in (64, 32, 16, 8, 4) if sum(n for n in levels if n <= most + 1) <= MOST_ONE_HOT), 2)
 
 
-def _design(table: Table, encoder: DenseEncoder, splines: Splines | None) -> np.ndarray:
+def _design(dense: np.ndarray, splines: Splines | None) -> np.ndarray:
     """Return float64 (n_rows, n_features + 1): encoded columns, splines, and ones for the intercept."""
-    dense = encoder.transform(table)
     parts = [dense] if splines is None else [dense, splines.transform(dense)]
     return np.concatenate([*parts, np.ones((len(dense), 1))], axis=1, dtype=np.float64)
 
 
-def _rows(sample: Sample, encoder: DenseEncoder, splines: Splines | None, *, head: Head) -> Rows:
-    return Rows(_design(sample.table, encoder, splines), head.encode(sample.y), sample.weight)
+def _rows(sample: Sample, dense: np.ndarray, splines: Splines | None, *, head: Head) -> Rows:
+    return Rows(_design(dense, splines), head.encode(sample.y), sample.weight)
 
 
-def _sampled(train: Sample, encoder: DenseEncoder, splines: Splines | None, *, head: Head, seed: int) -> Rows:
+def _sampled(train: Sample, dense: np.ndarray, splines: Splines | None, *, head: Head, seed: int) -> Rows:
     """Return the training rows, a random part of them where all would not fit."""
-    width = _design(train.table.rows(np.arange(1)), encoder, splines).shape[1]
+    width = _design(dense[:1], splines).shape[1]
     most = max(MOST_CELLS // width, 1_000)
     if len(train) > most:
-        train = train.rows(np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False)))
-    return _rows(train, encoder, splines, head=head)
+        chosen = np.sort(np.random.default_rng(seed).choice(len(train), most, replace=False))
+        train, dense = train.rows(chosen), dense[chosen]
+    return _rows(train, dense, splines, head=head)
 
 
 PLUGIN = Linear()

@@ -15,9 +15,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from factory.data.dense import DenseEncoder
 from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
+from factory.families._dense_inputs import DenseInputs
 from factory.families._head import Head
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
 from factory.space import ChoiceDimension, IntDimension, Parameters, Space
@@ -30,8 +30,9 @@ MOST_CELLS = 2_000_000
 """Cells kept (8 MB); wide tables keep fewer rows."""
 BATCH_CELLS = 4_000_000
 """Distances computed at once: 16 MB."""
-MOST_ONE_HOT = 32
-"""Levels of a one-hot column at most; two different levels of one are as far apart as 1.4 standard deviations."""
+MOST_ONE_HOT = 10
+"""Levels of a one-hot column at most, in which two levels are as far apart as 1.4 standard deviations; of a column with
+more, levels of like targets are near each other."""
 PRIOR_VOTES = 1.0
 """Votes that the classes' shares in training have beside the k neighbours, so that no probability is 0."""
 CLOSEST = 1e-6
@@ -55,7 +56,7 @@ class NeighboursModel(Model):
     """Encoded training rows and what they say.
 
     Args:
-        encoder: Fitted on the training rows.
+        inputs: What is seen of a row.
         X: Encoded rows, float32 (n_rows, n_columns).
         y: What each row says, float32 (n_rows, n_outputs): a standardised target, or 1 for its class.
         weight: Weight of each row, float32 (n_rows,).
@@ -64,16 +65,16 @@ class NeighboursModel(Model):
     """
 
     def __init__(
-        self, encoder: DenseEncoder, X: np.ndarray, y: np.ndarray, weight: np.ndarray, *, votes: Votes, head: Head
+        self, inputs: DenseInputs, X: np.ndarray, y: np.ndarray, weight: np.ndarray, *, votes: Votes, head: Head
     ) -> None:
-        self._encoder, self._X, self._y, self._weight, self._votes = encoder, X, y, weight, votes
+        self._inputs, self._X, self._y, self._weight, self._votes = inputs, X, y, weight, votes
         self._head = head
         self._squares = np.einsum("ij,ij->i", X, X)
         self._prior = np.average(y, axis=0, weights=weight).astype(np.float64)
 
     def predict(self, table: Table) -> np.ndarray:
         """Return probabilities or predictions; see :class:`~factory.families.base.Model`."""
-        sought = self._encoder.transform(table.plain)
+        sought = self._inputs.transform(table.plain)
         batch = max(1, BATCH_CELLS // len(self._X))
         parts = [self._answer(sought[i : i + batch]) for i in range(0, len(sought), batch)]
         answer = np.concatenate([np.zeros((0, self._y.shape[1])), *parts])
@@ -100,7 +101,7 @@ class NeighboursModel(Model):
     def draw(self, table: DrawnTable) -> str:
         graph, k = table.graph, min(self._votes.k, len(self._X))
         rows = self._X.astype(np.float64)
-        sought = graph.cast(self._encoder.draw(table.plain), DOUBLE)
+        sought = graph.cast(self._inputs.draw(table.plain), DOUBLE)
         products = graph.add("MatMul", sought, np.ascontiguousarray(2 * rows.T))
         apart = graph.add("Sub", np.square(rows).sum(axis=1), products)
         nearest = graph.smallest(apart, k)
@@ -119,7 +120,7 @@ class NeighboursModel(Model):
 
     def save(self, folder: Path) -> None:
         """Write arrays as npz and the head as JSON."""
-        arrays = self._encoder.arrays("encoder.")
+        arrays = self._inputs.arrays()
         arrays |= {"X": self._X, "y": self._y, "weight": self._weight}
         arrays |= {"k": np.array(self._votes.k), "by_distance": np.array(self._votes.by_distance)}
         np.savez(folder / FILE, allow_pickle=False, **arrays)
@@ -153,19 +154,23 @@ class Neighbours(Family):
         context: FitContext,
     ) -> Model:
         """Encode the rows and keep them, or a random part where they are too many."""
-        table = train.table.plain
-        encoder = DenseEncoder.fit(table, one_hot_max_levels=MOST_ONE_HOT)
-        most = min(MOST_ROWS, max(MOST_CELLS // max(encoder.n_columns, 1), 1_000))
+        head = Head.of(train.y, context)
+        inputs, table = DenseInputs.fit(
+            Sample(train.table.plain, head.encode(train.y), train.weight),
+            one_hot_max_levels=MOST_ONE_HOT,
+            n_classes=context.n_classes,
+            seed=context.seed,
+        )
+        most = min(MOST_ROWS, max(MOST_CELLS // max(inputs.encoder.n_columns, 1), 1_000))
         kept = np.arange(len(train))
         if len(train) > most:
             kept = np.sort(np.random.default_rng(context.seed).choice(len(train), most, replace=False))
-        head = Head.of(train.y, context)
         y = head.encode(train.y)[kept]
         said = y[:, np.newaxis] if context.task is Task.REGRESSION else np.eye(context.n_classes)[y]
         weight = np.ones(len(kept)) if train.weight is None else np.maximum(train.weight[kept], 1e-9)
         return NeighboursModel(
-            encoder,
-            encoder.transform(table.rows(kept)),
+            inputs,
+            inputs.encoder.transform(table.rows(kept)),
             said.astype(np.float32),
             weight.astype(np.float32),
             votes=Votes(int(parameters["k"] or 1), parameters["votes"] == "distance"),
@@ -175,9 +180,8 @@ class Neighbours(Family):
     def load(self, folder: Path) -> Model:
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
-        encoder = DenseEncoder.from_arrays(arrays, "encoder.")
-        votes = Votes(int(arrays["k"]), bool(arrays["by_distance"]))
-        return NeighboursModel(encoder, arrays["X"], arrays["y"], arrays["weight"], votes=votes, head=Head.load(folder))
+        inputs, votes = DenseInputs.from_arrays(arrays), Votes(int(arrays["k"]), bool(arrays["by_distance"]))
+        return NeighboursModel(inputs, arrays["X"], arrays["y"], arrays["weight"], votes=votes, head=Head.load(folder))
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:  # noqa: ARG002
         # The encoded rows of the table and of those kept; a batch of distances and their order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from factory.families._forest import MOST_ROWS, ForestFamily, smallest_leaf
+from factory.families._forest import MOST_ROWS, ForestFamily, bets, smallest_leaf
 from factory.families.base import Bet, FitContext, Shape
 from factory.space import Parameters
 from factory.spec import Task
@@ -19,7 +19,7 @@ class RandomForest(ForestFamily):
         share = 0.5 if task is Task.REGRESSION else 0.3
         fine: Parameters = {"trees": 100, "max_features": share, "min_samples_leaf": 1}
         rank = {Task.REGRESSION: 200, Task.MULTICLASS: 80}.get(task, 80 if shape.n_rows <= 20_000 else 110)
-        return [Bet(fine, rank), Bet({**fine, "min_samples_leaf": 5}, 210)]
+        return bets(Bet(fine, rank), last=Bet({**fine, "min_samples_leaf": 5}, 210), shape=shape)
 
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor

@@ -47,6 +47,7 @@ class TabM(NetworkFamily):
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for all tasks
         """Return the full search space."""
         return {
+            "categoricals": ChoiceDimension(choices=("native", "target")),
             "members": IntDimension(low=4, high=32, log=True),
             "layers": IntDimension(low=1, high=4),
             "width": IntDimension(low=32, high=512, log=True),

@@ -87,13 +87,13 @@ def fit_distributed(
             "Training on several workers needs a running Ray.",
             hint="Connect with ray.init() first, or ask for workers: 1.",
         )
-    job, encoder = kind.job(train, validation=validation, parameters=parameters, context=context)
+    job, inputs = kind.job(train, validation=validation, parameters=parameters, context=context)
     folder = storage.resolve() / f"{kind.name}-{uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     try:
         job.save(folder)
         problem = _supervise(kind, folder, (fewest, most), gpus_per_worker, context)
-        return kind.model(job, encoder, _outcome(folder, problem))
+        return kind.model(job, inputs, _outcome(folder, problem))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 
 from factory import plugins
+from factory.data.dense import DenseEncoder
 from factory.data.preparation import Table
-from factory.families._encoding import INNER_FOLDS, MOST_TARGETS, SMOOTHING, Inputs, TargetEncoding
-from factory.families.base import Family, FitContext, Sample, Shape
+from factory.families._dense_inputs import DenseInputs
+from factory.families._encoding import INNER_FOLDS, MOST_MEANS, MOST_TARGETS, SMOOTHING, Inputs, TargetEncoding
+from factory.families._forest import ForestModel
+from factory.families._head import Head
+from factory.families._mlp import NetworkModel
+from factory.families.base import Family, FitContext, Model, Sample, Shape
+from factory.families.linear import LinearModel
+from factory.families.neighbours import NeighboursModel
 from factory.spec import Task
 
 N = 1_200
@@ -124,3 +131,166 @@ def test_boosters_learn_from_means_and_without_crosses(name: str, task: Task, tm
     assert family.merge([model, model]) is None, "each model has means of its own"
     more = family.resume(model, fresh, validation=None, parameters=parameters, context=context)
     assert more is None or more.rounds == 120
+
+
+# --- families beside the boosters -------------------------------------------------------------------
+
+N_CLASSES = {Task.REGRESSION: 0, Task.BINARY: 2, Task.MULTICLASS: 3}
+FORESTS = ["extra_trees", "random_forest"]
+DENSE = ["kernel", "linear", "neighbours"]
+TREES = {"categoricals": "target", "trees": 50, "max_features": 0.7, "min_samples_leaf": 1}
+
+
+def _fitted(name: str, task: Task, train: Sample, *, seed: int = 3) -> tuple[Family, Model]:
+    family = plugins.load("families", name)
+    assert isinstance(family, Family)
+    first = family.portfolio(task, shape=Shape(N, 4, 2, LEVELS, N_CLASSES[task]))[0].parameters
+    context = FitContext(task=task, n_classes=N_CLASSES[task], seed=seed)
+    parameters = TREES if name in FORESTS else first
+    return family, family.fit(train, validation=None, parameters=parameters, context=context)
+
+
+@pytest.mark.parametrize("task", list(Task), ids=str)
+@pytest.mark.parametrize("name", [*DENSE, *FORESTS])
+def test_many_levels_are_learned_without_their_order(name: str, task: Task, tmp_path: Path) -> None:
+    train, fresh = _rows(task), _rows(task, seed=1)
+    family, model = _fitted(name, task, train)
+    answer = model.predict(fresh.table)
+    if task is Task.REGRESSION:
+        assert np.corrcoef(answer, fresh.y)[0, 1] > 0.7
+    else:
+        assert (answer.argmax(axis=1) == fresh.y).mean() > (0.6 if task is Task.MULTICLASS else 0.7)
+    model.save(tmp_path)
+    np.testing.assert_allclose(family.load(tmp_path).predict(fresh.table), answer, rtol=1e-6, atol=1e-6)
+    one = fresh.table.rows(np.array([5]))
+    np.testing.assert_allclose(model.predict(one)[0], answer[5], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*DENSE, *FORESTS])
+def test_levels_never_seen_are_as_the_whole(name: str) -> None:
+    """Levels that training lacks answer alike, whichever they are, and as a missing one does."""
+    train = _rows()
+    low = replace(train.table, codes=np.where(train.table.codes > 200, train.table.codes - 100, train.table.codes))
+    _, model = _fitted(name, Task.REGRESSION, replace(train, table=low))
+    means = _means(model)
+    np.testing.assert_array_equal(means[201:], np.full_like(means[201:], means[0, 0]))
+
+
+def _means(model: Model) -> np.ndarray:
+    inputs = model.inputs if isinstance(model, ForestModel | NetworkModel) else model._inputs  # type: ignore[attr-defined]
+    values: np.ndarray = inputs.encoding.values
+    return values
+
+
+def test_a_neighbour_does_not_know_its_own_target_by_its_level() -> None:
+    rows = _rows()
+    _, before = _fitted("neighbours", Task.REGRESSION, rows)
+    y = rows.y.copy()
+    y[17], y[18] = y[18], y[17]  # the scale of the target stays
+    _, after = _fitted("neighbours", Task.REGRESSION, replace(rows, y=y))
+    assert isinstance(before, NeighboursModel)
+    assert isinstance(after, NeighboursModel)
+    apart = np.abs(before._X - after._X).max(axis=1)
+    assert apart[17] < 0.05 < apart.max()
+
+
+def test_dense_inputs_from_before_target_means_are_read(tmp_path: Path) -> None:
+    rows = _rows()
+    few = replace(rows.table, codes=rows.table.codes[:, :1], levels=rows.table.levels[:1], categorical_names=("few",))
+    by_level = np.random.default_rng(0).normal(size=(LEVELS, 2)).astype(np.float32)
+    many = {"many": np.array([1]), "starts": np.array([0]), "values": by_level}
+    frequencies = DenseInputs(DenseEncoder.from_arrays(DenseEncoder.fit(few).arrays() | many))
+    n_columns = frequencies.encoder.n_columns
+    head = Head.of(rows.y, FitContext(task=Task.REGRESSION, n_classes=0, seed=0))
+    model = LinearModel(frequencies, None, np.arange(n_columns + 1.0)[:, np.newaxis], head)
+    model.save(tmp_path)
+    with np.load(tmp_path / "linear.npz") as stored:
+        assert not any(name.startswith("means") for name in stored.files)
+    family = plugins.load("families", "linear")
+    assert isinstance(family, Family)
+    np.testing.assert_array_equal(family.load(tmp_path).predict(rows.table), model.predict(rows.table))
+
+
+def test_an_encoding_from_before_codes_could_stay_is_read(tmp_path: Path) -> None:
+    encoding, _ = _encoding(_rows())
+    stored = encoding.arrays()
+    del stored["keeps"]
+    np.savez(tmp_path / "inputs.npz", crosses=np.array(True), **stored)
+    found = Inputs.load(tmp_path).encoding
+    assert found is not None
+    assert not found.keeps
+    np.testing.assert_array_equal(found.transform(_rows().table).numeric, encoding.transform(_rows().table).numeric)
+
+
+@pytest.mark.parametrize("task", list(Task), ids=str)
+@pytest.mark.parametrize("name", FORESTS)
+def test_merged_forests_keep_the_means_that_each_grew_on(name: str, task: Task, tmp_path: Path) -> None:
+    rows = _rows(task)
+    halves = [rows.rows(np.arange(N) % 2 == k) for k in range(2)]
+    fitted = [_fitted(name, task, half, seed=k) for k, half in enumerate(halves)]
+    family, models = fitted[0][0], [model for _, model in fitted]
+    merged = family.merge(models)
+    assert isinstance(merged, ForestModel)
+    fresh = _rows(task, seed=1).table
+    expected = np.mean([model.predict(fresh) for model in models], axis=0)
+    np.testing.assert_allclose(merged.predict(fresh), expected, atol=1e-5)
+    merged.save(tmp_path)
+    np.testing.assert_allclose(family.load(tmp_path).predict(fresh), expected, atol=1e-5)
+    again = family.merge([merged, models[0]])
+    assert again is not None, "what was merged may be merged again"
+
+
+def test_means_are_bounded_in_number() -> None:
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 20, (N, 30)).astype(np.int32)
+    table = Table(np.zeros((N, 1), np.float32), codes, (20,) * 30, ("a",), tuple(f"c{j}" for j in range(30)))
+    encoding, seen = _encoding(Sample(table, random.integers(0, 9, N)), 9)
+    assert encoding.n_means == seen.numeric.shape[1] - 1 == 30
+    assert 30 <= MOST_MEANS < 60
+
+
+def test_a_network_goes_on_with_the_means_that_it_was_trained_on(tmp_path: Path) -> None:
+    family = plugins.load("families", "tabm")
+    assert isinstance(family, Family)
+    shape = Shape(N, 4, 2, LEVELS)
+    on_codes, on_means, *_ = (bet.parameters for bet in family.portfolio(Task.REGRESSION, shape=shape))
+    assert (on_codes["categoricals"], on_means["categoricals"]) == ("native", "target")
+    rows, fresh = _rows(), _rows(seed=1)
+    context = FitContext(task=Task.REGRESSION, n_classes=0, seed=0, rounds=10)
+    model = family.fit(rows, validation=None, parameters={**on_means, "width": 32}, context=context)
+    assert isinstance(model, NetworkModel)
+    assert model.architecture.embedded == ()
+    answer = model.predict(fresh.table)
+    assert np.corrcoef(answer, fresh.y)[0, 1] > 0.7
+    model.save(tmp_path)
+    np.testing.assert_allclose(family.load(tmp_path).predict(fresh.table), answer, rtol=1e-5, atol=1e-5)
+    tuned = family.resume(model, fresh, validation=None, parameters=on_means, context=context)
+    assert isinstance(tuned, NetworkModel)
+    np.testing.assert_array_equal(_means(tuned), _means(model))
+
+
+def test_a_network_bets_on_means_where_a_level_has_few_rows() -> None:
+    family = plugins.load("families", "tabm")
+    assert isinstance(family, Family)
+
+    def chosen(shape: Shape) -> list[object]:
+        return [bet.parameters["categoricals"] for bet in family.portfolio(Task.BINARY, shape=shape)]
+
+    assert chosen(Shape(10_000, 4, 2, 2_000)) == ["native", "target", "native"]
+    assert chosen(Shape(100_000, 4, 2, 2_000)) == ["native", "native"]
+    assert chosen(Shape(100, 4, 2, 30)) == ["native", "native"]
+
+
+@pytest.mark.parametrize("name", FORESTS)
+def test_a_forest_bets_on_means_first_where_levels_are_many(name: str) -> None:
+    family = plugins.load("families", name)
+    assert isinstance(family, Family)
+    for task in Task:
+        many = family.portfolio(task, shape=Shape(N, 4, 2, 11))
+        assert many[0].parameters["categoricals"] == "target"
+        assert {bet.parameters["categoricals"] for bet in many} == {"native", "target"}
+        rare = family.portfolio(task, shape=Shape(N, 4, 2, N // 4))
+        assert [bet.parameters["categoricals"] for bet in rare if bet.rank == many[0].rank] == ["native"]
+        assert {bet.parameters["categoricals"] for bet in rare} == {"native", "target"}
+        few = family.portfolio(task, shape=Shape(N, 4, 2, 10))
+        assert {bet.parameters["categoricals"] for bet in few} == {"native"}

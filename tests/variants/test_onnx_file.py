@@ -44,11 +44,13 @@ WAYS: dict[str, tuple[str, Parameters]] = {
     "catboost on target means": ("catboost", {"learning_rate": 0.2, "categoricals": "target", "one_hot_max_size": 64}),
     "random_forest": ("random_forest", {"trees": 50}),
     "extra_trees": ("extra_trees", {"trees": 50}),
+    "extra_trees on target means": ("extra_trees", {"trees": 50, "categoricals": "target"}),
     "kernel": ("kernel", {}),
     "neighbours": ("neighbours", {"k": 7, "votes": "distance"}),
     "neighbours alike": ("neighbours", {"k": 20, "votes": "equal"}),
     "torch_network": ("torch_network", {"layers": 2, "width": 16, "activation": "elu"}),
     "tabm": ("tabm", {"layers": 2, "width": 16}),
+    "tabm on target means": ("tabm", {"layers": 2, "width": 16, "categoricals": "target"}),
 }
 UNKNOWN: dict[str, tuple[str, Parameters]] = {
     "catboost on target statistics": ("catboost", {"learning_rate": 0.2, "one_hot_max_size": 2}),
@@ -65,7 +67,7 @@ def people() -> pd.DataFrame:
             "income": random.lognormal(8, 1.5, N),
             "member": random.random(N) < 0.5,
             "city": random.choice(["Bonn", "Köln", "Ulm"], N),
-            "street": np.char.add("s", random.integers(0, 40, N).astype(str)),
+            "street": np.char.add("s", random.integers(0, 90, N).astype(str)),
             "signed": pd.Timestamp("1999-12-25") + pd.to_timedelta(random.integers(0, 9 * 10**7, N), unit="s"),
             "left": pd.Timestamp("2003-03-01") + pd.to_timedelta(random.integers(0, 9 * 10**7, N), unit="s"),
         }
