@@ -55,6 +55,11 @@ class DenseEncoder:
         return self._n_numeric + self._n_one_hot + 2 * len(self._many)
 
     @property
+    def n_numbers(self) -> int:
+        """Number of numeric columns that :meth:`transform` takes."""
+        return len(self._median)
+
+    @property
     def n_inputs(self) -> int:
         """Number of columns that :meth:`transform` takes, of both kinds."""
         return len(self._median) + len(self._one_hot) + len(self._many)

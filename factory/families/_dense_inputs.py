@@ -51,6 +51,23 @@ class DenseInputs:
         encoding, table = found
         return cls(DenseEncoder.fit(table), encoding), table
 
+    @property
+    def sources(self) -> np.ndarray:
+        """Column of :attr:`Table.matrix` that each column of :meth:`transform` comes from, int64 (n_columns,)."""
+        sources, encoding = self.encoder.sources, self.encoding
+        if encoding is None:
+            return sources
+        n_numeric = self.encoder.n_numbers - encoding.n_means
+        origins = np.array(encoding.origins(n_numeric, self.n_inputs - n_numeric), dtype=np.int64)
+        return np.asarray(origins[sources])
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of columns that :meth:`transform` takes, of both kinds."""
+        if self.encoding is None:
+            return self.encoder.n_inputs
+        return self.encoder.n_inputs - self.encoding.n_means + len(self.encoding.columns)
+
     def seen(self, table: Table) -> Table:
         """Return rows that nothing was learned from as :attr:`encoder` takes them."""
         return table if self.encoding is None else self.encoding.transform(table)

@@ -115,10 +115,12 @@ class TargetEncoding:
 
     def owners(self, owners: Owners, *, n_numeric: int) -> Owners:
         """Return the owners of the columns that :meth:`transform` returns, of those of a table's."""
-        codes = owners[n_numeric:]
-        means = [codes[j] for j in self.columns.tolist() for _ in range(self.values.shape[1])]
-        kept = [of for j, of in enumerate(codes) if j not in self.columns]
-        return (*means, *owners[:n_numeric], *kept)
+        return tuple(owners[j] for j in self.origins(n_numeric, len(owners) - n_numeric))
+
+    def origins(self, n_numeric: int, n_categorical: int) -> list[int]:
+        """Return the column of a table, numeric ones first, that each column of :meth:`transform` is made of."""
+        means = [n_numeric + j for j in self.columns.tolist() for _ in range(self.values.shape[1])]
+        return [*means, *range(n_numeric), *(n_numeric + j for j in self._kept(n_categorical))]
 
     def draw(self, table: DrawnTable) -> DrawnTable:
         """Draw :meth:`transform`."""

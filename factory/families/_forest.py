@@ -187,7 +187,13 @@ class ForestModel(Model):
             values = shares
             intercept[self.seen] = self.unsure / len(self.seen) / (n_trees + self.unsure)
         grown = self.nodes.grown(targets=np.zeros(n_trees, dtype=np.int64))
-        leaves = LeafTerms.of_trees(grown, view=lambda table: table.matrix, intercept=intercept, values=values)
+        leaves = LeafTerms.of_trees(
+            grown,
+            view=lambda table: self.inputs.of(table).matrix,
+            owners_seen=self.inputs.owners,
+            intercept=intercept,
+            values=values,
+        )
         return leaves.of_head(head, link=self.link)
 
     def draw(self, table: DrawnTable) -> str:

@@ -112,7 +112,7 @@ class LinearModel(Model):
         return self._head.link
 
     def terms(self) -> ColumnTerms:
-        head, sources = self._head, self._encoder.sources
+        head, sources = self._head, self._inputs.sources
         if self._splines is not None:
             n_basis = self._splines.knots.shape[1] - 1 - self._splines.degree
             sources = np.concatenate([sources, np.repeat(self._splines.columns, n_basis)])
@@ -121,13 +121,13 @@ class LinearModel(Model):
             weights = weights[:, 1:] - weights[:, :1]
 
         def terms(table: Table, columns: Sequence[int]) -> np.ndarray:
-            design = _design(table, self._encoder, self._splines)[:, :-1]
+            design = _design(self._inputs.transform(table), self._splines)[:, :-1]
             of = [np.flatnonzero(sources == column) for column in columns]
             found = [design[:, which] @ weights[:-1][which] for which in of]
             return head.scale * np.stack([np.zeros((len(table), weights.shape[1])), *found], axis=1)[:, 1:]
 
         return ColumnTerms(
-            terms, self._encoder.n_inputs, head.scale * weights[-1] + head.shift, link=self.link, top=head.top
+            terms, self._inputs.n_inputs, head.scale * weights[-1] + head.shift, link=self.link, top=head.top
         )
 
     def draw(self, table: DrawnTable) -> str:

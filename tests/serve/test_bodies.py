@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from factory.errors import Conflict
-from serve import bodies, handlers
+from serve import bodies, explanations
 from serve.bodies import Bodies
 from serve.call import Call, Message
 from serve.core import EXPLAINED_AT_ONCE
@@ -101,7 +101,7 @@ def test_explanations_have_places_of_their_own(
         assert release.wait(20)
         raise Conflict("explained", hint="none")
 
-    monkeypatch.setattr(handlers, "explain", explain)
+    monkeypatch.setattr(explanations, "answer", explain)
     caller = make_caller(shelf)
     places = caller.app.core.explain_places
     body = {"json": {"dataframe_records": [ROW]}}
