@@ -70,7 +70,7 @@ class Calibration(Document):
         The order of two classes' rows is kept.
         """
         if self.floor is not None:
-            return np.maximum(prediction, self.floor)
+            return np.asarray(np.maximum(prediction, self.floor))
         if self.method == "temperature":
             powered = np.clip(prediction, 1e-15, 1) ** (1 / self.temperature)
             return np.asarray(powered / powered.sum(axis=1, keepdims=True))
