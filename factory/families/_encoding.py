@@ -174,7 +174,7 @@ class TargetEncoding:
 
 @dataclass(frozen=True)
 class Inputs:
-    """How trees see a table.
+    """How a booster sees a table.
 
     Attributes:
         crosses: Whether it sees products and ratios of columns.
@@ -185,12 +185,10 @@ class Inputs:
     encoding: TargetEncoding | None = None
 
     @classmethod
-    def fit(
-        cls, train: Sample, *, crosses: bool, encodes: bool, n_classes: int, seed: int, keeps: bool = False
-    ) -> tuple[Inputs, Sample]:
+    def fit(cls, train: Sample, *, crosses: bool, encodes: bool, n_classes: int, seed: int) -> tuple[Inputs, Sample]:
         """Return the inputs, and the training rows as the trees see them; see :meth:`TargetEncoding.fit`."""
         seen = train if crosses else replace(train, table=train.table.plain)
-        found = TargetEncoding.fit(seen, n_classes=n_classes, seed=seed, keeps=keeps) if encodes else None
+        found = TargetEncoding.fit(seen, n_classes=n_classes, seed=seed) if encodes else None
         if found is None:
             return cls(crosses), seen
         encoding, table = found

@@ -22,7 +22,7 @@ import numpy as np
 from factory.data.graph import INT64, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._drawing import AT_MOST, GrownTrees
-from factory.families._encoding import FEW_LEVELS, MOST_MEANS, Inputs, TargetEncoding
+from factory.families._encoding import FEW_LEVELS, MOST_MEANS, TargetEncoding
 from factory.families._head import Head
 from factory.families._leaves import LeafTerms
 from factory.families._terms import Link
@@ -33,6 +33,8 @@ from factory.space import ChoiceDimension, FloatDimension, IntDimension, Paramet
 from factory.spec import Task
 
 FILE = "forest.npz"
+MEANS = "means."
+"""What the names of an encoding's arrays begin with."""
 MOST_MB = 50
 """A forest stops growing at that size, so that a variant of several folds stays below a few hundred."""
 MOST_LEAVES = 50_000
@@ -151,14 +153,17 @@ class ForestModel(Model):
         head: The end of the model.
         unsure: Trees' worth of an even guess that is mixed in (the m-estimate of Cestnik 1990): no class that was seen
             is impossible because no leaf happened to hold it. 0 in models that were stored without.
-        inputs: What the trees see of a table.
+        encoding: The means that the trees see beside codes; None where they see a table as it is.
     """
 
-    def __init__(self, nodes: Nodes, seen: np.ndarray, head: Head, *, inputs: Inputs, unsure: float = 1.0) -> None:
-        self.nodes, self.seen, self.head, self.inputs, self.unsure = nodes, seen, head, inputs, unsure
+    def __init__(
+        self, nodes: Nodes, seen: np.ndarray, head: Head, *, encoding: TargetEncoding | None = None, unsure: float = 1.0
+    ) -> None:
+        self.nodes, self.seen, self.head, self.encoding, self.unsure = nodes, seen, head, encoding, unsure
 
     def predict(self, table: Table) -> np.ndarray:
-        answer = self.nodes.answer(self.inputs.of(table).matrix)
+        seen = table if self.encoding is None else self.encoding.transform(table)
+        answer = self.nodes.answer(seen.matrix)
         if self.head.task is Task.REGRESSION:
             return self.head.decode(answer[:, 0])
         if len(self.seen) == 2:
@@ -198,7 +203,8 @@ class ForestModel(Model):
 
     def draw(self, table: DrawnTable) -> str:
         graph, n_trees = table.graph, len(self.nodes.trees.roots)
-        answer = self.nodes.draw(graph, self.inputs.draw(table).matrix)
+        seen = table if self.encoding is None else self.encoding.draw(table)
+        answer = self.nodes.draw(graph, seen.matrix)
         if self.head.task is Task.REGRESSION:
             return self.head.draw(graph, answer)
         if len(self.seen) == 2:
@@ -211,9 +217,10 @@ class ForestModel(Model):
 
     def save(self, folder: Path) -> None:
         arrays = self.nodes.trees.arrays() | {"values": self.nodes.values}
+        if self.encoding is not None:
+            arrays |= self.encoding.arrays(MEANS)
         np.savez(folder / FILE, seen=self.seen, unsure=np.array(self.unsure), allow_pickle=False, **arrays)
         self.head.save(folder)
-        self.inputs.save(folder)
 
 
 class ForestFamily(Family):
@@ -242,14 +249,12 @@ class ForestFamily(Family):
         """Grow trees until there are enough, the deadline is near or the model gets too large."""
         head = Head.of(train.y, context)
         forest = self._estimator(parameters, n_rows=len(train), context=context)
-        inputs, seen = Inputs.fit(
-            replace(train, y=head.encode(train.y)),
-            crosses=True,
-            encodes=parameters.get("categoricals") == "target",
-            keeps=True,
-            n_classes=context.n_classes,
-            seed=context.seed,
-        )
+        seen = replace(train, y=head.encode(train.y))
+        encoding: TargetEncoding | None = None
+        if parameters.get("categoricals") == "target":
+            found = TargetEncoding.fit(seen, n_classes=context.n_classes, seed=context.seed, keeps=True)
+            if found is not None:
+                encoding, seen = found[0], replace(seen, table=found[1])
         # scikit-learn's trees refuse read-only memory, which is what Ray hands over.
         X, y = (np.require(a, requirements=["C", "W"]) for a in (seen.table.matrix, seen.y))
         wanted = int(parameters["trees"] or 100)
@@ -271,7 +276,7 @@ class ForestFamily(Family):
             first = False
         classes = np.zeros(0, dtype=np.int64) if context.task is Task.REGRESSION else np.asarray(forest.classes_)
         nodes = Nodes.of(forest.estimators_, outputs=slice(len(classes) == 2, None))
-        return ForestModel(nodes, classes, head, inputs=inputs)
+        return ForestModel(nodes, classes, head, encoding=encoding)
 
     def merge(self, models: Sequence[Model]) -> Model | None:
         """Put all trees into one forest, so that a row walks them at once; each keeps the means that it grew on."""
@@ -282,7 +287,7 @@ class ForestFamily(Family):
         alike = len({(h.task, h.n_classes, h.target_scale) for h in heads}) == 1
         if not alike or any(not np.array_equal(m.seen, first.seen) for m in forests):
             return None
-        encodings = [m.inputs.encoding for m in forests if m.inputs.encoding is not None]
+        encodings = [m.encoding for m in forests if m.encoding is not None]
         encoding = TargetEncoding.joined(encodings) if encodings else None
         if encodings and encoding is None:
             return None
@@ -290,7 +295,7 @@ class ForestFamily(Family):
         weights = [h.scale / (head.scale * len(heads)) for h in heads]
         nodes = Nodes.joined(_on_common_columns(forests), weights)
         unsure = sum(m.unsure for m in forests)
-        return ForestModel(nodes, first.seen, head, inputs=Inputs(encoding=encoding), unsure=unsure)
+        return ForestModel(nodes, first.seen, head, encoding=encoding, unsure=unsure)
 
     @abstractmethod
     def _estimator(self, parameters: Parameters, *, n_rows: int, context: FitContext) -> Any:
@@ -300,9 +305,10 @@ class ForestFamily(Family):
         with np.load(folder / FILE, allow_pickle=False) as stored:
             arrays = dict(stored)
         seen, unsure = arrays.pop("seen"), float(arrays.pop("unsure", 0.0))
-        values = arrays.pop("values")
+        values, encoding = arrays.pop("values"), TargetEncoding.from_arrays(arrays, MEANS)
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(MEANS)}
         nodes = Nodes(Trees.from_arrays(**arrays), values)
-        return ForestModel(nodes, seen, Head.load(folder), inputs=Inputs.load(folder), unsure=unsure)
+        return ForestModel(nodes, seen, Head.load(folder), encoding=encoding, unsure=unsure)
 
     def memory_mb(self, *, n_rows: int, n_columns: int, n_classes: int, parameters: Parameters) -> float:
         stored = _node_bytes(n_classes)
@@ -316,7 +322,7 @@ class ForestFamily(Family):
 
 def _on_common_columns(forests: Sequence[ForestModel]) -> list[Nodes]:
     """Return the trees as they split one table that has the means of all forests, in their order, before the rest."""
-    own = [0 if m.inputs.encoding is None else m.inputs.encoding.n_means for m in forests]
+    own = [0 if m.encoding is None else m.encoding.n_means for m in forests]
     moved, before, total = [], 0, sum(own)
     for forest, n in zip(forests, own, strict=True):
         trees = forest.nodes.trees

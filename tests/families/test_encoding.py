@@ -15,6 +15,7 @@ from factory.families._forest import ForestModel
 from factory.families._head import Head
 from factory.families._mlp import NetworkModel
 from factory.families.base import Family, FitContext, Model, Sample, Shape
+from factory.families.kernel import KernelModel
 from factory.families.linear import LinearModel
 from factory.families.neighbours import NeighboursModel
 from factory.spec import Task
@@ -177,9 +178,16 @@ def test_levels_never_seen_are_as_the_whole(name: str) -> None:
 
 
 def _means(model: Model) -> np.ndarray:
-    inputs = model.inputs if isinstance(model, ForestModel | NetworkModel) else model._inputs  # type: ignore[attr-defined]
-    values: np.ndarray = inputs.encoding.values
-    return values
+    encoding = model.encoding if isinstance(model, ForestModel) else _inputs(model).encoding
+    assert encoding is not None
+    return encoding.values
+
+
+def _inputs(model: Model) -> DenseInputs:
+    if isinstance(model, NetworkModel):
+        return model.inputs
+    assert isinstance(model, KernelModel | LinearModel | NeighboursModel)
+    return model._inputs
 
 
 def test_a_neighbour_does_not_know_its_own_target_by_its_level() -> None:
