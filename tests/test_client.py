@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 import factory
-from factory import client
+from factory import client, pipeline
 from factory.errors import Conflict, InvalidData, InvalidRequest
 from factory.ledger import Ledger
 from factory.settings import Settings
@@ -179,6 +180,22 @@ def test_the_time_of_the_budget_begins_with_the_call(settings: Settings, monkeyp
     with pytest.raises(InvalidData, match="it was called"):
         factory.fit(cancer(), "diagnosis", settings=settings)
     assert began == [1007.0], "the clock was read before the table was stored"
+
+
+@pytest.mark.parametrize(("making", "beside_reading"), [("refit", True), ("cold", False)])
+def test_mlflow_comes_up_beside_the_reading_where_nothing_is_searched(
+    making: str, beside_reading: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    def gathered(*_: object, **__: object) -> None:
+        assert begun.wait(60 if beside_reading else 0) is beside_reading
+        raise InvalidData("It was read.")
+
+    monkeypatch.setattr(pipeline._Making, "warm_up_registry", lambda _: begun.set())
+    monkeypatch.setattr(pipeline, "gather", gathered)
+    with pytest.raises(InvalidData, match="was read"):
+        factory.fit(cancer(), "diagnosis", making=making, parent="clinic.tumour", settings=settings)
 
 
 def test_the_package_offers_nothing_else() -> None:

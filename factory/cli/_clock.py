@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import psutil
 
@@ -18,5 +19,5 @@ def own_clock(*, after_s: float = 0.0, of_process: bool = False) -> Clock:
     """
     process, given = psutil.Process(), sys.argv[1:]
     if not given or process.cmdline()[-len(given) :] != given:
-        return Clock.now()
+        return Clock(time.time(), after_s=after_s)
     return Clock(process.create_time(), after_s=after_s, of_process=of_process)
