@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from serve.tally import Tally
 
@@ -15,13 +16,14 @@ OTHER = "other"
 CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 
 
-class _Labelled:
+class _Labelled(Collector):
     """A registry whose metrics have one label more; they are counted without it, which takes less."""
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
         self._registry, self._replica = registry, replica
 
     def collect(self) -> Iterator[Metric]:
+        """Yield all metrics with it."""
         for metric in self._registry.collect():
             metric.samples = [s._replace(labels={"replica": self._replica, **s.labels}) for s in metric.samples]
             yield metric
