@@ -64,6 +64,10 @@ class Terms(ABC):
         return linked(margins, self.link, top=self.top)
 
     @abstractmethod
+    def cells(self, comparison: Comparison) -> float:
+        """Return about how many leaves, or columns, times rows times background rows :meth:`shapley` looks at."""
+
+    @abstractmethod
     def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:
         """Return what each input column added to the sums, float64 (n_rows, n_inputs, n_outputs).
 
@@ -119,6 +123,9 @@ class Constant(Terms):
     def margins(self, table: Table) -> np.ndarray:
         return np.repeat(self.value[np.newaxis], len(table), axis=0)
 
+    def cells(self, comparison: Comparison) -> float:  # noqa: ARG002
+        return 0
+
     def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:  # noqa: ARG002
         return np.zeros((len(comparison.rows), comparison.n_inputs, len(self.value)))
 
@@ -145,19 +152,23 @@ class ColumnTerms(Terms):
     def margins(self, table: Table) -> np.ndarray:
         return np.asarray(self.terms(table, range(self.n_columns)).sum(axis=1) + self.intercept)
 
+    def cells(self, comparison: Comparison) -> float:
+        shared = {owners for owners in comparison.owners if len(owners) > 1}
+        n_mixed = sum(len(comparison.background) << len(owners) for owners in shared)
+        return float(len(comparison.rows) * (n_mixed + 1) * self.n_columns)
+
     def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:
         """Return coefficient times (value - mean), summed over an input's columns; see :class:`Terms`.
 
         What comes from several input columns is divided among them by the definition, over all their subsets.
         """
+        if self.cells(comparison) > most_cells:
+            return None
         rows, n_background = comparison.rows, len(comparison.background)
         shared: dict[frozenset[int], list[int]] = {}
         for column, owners in enumerate(comparison.owners):
             if len(owners) > 1:
                 shared.setdefault(owners, []).append(column)
-        n_mixed = sum(n_background << len(owners) for owners in shared)
-        if len(rows) * (n_mixed + 1) * self.n_columns > most_cells:
-            return None
         added = np.zeros((len(rows), comparison.n_inputs, len(self.intercept)))
         alone = [column for column, owners in enumerate(comparison.owners) if len(owners) == 1]
         changes = self.terms(rows, alone) - self.terms(comparison.background, alone).mean(axis=0)

@@ -13,14 +13,15 @@ import schemathesis
 from schemathesis.config import SchemathesisConfig
 
 from factory.ledger import Ledger
+from factory.settings import Settings
 from factory.spec import Task
 from factory.variants.background import Background
 from serve.app import Predictor
 from serve.core import Core
 from serve.limits import Limits
+from serve.online import FeatureReaders
 from serve.recording import Recorder
 from tests.schemathesis_calls import complaints_of
-from tests.serving import NoFeatures
 
 from .conftest import SETUP, Shelf, customers, make_bundle
 
@@ -41,7 +42,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Predictor, s
         core = Core(
             ledger,
             load=shelf.load,
-            features=NoFeatures(),
+            features=FeatureReaders(Settings(home=folder)),
             limits=Limits(rows=100, body_mb=1, a_minute=1e6),
             recorder=Recorder(Path(folder / "served"), percent=0, days=1),
         )
