@@ -47,7 +47,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_batch_runs"),
         sa.ForeignKeyConstraint(["batch"], ["batches.name"], name="fk_batch_runs_batch_batches"),
-        sa.UniqueConstraint("batch", "number", name="uq_batch_runs_batch"),
+        sa.UniqueConstraint("batch", "number", name="uq_batch_runs_batch_number"),
     )
     op.create_index(
         "ix_batch_runs_open", "batch_runs", ["batch"], unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN
