@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ def plant(make: Callable[..., Plant]) -> Plant:
     made.ledger.create_request(document(), request_id="r-0", door="api", by=ANN, cpus=1.0)
     made.ledger.record_variant(
         Variant(
-            name="growth.churn", version=0, request_id="r-0", task=Task.BINARY, metric="roc_auc", score=0.8,
+            name="growth.churn", version=1, request_id="r-0", task=Task.BINARY, metric="roc_auc", score=0.8,
             score_low=0.7, score_high=0.9, recipe="tabular-fast", recipe_digest="0" * 64, dataset_digest="1" * 64,
             bundle_digest="2" * 64, created=datetime.now(UTC),
-        ).model_copy(update={"version": 1})
+        )
     )  # fmt: skip
     return made
 
@@ -200,10 +201,9 @@ def test_a_controller_that_is_killed_at_any_call_starts_a_run_once(plant: Plant)
             if calls == n:
                 raise Killed
 
-        try:
+        with suppress(Killed):
             plant.controller(meddle).reconcile()
-        except Killed:
-            plant.advance(20)  # until nobody leads
+        plant.advance(20)  # until nobody leads
     controller = plant.controller()
     plant.until(controller, lambda: bool(runs(plant)) and runs(plant)[-1].state == "done")
     assert runs(plant)[-1].number == 1
