@@ -22,7 +22,7 @@ import numpy as np
 from factory.data.graph import INT64, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._drawing import AT_MOST, GrownTrees
-from factory.families._encoding import FEW_LEVELS, MOST_MEANS, TargetEncoding
+from factory.families._encoding import FEW_LEVELS, MOST_MEANS, Inputs, TargetEncoding
 from factory.families._head import Head
 from factory.families._leaves import LeafTerms
 from factory.families._terms import Link
@@ -192,10 +192,11 @@ class ForestModel(Model):
             values = shares
             intercept[self.seen] = self.unsure / len(self.seen) / (n_trees + self.unsure)
         grown = self.nodes.grown(targets=np.zeros(n_trees, dtype=np.int64))
+        seen = Inputs(encoding=self.encoding)
         leaves = LeafTerms.of_trees(
             grown,
-            view=lambda table: self.inputs.of(table).matrix,
-            owners_seen=self.inputs.owners,
+            view=lambda table: seen.of(table).matrix,
+            owners_seen=seen.owners,
             intercept=intercept,
             values=values,
         )
