@@ -115,7 +115,7 @@ class LinearModel(Model):
         head, sources = self._head, self._inputs.sources
         if self._splines is not None:
             n_basis = self._splines.knots.shape[1] - 1 - self._splines.degree
-            sources = np.concatenate([sources, np.repeat(self._splines.columns, n_basis)])
+            sources = np.concatenate([sources, np.repeat(sources[self._splines.columns], n_basis)])
         weights = self._weights.astype(np.float64)
         if head.task is Task.BINARY:  # the log-odds of the second class
             weights = weights[:, 1:] - weights[:, :1]

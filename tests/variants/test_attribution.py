@@ -188,6 +188,23 @@ def test_encoded_columns_and_left_out_crosses_belong_to_their_inputs(
     assert_as_defined(bundle, numbers.rows, explain(bundle, numbers.rows, limit_s=30))
 
 
+@pytest.mark.parametrize("splines", [True, False])
+def test_the_means_of_a_linear_models_levels_belong_to_their_column(
+    splines: bool, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.families.linear._one_hot_levels", lambda _: 8)
+    model = data.fit("linear", splines=splines)
+    bundle = data.bundle(("linear", model, 1.0))
+    assert_as_defined(bundle, data.rows, explain(bundle, data.rows, scale="margin", limit_s=30))
+
+
+@pytest.mark.parametrize("name", FORESTS)
+@pytest.mark.parametrize("categoricals", ["native", "target"])
+def test_the_means_that_a_forest_sees_belong_to_their_column(name: str, categoricals: str, data: Data) -> None:
+    bundle = data.bundle((name, data.fit(name, categoricals=categoricals), 1.0))
+    assert_as_defined(bundle, data.rows, explain(bundle, data.rows, limit_s=30))
+
+
 def test_a_blend_of_sums_is_exact_and_merged_models_too(numbers: Data) -> None:
     first, second = (numbers.fit("lightgbm", num_leaves=leaves) for leaves in (8, 12))
     merged = family("lightgbm").merge([first, second])
