@@ -50,11 +50,18 @@ class Heard(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Quiet(http.server.ThreadingHTTPServer):
+    """Says nothing of connections that its callers have cut."""
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def behind() -> Iterator[dict[str, int]]:
     """What stands for the predictor: a server for HTTP and one for gRPC, and the ports of both and of the proxy."""
     port, for_http, for_grpc = free_ports(3)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", for_http), Heard)
+    server = Quiet(("127.0.0.1", for_http), Heard)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     echo = grpc.unary_unary_rpc_method_handler(lambda request, _: b"heard " + request)
