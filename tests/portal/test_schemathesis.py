@@ -18,7 +18,7 @@ from factory.errors import InvalidData
 from factory.ledger import Ledger
 from factory.operate.attending import log_path
 from factory.settings import Settings
-from factory.spec import DeploymentWish, Task, Trial
+from factory.spec import BatchWish, DeploymentWish, Task, Trial
 from factory.testing.jobs import FakeJobs
 from factory.variants.background import Background
 from factory.variants.bundle import Bundle
@@ -49,6 +49,7 @@ BEYOND_A_SCHEMA = {
     "submit_request": ["400"],
     "upload_dataset": ["400", "422"],
     "retry_request": ["400"],
+    "create_batch": ["400"],
     # Which columns a table has.
     "screen_dataset": ["422"],
     # Which columns a variant has, and that numbers have 64 bits.
@@ -76,6 +77,7 @@ def config(digest: str, token: str, proposal: str, *, secret: str, only: Sequenc
         "variant": ["growth.churn"],
         "version": [1],
         "recipe": ["tabular-fast"],
+        "batch": ["growth.nightly"],
         "team": [TEAM],
         "subject": ["ann"],
         "token": [token],
@@ -87,6 +89,7 @@ def config(digest: str, token: str, proposal: str, *, secret: str, only: Sequenc
         "/variants/": ("name", "variant"),
         "/deployments/": ("name", "variant"),
         "/recipes/": ("name", "recipe"),
+        "/batches/": ("name", "batch"),
         "/teams/": ("name", "team"),
         "/tokens/": ("token_id", "token"),
         "/proposals/": ("proposal_id", "proposal"),
@@ -182,6 +185,9 @@ def _fill(world: World) -> None:
     ledger.set_alias("growth.churn", "champion", 1, who="x", why="y", by=SETUP)
     ledger.add_member(TEAM, "ann", scopes=["read"], by=SETUP)
     ledger.share("variant", "growth.churn", team=TEAM, with_team="risk", by=SETUP)
+    wish = BatchWish(team=TEAM, name="nightly", variant="growth.churn", path="/data/rows.csv")
+    ledger.create_batch(wish, anywhere=True, by=SETUP)
+    ledger.end_batch_run(ledger.start_batch_run("growth.nightly", by=SETUP).id, "done", "Done.", rows=1)
 
 
 def called(seeded: World, who: str, *, only: Sequence[str] = ()) -> tuple[set[str], list[str]]:

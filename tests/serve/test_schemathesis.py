@@ -28,7 +28,16 @@ from .conftest import SETUP, Shelf, customers, make_bundle
 FULL = "FACTORY_TEST_FULL" in os.environ
 """Whether all boundaries are tried, with a hundred examples of each."""
 VARIANT = "growth.churn"
-ROWS = ["invoke", "invoke_of_version", "invoke_v1", "explained", "explained_of_version", "infer", "infer_of_version"]
+ROWS = [
+    "invoke",
+    "invoke_of_version",
+    "invoke_v1",
+    "explained",
+    "explained_of_version",
+    "explained_v1",
+    "infer",
+    "infer_of_version",
+]
 
 
 @pytest.fixture(scope="module")
