@@ -227,7 +227,9 @@ def _plain_numbers(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> d
         block = np.array(values, dtype=np.float64)
     except (OverflowError, ValueError):
         return None
-    if (names and (block.ndim != 2 or np.isinf(block).any())) or check_columns(columns, others):
+    if names and (block.ndim != 2 or np.isinf(block).any()):
+        return None
+    if others and check_columns(columns, others):
         return None
     if names and others and block.shape[1] != len(next(iter(columns.values()))):
         return None

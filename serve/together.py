@@ -14,10 +14,12 @@ import numpy as np
 
 from factory.errors import FactoryError, ServiceFault, StorageFault, SystemFault
 from factory.spec import Variant
+from serve import predictions
 from serve.call import Call, Message
-from serve.core import Asked, Core, Prediction, predicted
+from serve.core import Core
 from serve.errors import DeadlineExceeded, status_of
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, Values, check_rows
+from serve.predictions import Asked, Prediction
 from serve.store import Reference
 from serve.traffic import KEY_HEADER, Choice
 
@@ -218,7 +220,7 @@ async def _one_go(
         async with asyncio.timeout(core.limits.deadline_s):
             loaded = await core.cache.get(variant)
             columns = await core.columns(None, _joined(list(payloads.values())), loaded)
-            whole = await core.run(False, lambda: predicted(columns, loaded), threads)
+            whole = await core.run(False, lambda: predictions.predicted(columns, loaded), threads)
     except (ServiceFault, StorageFault) as error:
         return dict.fromkeys(payloads, error)
     except TimeoutError:
