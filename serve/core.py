@@ -25,8 +25,9 @@ from serve.guard import Took
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
+from serve.micro_batches import MicroBatches
 from serve.online import FeatureRead, Reads
-from serve.predictions import Asked, Prediction, is_small
+from serve.predictions import INLINE_MS, Asked, Prediction, is_small
 from serve.recording import Answered, As, Recorder
 from serve.remembered import Changes, in_thread
 from serve.shadows import Comparisons, Sums, compared
@@ -36,9 +37,6 @@ from serve.traffic import KEY_HEADER, Beside, Choice, Routes, Traffic
 
 logger = logging.getLogger(__name__)
 
-INLINE_MS = 5.0
-"""A prediction below this runs in the event loop: handing it to a thread costs about as much (0.1 to 0.3 ms) as it
-takes, and a stall of 5 ms is below what a caller notices."""
 FEATURES_S = 5.0
 """For which the online store is waited for, and no longer than half of a call's time: an answer is still due."""
 EXPLAINED_AT_ONCE = 3
@@ -108,6 +106,7 @@ class Core:
         threads |= {"ledger": 2, "load": 2, "features": 4, "predict": 2}
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
+        self.micro_batches = MicroBatches(self._pools["predict"])
         in_ledger = self._pools["ledger"]
         self.changes = Changes(ledger.catalogue_mark, in_ledger)
         self.table = VariantTable(ledger, in_ledger, changes=self.changes)
@@ -240,7 +239,10 @@ class Core:
             columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
             watched = chosen.watched
             # A canary that hangs would hold up the event loop; and what both take is compared, so both go to threads.
-            if asked.small and loaded.row_ms < INLINE_MS and watched is None:
+            if asked.small and watched is None and self.micro_batches.take(columns, loaded):
+                prediction = await self.micro_batches.predicted(columns, loaded)
+                answer = form(prediction)
+            elif asked.small and loaded.row_ms < INLINE_MS and watched is None:
                 prediction = predictions.predicted(columns, loaded)
                 answer = form(prediction)
             else:

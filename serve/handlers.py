@@ -48,7 +48,7 @@ async def require_ready(core: Core) -> None:
             raise StorageFault("The ledger cannot be read.", hint="`factory doctor` looks at it.")
 
 
-async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
+async def ready(core: Core, _: Call, __: Mapping[str, str]) -> bytes:
     """``GET /v2/health/ready``: requests can be answered."""
     await require_ready(core)
     return to_json({"ready": True})

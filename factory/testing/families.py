@@ -147,6 +147,14 @@ class FamilyConformance:
         singly = [model.predict(rows.rows(np.array([i])))[0] for i in range(5)]
         np.testing.assert_allclose(singly, model.predict(rows), atol=1e-5)
 
+    def test_a_rowwise_family_answers_few_rows_to_the_last_bit_as_each_alone(self, family: Family, task: Task) -> None:
+        if not family.rowwise:
+            return
+        model, rows = _fitted(family, task), sample(task, seed=2).table
+        singly = [model.predict(rows.rows(np.array([i])))[0] for i in range(60)]
+        for n in (2, 7, 60):
+            np.testing.assert_array_equal(model.predict(rows.rows(np.arange(n))), singly[:n])
+
     def test_missing_and_unseen_values_are_predicted(self, family: Family, task: Task) -> None:
         rows = sample(task, n_rows=3, seed=2).table
         blank = Table(

@@ -197,6 +197,9 @@ def test_a_large_grpc_message_is_read_in_a_thread(
         def trailing_metadata(self) -> tuple[()]:
             return ()
 
+        def peer(self) -> str:
+            return "ipv4:10.0.0.7:40000"
+
         def __getattr__(self, _: str) -> Any:
             return lambda *_: None
 
