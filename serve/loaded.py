@@ -79,13 +79,11 @@ class Loaded:
             column.name: np.array([np.nan]) if column.type in NUMBERS else np.array([None], dtype=object)
             for column in bundle.columns
         }
-        times = range(1 if is_warm else 3)
-        row_ms = min(_call_ms(bundle, row) for _ in times)
+        row_ms = min(_call_ms(bundle, row) for _ in range(1 if is_warm else 3))
         if not bundle.rowwise:
             return cls(variant, bundle, sizes, row_ms)
         rows = {name: np.repeat(values, TOGETHER) for name, values in row.items()}
-        together_ms = min(_call_ms(bundle, rows) for _ in times) / TOGETHER
-        return cls(variant, bundle, sizes, row_ms, max(0.0, row_ms - together_ms))
+        return cls(variant, bundle, sizes, row_ms, max(0.0, row_ms - _call_ms(bundle, rows) / TOGETHER))
 
 
 _loading: set[object] = set()

@@ -133,7 +133,9 @@ class MicroBatches:
                 one.tell(error)
 
     async def _made(self, columns: Columns, loaded: Loaded) -> Prediction:
-        if loaded.row_ms < INLINE_MS:
+        # The first row takes what it takes alone, and each further one less.
+        ms = loaded.row_ms + (columns.n_rows - 1) * (loaded.row_ms - loaded.gain_ms)
+        if ms < INLINE_MS:
             return predictions.predicted(columns, loaded)
         return await in_thread(self._threads, lambda: predictions.predicted(columns, loaded))
 

@@ -13,6 +13,7 @@ import pytest
 
 from factory.spec import Task, Variant
 from factory.variants.bundle import Bundle
+from serve import loaded as loaded_module
 from serve import micro_batches as module
 from serve import predictions
 from serve.inputs import NamedColumns, Payload
@@ -72,7 +73,7 @@ async def ask(caller: Caller, bodies: list[dict[str, Any]], *, at_once: bool) ->
     return [(one.status_code, one.content, set(one.headers)) for one in answers]
 
 
-@pytest.mark.parametrize("row_ms", [FAST, SLOW])
+@pytest.mark.parametrize("row_ms", [FAST, INLINE_MS - 1, SLOW])
 def test_calls_at_one_time_are_one_prediction_with_the_same_answers(
     row_ms: float, shelf: Shelf, make_caller: MakePredictor, goes: list[int]
 ) -> None:
@@ -186,9 +187,12 @@ def test_what_is_read_otherwise_is_not_joined() -> None:
     assert joined(payloads) == NamedColumns({"age": [30, None, "30"]})
 
 
-def test_what_a_row_gains_is_measured_where_answers_stay_the_same(churn: Bundle, shelf: Shelf, forest: Bundle) -> None:
+def test_what_a_row_gains_is_measured_where_answers_stay_the_same(
+    churn: Bundle, shelf: Shelf, forest: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded_module, "_call_ms", lambda _, rows: 0.2 + 0.1 * len(rows["age"]))
     variant = shelf.ledger.variants("growth.forest")[0]
     assert forest.rowwise
     assert not churn.rowwise
     assert Loaded.warm(variant, churn, sizes={}).gain_ms == 0.0
-    assert Loaded.warm(variant, forest, sizes={}).gain_ms > 0.0
+    assert Loaded.warm(variant, forest, sizes={}).gain_ms == pytest.approx(0.3 - (0.2 + 0.8) / 8)
