@@ -29,7 +29,9 @@ class Call:
 
     def header(self, name: str) -> str:
         """Return a request header, empty where there is none; UTF-8, as most send it, or HTTP's own Latin-1."""
-        raw = self.headers.get(name.encode(), b"")
+        raw = self.headers.get(name.encode())
+        if not raw:
+            return ""
         try:
             return raw.decode()
         except UnicodeDecodeError:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from factory.errors import FactoryError, InvalidData, ServiceFault, StorageFault, SystemFault, UserFault
 from factory.topics.base import Broker, GivenBack, Received, Reply
-from serve.core import Core, Prediction
+from serve.core import Core
 from serve.errors import DeadlineExceeded
 from serve.in_hand import MOST_ENDED, InHand
 from serve.invocations import format_predictions
 from serve.messages import Message, answer_of, dead_letter, read_message
+from serve.predictions import Prediction
 from serve.together import Question, Told, answer_together
 
 logger = logging.getLogger(__name__)

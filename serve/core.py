@@ -5,30 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 from uuid import uuid4
-
-import numpy as np
 
 from factory.errors import ServiceFault
 from factory.ledger import Served
 from factory.spec import Principal, Variant
 from factory.variants.bundle import Bundle
-from serve import invocations
+from serve import invocations, predictions
 from serve.addresses import Origins
 from serve.call import Call
 from serve.doors import Doors
 from serve.fleet_metrics import FleetMetrics
 from serve.guard import Took
-from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, arrays
+from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload
 from serve.limits import Limits, Places
 from serve.loaded import Loaded
+from serve.micro_batches import MicroBatches
 from serve.online import FeatureRead, Reads
+from serve.predictions import INLINE_MS, Asked, Prediction, is_small
 from serve.recording import Answered, As, Recorder
 from serve.remembered import Changes, in_thread
 from serve.shadows import Comparisons, Sums, compared
@@ -38,11 +37,6 @@ from serve.traffic import KEY_HEADER, Beside, Choice, Routes, Traffic
 
 logger = logging.getLogger(__name__)
 
-INLINE_MS = 5.0
-"""A prediction below this runs in the event loop: handing it to a thread costs about as much (0.1 to 0.3 ms) as it
-takes, and a stall of 5 ms is below what a caller notices."""
-INLINE_BYTES = 16_384
-"""A larger body is read, checked and predicted in a thread."""
 FEATURES_S = 5.0
 """For which the online store is waited for, and no longer than half of a call's time: an answer is still due."""
 EXPLAINED_AT_ONCE = 3
@@ -72,55 +66,6 @@ class Ledger(Catalogue, Routes, Sums, Protocol):
 
     def add_served(self, counted: Sequence[Served]) -> None:
         """Add calls to the sums of the fleet."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A call that was read.
-
-    Attributes:
-        reference: What it names.
-        variant: The version that this means, beside which there may be a canary.
-        payload: The rows.
-        body: As it was sent.
-    """
-
-    reference: Reference
-    variant: Variant
-    payload: Payload
-    body: bytes = field(repr=False)
-
-    @property
-    def small(self) -> bool:
-        """Whether it is answered in the event loop, by a variant that is fast."""
-        return is_small(self.body)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A prediction.
-
-    Attributes:
-        loaded: Who has made it.
-        inputs: Column → values as they were predicted, each (n_rows,).
-        raw: Of :meth:`~factory.variants.bundle.Bundle.predict_raw`.
-        ms: That it took with the checks.
-        took: The same of all rows that were predicted at once; None where another one of them tells it.
-    """
-
-    loaded: Loaded
-    inputs: dict[str, np.ndarray]
-    raw: np.ndarray
-    ms: float
-    took: Took | None
-
-    @property
-    def outputs(self) -> dict[str, np.ndarray]:
-        """Output → values: the prediction, or the probability of each class."""
-        bundle = self.loaded.bundle
-        if not bundle.classes:
-            return {"prediction": self.raw}
-        return dict(zip(bundle.output_names[1:], self.raw.T, strict=True))
 
 
 class Core:
@@ -161,6 +106,7 @@ class Core:
         threads |= {"ledger": 2, "load": 2, "features": 4, "predict": 2}
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
+        self.micro_batches = MicroBatches(self._pools["predict"])
         in_ledger = self._pools["ledger"]
         self.changes = Changes(ledger.catalogue_mark, in_ledger)
         self.table = VariantTable(ledger, in_ledger, changes=self.changes)
@@ -240,7 +186,7 @@ class Core:
         """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
         return await self.doors.known(call.header("authorization"), lambda: self.origins.of(call.connection))
 
-    async def resolve(self, call: Call, values: dict[str, str]) -> tuple[Reference, Variant]:
+    async def resolve(self, call: Call, values: Mapping[str, str]) -> tuple[Reference, Variant]:
         """Return what a caller who may has named, and the version that it means."""
         name = values["name"].partition("@")[0]
         await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origins.of(call.connection))
@@ -250,13 +196,16 @@ class Core:
         return reference, variant
 
     async def read(
-        self, call: Call, values: dict[str, str], *, places: Places, parse: Parse = invocations.parse
+        self, call: Call, values: Mapping[str, str], *, places: Places, parse: Parse = invocations.parse
     ) -> Asked:
         """Read a call of ``/invocations``, or of what has its rows, that has one of the places."""
         reference, variant = await self.resolve(call, values)
         body = await places.read(call)
         kind = call.header("content-type")
-        payload = await self.run(is_small(body), lambda: parse(body, kind, max_rows=self.limits.rows))
+        most = self.limits.rows
+        if is_small(body):
+            return Asked(reference, variant, parse(body, kind, max_rows=most), body)
+        payload = await self.run(False, lambda: parse(body, kind, max_rows=most))
         return Asked(reference, variant, payload, body)
 
     async def answered(
@@ -290,11 +239,18 @@ class Core:
             columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
             watched = chosen.watched
             # A canary that hangs would hold up the event loop; and what both take is compared, so both go to threads.
-            inline = asked.small and loaded.row_ms < INLINE_MS and watched is None
-            threads = watched.threads if watched and variant is chosen.canary else self._pools["predict"]
-            prediction = await self.run(inline, lambda: predicted(columns, loaded), threads)
+            if asked.small and watched is None and self.micro_batches.take(columns, loaded):
+                prediction = await self.micro_batches.predicted(columns, loaded)
+                answer = form(prediction)
+            elif asked.small and loaded.row_ms < INLINE_MS and watched is None:
+                prediction = predictions.predicted(columns, loaded)
+                answer = form(prediction)
+            else:
+                threads = watched.threads if watched and variant is chosen.canary else self._pools["predict"]
+                prediction = await in_thread(threads, lambda: predictions.predicted(columns, loaded))
+                answer = await in_thread(threads, lambda: form(prediction))
             call.add_timing("predict", prediction.ms)
-            return (await self.run(inline, lambda: form(prediction), threads), prediction), prediction.took
+            return (answer, prediction), prediction.took
 
         answer, prediction = await self.traffic.answered(chosen, make)
         self._follow(call, asked, chosen, prediction)
@@ -303,10 +259,11 @@ class Core:
     async def loaded(self, call: Call, variant: Variant) -> Loaded:
         """Return a variant with its bundle, and say in the answer that it answers, and how long it took to load."""
         _tell(call, variant)
-        known, started = variant in self.cache, time.perf_counter()
+        if (known := self.cache.peek(variant)) is not None:
+            return known
+        started = time.perf_counter()
         loaded = await self.cache.get(variant)
-        if not known:
-            call.add_timing("load", (time.perf_counter() - started) * 1e3)
+        call.add_timing("load", (time.perf_counter() - started) * 1e3)
         return loaded
 
     async def columns(self, call: Call | None, payload: Payload, loaded: Loaded) -> NamedColumns | NamelessColumns:
@@ -355,8 +312,11 @@ class Core:
         if shadow is not None and len(self._mirrored) >= MIRRORED_AT_ONCE:
             self.telemetry.mirrored(str(shadow), "dropped")
             shadow = None
+        recorded = self.recorder is not None and (shadow is not None or self.recorder.wants())
+        if not recorded and shadow is None:
+            return
         call_id = call.header(_CALL_ID)[:100] or uuid4().hex
-        if self.recorder is not None and (shadow is not None or self.recorder.wants()):
+        if recorded:
             version = prediction.loaded.variant.version
             of_canary = choice.canary is not None and choice.canary.version == version
             as_: As = "canary" if of_canary else "champion" if asked.reference.is_open else "named"
@@ -372,7 +332,7 @@ class Core:
             variant = await self.table.resolve(Reference(shadow.name, version=shadow.version))
             loaded = await self.cache.get(variant)
             columns = await self.columns(None, asked.payload, loaded)
-            made = await self.in_("shadow", lambda: predicted(columns, loaded))
+            made = await self.in_("shadow", lambda: predictions.predicted(columns, loaded))
             self._record(call, call_id, "shadow", made)
             both = ((one.loaded.bundle, one.raw) for one in (answered, made))
             self.comparisons.add(shadow, answered.loaded.variant.version, compared(*both))
@@ -399,20 +359,6 @@ class Core:
                 moment=datetime.now(UTC),
             )
         )
-
-
-def is_small(body: bytes) -> bool:
-    """Return whether a body is read in the event loop."""
-    return len(body) <= INLINE_BYTES
-
-
-def predicted(payload: NamedColumns | NamelessColumns, loaded: Loaded) -> Prediction:
-    """Return the prediction of a payload, which is checked."""
-    started = time.perf_counter()
-    inputs = arrays(payload, loaded.bundle)
-    raw = loaded.bundle.predict_raw(inputs)
-    ms = (time.perf_counter() - started) * 1e3
-    return Prediction(loaded, inputs, raw, ms, Took(len(raw), ms))
 
 
 def _tell(call: Call, variant: Variant) -> None:

@@ -56,7 +56,7 @@ class Doors:
         self._buckets, self._refusals = Buckets(a_minute), Buckets(REFUSALS_A_MINUTE)
         self._a_minute = a_minute
         self._holders: Remembered[bytes, Principal | Refusal] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
-        self._seen: Remembered[tuple[str, str], None] = Remembered(
+        self._seen: Remembered[tuple[str, str], bool] = Remembered(
             executor, max_age_s=UNCHANGED_S, without_s=WITHOUT_LEDGER_S, changes=changes
         )
 
@@ -138,6 +138,8 @@ class Doors:
         if kind.lower() != "bearer" or not secret:
             raise Unauthorized("No token was sent.", hint=_HINT)
         digest = digest_of(secret)
+        if isinstance(known := self._holders.fresh(digest), Principal):
+            return known
         if not isinstance(self._holders.peek(digest), Principal) and (wait_s := self._refusals.wait_s(origin())):
             raise TooManyRequests.wait(
                 wait_s, "Too many tokens from this address were refused.", hint="Wait, then try again with a good one."
@@ -148,10 +150,11 @@ class Doors:
             raise Unauthorized(holder.value, hint=_HINT)
         return holder
 
-    def _require_seen(self, team: str, name: str) -> None:
+    def _require_seen(self, team: str, name: str) -> bool:
         if not self._keys.may_see("variant", name, team):
             # Raises as for a name that does not exist, and says what the team sees that is called nearly so.
             self._keys.variant(name, 1, seen_by=team)
+        return True
 
 
 def _require_use(holder: Principal, name: str) -> None:

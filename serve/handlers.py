@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache, partial
 
 from pydantic_core import to_json
 
 from factory.errors import Detail, NotFound, StorageFault
 from serve import explanations, invocations, open_inference
 from serve.call import Call
-from serve.core import Asked, Core, Prediction, is_small
+from serve.core import Core
 from serve.described import described
 from serve.errors import MethodNotAllowed, UnsupportedMedia
 from serve.inputs import arrays
 from serve.outcomes import read_outcomes
+from serve.predictions import Asked, Prediction, is_small
 from serve.release import release
 from serve.telemetry import CONTENT_TYPE
 
-Handler = Callable[[Core, Call, dict[str, str]], Awaitable[bytes]]
+Handler = Callable[[Core, Call, Mapping[str, str]], Awaitable[bytes]]
 
 
-async def alive(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+async def alive(_: Core, __: Call, ___: Mapping[str, str]) -> bytes:
     """``GET /``: what KServe's first protocol asks whether a server lives."""
     return to_json({"status": "alive"})
 
 
-async def live(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+async def live(_: Core, __: Call, ___: Mapping[str, str]) -> bytes:
     """``GET /v2/health/live``."""
     return to_json({"live": True})
 
@@ -47,18 +48,18 @@ async def require_ready(core: Core) -> None:
             raise StorageFault("The ledger cannot be read.", hint="`factory doctor` looks at it.")
 
 
-async def ready(core: Core, _: Call, __: dict[str, str]) -> bytes:
+async def ready(core: Core, _: Call, __: Mapping[str, str]) -> bytes:
     """``GET /v2/health/ready``: requests can be answered."""
     await require_ready(core)
     return to_json({"ready": True})
 
 
-async def server(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+async def server(_: Core, __: Call, ___: Mapping[str, str]) -> bytes:
     """``GET /v2``: server metadata."""
     return to_json({"name": "model-variant-factory", "version": release(), "extensions": ["binary_tensor_data"]})
 
 
-async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
+async def metrics(core: Core, call: Call, _: Mapping[str, str]) -> bytes:
     """``GET /metrics``: of all replicas; they name variants of all teams, so an operator's token is asked for."""
     async with core.metrics_places.take(call):
         await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origins.of(call.connection))
@@ -67,7 +68,7 @@ async def metrics(core: Core, call: Call, _: dict[str, str]) -> bytes:
     return text if fleet is None else await core.in_("disk", lambda: fleet.exchange(text))
 
 
-async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict[str, object]:
+async def model_metadata(core: Core, call: Call, values: Mapping[str, str]) -> dict[str, object]:
     """Return the protocol's metadata of the variant that a route, or a message, names."""
     async with core.places.take(call):
         _, variant = await core.resolve(call, values)
@@ -80,7 +81,7 @@ async def model_metadata(core: Core, call: Call, values: dict[str, str]) -> dict
         return open_inference.metadata(loaded.bundle, name=variant.name, versions=versions)
 
 
-async def require_model(core: Core, call: Call, values: dict[str, str]) -> str:
+async def require_model(core: Core, call: Call, values: Mapping[str, str]) -> str:
     """Return the name of a variant once it is in memory, so that nobody waits for it."""
     async with core.places.take(call):
         _, variant = await core.resolve(call, values)
@@ -88,17 +89,17 @@ async def require_model(core: Core, call: Call, values: dict[str, str]) -> str:
         return variant.name
 
 
-async def model(core: Core, call: Call, values: dict[str, str]) -> bytes:
+async def model(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     """``GET /v2/models/{name}[/versions/{n}]``: model metadata."""
     return to_json(await model_metadata(core, call, values))
 
 
-async def model_ready(core: Core, call: Call, values: dict[str, str]) -> bytes:
+async def model_ready(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     """``GET /v2/models/{name}[/versions/{n}]/ready``, and ``GET /v1/models/{name}``: it is loaded, so nobody waits."""
     return to_json({"name": await require_model(core, call, values), "ready": True})
 
 
-async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
+async def invoke(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     """``POST /variants/{name}[/versions/{n}]/invocations``, and what others call it.
 
     MLflow's client for deployments calls ``/endpoints/{name}/invocations``, KServe's first protocol
@@ -112,7 +113,7 @@ async def invoke(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return await core.answered(call, await core.read(call, values, places=core.places), form)
 
 
-async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
+async def explained(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     """``POST /variants/{name}[/versions/{n}]/explain``, by KServe's first protocol ``/v1/models/{name}:explain``.
 
     It takes what ``/invocations`` takes, and wishes beside it.
@@ -133,7 +134,7 @@ async def explained(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return body
 
 
-async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
+async def infer(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     """``POST /v2/models/{name}[/versions/{n}]/infer``."""
     async with core.places.take(call):
         reference, variant = await core.resolve(call, values)
@@ -163,7 +164,7 @@ async def infer(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return answer_body
 
 
-async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
+async def outcomes(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     """``POST /variants/{name}/outcomes``: what became of what was predicted."""
     async with core.places.take(call):
         reference, _ = await core.resolve(call, values)
@@ -184,7 +185,7 @@ async def outcomes(core: Core, call: Call, values: dict[str, str]) -> bytes:
         return to_json({"written": len(told)})
 
 
-async def openapi(_: Core, __: Call, ___: dict[str, str]) -> bytes:
+async def openapi(_: Core, __: Call, ___: Mapping[str, str]) -> bytes:
     """``GET /openapi.json``: this document."""
     return to_json(described(ROUTES))
 
@@ -214,19 +215,36 @@ ROUTES: tuple[tuple[str, tuple[str, ...], Handler], ...] = (
 )
 
 
-def route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
+MOST_KEPT = 300
+"""Characters of a path whose route is remembered."""
+
+
+def route(call: Call, path: str) -> tuple[Handler, Mapping[str, str]]:
     """Return who answers a request, and what stands in the route's braces.
 
     Raises:
         NotFound: there is no such route.
         MethodNotAllowed: there is, for another method; the answer's header says which.
     """
+    found = _found(call.method, call.parts) if len(path) <= MOST_KEPT else _found.__wrapped__(call.method, call.parts)
+    if isinstance(found, tuple):
+        return found
+    if found:
+        call.answer_headers["allow"] = ", ".join(found)
+        raise MethodNotAllowed(f"{call.method} is not allowed on {path!r}.", hint=f"Use {' or '.join(found)}.")
+    routes = "; ".join(f"{method} /{'/'.join(pattern)}" for method, pattern, _ in ROUTES)
+    raise NotFound(f"There is no route {path!r}.", hint=f"Routes: {routes}.", details=[Detail("path", path)])
+
+
+@lru_cache(maxsize=4_096)
+def _found(asked: str, parts: tuple[str, ...]) -> tuple[Handler, Mapping[str, str]] | list[str]:
+    """Return who answers a method and a path, with what stands in the route's braces; or the methods that it has."""
     allowed = []
     for method, pattern, handler in ROUTES:
-        if len(pattern) != len(call.parts):
+        if len(pattern) != len(parts):
             continue
         values = {}
-        for expected, part in zip(pattern, call.parts, strict=True):
+        for expected, part in zip(pattern, parts, strict=True):
             name, brace, ending = expected.partition("}")
             if not brace:
                 if expected != part:
@@ -236,11 +254,7 @@ def route(call: Call, path: str) -> tuple[Handler, dict[str, str]]:
             else:
                 break
         else:
-            if method == call.method:
+            if method == asked:
                 return handler, values
             allowed.append(method)
-    if allowed:
-        call.answer_headers["allow"] = ", ".join(allowed)
-        raise MethodNotAllowed(f"{call.method} is not allowed on {path!r}.", hint=f"Use {' or '.join(allowed)}.")
-    routes = "; ".join(f"{method} /{'/'.join(pattern)}" for method, pattern, _ in ROUTES)
-    raise NotFound(f"There is no route {path!r}.", hint=f"Routes: {routes}.", details=[Detail("path", path)])
+    return allowed

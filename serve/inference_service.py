@@ -16,12 +16,13 @@ from google.protobuf.message import DecodeError
 from factory.errors import Detail, FactoryError
 from serve import open_inference
 from serve.call import Call, Message
-from serve.core import Asked, Core, Prediction, is_small
+from serve.core import Core
 from serve.errors import BodyTooLarge, status_of, unexpected
 from serve.handlers import model_metadata, require_model, require_ready
 from serve.inference_messages import message
 from serve.inputs import Values, check_rows
 from serve.open_inference import Inference
+from serve.predictions import Asked, Prediction, is_small
 from serve.release import release
 from serve.tensors import Tensor, datatype_of, from_binary, to_binary
 

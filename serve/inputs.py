@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -203,6 +204,11 @@ def arrays(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str,
 _PLAIN = {int, float, bool, type(None)}
 
 
+def are_plain(values: Iterable[object]) -> bool:
+    """Return whether values are numbers, booleans or missing, and nothing that has to be read."""
+    return _PLAIN.issuperset(map(type, values))
+
+
 def _plain_numbers(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> dict[str, np.ndarray] | None:
     """Return the columns where they are what most calls send: each by its name, plain numbers where numbers are wanted.
 
@@ -221,13 +227,15 @@ def _plain_numbers(payload: NamedColumns | NamelessColumns, bundle: Bundle) -> d
         return None
     if any(isinstance(column, np.ndarray) for column in values):
         return None
-    if not {type(value) for column in values for value in column} <= _PLAIN:
+    if not are_plain(chain.from_iterable(values)):
         return None
     try:
         block = np.array(values, dtype=np.float64)
     except (OverflowError, ValueError):
         return None
-    if (names and (block.ndim != 2 or np.isinf(block).any())) or check_columns(columns, others):
+    if names and (block.ndim != 2 or np.isinf(block).any()):
+        return None
+    if others and check_columns(columns, others):
         return None
     if names and others and block.shape[1] != len(next(iter(columns.values()))):
         return None
@@ -238,7 +246,7 @@ def _array(values: Values, kind: ColumnType | None) -> np.ndarray:
     """Return values as numbers where they are, or as objects, which the bundle reads one by one as in training."""
     if isinstance(values, np.ndarray):
         return values
-    if kind in NUMBERS and {type(value) for value in values} <= _PLAIN:
+    if kind in NUMBERS and are_plain(values):
         try:
             return np.array(values, dtype=np.float64)
         except OverflowError:

@@ -20,6 +20,8 @@ LEAST_MB = 0.1
 """Of a variant in memory beside its parts, and of each part, however small its files: they are Python objects."""
 FRAMEWORK_MODULES = 40
 """More modules than a bundle brings by itself were a framework's."""
+TOGETHER = 8
+"""Rows with which is measured what it saves to predict several at once."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Loaded:
         sizes: Memory that its parts are counted with, in MB, by what tells them from those of others; a part that
             others hold too has the same name there.
         row_ms: Processor time of a prediction of one row once it is warm, in ms.
+        gain_ms: By how much less a row takes where :data:`TOGETHER` are predicted at once, in ms; 0 where answers would
+            not be the same to the last bit.
     """
 
     variant: Variant
     bundle: Bundle
     sizes: Mapping[str, float]
     row_ms: float
+    gain_ms: float = 0.0
 
     @classmethod
     def read(cls, variant: Variant, folder: Path, shared: SharedParts) -> Loaded:
@@ -74,8 +79,11 @@ class Loaded:
             column.name: np.array([np.nan]) if column.type in NUMBERS else np.array([None], dtype=object)
             for column in bundle.columns
         }
-        times = [_row_ms(bundle, row) for _ in range(1 if is_warm else 3)]
-        return cls(variant, bundle, sizes, min(times))
+        row_ms = min(_call_ms(bundle, row) for _ in range(1 if is_warm else 3))
+        if not bundle.rowwise:
+            return cls(variant, bundle, sizes, row_ms)
+        rows = {name: np.repeat(values, TOGETHER) for name, values in row.items()}
+        return cls(variant, bundle, sizes, row_ms, max(0.0, row_ms - _call_ms(bundle, rows) / TOGETHER))
 
 
 _loading: set[object] = set()
@@ -100,8 +108,8 @@ def _resident_mb() -> float:
     return float(psutil.Process().memory_info().rss / 1e6)
 
 
-def _row_ms(bundle: Bundle, row: Mapping[str, np.ndarray]) -> float:
+def _call_ms(bundle: Bundle, rows: Mapping[str, np.ndarray]) -> float:
     """Return what a prediction takes of this thread's processor time: others may hold it up while it is measured."""
     started = time.thread_time()
-    bundle.predict_raw(row)
+    bundle.predict_raw(rows)
     return (time.thread_time() - started) * 1e3

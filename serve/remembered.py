@@ -119,6 +119,13 @@ class Remembered(Generic[K, V]):
         known = self._known.get(key)
         return None if known is None else known.value
 
+    def fresh(self, key: K) -> V | None:
+        """Return an answer that need not be asked for anew now; None where there is none."""
+        if self._changes is not None and not self._changes.all_know:
+            return None
+        known = self._known.get(key)
+        return known.value if known is not None and clock() < known.renew_at else None
+
     async def get(self, key: K, read: Callable[[], V]) -> V:
         """Return the answer of a moment ago, or read it.
 
@@ -130,6 +137,8 @@ class Remembered(Generic[K, V]):
             StorageFault: the ledger cannot be read, and nothing that is still good was known before.
             FactoryError: what the ledger says; it is forgotten then.
         """
+        if (value := self.fresh(key)) is not None:
+            return value
         if self._changes is not None:
             await self._changes.look()
         known = self._known.get(key)
@@ -239,6 +248,12 @@ class Changes:
     def is_away(self) -> bool:
         """Whether the ledger has failed a moment ago, or somebody waits for it in vain."""
         return self._marks.is_away
+
+    @property
+    def all_know(self) -> bool:
+        """Whether the ledger was looked at a moment ago, and everybody was told what was seen."""
+        mark = self._marks.fresh("")
+        return mark is not None and mark == self._seen
 
     async def look(self) -> None:
         """Tell everybody if something has changed.

@@ -196,11 +196,16 @@ class BundleCache(Generic[L]):
 
     async def get(self, variant: Variant) -> L:
         """Return a loaded variant; an error of the load is raised to all who wait for it, and is not remembered."""
+        if (loaded := self.peek(variant)) is not None:
+            return loaded
+        return await self._flights.join((variant.name, variant.version), lambda: self._fetch(variant))
+
+    def peek(self, variant: Variant) -> L | None:
+        """Return a variant that is in memory, where it is the last that goes now; None where it is not."""
         key = (variant.name, variant.version)
         loaded = self._loaded.get(key)
-        if loaded is None:
-            return await self._flights.join(key, lambda: self._fetch(variant))
-        self._loaded.move_to_end(key)
+        if loaded is not None:
+            self._loaded.move_to_end(key)
         return loaded
 
     async def _fetch(self, variant: Variant) -> L:

@@ -13,6 +13,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_VARIANTS = 500
 """Versions that have a label of their own; the others share one, so that thousands of variants do not drown a store."""
 OTHER = "other"
+_OTHERS = f"{OTHER}/{OTHER}"
 CALL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 
 
@@ -44,7 +45,7 @@ class Telemetry:
         self.tally = Tally()
         self._registry = CollectorRegistry()
         self._known: set[str] = set()
-        self._children: dict[tuple[str, str, str, int], tuple[Counter, Histogram]] = {}
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._calls = Counter(
             "factory_predictor_calls",
             "Calls by route, by the version that has answered, and by HTTP status.",
@@ -91,7 +92,7 @@ class Telemetry:
             status: Of the answer.
             took_s: Seconds.
         """
-        calls, seconds = self._of_call(route, *self._labels(answered_by), status)
+        calls, seconds = self._of_call(route, answered_by, status)
         calls.inc()
         seconds.observe(took_s)
         if answered_by and route in PREDICT:
@@ -125,13 +126,16 @@ class Telemetry:
         self._dropped.set(dropped)
         return generate_latest(_Labelled(self._registry, replica))
 
-    def _of_call(self, route: str, name: str, version: str, status: int) -> tuple[Counter, Histogram]:
+    def _of_call(self, route: str, answered_by: str, status: int) -> tuple[Counter, Histogram]:
         """Return the counter and the histogram of calls; finding them by their labels takes longer than counting."""
-        key = (route, name, version, status)
-        if key not in self._children:
-            counter = self._calls.labels(route, name, version, str(status))
-            self._children[key] = (counter, self._seconds.labels(route, name, version))
-        return self._children[key]
+        found = self._children.get((route, answered_by, status))
+        if found is None:
+            name, version = self._labels(answered_by)
+            if name == OTHER and answered_by != _OTHERS:
+                return self._of_call(route, _OTHERS, status)
+            found = (self._calls.labels(route, name, version, str(status)), self._seconds.labels(route, name, version))
+            self._children[route, answered_by, status] = found
+        return found
 
     def _labels(self, answered_by: str) -> tuple[str, str]:
         if not answered_by:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from factory.errors import FactoryError, ServiceFault, StorageFault, SystemFault
 from factory.spec import Variant
+from serve import predictions
 from serve.call import Call, Message
-from serve.core import Asked, Core, Prediction, predicted
+from serve.core import Core
 from serve.errors import DeadlineExceeded, status_of
-from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload, Values, check_rows
+from serve.inputs import Payload, check_rows
+from serve.joined import joined, shape_of, shares
+from serve.predictions import Asked, Prediction
 from serve.store import Reference
 from serve.traffic import KEY_HEADER, Choice
 
@@ -140,7 +141,7 @@ async def _made_together(
     for i, (one, key) in asked.items():
         choice = choices[i] = await core.traffic.choose(one.reference, one.variant, key.encode() or one.body)
         who = choice.canary or choice.champion
-        groups[who.name, who.version, choice.canary is None, *_shape(one.payload)].append(i)
+        groups[who.name, who.version, choice.canary is None, *shape_of(one.payload)].append(i)
     made: dict[int, Made] = {}
     for members in groups.values():
         payloads = [asked[i][0].payload for i in members]
@@ -183,17 +184,6 @@ async def _by_canary(core: Core, choice: Choice, payloads: Mapping[int, Payload]
     return found, False
 
 
-def _shape(payload: Payload) -> tuple[object, ...]:
-    """Return what payloads have in common that can stand below each other."""
-    if isinstance(payload, EntityRows):
-        return ("entities", *sorted({key for row in payload.rows for key in row}))
-    columns = payload.columns
-    lengths = {len(values) for values in (columns.values() if isinstance(columns, Mapping) else columns)}
-    if len(lengths) != 1:
-        return (id(payload),)  # is wrong, and stays alone
-    return ("named", *sorted(columns)) if isinstance(columns, Mapping) else ("nameless", len(columns))
-
-
 def _parts(members: Sequence[int], payloads: Sequence[Payload], *, most: int) -> Iterable[list[int]]:
     """Return groups of no more rows than a request may have."""
     part: list[int] = []
@@ -217,8 +207,8 @@ async def _one_go(
     try:
         async with asyncio.timeout(core.limits.deadline_s):
             loaded = await core.cache.get(variant)
-            columns = await core.columns(None, _joined(list(payloads.values())), loaded)
-            whole = await core.run(False, lambda: predicted(columns, loaded), threads)
+            columns = await core.columns(None, joined(list(payloads.values())), loaded)
+            whole = await core.run(False, lambda: predictions.predicted(columns, loaded), threads)
     except (ServiceFault, StorageFault) as error:
         return dict.fromkeys(payloads, error)
     except TimeoutError:
@@ -229,31 +219,4 @@ async def _one_go(
     except Exception:
         logger.warning("%s/%d failed on a batch", variant.name, variant.version, exc_info=True)
         return {}
-    made: dict[int, Made] = {}
-    first = 0
-    share = whole.ms / len(payloads)
-    for i, payload in payloads.items():
-        rows = slice(first, first + payload.n_rows)
-        inputs = {name: values[rows] for name, values in whole.inputs.items()}
-        took = None if first else whole.took
-        made[i] = replace(whole, inputs=inputs, raw=whole.raw[rows], ms=share, took=took)
-        first += payload.n_rows
-    return made
-
-
-def _joined(payloads: Sequence[Payload]) -> Payload:
-    first = payloads[0]
-    if isinstance(first, EntityRows):
-        return EntityRows([row for one in payloads if isinstance(one, EntityRows) for row in one.rows])
-    if isinstance(first, NamelessColumns):
-        lists = [one.columns for one in payloads if isinstance(one, NamelessColumns)]
-        return NamelessColumns([_below(parts) for parts in zip(*lists, strict=True)])
-    named = [one.columns for one in payloads if isinstance(one, NamedColumns)]
-    return NamedColumns({name: _below([one[name] for one in named]) for name in first.columns})
-
-
-def _below(parts: Sequence[Values]) -> Values:
-    arrays = [part for part in parts if isinstance(part, np.ndarray)]
-    if len(arrays) == len(parts):
-        return np.concatenate(arrays)
-    return [value for part in parts for value in part]
+    return dict(zip(payloads, shares(whole, list(payloads.values())), strict=True))

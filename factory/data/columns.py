@@ -38,8 +38,8 @@ _PARSEABLE = 0.95
 """Share of the rows that must parse before text counts as numbers or dates; the rest are stray marks like '?'."""
 _SAMPLE = 500
 """Distinct values looked at before a whole column is parsed."""
-_FEW = 64
-"""Below this many values a Python loop is faster than pandas' set-up."""
+FEW = 64
+"""Up to so many values are read one by one, which is faster than pandas' set-up; also levels are looked up so."""
 _DATE_LIKE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\s*\d{1,2}:\d{2}.*)?\s*$")
 _DATE_FORMATS = tuple(
     f"{day}{clock}"
@@ -99,7 +99,7 @@ def as_numeric(values: np.ndarray) -> np.ndarray:
         return _plain_floats(values)
     if values.dtype.kind == "m":
         return np.asarray(values / np.timedelta64(1, "s"))
-    if len(values) <= _FEW:
+    if len(values) <= FEW:
         return np.array([_number(v) for v in values.tolist()], dtype=np.float64)
     codes, uniques = pd.factorize(values, use_na_sentinel=True)
     return np.append(_numbers(uniques), np.nan)[codes]
@@ -107,7 +107,7 @@ def as_numeric(values: np.ndarray) -> np.ndarray:
 
 def _plain_floats(values: np.ndarray) -> np.ndarray:
     """Widen to float64; a float32 becomes the double with the same shortest decimal, as a CSV of it would be read."""
-    if values.dtype.kind != "f" or values.dtype.itemsize >= 8 or len(values) <= _FEW:
+    if values.dtype.kind != "f" or values.dtype.itemsize >= 8 or len(values) <= FEW:
         return np.asarray(values, dtype=np.float64)
     uniques, inverse = np.unique(values, return_inverse=True)
     return np.asarray(uniques.astype(str), dtype=np.float64)[inverse]
@@ -144,7 +144,7 @@ def as_datetime(values: np.ndarray, *, text_format: str | None = None) -> np.nda
         return values.astype("M8[us]")
     if values.dtype.kind in "fiub":
         return np.full(len(values), np.datetime64("NaT", "us"))
-    if len(values) <= _FEW and text_format is None:
+    if len(values) <= FEW and text_format is None:
         return np.array([_moment(v) for v in values.tolist()], dtype="M8[us]")
     codes, uniques = pd.factorize(values, use_na_sentinel=True)
     moments = _parse_dates(uniques, text_format or "ISO8601")

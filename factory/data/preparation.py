@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from factory.data.columns import FORMATS, as_datetime, as_numeric, factorize, text_of
+from factory.data.columns import FEW, FORMATS, as_datetime, as_numeric, factorize, text_of
 from factory.data.crosses import Cross, CrossedColumns
 from factory.data.dates import calendar, days_between, first_day, varying_parts
 from factory.data.graph import DrawnTable, Graph
@@ -33,8 +33,6 @@ _MANY_LEVELS = 100
 """Above this cardinality a level seen once is noise and is folded into the unseen level."""
 _MOST_LEVELS = 4096
 """Levels kept of one column, the most frequent ones; embeddings and one-vs-rest splits stay bounded."""
-_FEW = 64
-"""Below this many rows a dictionary look-up per value is faster than factorizing."""
 _PAIRED_DATES = 5
 """Date columns between which days are counted; ten pairs at most."""
 
@@ -366,7 +364,7 @@ def _fit_levels(values: np.ndarray) -> tuple[str, ...]:
 
 
 def _look_up(lookup: dict[str, int], values: np.ndarray) -> Any:
-    if len(values) <= _FEW:
+    if len(values) <= FEW:
         get = lookup.get
         return [get(v, 0) if type(v) is str else get(text_of(v) or "", 0) for v in values.tolist()]
     raw, uniques = pd.factorize(values, use_na_sentinel=True)

@@ -227,6 +227,7 @@ class ForestModel(Model):
 class ForestFamily(Family):
     """A family of averaged trees."""
 
+    rowwise: ClassVar[bool] = True
     framework: ClassVar[str] = "scikit-learn"
     modules: ClassVar[tuple[str, ...]] = ("sklearn.ensemble",)
     weighted: ClassVar[bool] = True

@@ -201,6 +201,10 @@ class Family(ABC):
     """Whether more rows want more rounds; not so where rounds are steps of a penalty path."""
     weighted: ClassVar[bool] = False
     """Whether it honours :attr:`Sample.weight`."""
+    rowwise: ClassVar[bool] = False
+    """Whether a row is answered to the last bit as it is alone, whatever rows stand beside it.
+
+    Not so where rows are multiplied with matrices: how those sums are taken depends on how many there are."""
     tasks: ClassVar[frozenset[Task]] = frozenset(Task)
 
     @abstractmethod

@@ -97,6 +97,7 @@ class CatBoostModel(BoosterModel):
 class CatBoost(BoostingFamily):
     """Boosted symmetric trees; the strongest single family on tables with categoricals."""
 
+    rowwise: ClassVar[bool] = True
     name: ClassVar[str] = "catboost"
     framework: ClassVar[str] = "catboost"
     modules: ClassVar[tuple[str, ...]] = ("catboost",)

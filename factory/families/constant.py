@@ -55,6 +55,7 @@ class ConstantModel(Model):
 class Constant(Family):
     """Class frequencies, smoothed by one row so that no class is impossible (Laplace 1814), or the mean target."""
 
+    rowwise: ClassVar[bool] = True
     name: ClassVar[str] = "constant"
     framework: ClassVar[str] = "numpy"
     weighted: ClassVar[bool] = True

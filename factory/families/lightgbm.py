@@ -109,6 +109,7 @@ class LightGBMModel(BoosterModel):
 class LightGBM(BoostingFamily):
     """Boosted trees with native categoricals."""
 
+    rowwise: ClassVar[bool] = True
     name: ClassVar[str] = "lightgbm"
     framework: ClassVar[str] = "lightgbm"
     modules: ClassVar[tuple[str, ...]] = ("lightgbm",)

@@ -37,7 +37,7 @@ from factory.search.blueprint import BLUEPRINT, Blueprint
 from factory.search.calibration import Calibration
 from factory.search.metric import Metric, centred
 from factory.search.plan import family
-from factory.spec import NUMBERS, Task
+from factory.spec import NUMBERS, ColumnType, Task
 from factory.variants.background import BACKGROUND, Background
 from factory.variants.contents import Contents, folder_size_mb
 from factory.variants.inputs import BundleColumn, Columns, check_columns
@@ -119,6 +119,12 @@ class Bundle:
         return tuple(column for column in self.columns if column.type not in NUMBERS)
 
     @property
+    def rowwise(self) -> bool:
+        """Whether each of few rows is predicted to the last bit as it is alone; few are :data:`~.columns.FEW`."""
+        texts = any(column.type is ColumnType.TEXT for column in self.columns)
+        return not texts and all(family(member.family).rowwise for member in self.members)
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Column names of :meth:`predict`'s answer."""
         return ("prediction", *(f"probability_{label}" for label in self.classes))
@@ -132,7 +138,7 @@ class Bundle:
         Returns:
             Probabilities float64 (n_rows, n_classes), or predictions float64 (n_rows,).
         """
-        if _n_rows(columns) == 0:
+        if _is_empty(columns):
             return np.empty((0, len(self.classes)) if self.classes else 0)
         tables = [preparation.transform(columns) for preparation in self.preparations]
         first, *others = self.members
@@ -332,5 +338,5 @@ def _created(folder: Path) -> Path:
     return folder
 
 
-def _n_rows(columns: Columns) -> int:
-    return len(columns) if isinstance(columns, pd.DataFrame) else max((len(v) for v in columns.values()), default=0)
+def _is_empty(columns: Columns) -> bool:
+    return not len(columns) if isinstance(columns, pd.DataFrame) else not any(map(len, columns.values()))

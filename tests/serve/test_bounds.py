@@ -16,10 +16,10 @@ from factory.errors import MOST_DETAILS, FactoryError, InvalidData, InvalidReque
 from factory.variants import inputs as variant_inputs
 from factory.variants.bundle import Bundle
 from serve import inference_service, inputs, invocations, open_inference
-from serve.core import INLINE_BYTES
 from serve.errors import BodyTooLarge, bounded, status_of
 from serve.inference_messages import message
 from serve.inputs import EMPTY_FOR_ONE, MOST_COLUMNS, MOST_EMPTY, NamedColumns, arrays
+from serve.predictions import INLINE_BYTES
 from tests.answers import error_of
 
 from .calls import CHURN, INFER
@@ -198,7 +198,7 @@ def test_a_large_grpc_message_is_read_in_a_thread(
             return ()
 
         def peer(self) -> str:
-            return "ipv4:127.0.0.1:40000"
+            return "ipv4:10.0.0.7:40000"
 
         def __getattr__(self, _: str) -> Any:
             return lambda *_: None

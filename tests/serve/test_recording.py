@@ -22,14 +22,15 @@ from factory.errors import StorageFault
 from factory.ledger import ShadowCounts
 from factory.settings import Settings
 from factory.spec import DeploymentWish, Variant
-from serve import core as core_module
 from serve import journal, recording, replica
+from serve import predictions as predictions_module
 from serve import shadows as shadows_module
 from serve.app import Predictor
-from serve.core import Core, Prediction
+from serve.core import Core
 from serve.journal import Outcome
 from serve.limits import Limits
 from serve.loaded import Loaded
+from serve.predictions import Prediction
 from serve.recording import Answered, Recorder
 from serve.shadows import Comparisons, compared
 from serve.telemetry import MOST_VARIANTS, Telemetry
@@ -188,8 +189,8 @@ def test_a_shadow_of_numbers_is_compared_by_how_far_they_lie_apart(
         made = real(payload, loaded)
         return replace(made, raw=made.raw + 2.5) if loaded.variant.version == 2 else made
 
-    real = core_module.predicted
-    monkeypatch.setattr(core_module, "predicted", predicted)
+    real = predictions_module.predicted
+    monkeypatch.setattr(predictions_module, "predicted", predicted)
     _, caller = mirrored(own_shelf, tmp_path, row={"age": 30, "income": 1_000.0})
     monkeypatch.setattr(own_shelf.ledger, "add_shadow", away)
     asyncio.run(caller.app.core.tell())

@@ -87,6 +87,24 @@ def test_an_answer_is_renewed_before_anybody_waits_for_it(clock: Clock, executor
     assert asyncio.run(scenario()) == ["a", "a", "a", "b", "c"]
 
 
+def test_fresh_is_what_nobody_has_to_ask_for(clock: Clock, executor: ThreadPoolExecutor) -> None:
+    catalogue = Catalogue()
+
+    async def scenario() -> None:
+        known = following(catalogue, executor)
+        assert known.fresh("key") is None
+        await known.get("key", catalogue.read_fact)
+        assert known.fresh("key") == "old"
+        clock.now += 0.6 * MAX_AGE_S
+        assert known.fresh("key") is None, "whether something has changed is asked for before a second is over"
+        await known.get("key", catalogue.read_fact)
+        assert known.fresh("key") == "old", "somebody asks already"
+        known.doubt()
+        assert known.fresh("key") is None, "something has changed"
+
+    asyncio.run(scenario())
+
+
 def test_a_thousand_names_cost_one_question_a_second_while_nothing_changes(
     clock: Clock, executor: ThreadPoolExecutor
 ) -> None:

@@ -18,11 +18,12 @@ from factory.ledger import CanaryCounts
 from factory.spec import DeploymentWish
 from factory.variants.bundle import Bundle
 from serve import traffic
-from serve.core import Core, Prediction
+from serve.core import Core
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns
 from serve.invocations import format_predictions
 from serve.limits import Limits
 from serve.online import FeatureRead
+from serve.predictions import Prediction
 from serve.together import Question, Told, answer_together
 from serve.traffic import position
 from tests.serving import NoFeatures

@@ -16,7 +16,7 @@ import pytest
 from factory.errors import StorageFault
 from factory.ledger import AuditQuery, CanaryCounts
 from factory.spec import DeploymentWish, Task, Variant
-from serve import core as core_module
+from serve import predictions as predictions_module
 from serve import remembered
 from serve import traffic as module
 from serve.guard import Took
@@ -223,13 +223,13 @@ def test_a_planted_version_that_is_slow_is_rolled_back_by_itself_and_a_better_on
     """What they take is told to the predictor, since a test's machine may be busy."""
     random = np.random.default_rng(1)
 
-    def predicted(payload: Any, loaded: Loaded) -> core_module.Prediction:
+    def predicted(payload: Any, loaded: Loaded) -> predictions_module.Prediction:
         made = real(payload, loaded)
         took = Took(len(made.raw), random.lognormal(0, 0.3) * (times if loaded.variant.version == 2 else 1.0))
         return replace(made, took=took)
 
-    real = core_module.predicted
-    monkeypatch.setattr(core_module, "predicted", predicted)
+    real = predictions_module.predicted
+    monkeypatch.setattr(predictions_module, "predicted", predicted)
     answers, served = outcome(make_caller(two), two)
     assert served == stays
     assert answers == {"200 growth.churn/1", "200 growth.churn/2"}
