@@ -216,7 +216,7 @@ async def _one_go(
     """
     try:
         async with asyncio.timeout(core.limits.deadline_s):
-            loaded = await core.cache.get(variant)
+            loaded = await core.cache.get(variant, threads)
             columns = await core.columns(None, _joined(list(payloads.values())), loaded)
             whole = await core.run(False, lambda: predicted(columns, loaded), threads)
     except (ServiceFault, StorageFault) as error:
