@@ -30,7 +30,7 @@ from serve.online import FeatureRead, Reads
 from serve.predictions import INLINE_MS, Asked, Prediction, is_small
 from serve.recording import Answered, As, Recorder
 from serve.remembered import Changes, in_thread
-from serve.shadows import Comparisons, Sums, compared
+from serve.shadows import Comparisons, Mirrors, Place, Sums, compared
 from serve.store import BundleCache, Catalogue, Reference, VariantTable
 from serve.telemetry import Telemetry
 from serve.traffic import KEY_HEADER, Beside, Choice, Routes, Traffic
@@ -42,8 +42,6 @@ FEATURES_S = 5.0
 EXPLAINED_AT_ONCE = 3
 """Calls for explanations that a replica has at a time: each computes for about a second, one after the other."""
 METRICS_AT_ONCE = 4
-MIRRORED_AT_ONCE = 8
-"""Calls that wait for a shadow; more are not mirrored."""
 TOLD_EVERY_S = 10.0
 """Between two times that the ledger is told what was counted."""
 _CALL_ID = "x-request-id"
@@ -79,6 +77,7 @@ class Core:
         warm_up: Called in a thread at the start, before champions are loaded; what it raises is logged.
         recorder: Writes predictions down; none are where it is None.
         fleet: Metrics of all replicas; only those of this one are told where it is None.
+        mirror: Lets MLflow's alias of a name follow the ledger's; called in a thread.
         watchers: Told of each call when it is answered.
     """
 
@@ -92,6 +91,7 @@ class Core:
         warm_up: Callable[[], None] = lambda: None,
         recorder: Recorder | None = None,
         fleet: FleetMetrics | None = None,
+        mirror: Callable[[str, str, int | None], None] = lambda *_: None,
         watchers: Sequence[Watcher] = (),
     ) -> None:
         self._watchers = watchers
@@ -102,7 +102,7 @@ class Core:
         self.explain_places = Places(limits, bodies=bodies, most=EXPLAINED_AT_ONCE, what="calls for explanations")
         self.telemetry = Telemetry()
         self.features, self.warm_up = features, warm_up
-        threads = dict.fromkeys(("explain", "shadow", "disk", "registry"), 1)
+        threads = dict.fromkeys(("explain", "disk", "registry"), 1)
         threads |= {"ledger": 2, "load": 2, "features": 4, "predict": 2}
         # Apart from each other, so that a slow load, store or batch holds up nothing else.
         self._pools = {name: ThreadPoolExecutor(n, thread_name_prefix=name) for name, n in threads.items()}
@@ -111,9 +111,16 @@ class Core:
         self.changes = Changes(ledger.catalogue_mark, in_ledger)
         self.table = VariantTable(ledger, in_ledger, changes=self.changes)
         self.traffic = Traffic(
-            ledger, self.table, in_ledger, self.telemetry, deadline_s=limits.deadline_s, changes=self.changes
+            ledger,
+            self.table,
+            in_ledger,
+            self.telemetry,
+            deadline_s=limits.deadline_s,
+            changes=self.changes,
+            mirror=lambda name, alias: self.in_("registry", lambda: mirror(name, alias, None)),
         )
         self.comparisons = Comparisons(ledger, in_ledger)
+        self.mirrors = Mirrors(limits.deadline_s)
         self.doors = Doors(ledger, in_ledger, a_minute=limits.a_minute, changes=self.changes)
         self.origins = Origins(limits.proxies)
         self.cache = BundleCache(
@@ -235,9 +242,10 @@ class Core:
             if (done := made(variant)) is not None:
                 _tell(call, variant)
                 return (form(done), done), done.took
-            loaded = await self.loaded(call, variant)
-            columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
             watched = chosen.watched
+            own = watched.threads if watched and variant is chosen.canary else None
+            loaded = await self.loaded(call, variant, own)
+            columns = await self.columns(call, adapt(asked.payload, loaded.bundle), loaded)
             # A canary that hangs would hold up the event loop; and what both take is compared, so both go to threads.
             if asked.small and watched is None and self.micro_batches.take(columns, loaded):
                 prediction = await self.micro_batches.predicted(columns, loaded)
@@ -246,7 +254,7 @@ class Core:
                 prediction = predictions.predicted(columns, loaded)
                 answer = form(prediction)
             else:
-                threads = watched.threads if watched and variant is chosen.canary else self._pools["predict"]
+                threads = own or self._pools["predict"]
                 prediction = await in_thread(threads, lambda: predictions.predicted(columns, loaded))
                 answer = await in_thread(threads, lambda: form(prediction))
             call.add_timing("predict", prediction.ms)
@@ -256,13 +264,13 @@ class Core:
         self._follow(call, asked, chosen, prediction)
         return answer
 
-    async def loaded(self, call: Call, variant: Variant) -> Loaded:
+    async def loaded(self, call: Call, variant: Variant, threads: Executor | None = None) -> Loaded:
         """Return a variant with its bundle, and say in the answer that it answers, and how long it took to load."""
         _tell(call, variant)
         if (known := self.cache.peek(variant)) is not None:
             return known
         started = time.perf_counter()
-        loaded = await self.cache.get(variant)
+        loaded = await self.cache.get(variant, threads)
         call.add_timing("load", (time.perf_counter() - started) * 1e3)
         return loaded
 
@@ -309,7 +317,8 @@ class Core:
     def _follow(self, call: Call, asked: Asked, choice: Choice, prediction: Prediction) -> None:
         """Have a prediction written down if it is to be, and mirror the call to a shadow."""
         shadow = choice.shadow
-        if shadow is not None and len(self._mirrored) >= MIRRORED_AT_ONCE:
+        place = None if shadow is None else self.mirrors.take(shadow)
+        if shadow is not None and place is None:
             self.telemetry.mirrored(str(shadow), "dropped")
             shadow = None
         recorded = self.recorder is not None and (shadow is not None or self.recorder.wants())
@@ -321,18 +330,24 @@ class Core:
             of_canary = choice.canary is not None and choice.canary.version == version
             as_: As = "canary" if of_canary else "champion" if asked.reference.is_open else "named"
             self._record(call, call_id, as_, prediction)
-        if shadow is not None:
-            task = asyncio.create_task(self._mirror(call, call_id, asked, shadow, prediction))
+        if shadow is not None and place is not None:
+            task = asyncio.create_task(self._mirror(call, call_id, asked, shadow, place, prediction))
             self._mirrored.add(task)
             task.add_done_callback(self._mirrored.discard)
 
-    async def _mirror(self, call: Call, call_id: str, asked: Asked, shadow: Beside, answered: Prediction) -> None:
+    async def _mirror(
+        self, call: Call, call_id: str, asked: Asked, shadow: Beside, place: Place, answered: Prediction
+    ) -> None:
         """Let a shadow predict the same; nobody waits for it, and nobody hears of its faults."""
-        try:
+
+        async def make() -> Prediction:
             variant = await self.table.resolve(Reference(shadow.name, version=shadow.version))
-            loaded = await self.cache.get(variant)
+            loaded = await self.cache.get(variant, place.threads)
             columns = await self.columns(None, asked.payload, loaded)
-            made = await self.in_("shadow", lambda: predictions.predicted(columns, loaded))
+            return await in_thread(place.threads, lambda: predictions.predicted(columns, loaded))
+
+        try:
+            made = await self.mirrors.answer(place, make())
             self._record(call, call_id, "shadow", made)
             both = ((one.loaded.bundle, one.raw) for one in (answered, made))
             self.comparisons.add(shadow, answered.loaded.variant.version, compared(*both))

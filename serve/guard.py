@@ -8,8 +8,11 @@ inequality (1939) it ever reaches 1/alpha with a probability of alpha at most,
 however often and whenever one looks.  The capital is spread evenly over some
 stakes, since nobody knows beforehand how bad a bad canary is.
 
-Each observation is a failure or none, so that the capital follows from counts
-alone, which replicas add up in the ledger: one test for the whole fleet.
+Nor when it becomes bad: half of the capital is staked from the first call on,
+and what is left over is, bit by bit, with every call that follows.  So there is
+always some that a long good time has not used up (a mixture over the call at
+which a bet begins, which is a supermartingale too, since what is added depends
+on the number of calls alone).
 
 How long a call takes depends on its rows first of all, and a key, which decides
 who answers, may always come with many.  So only calls of about as many rows are
@@ -19,11 +22,10 @@ compared.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from factory.ledger import CanaryCounts
+from factory.ledger import CanaryCounts, CanaryRecord
 
 ALPHA = 0.01
 """Probability that a canary which is good enough is ever withdrawn, by both questions together."""
@@ -34,20 +36,66 @@ SLOWER = 1.5
 ALIKE = 1.25
 """Calls are compared whose rows differ by less than this factor: well below :data:`SLOWER`, so that rows alone make
 none slower."""
-_STAKES = np.array([0.05, 0.15, 0.3, 0.6, 0.95])
+PART = 8
+"""Calls that are taken together: a bet begins before the first of them."""
+MOST_PARTS = 200
+"""Parts that wait for the ledger; where there are more, two are made one."""
+_STAKES = (0.05, 0.15, 0.3, 0.6, 0.95)
 """Parts of the largest stake by which no bet loses more than there is."""
+_ONE = [[math.log1p(stake / most * (1 - most)) for stake in _STAKES] for most in (MOST_ERRORS, 0.5)]
+_ZERO = [math.log1p(-stake) for stake in _STAKES]
+"""What an observation that is 1, or 0, does to the logarithm of a bet, by question and stake, and by stake."""
 
 
-def capital(n_ones: int, n: int, *, most: float) -> float:
-    """Return what one unit has become that was bet against the mean of observations, each 0 or 1, being ``most``.
+def after(known: CanaryRecord, seen: Sequence[CanaryCounts]) -> CanaryRecord:
+    """Return what is known of a canary after what was seen of it since.
 
     Args:
-        n_ones: Observations that were 1.
-        n: All of them; their order makes no difference.
-        most: The mean under which the bets lose in the long run.
+        known: Before. Where there are counts without bets, the bets are made by these at once.
+        seen: What is new, by parts in their order; within a part the order makes no difference.
     """
-    logs = n_ones * np.log1p(_STAKES / most * (1 - most)) + (n - n_ones) * np.log1p(-_STAKES)
-    return float(np.mean(np.exp(np.minimum(logs, 700.0))))
+    if not known.bets:
+        seen = [known.counts, *seen] if known.counts.calls else seen
+        known = CanaryRecord(CanaryCounts(), (1 - _left(0),) * (2 * len(_STAKES)))
+    failures, speed = _halves(known)
+    counts = known.counts
+    for part in seen:
+        failures = _bet(failures, _ONE[0], part.failed, part.calls, before=counts.calls)
+        speed = _bet(speed, _ONE[1], part.slower, part.compared, before=counts.compared)
+        counts += part
+    return CanaryRecord(counts, (*failures, *speed))
+
+
+def capitals(known: CanaryRecord) -> tuple[float, float]:
+    """Return what one unit has become that was bet against a canary's answers, and one against its speed."""
+    failures, speed = (math.fsum(bets) / len(_STAKES) for bets in _halves(after(known, ())))
+    return failures + _left(known.counts.calls), speed + _left(known.counts.compared)
+
+
+def _halves(known: CanaryRecord) -> tuple[Sequence[float], Sequence[float]]:
+    return known.bets[: len(_STAKES)], known.bets[len(_STAKES) :]
+
+
+def _bet(worth: Sequence[float], one: Sequence[float], ones: int, n: int, *, before: int) -> Sequence[float]:
+    """Return what the bets of a question are worth after observations, and with what is staked anew on those to come.
+
+    Args:
+        worth: Before, by stake.
+        one: Logarithm of what an observation that is 1 does to each.
+        ones: Observations that were 1.
+        n: All of them.
+        before: All that came before them.
+    """
+    if not n:
+        return worth
+    new = _left(before) - _left(before + n)
+    logs = (ones * up + (n - ones) * down for up, down in zip(one, _ZERO, strict=True))
+    return [min(bet * math.exp(min(log, 300.0)), 1e100) + new for bet, log in zip(worth, logs, strict=True)]
+
+
+def _left(n: int) -> float:
+    """Return the capital that is not staked yet after so many observations."""
+    return 0.5 / math.log2(n + 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +118,9 @@ class Took:
 
 @dataclass
 class Guard:
-    """Watches one canary beside its champion, by what all replicas have seen of it.
+    """Watches one canary beside its champion.
+
+    What the ledger was told by all replicas decides; what this one has seen since only says what to expect.
 
     Args:
         alpha: As :data:`ALPHA`.
@@ -78,9 +128,16 @@ class Guard:
     """
 
     alpha: float = ALPHA
-    fleet: CanaryCounts = field(default_factory=CanaryCounts)
-    _own: CanaryCounts = field(default_factory=CanaryCounts)
+    fleet: CanaryRecord = field(default_factory=CanaryRecord)
+    _telling: list[CanaryCounts] = field(default_factory=list)
+    _parts: list[CanaryCounts] = field(default_factory=list)
+    _open: CanaryCounts = field(default_factory=CanaryCounts)
+    _size: int = PART
+    _known: CanaryRecord = field(init=False)
     _champion_ms: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._known = self.fleet
 
     def champion(self, took: Took) -> None:
         """Take how long the champion took for a call."""
@@ -94,38 +151,75 @@ class Guard:
         champion_ms = None if took is None else self._champion_ms.pop(took.size, None)
         compared = took is not None and champion_ms is not None
         slower = took is not None and champion_ms is not None and took.ms > SLOWER * champion_ms
-        self._own += CanaryCounts(calls=1, compared=int(compared), slower=int(slower))
+        self._see(CanaryCounts(calls=1, compared=int(compared), slower=int(slower)))
 
     def failed(self) -> None:
         """Take that the canary has failed where the champion answers."""
-        self._own += CanaryCounts(calls=1, failed=1)
+        self._see(CanaryCounts(calls=1, failed=1))
 
-    @property
-    def untold(self) -> CanaryCounts:
-        """What this replica has seen, and not yet told the ledger."""
-        return self._own
+    def take(self) -> tuple[CanaryCounts, ...]:
+        """Return what this replica has seen and not yet told the ledger, by parts; until it is told it is taken again.
 
-    def tell(self, told: CanaryCounts, fleet: CanaryCounts) -> None:
-        """Take that the ledger has been told something, and what it knows now of all replicas."""
-        self._own, self.fleet = self._own - told, fleet
+        Where a part ends depends on the number of calls alone, and on the clock: never on what becomes of them.
+        """
+        self._close()
+        self._telling = _fewer([*self._telling, *self._parts])
+        self._parts, self._size = [], PART
+        return tuple(self._telling)
+
+    def told(self, fleet: CanaryRecord) -> None:
+        """Take that the ledger was told what was taken, and what it knows now of all replicas."""
+        self.fleet, self._telling = fleet, []
+        self._known = after(fleet, self._parts)
 
     @property
     def counts(self) -> CanaryCounts:
-        """What is known of the canary."""
-        return self.fleet + self._own
+        """What is known of the canary here."""
+        return self._known.counts + self._open
 
     @property
     def verdict(self) -> str:
-        """Why the canary is to be withdrawn; empty while it may stay."""
-        seen, most = self.counts, 2 / self.alpha
-        if capital(seen.failed, seen.calls, most=MOST_ERRORS) >= most:
+        """Why the canary is to be withdrawn, by what all replicas have told; empty while it may stay."""
+        return self._found(self.fleet)
+
+    @property
+    def suspicion(self) -> str:
+        """The same by what this replica has seen since as well, while others may have seen better: it can only wait."""
+        return self._found(after(self._known, [self._open]))
+
+    def _see(self, one: CanaryCounts) -> None:
+        self._open += one
+        if self._open.calls >= self._size:
+            self._close()
+            if len(self._parts) > MOST_PARTS:
+                self._parts, self._size = _fewer(self._parts), 2 * self._size
+
+    def _close(self) -> None:
+        if self._open.calls:
+            self._known = after(self._known, [self._open])
+            self._parts.append(self._open)
+            self._open = CanaryCounts()
+
+    def _found(self, known: CanaryRecord) -> str:
+        seen, most = known.counts, 2 / self.alpha
+        failures, speed = capitals(known)
+        if failures >= most:
+            lately = "" if seen.failed > MOST_ERRORS * seen.calls else ", too many of them one soon after the other"
             return (
-                f"{seen.failed / seen.calls:.1%} of its {seen.calls:,} calls failed where the champion answered; "
+                f"{seen.failed:,} of its {seen.calls:,} calls failed where the champion answered{lately}; "
                 f"{MOST_ERRORS:.0%} may"
             )
-        if capital(seen.slower, seen.compared, most=0.5) >= most:
+        if speed >= most:
+            lately = "" if 2 * seen.slower > seen.compared else ", too many of them one soon after the other"
             return (
-                f"it took more than {SLOWER:g} times as long as the champion in {seen.slower / seen.compared:.0%} of "
-                f"{seen.compared:,} comparisons"
+                f"it took more than {SLOWER:g} times as long as the champion in {seen.slower:,} of {seen.compared:,} "
+                f"comparisons{lately}; half of them may"
             )
         return ""
+
+
+def _fewer(parts: list[CanaryCounts]) -> list[CanaryCounts]:
+    """Return parts as they are, or of too many always two as one."""
+    while len(parts) > MOST_PARTS:
+        parts = [sum(parts[i : i + 2], CanaryCounts()) for i in range(0, len(parts), 2)]
+    return parts

@@ -60,6 +60,7 @@ def build(settings: Settings) -> Predictor:
         limits=Limits.of(settings),
         recorder=recorder,
         fleet=FleetMetrics(settings.root / "served" / "metrics", _rank),
+        mirror=registry.set_alias,
         warm_up=partial(warm_up, registry),
         watchers=tuple(_watchers(settings)),
     )

@@ -6,11 +6,14 @@ weeks; whether a shadow says the same can be seen here at once, of all replicas.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import Executor
+import asyncio
+import time
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +24,12 @@ from serve.traffic import Beside
 
 MOST_PAIRS = 1_000
 """Pairs of versions whose sums wait for the ledger; the oldest are given up for newer ones."""
+MIRRORED_AT_ONCE = 8
+"""Calls that wait for one shadow; more are not mirrored."""
+_MOST_SHADOWS = 1_000
+
+T = TypeVar("T")
+clock = time.monotonic
 
 
 class Sums(Protocol):
@@ -50,6 +59,67 @@ def compared(answered: tuple[Bundle, np.ndarray], shadow: tuple[Bundle, np.ndarr
 def _answers(bundle: Bundle, raw: np.ndarray) -> np.ndarray:
     """Return labels as objects, or numbers, (n_rows,)."""
     return np.asarray(bundle.classes, dtype=object)[bundle.labels(raw)] if bundle.classes else raw
+
+
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="shadow")
+
+
+@dataclass(eq=False)
+class Place:
+    """Where one shadow is loaded and predicts.
+
+    Attributes:
+        threads: Its own thread, since a shadow that hangs would take that of others.
+        waiting: Calls that wait for it.
+        rests_until: Until when it is not asked, since it has just taken longer than a call may.
+    """
+
+    threads: Executor = field(default_factory=_thread)
+    waiting: int = 0
+    rests_until: float = 0.0
+
+
+class Mirrors:
+    """Says which calls are mirrored to which shadow, and lets none wait for one that hangs; used in an event loop.
+
+    Args:
+        deadline_s: Seconds that a shadow has for an answer, loading included: those of a call.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._places: dict[Beside, Place] = {}
+
+    def take(self, shadow: Beside) -> Place | None:
+        """Return where a shadow is to predict a call's rows; None where the call is not to be mirrored.
+
+        Whoever gets a place asks for the :meth:`answer`.
+        """
+        place = self._places.get(shadow)
+        if place is None:
+            if len(self._places) >= _MOST_SHADOWS:
+                self._places.pop(next(iter(self._places)))
+            place = self._places[shadow] = Place()
+        if place.waiting >= MIRRORED_AT_ONCE or clock() < place.rests_until:
+            return None
+        place.waiting += 1
+        return place
+
+    async def answer(self, place: Place, answer: Awaitable[T]) -> T:
+        """Return a shadow's answer.
+
+        Raises:
+            TimeoutError: it was not ready in time. The shadow is not asked again for as long as a call may take.
+        """
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await answer
+        except TimeoutError:
+            place.rests_until = clock() + self._deadline_s
+            raise
+        finally:
+            place.waiting -= 1
 
 
 class Comparisons:

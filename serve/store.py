@@ -194,11 +194,18 @@ class BundleCache(Generic[L]):
         """Memory that the loaded bundles are counted with, in MB."""
         return self._size_mb
 
-    async def get(self, variant: Variant) -> L:
-        """Return a loaded variant; an error of the load is raised to all who wait for it, and is not remembered."""
+    async def get(self, variant: Variant, threads: Executor | None = None) -> L:
+        """Return a loaded variant; an error of the load is raised to all who wait for it, and is not remembered.
+
+        Args:
+            variant: Which one.
+            threads: Where it is loaded if it is not yet, and nobody else has it loaded; those of all loads if none are
+                given. One whose load may hang has its own.
+        """
         if (loaded := self.peek(variant)) is not None:
             return loaded
-        return await self._flights.join((variant.name, variant.version), lambda: self._fetch(variant))
+        key = (variant.name, variant.version)
+        return await self._flights.join(key, lambda: self._fetch(variant, threads or self._executor))
 
     def peek(self, variant: Variant) -> L | None:
         """Return a variant that is in memory, where it is the last that goes now; None where it is not."""
@@ -208,9 +215,9 @@ class BundleCache(Generic[L]):
             self._loaded.move_to_end(key)
         return loaded
 
-    async def _fetch(self, variant: Variant) -> L:
+    async def _fetch(self, variant: Variant, threads: Executor) -> L:
         """Load and keep a variant, also where everybody who waited has given up."""
-        loaded = await in_thread(self._executor, lambda: self._load(variant))
+        loaded = await in_thread(threads, lambda: self._load(variant))
         self._loaded[variant.name, variant.version] = loaded
         if self._pinned(variant.name):
             self._of_pinned.add((variant.name, variant.version))

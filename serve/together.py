@@ -206,7 +206,7 @@ async def _one_go(
     """
     try:
         async with asyncio.timeout(core.limits.deadline_s):
-            loaded = await core.cache.get(variant)
+            loaded = await core.cache.get(variant, threads)
             columns = await core.columns(None, joined(list(payloads.values())), loaded)
             whole = await core.run(False, lambda: predictions.predicted(columns, loaded), threads)
     except (ServiceFault, StorageFault) as error:

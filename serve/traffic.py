@@ -22,9 +22,9 @@ from hashlib import blake2b
 from typing import Protocol, Self, TypeVar
 
 from factory.errors import FactoryError, StorageFault, UserFault
-from factory.ledger import CanaryCounts, Deployment
+from factory.ledger import CanaryCounts, CanaryRecord, Deployment
 from factory.spec import Actor, Variant
-from serve.guard import Guard, Took
+from serve.guard import Guard, Took, after
 from serve.remembered import UNCHANGED_S, Changes, Remembered, in_thread
 from serve.store import Reference, VariantTable
 from serve.telemetry import Telemetry
@@ -53,16 +53,27 @@ class Routes(Protocol):
     def deployment(self, name: str) -> list[Deployment]:
         """Return how a name is to be served."""
 
-    def canary_counts(self, name: str, version: int, since: datetime) -> CanaryCounts:
-        """Return what a canary has done in all replicas."""
+    def alias(self, name: str, alias: str) -> int | None:
+        """Return the version that an alias points at."""
+
+    def canary_record(self, name: str, version: int, since: datetime) -> CanaryRecord:
+        """Return what is known of a canary in all replicas."""
 
     def withdraw_canary(
         self, name: str, version: int, since: datetime, *, evidence: Mapping[str, object], by: Actor
     ) -> bool:
         """Take a canary out of traffic; return whether it was it still."""
 
-    def add_canary(self, name: str, version: int, since: datetime, counted: CanaryCounts) -> CanaryCounts:
-        """Add to what a canary has done; return what it has done in all replicas."""
+    def add_canary(
+        self,
+        name: str,
+        version: int,
+        since: datetime,
+        counted: CanaryCounts,
+        *,
+        bet: Callable[[CanaryRecord], tuple[float, ...]],
+    ) -> CanaryRecord:
+        """Add to what a canary has done; return what is known of it in all replicas."""
 
 
 @dataclass(frozen=True)
@@ -92,19 +103,20 @@ class Watched:
         guard: Judges it.
         threads: Where it predicts; its own, since one that hangs would take those of others.
         rests_until: Until when it is not asked, since it has just kept somebody waiting for nothing.
-        ending: Whether it was found to be worse: it is asked no more, while the ledger is told.
+        suspected: Whether it is worse by what this replica knows: it is asked no more until the ledger was told, which
+            decides.
     """
 
     canary: Beside
     guard: Guard
     threads: Executor = field(default_factory=_threads)
     rests_until: float = 0.0
-    ending: bool = False
+    suspected: bool = False
 
     @property
     def asked(self) -> bool:
         """Whether calls of its share come to it now."""
-        return not self.ending and clock() >= self.rests_until
+        return not self.suspected and clock() >= self.rests_until
 
 
 @dataclass(frozen=True)
@@ -132,13 +144,13 @@ class _Served:
         canary: Gets a share of the calls.
         share: From 0 to 1.
         shadow: Version that predicts the same as whoever answers.
-        seen: What the canary has done in all replicas, as this was read.
+        seen: What was known of the canary in all replicas as this was read.
     """
 
     canary: Beside | None = None
     share: float = 0.0
     shadow: Beside | None = None
-    seen: CanaryCounts = field(default_factory=CanaryCounts)
+    seen: CanaryRecord = field(default_factory=CanaryRecord)
 
     @classmethod
     def of(cls, rows: Sequence[Deployment]) -> Self:
@@ -159,6 +171,7 @@ class Traffic:
         telemetry: Counts what canaries fail.
         deadline_s: Seconds until a call is answered.
         changes: Tell when a name is served in another way.
+        mirror: Removes an alias of a name from MLflow, as the ledger has.
     """
 
     def __init__(
@@ -170,12 +183,13 @@ class Traffic:
         *,
         deadline_s: float,
         changes: Changes,
+        mirror: Callable[[str, str], Awaitable[None]],
     ) -> None:
-        self._deadline_s = deadline_s
+        self._deadline_s, self._mirror = deadline_s, mirror
         self._routes, self._table, self._executor, self._telemetry = routes, table, executor, telemetry
         self._known: Remembered[str, _Served] = Remembered(executor, max_age_s=UNCHANGED_S, changes=changes)
         self._watched: dict[str, Watched] = {}
-        self._withdrawing: set[asyncio.Task[None]] = set()
+        self._mirroring: set[asyncio.Task[None]] = set()
 
     async def choose(self, reference: Reference, champion: Variant, key: bytes) -> Choice:
         """Return who is to answer.
@@ -279,11 +293,12 @@ class Traffic:
                 if self._watched.get(canary.name) is watched:
                     del self._watched[canary.name]
                 continue
-            if (untold := guard.untold).calls:
-                add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, untold)
-                guard.tell(untold, await in_thread(self._executor, add))
+            if parts := guard.take():
+                counted = sum(parts, CanaryCounts())
+                add = partial(self._routes.add_canary, canary.name, canary.version, canary.since, counted)
+                guard.told(await in_thread(self._executor, partial(add, bet=partial(_bets, parts))))
+            watched.suspected = bool(guard.verdict or guard.suspicion)
             if verdict := guard.verdict:
-                watched.ending = True
                 await self._withdraw(watched, verdict)
 
     async def _served(self, reference: Reference) -> _Served:
@@ -296,9 +311,9 @@ class Traffic:
         served = _Served.of(self._routes.deployment(name))
         if (canary := served.canary) is None:
             return served
-        return replace(served, seen=self._routes.canary_counts(canary.name, canary.version, canary.since))
+        return replace(served, seen=self._routes.canary_record(canary.name, canary.version, canary.since))
 
-    def _watch(self, canary: Beside, seen: CanaryCounts) -> Watched:
+    def _watch(self, canary: Beside, seen: CanaryRecord) -> Watched:
         """Return a canary as it is watched here; one that is new here begins with what all replicas have seen of it."""
         known = self._watched.get(canary.name)
         if known is None or known.canary != canary:
@@ -308,28 +323,39 @@ class Traffic:
         return known
 
     def _judge(self, watched: Watched) -> None:
-        """Have a canary withdrawn if it is worse by what is known here; nobody waits for it."""
-        if not watched.ending and (verdict := watched.guard.verdict):
-            watched.ending = True
-            task = asyncio.create_task(self._withdraw(watched, verdict))
-            self._withdrawing.add(task)
-            task.add_done_callback(self._withdrawing.discard)
+        """Ask a canary no more that is worse by what is known here, until the ledger was told."""
+        watched.suspected = watched.suspected or bool(watched.guard.suspicion)
 
     async def _withdraw(self, watched: Watched, verdict: str) -> None:
         """Take a canary out of traffic, in the whole fleet: the ledger is changed, which all replicas follow."""
         canary = watched.canary
-        evidence = {"why": verdict, "version": canary.version} | asdict(watched.guard.counts)
+        evidence = {"why": verdict, "version": canary.version} | asdict(watched.guard.fleet.counts)
         call = partial(
             self._routes.withdraw_canary, canary.name, canary.version, canary.since, evidence=evidence, by=_BY
         )
         try:
             if await in_thread(self._executor, call):
                 logger.warning("canary %s is withdrawn: %s", canary, verdict)
+                task = asyncio.create_task(self._clear(canary.name))
+                self._mirroring.add(task)
+                task.add_done_callback(self._mirroring.discard)
         except FactoryError:
             # It gets no calls of this replica any more, and is withdrawn when the ledger is told the next time.
             logger.warning("canary %s could not be withdrawn", canary, exc_info=True)
         else:
             self._known.doubt()
+
+    async def _clear(self, name: str) -> None:
+        """Let MLflow follow where the ledger has no challenger any more; nobody waits for it."""
+        try:
+            if await in_thread(self._executor, partial(self._routes.alias, name, "challenger")) is None:
+                await self._mirror(name, "challenger")
+        except FactoryError:
+            logger.warning("MLflow does not hear that %s has no challenger", name, exc_info=True)
+
+
+def _bets(parts: Sequence[CanaryCounts], known: CanaryRecord) -> tuple[float, ...]:
+    return after(known, parts).bets
 
 
 def position(name: str, key: bytes) -> float:

@@ -28,7 +28,7 @@ from factory.ledger.records import (
     ServingChange,
     StateCount,
 )
-from factory.ledger.served import LATENCY_MS, CanaryCounts, Served, ShadowCounts, Span
+from factory.ledger.served import LATENCY_MS, CanaryCounts, CanaryRecord, Served, ShadowCounts, Span
 from factory.ledger.sessions import PERSON, SignedIn, StartedSession
 from factory.ledger.store import Ledger, TrialMark
 from factory.ledger.tokens import IssuedToken, Refusal
@@ -50,6 +50,7 @@ __all__ = [
     "BatchRun",
     "BatchState",
     "CanaryCounts",
+    "CanaryRecord",
     "Claim",
     "Deployment",
     "Door",

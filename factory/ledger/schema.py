@@ -27,7 +27,7 @@ from sqlalchemy import (
 
 from factory.ledger.moments import UtcDateTime
 
-HEAD = "0008"
+HEAD = "0009"
 """Revision that the tables below are of."""
 
 VERSION_TABLE = "ledger_schema"
@@ -426,8 +426,9 @@ canaries = Table(
     Column("failed", BigInteger, nullable=False),
     Column("compared", BigInteger, nullable=False),
     Column("slower", BigInteger, nullable=False),
+    Column("bets", _json, nullable=False, server_default="[]"),
 )
-"""What counts against a canary since it was given its share, in all replicas."""
+"""What counts against a canary since it was given its share, in all replicas, and what bets against it are worth."""
 
 shadows = Table(
     "shadows",

@@ -7,17 +7,17 @@ three hours, an hour for 35 days.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from datetime import datetime, timedelta
-from operator import add, sub
+from operator import add, attrgetter, sub
 from typing import Literal, Self
 
 from sqlalchemy import Connection, delete, select
 
 from factory.ledger import schema
 from factory.ledger.database import Database
-from factory.ledger.engines import insert_into
+from factory.ledger.engines import exclusive, insert_into
 from factory.ledger.moments import now
 from factory.spec import Document
 
@@ -92,11 +92,25 @@ class CanaryCounts:
 
     def __add__(self, other: Self) -> Self:
         """Return the sums of both."""
-        return type(self)(*map(add, astuple(self), astuple(other)))
+        return type(self)(
+            self.calls + other.calls,
+            self.failed + other.failed,
+            self.compared + other.compared,
+            self.slower + other.slower,
+        )
 
-    def __sub__(self, other: Self) -> Self:
-        """Return what is left without the other."""
-        return type(self)(*map(sub, astuple(self), astuple(other)))
+
+@dataclass(frozen=True, slots=True)
+class CanaryRecord:
+    """What the ledger knows of a canary.
+
+    Attributes:
+        counts: What it has done in all replicas.
+        bets: What each of the bets against it is worth, in the order of whoever makes them; empty where none was made.
+    """
+
+    counts: CanaryCounts = CanaryCounts()
+    bets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,24 +189,38 @@ class ServedCalls(Database):
             for row in rows
         ]
 
-    def add_canary(self, name: str, version: int, since: datetime, counted: CanaryCounts) -> CanaryCounts:
-        """Add to what a canary has done, and return what it has done in the whole fleet.
+    def add_canary(
+        self,
+        name: str,
+        version: int,
+        since: datetime,
+        counted: CanaryCounts,
+        *,
+        bet: Callable[[CanaryRecord], tuple[float, ...]] = attrgetter("bets"),
+    ) -> CanaryRecord:
+        """Add to what a canary has done, and return what is known of it in the whole fleet.
+
+        What replicas tell at once is added one after the other.
 
         Args:
             name: Of the variant.
             version: The canary.
             since: When it was given its share: what it did before, in another one, is no part of it.
             counted: What is added.
+            bet: Returns what the bets are worth after it, from what was known before.
         """
-        row = {"name": name, "version": version, "since": since} | asdict(counted)
         at = schema.canaries.c
         with self._write() as connection:
+            exclusive(connection, f"canary of {name}")
+            known = _canary(connection, name, version, since)
+            record = CanaryRecord(known.counts + counted, bet(known))
+            changed = asdict(record.counts) | {"bets": list(record.bets)}
+            row = {"name": name, "version": version, "since": since} | changed
             insertion = insert_into(connection, schema.canaries).values(row)
-            added = {each: at[each] + insertion.excluded[each] for each in _CANARY_SUMS}
             keys = ["name", "version", "since"]
-            connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added))
+            connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=changed))
             connection.execute(delete(schema.canaries).where(at.name == name, at.since < since))
-            return _canary(connection, name, version, since)
+        return record
 
     def add_shadow(self, name: str, version: int, since: datetime, against: int, counted: ShadowCounts) -> None:
         """Add to how a shadow's answers compare with a version's.
@@ -223,6 +251,10 @@ class ServedCalls(Database):
 
     def canary_counts(self, name: str, version: int, since: datetime) -> CanaryCounts:
         """Return what a canary has done since it was given its share."""
+        return self.canary_record(name, version, since).counts
+
+    def canary_record(self, name: str, version: int, since: datetime) -> CanaryRecord:
+        """Return what is known of a canary since it was given its share."""
         with self._read() as connection:
             return _canary(connection, name, version, since)
 
@@ -241,11 +273,13 @@ def _add(connection: Connection, span: Span, totals: Sequence[Served]) -> None:
     connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=added), rows)
 
 
-def _canary(connection: Connection, name: str, version: int, since: datetime) -> CanaryCounts:
+def _canary(connection: Connection, name: str, version: int, since: datetime) -> CanaryRecord:
     at = schema.canaries.c
     this = (at.name == name, at.version == version, at.since == since)
     row = connection.execute(select(schema.canaries).where(*this)).one_or_none()
-    return CanaryCounts() if row is None else CanaryCounts(**{each: getattr(row, each) for each in _CANARY_SUMS})
+    if row is None:
+        return CanaryRecord()
+    return CanaryRecord(CanaryCounts(**{each: getattr(row, each) for each in _CANARY_SUMS}), tuple(row.bets))
 
 
 def _floor(moment: datetime, length: timedelta) -> datetime:

@@ -75,6 +75,8 @@ class Serving(Catalog):
     ) -> bool:
         """Take a canary out of traffic, unless it is another one by now, or has another share.
 
+        If it is challenger it loses that too, unless it is served beside the champion in another way as well.
+
         Args:
             name: Of the variant.
             version: Of the canary.
@@ -95,6 +97,10 @@ class Serving(Catalog):
                 why = str(detail.get("why", ""))
                 keep_change(connection, name, DeploymentWish(as_="none"), version, who=by.who, why=why, evidence=detail)
                 append_audit(connection, "canary.withdraw", name, by=by, team=team_of(name), detail=detail)
+                challenger = alias_row(connection, name, "challenger")
+                stays = any(one.version == version for one in deployed(connection, name))
+                if challenger is not None and challenger.version == version and not stays:
+                    change_alias(connection, name, "challenger", None, who=by.who, why=why, evidence=detail, by=by)
         return gone
 
     def deployment_history(self, name: str, *, most: int = 200) -> list[ServingChange]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from factory.errors import Conflict, InvalidRequest, NotFound
-from factory.ledger import Ledger
+from factory.ledger import AuditQuery, Ledger
 from factory.ledger.serving import served_digest
 from factory.spec import Actor, DeploymentWish, VariantRequest
 
@@ -150,6 +150,28 @@ def test_every_change_of_how_a_name_is_served_is_kept(ledger: Ledger, request_id
     assert found[0].time >= found[-1].time
     assert [one.version for one in ledger.deployment_history(NAME, most=2)] == [2, 2]
     assert ledger.deployment_history("growth.none") == []
+
+
+def test_a_canary_that_is_withdrawn_is_challenger_no_more(ledger: Ledger, request_id: str) -> None:
+    ledger.set_alias(NAME, "challenger", 2, who="request r", why="Its gate.")
+    predictor, evidence = Actor(who="predictor"), {"why": "It fails.", "failed": 2}
+
+    def withdrawn() -> int | None:
+        ledger.set_deployment(NAME, DeploymentWish(as_="canary", percent=5), version=2)
+        (canary,) = [one for one in ledger.deployment(NAME) if one.as_ == "canary"]
+        assert ledger.withdraw_canary(NAME, 2, canary.updated, evidence=evidence, by=predictor)
+        return ledger.alias(NAME, "challenger")
+
+    assert withdrawn() is None
+    last = ledger.alias_history(NAME)[-1]
+    assert (last.version, last.who, last.why, last.evidence["failed"]) == (None, "predictor", "It fails.", 2)
+    assert ledger.audit_page(AuditQuery(action="alias.set")).items[0].who == "predictor"
+    assert withdrawn() is None, "none has to be there"
+    ledger.set_alias(NAME, "challenger", 1, who="request r", why="Another one.")
+    assert withdrawn() == 1
+    ledger.set_alias(NAME, "challenger", 2, who="request r", why="Its gate.")
+    ledger.set_deployment(NAME, DeploymentWish(as_="shadow"), version=2)
+    assert withdrawn() == 2, "it is looked at as a shadow still"
 
 
 def test_what_is_out_of_traffic_has_no_alias(ledger: Ledger, request_id: str) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served, ShadowCounts
+from factory.ledger import LATENCY_MS, CanaryCounts, CanaryRecord, Ledger, Served, ShadowCounts
 from factory.ledger import served as module
 
 NOON = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
@@ -79,11 +79,26 @@ def test_nothing_is_lost_where_replicas_tell_at_once(ledger: Ledger) -> None:
     assert ledger.canary_counts("growth.churn", 2, NOON) == CanaryCounts(calls=40, failed=40)
 
 
+def test_bets_are_made_one_after_the_other_by_what_was_known_before(ledger: Ledger) -> None:
+    def bet(known: CanaryRecord) -> tuple[float, ...]:
+        return (*known.bets, 0.1 + known.counts.calls)
+
+    def tell(_: int) -> None:
+        for _ in range(5):
+            ledger.add_canary("growth.churn", 2, NOON, CanaryCounts(calls=1), bet=bet)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(tell, range(4)))
+    expected = CanaryRecord(CanaryCounts(calls=20), tuple(0.1 + n for n in range(20)))
+    assert ledger.canary_record("growth.churn", 2, NOON) == expected
+    assert ledger.canary_record("growth.churn", 3, NOON) == CanaryRecord()
+
+
 def test_a_canary_begins_anew_with_another_share(ledger: Ledger) -> None:
     ledger.add_canary("growth.churn", 2, NOON, CanaryCounts(calls=5, failed=1, compared=4, slower=3))
-    assert ledger.add_canary("growth.churn", 2, NOON, CanaryCounts(calls=1)) == CanaryCounts(6, 1, 4, 3)
+    assert ledger.add_canary("growth.churn", 2, NOON, CanaryCounts(calls=1)).counts == CanaryCounts(6, 1, 4, 3)
     later = NOON + timedelta(seconds=1)
-    assert ledger.add_canary("growth.churn", 2, later, CanaryCounts(calls=1)) == CanaryCounts(calls=1)
+    assert ledger.add_canary("growth.churn", 2, later, CanaryCounts(calls=1)) == CanaryRecord(CanaryCounts(calls=1))
     assert ledger.canary_counts("growth.churn", 2, NOON) == CanaryCounts()
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import factory.ledger
-from factory.ledger import CanaryCounts, Ledger, ShadowCounts, schema
+from factory.ledger import CanaryCounts, CanaryRecord, Ledger, ShadowCounts, schema
 from factory.spec import RequestState
 
 from .conftest import ANN, file_of
@@ -196,6 +196,25 @@ def test_what_0008_knows_of_batches_is_read(empty_url: str) -> None:
         assert batch.next_due == datetime(2026, 12, 1, 3, 30, tzinfo=UTC)
         assert batch.last is not None
         assert (batch.last.state, batch.last.rows, batch.last.variant) == ("done", 120, "growth.churn/1")
+
+
+def test_what_0009_knows_of_bets_is_read(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0009.sql", empty_url)
+    noon = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
+    with Ledger.open(empty_url) as ledger:
+        record = ledger.canary_record("growth.churn", 1, noon)
+        assert (record.counts, len(record.bets)) == (CanaryCounts(5, 1, 3, 1), 10)
+        assert record.bets[0] == 2.717297982402066
+
+
+def test_a_canary_of_before_0009_has_no_bets_yet(empty_url: str) -> None:
+    old_ledger(FIXTURES / "schema_0008.sql", empty_url)
+    noon = datetime(2026, 11, 29, 12, 0, 30, tzinfo=UTC)
+    with Ledger.open(empty_url) as ledger:
+        assert ledger.canary_record("growth.churn", 1, noon) == CanaryRecord(CanaryCounts(3, 1, 2, 1))
+        told = ledger.add_canary("growth.churn", 1, noon, CanaryCounts(calls=1), bet=lambda _: (1.0, 0.5))
+        assert told == CanaryRecord(CanaryCounts(4, 1, 2, 1), (1.0, 0.5))
+        assert told == ledger.canary_record("growth.churn", 1, noon)
 
 
 def test_what_0004_knows_of_people_is_read(empty_url: str) -> None:

@@ -211,7 +211,13 @@ MakePredictor = Callable[..., Caller]
 @pytest.fixture(scope="module")
 def make_caller() -> MakePredictor:
     def make(
-        shelf: Shelf, *, load: Any = None, features: Any = None, warm_up: Any = lambda: None, **limits: Any
+        shelf: Shelf,
+        *,
+        load: Any = None,
+        features: Any = None,
+        warm_up: Any = lambda: None,
+        mirror: Any = lambda *_: None,
+        **limits: Any,
     ) -> Caller:
         core = Core(
             shelf.ledger,
@@ -219,6 +225,7 @@ def make_caller() -> MakePredictor:
             features=features or NoFeatures(),
             limits=Limits(**({"rows": 50, "body_mb": 0.1} | limits)),
             warm_up=warm_up,
+            mirror=mirror,
         )
         return Caller(Predictor(core), shelf.secret)
 

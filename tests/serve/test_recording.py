@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import httpx
@@ -32,7 +33,7 @@ from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.predictions import Prediction
 from serve.recording import Answered, Recorder
-from serve.shadows import Comparisons, compared
+from serve.shadows import Comparisons, Mirrors, compared
 from serve.telemetry import MOST_VARIANTS, Telemetry
 from serve.traffic import KEY_HEADER, Beside
 from tests.answers import error_of
@@ -221,6 +222,65 @@ def test_pairs_that_wait_for_the_ledger_are_bounded(monkeypatch: pytest.MonkeyPa
     for version in (2, 3, 2, 4):
         waiting.add(Beside("growth.churn", version, moment), 1, ShadowCounts(calls=1))
     assert [(pair[0].version, counts.calls) for pair, counts in waiting.untold.items()] == [(3, 1), (4, 1)]
+
+
+def test_a_shadow_that_hangs_holds_up_no_other_one(own_shelf: Shelf, churn: Any) -> None:
+    with_shadow(own_shelf, churn)
+    own_shelf.put("growth.other", churn)
+    own_shelf.put("growth.other", churn, champion=False)
+    own_shelf.ledger.set_deployment("growth.other", DeploymentWish.model_validate({"as": "shadow"}), version=2)
+    over = Event()
+
+    def load(variant: Variant) -> Loaded:
+        if (variant.name, variant.version) == ("growth.churn", 2):
+            over.wait()
+        return own_shelf.load(variant)
+
+    caller = writing(own_shelf, None, load)
+
+    async def calls() -> None:
+        core, body = caller.app.core, {"json": {"dataframe_records": [ROW]}}
+        async with caller.client() as client:
+            for _ in range(shadows_module.MIRRORED_AT_ONCE + 2):
+                await client.post(CHURN, **body)
+            hanging = set(core._mirrored)
+            assert len(hanging) == shadows_module.MIRRORED_AT_ONCE
+            await client.post(CHURN.replace("churn", "other"), **body)
+            (other,) = core._mirrored - hanging
+            await other
+            assert not any(task.done() for task in hanging)
+            over.set()
+            await asyncio.gather(*hanging)
+
+    try:
+        asyncio.run(calls())
+    finally:
+        over.set()
+    told = metrics(own_shelf, caller).decode()
+    for outcome, name, n in (("compared", "other", 1), ("dropped", "churn", 2), ("compared", "churn", 8)):
+        labels = f'outcome="{outcome}",replica="0",variant="growth.{name}",version="2"'
+        assert f"factory_shadow_calls_total{{{labels}}} {n}.0" in told
+
+
+def test_a_shadow_that_has_not_answered_in_time_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(shadows_module, "clock", lambda: clock[0])
+    mirrors = Mirrors(0.01)
+    moment = datetime.now(UTC)
+    slow, other = Beside("growth.churn", 2, moment), Beside("growth.other", 2, moment)
+
+    async def scenario() -> None:
+        place = mirrors.take(slow)
+        assert place is not None
+        with pytest.raises(TimeoutError):
+            await mirrors.answer(place, asyncio.Event().wait())
+        assert place.waiting == 0
+        assert mirrors.take(slow) is None
+        assert mirrors.take(other) is not None
+        clock[0] += 0.01
+        assert mirrors.take(slow) is place
+
+    asyncio.run(scenario())
 
 
 def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:

@@ -84,7 +84,6 @@ CANARIES_KEYS = [key for key in range(100) if position("growth.churn", str(key).
 async def one_call(replica: Caller, key: int) -> None:
     async with replica.client() as client:
         await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
-    await asyncio.gather(*replica.app.core.traffic._withdrawing)
 
 
 def test_a_canary_is_withdrawn_by_what_several_replicas_have_seen(two: Shelf, make_caller: MakePredictor) -> None:
@@ -135,6 +134,7 @@ def test_a_canary_is_watched_by_one_replica_however_seldom_it_is_called(two: She
         for _ in range(5):
             await replica.app.core.tell()
         await one_call(replica, CANARIES_KEYS[1])
+        await replica.app.core.tell()
 
     asyncio.run(scenario())
     assert two.ledger.deployment("growth.churn") == []
@@ -153,6 +153,8 @@ def test_a_withdrawal_that_the_ledger_does_not_take_is_made_later(
             gone.setattr(two.ledger, "withdraw_canary", away)
             for key in CANARIES_KEYS[:4]:
                 await one_call(replica, key)
+            await replica.app.core.tell()
+            await one_call(replica, CANARIES_KEYS[4])
         watched = replica.app.core.traffic._watched["growth.churn"]
         assert watched.guard.counts.calls == 2, "it gets no calls any more"
         await replica.app.core.tell()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from factory.errors import StorageFault
+from factory.errors import ServiceFault, StorageFault
 from factory.ledger import AuditQuery, CanaryCounts
 from factory.spec import DeploymentWish, Task, Variant
 from serve import predictions as predictions_module
@@ -114,10 +114,10 @@ def test_a_canary_that_fails_hurts_nobody_and_is_withdrawn(
     caller = make_caller(two, load=load)
 
     async def crowd() -> set[str]:
-        """Within one loop, so that the withdrawal comes to its end."""
+        """Within one loop, with what the ledger is told."""
         async with caller.client() as client:
             answers = [await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)}) for key in range(60)]
-        await asyncio.gather(*caller.app.core.traffic._withdrawing)
+        await caller.app.core.tell()
         return {f"{answer.status_code} {answer.headers['x-variant']}" for answer in answers}
 
     assert asyncio.run(crowd()) == {"200 growth.churn/1"}
@@ -125,6 +125,64 @@ def test_a_canary_that_fails_hurts_nobody_and_is_withdrawn(
     (row,) = two.ledger.audit_page(AuditQuery(action="canary.withdraw")).items
     assert (row.subject, row.who, row.detail["version"]) == ("growth.churn", "predictor", 2)
     assert "failed where the champion answered" in row.detail["why"]
+
+
+def test_a_canary_that_is_withdrawn_is_challenger_no_more_in_mlflow_either(
+    two: Shelf, make_caller: MakePredictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(variant: Variant) -> Loaded:
+        if variant.version == 2:
+            raise StorageFault("The folder is broken.", hint="Mend it.")
+        return two.load(variant)
+
+    mirrored: list[tuple[Any, ...]] = []
+
+    def mirror(*change: Any) -> None:
+        mirrored.append(change)
+        raise ServiceFault("MLflow is away.", hint="Start it.")
+
+    two.ledger.set_alias("growth.churn", "challenger", 2, who="request r", why="Its gate.")
+    caller = make_caller(two, load=load, mirror=mirror)
+
+    async def crowd() -> None:
+        async with caller.client() as client:
+            for key in range(30):
+                await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
+        await caller.app.core.tell()
+        assert two.ledger.deployment("growth.churn") == []
+        await asyncio.gather(*caller.app.core.traffic._mirroring)
+
+    asyncio.run(crowd())
+    assert two.ledger.alias("growth.churn", "challenger") is None
+    assert mirrored == [("growth.churn", "challenger", None)]
+    assert "MLflow does not hear that growth.churn has no challenger" in caplog.text
+
+
+def test_canaries_that_hang_while_they_are_loaded_hold_up_no_other_load(
+    own_shelf: Shelf, churn: Any, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("growth.a", "growth.b", "growth.c", "growth.churn"):
+        own_shelf.put(name, churn)
+        if name != "growth.churn":
+            own_shelf.put(name, churn, champion=False)
+            own_shelf.ledger.set_deployment(name, canary(99.9), version=2)
+    over, hanging = Event(), []
+
+    def load(variant: Variant) -> Loaded:
+        if variant.version == 2:
+            hanging.append(variant.name)
+            over.wait()
+        return own_shelf.load(variant)
+
+    monkeypatch.setattr(module, "CANARY_PART", 0.01)
+    caller = make_caller(own_shelf, load=load, deadline_s=60.0)
+    try:
+        for name in ("growth.a", "growth.b", "growth.c"):
+            assert asked(caller, 1, f"/variants/{name}/invocations") == f"{name}/1"
+        assert asked(caller, 1) == "growth.churn/1"
+    finally:
+        over.set()
+    assert hanging == ["growth.a", "growth.b", "growth.c"]
 
 
 def test_a_callers_fault_is_nothing_against_the_canary(two: Shelf, make_caller: MakePredictor) -> None:
@@ -191,14 +249,13 @@ def outcome(caller: Caller, shelf: Shelf, n_calls: int = 150) -> tuple[set[str],
     """Return who has answered, and how the name is served after some calls and what follows them."""
 
     async def crowd() -> set[str]:
-        traffic = caller.app.core.traffic
         seen = set()
         async with caller.client() as client:
             for key in range(n_calls):
                 answer = await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
                 seen.add(f"{answer.status_code} {answer.headers['x-variant']}")
-                await asyncio.gather(*traffic._withdrawing)
-        await caller.app.core.tell()
+                if key % 30 == 29:
+                    await caller.app.core.tell()
         return seen
 
     return asyncio.run(crowd()), [row.as_ for row in shelf.ledger.deployment("growth.churn")]
@@ -256,7 +313,6 @@ def test_a_canary_that_hangs_keeps_nobody_waiting_for_long_and_is_withdrawn(
             async with caller.client() as client:
                 answer = await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
             assert (answer.status_code, answer.headers["x-variant"]) == (200, "growth.churn/1")
-            await asyncio.gather(*traffic._withdrawing)
 
         await caller.app.core.cache.get(two.ledger.variant("growth.churn", 2))
         await ask(keys[0])
@@ -265,9 +321,12 @@ def test_a_canary_that_hangs_keeps_nobody_waiting_for_long_and_is_withdrawn(
         assert len(asked_n) == 1, "it is not asked again at once"
         clock[0] += 60.0
         await ask(keys[2])
-        assert len(asked_n) == 2
-        assert two.ledger.deployment("growth.churn") == []
+        clock[0] += 60.0
         await ask(keys[3])
+        assert len(asked_n) == 2, "it is suspected, and asked no more"
+        await caller.app.core.tell()
+        assert two.ledger.deployment("growth.churn") == []
+        await ask(keys[4])
 
     try:
         asyncio.run(scenario())
