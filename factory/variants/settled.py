@@ -36,6 +36,8 @@ from factory.variants.frontier import (
 )
 from factory.variants.offers import ROWS, cuts, lost_by, undominated, weighed
 
+LENT_FROM = 1_000_000
+"""Numbers of the pooled trials on a segment's leaderboard start here."""
 KEPT = 0.8
 """Part of the shares that a bound which nobody set leaves of a variant that is made again: it is doubled while it would
 leave less, since nothing says out of fold what a member is worth."""
