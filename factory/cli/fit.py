@@ -134,7 +134,8 @@ def _validation(group: str | None, time: str | None, gap: int | None) -> dict[st
         raise InvalidRequest(f"--gap {gap} goes with --time.", hint="Name the column that orders the rows.")
     if group is not None:
         return {"kind": "group", "column": group}
-    return None if time is None else {"kind": "time", "column": time, "gap": gap or 0}
+    # A gap that is not named stays the recipe's.
+    return None if time is None else {"kind": "time", "column": time} | ({} if gap is None else {"gap": gap})
 
 
 def _types(corrections: list[str]) -> dict[str, str]:
