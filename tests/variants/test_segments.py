@@ -283,6 +283,8 @@ def test_a_segment_of_the_pooled_blend_says_so_and_has_a_curve(searched, setting
     assert sum(point.chosen for point in made.frontier.points) == 1
     latencies = [point.latency_ms for point in made.frontier.points]
     assert latencies == sorted(latencies)
+    places = {(round(point.latency_ms, 9), round(point.score, 9)) for point in made.frontier.points}
+    assert len(places) == len(made.frontier.points), "no point is there twice"
 
 
 def own_and_lent(searched, *, own_ms: float) -> tuple[SearchResult, Lent, Unit]:
