@@ -28,7 +28,7 @@ from factory.errors import Detail, InvalidData, UserFault
 from factory.search.cluster import require_room
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.splits import Split, check_defined, folds, independent, set_aside
+from factory.search.splits import Split, check_defined, folds, grouping, independent, set_aside
 from factory.settings import Settings
 from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 
@@ -256,6 +256,7 @@ def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, 
         seed=seed,
         n_gate=len(unseen) if learns else 0,
         independent=independent(plan.validation),
+        group=grouping(plan.validation),
     )
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 
