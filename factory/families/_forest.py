@@ -33,7 +33,6 @@ from factory.space import ChoiceDimension, FloatDimension, IntDimension, Paramet
 from factory.spec import Task
 
 FILE = "forest.npz"
-"""What the names of an encoding's arrays begin with."""
 MOST_MB = 50
 """A forest stops growing at that size, so that a variant of several folds stays below a few hundred."""
 MOST_LEAVES = 50_000
