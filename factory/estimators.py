@@ -37,7 +37,7 @@ from factory.search.engine import search
 from factory.search.jobs import TrialData
 from factory.search.near import NearWorkers
 from factory.search.plan import check_request, make_plan
-from factory.search.splits import folds, independent
+from factory.search.splits import folds, grouping, independent
 from factory.settings import Settings, load_settings
 from factory.spec import FileDataset, Task
 from factory.variants.assembly import assemble, learned_calibration
@@ -161,6 +161,7 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
                 workspace=Path(folder),
                 seed=request.seed,
                 independent=independent(plan.validation),
+                group=grouping(plan.validation),
             )
             result = search(
                 plan,

@@ -19,7 +19,7 @@ from factory.errors import Conflict, FactoryError, StorageFault, counted
 from factory.families.base import Deadline
 from factory.ledger import Ledger, RequestRecord
 from factory.search.clock import FINISH_LEAST_S, LEAST_SEARCH_S, Clock, finish_s_of
-from factory.search.cluster import RaySession, local_cpus, memory_budget_mb, require_room
+from factory.search.cluster import RaySession, local_cpus, memory_budget_mb
 from factory.search.engine import SearchResult, near_may_serve, search
 from factory.search.near import NearWorkers
 from factory.search.plan import Plan, check_request, make_plan
@@ -41,7 +41,8 @@ from factory.variants.origin import Origin, made_again, origin_of
 from factory.variants.recovery import taken_up
 from factory.variants.registry import Registry
 from factory.variants.release import Release
-from factory.variants.segments import LENT_FROM, SegmentOrder, lend, seeds_of, told
+from factory.variants.segments import SegmentOrder, lend, seeds_of, told
+from factory.variants.settled import LENT_FROM
 
 log = logging.getLogger(__name__)
 
@@ -174,11 +175,9 @@ class _Making:
             self.warming.start()  # nothing is searched that would be longer than MLflow's import
         start = None if (start_s := self.clock.start_s) is None else {"start_s": start_s}
         self.reach(RequestState.PREPARING, "Reading and screening the data.", start)
-        validation = self.request.terms(self.recipe).validation
-        material = gather(self.request, validation, settings=self.settings, note=self.note)
-        require_room(
-            material.dataset.memory_mb, memory_budget_mb(self.request.terms(self.recipe).budget, self.settings)
-        )
+        terms = self.request.terms(self.recipe)
+        most_mb = memory_budget_mb(terms.budget, self.settings)
+        material = gather(self.request, terms.validation, settings=self.settings, note=self.note, memory_mb=most_mb)
         plan = bounded(make_plan(self.request, self.recipe, material.dataset.task), material, note=self.note)
         pooled, units, thin = divide(material, plan, workspace=self.workspace, note=self.note)
         origin, pooled = origin_of(
@@ -190,6 +189,7 @@ class _Making:
             settings=self.settings,
             note=self.note,
         )
+        plan = replace(plan, metric=pooled.data.metric)  # which may have the floor of a parent that goes on
         self.reach(RequestState.SEARCHING, self.search_message(material, plan, pooled, len(units), origin))
         with self.registry_warming_up():
             result = self.search(pooled, plan, origin, share=self.pooled_share(len(units)))

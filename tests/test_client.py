@@ -115,6 +115,29 @@ def test_counts_are_scored_by_their_deviance_and_answered_above_zero(settings: S
     assert factory.load(fitted.folder).bundle.calibration.floor == floor
 
 
+def test_a_variant_that_is_trained_on_with_large_counts_goes_on_answering_small_ones(settings: Settings) -> None:
+    options = {
+        "task": "regression",
+        "metric": "neg_mean_poisson_deviance",
+        "recipe": "tabular-fast",
+        "families": ["lightgbm"],
+        "settings": settings,
+    }
+    first = factory.fit(counts(400), "visits", name="clinic.first", trials=1, **options)
+    large = counts(900).query("visits >= 3")
+    told: list[str] = []
+    again = factory.fit(
+        large, "visits", name="clinic.again", making="incremental", parent="clinic.first/1",
+        listen=lambda progress: told.append(progress.message), **options,
+    )  # fmt: skip
+    floor = first.bundle.calibration.floor
+    assert floor is not None
+    assert floor < 1
+    assert again.bundle.calibration.floor == floor
+    assert any("only, as those of clinic.first/1 are" in message for message in told)
+    assert again.predict(counts().assign(x=-2.0)).min() < 3
+
+
 def test_targets_that_the_metric_is_not_defined_for_are_refused_before_the_search(settings: Settings) -> None:
     with pytest.raises(InvalidData, match=r"metric: 'neg_mean_gamma_deviance' needs targets above 0; 'visits' is not"):
         factory.fit(counts(), "visits", task="regression", metric="neg_mean_gamma_deviance", settings=settings)

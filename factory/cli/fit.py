@@ -134,7 +134,11 @@ def _validation(group: str | None, time: str | None, gap: int | None) -> dict[st
         raise InvalidRequest(f"--gap {gap} goes with --time.", hint="Name the column that orders the rows.")
     if group is not None:
         return {"kind": "group", "column": group}
-    return None if time is None else {"kind": "time", "column": time, "gap": gap or 0}
+    if time is None:
+        return None
+    # A gap that is not named is the recipe's.
+    named: dict[str, object] = {} if gap is None else {"gap": gap}
+    return {"kind": "time", "column": time, **named}
 
 
 def _types(corrections: list[str]) -> dict[str, str]:

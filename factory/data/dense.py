@@ -79,22 +79,17 @@ class DenseEncoder:
         return np.concatenate(parts).astype(np.int64)
 
     @classmethod
-    def fit(cls, table: Table, *, scale: bool = True) -> DenseEncoder:
-        """Learn medians, scales and which levels there are.
-
-        Args:
-            table: Training rows.
-            scale: Bend heavy tails, standardize and clip; False leaves numbers as they are, which is what trees want.
-        """
+    def fit(cls, table: Table) -> DenseEncoder:
+        """Learn medians, scales and which levels there are, of training rows."""
         missing = np.isnan(table.numeric)
         median = _median(table.numeric, missing)
         filled = np.where(missing, median, table.numeric).astype(np.float64)
         n_numeric = filled.shape[1]
-        bent = _heavy_tailed(filled) if scale and len(filled) else np.zeros(0, dtype=np.int64)
+        bent = _heavy_tailed(filled) if len(filled) else np.zeros(0, dtype=np.int64)
         width = _widths(filled[:, bent], median[bent])
         filled[:, bent] = np.arcsinh((filled[:, bent] - median[bent]) / width)
-        mean = filled.mean(axis=0) if scale and len(filled) else np.zeros(n_numeric)
-        spread = filled.std(axis=0) if scale and len(filled) else np.ones(n_numeric)
+        mean = filled.mean(axis=0) if len(filled) else np.zeros(n_numeric)
+        spread = filled.std(axis=0) if len(filled) else np.ones(n_numeric)
         spread[spread <= 1e-9 * np.maximum(1.0, np.abs(mean))] = 1.0
         levels = np.array(table.levels, dtype=np.int64)
         first = np.where((table.codes == 0).any(axis=0), 0, 1) if len(table) else np.ones(len(levels))
@@ -107,7 +102,7 @@ class DenseEncoder:
                 "width": width,
                 "mean": mean.astype(np.float32),
                 "scale": spread.astype(np.float32),
-                "clip": np.array(_CLIP if scale else np.inf, dtype=np.float32),
+                "clip": np.array(_CLIP, dtype=np.float32),
                 "indicated": np.flatnonzero(missing.any(axis=0)),
                 "one_hot": np.arange(len(levels)),
                 "offsets": np.cumsum(widths) - widths - first,
@@ -126,7 +121,7 @@ class DenseEncoder:
             block[:, self._bent] = np.arcsinh((block[:, self._bent] - self._median[self._bent]) / self._width)
         block -= self._mean
         block /= self._scale
-        if np.isfinite(self._clip):
+        if np.isfinite(self._clip):  # not so of encoders stored when forests had them
             np.clip(block, -self._clip, self._clip, out=block)
         out[:, :n_numeric] = block
         out[:, n_numeric : self._n_numeric] = missing[:, self._indicated]

@@ -129,7 +129,7 @@ class BoosterModel(Model):
         inputs: What the trees see of a table.
     """
 
-    _kept: LeafTerms | None = None
+    _kept: tuple[LeafTerms | None] | None = None
     _unshared: ClassVar[tuple[str, ...]] = ("_kept",)
     """Attributes that no copy and no other process gets."""
 
@@ -152,10 +152,11 @@ class BoosterModel(Model):
         return self.head.link
 
     def terms(self) -> Terms | None:
-        """Return the trees' sum, which is kept, since reading them takes a while."""
-        if self._kept is None and (leaves := self._leaves()) is not None:
-            self._kept = leaves.of_head(self.head, link=self.link)
-        return self._kept
+        """Return the trees' sum, which is kept, also that there is none, since reading them takes a while."""
+        if self._kept is None:
+            leaves = self._leaves()
+            self._kept = (None if leaves is None else leaves.of_head(self.head, link=self.link),)
+        return self._kept[0]
 
     def draw(self, table: DrawnTable) -> str:
         """Draw :meth:`predict`; see :class:`~factory.families.base.Model`."""

@@ -10,10 +10,9 @@ import numpy as np
 from factory.data.dense import DenseEncoder
 from factory.data.graph import DrawnTable
 from factory.data.preparation import Table
-from factory.families._encoding import TargetEncoding
+from factory.families._encoding import MEANS, TargetEncoding
 from factory.families.base import Sample
 
-_MEANS = "means."
 _ONE_HOT_MAX_LEVELS = 9
 """Columns with more codes than this are embedded, the others one-hot: 8 categories as in RealMLP
 (Holzmüller, Grinsztajn, Steinwart 2024), and the code for missing."""
@@ -86,13 +85,13 @@ class DenseInputs:
 
     def arrays(self, prefix: str = "encoder.") -> dict[str, np.ndarray]:
         """Return everything they learned, as arrays for npz; those of the encoder begin with ``prefix``."""
-        return self.encoder.arrays(prefix) | ({} if self.encoding is None else self.encoding.arrays(_MEANS))
+        return self.encoder.arrays(prefix) | ({} if self.encoding is None else self.encoding.arrays(MEANS))
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "encoder.") -> DenseInputs:
         """Rebuild from what :meth:`arrays` returned, which may stand among others."""
-        encoder = {name: values for name, values in arrays.items() if not name.startswith(_MEANS)}
-        return cls(DenseEncoder.from_arrays(encoder, prefix), TargetEncoding.from_arrays(arrays, _MEANS))
+        encoder = {name: values for name, values in arrays.items() if not name.startswith(MEANS)}
+        return cls(DenseEncoder.from_arrays(encoder, prefix), TargetEncoding.from_arrays(arrays, MEANS))
 
 
 def embedded_columns(levels: tuple[int, ...]) -> tuple[int, ...]:

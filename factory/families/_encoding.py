@@ -24,6 +24,8 @@ from factory.families._terms import Owners
 from factory.families.base import Sample
 
 FILE = "inputs.npz"
+MEANS = "means."
+"""Begins the names of its arrays where they stand among others."""
 FEW_LEVELS = 10
 """Columns up to so many known levels keep their codes."""
 INNER_FOLDS = 5
@@ -38,6 +40,8 @@ MOST_MEANS = 50
 @dataclass(frozen=True)
 class TargetEncoding:
     """Smoothed means of the target by level (Micci-Barreca 2001), learned out of fold (AutoGluon 1.6).
+
+    Where whole groups validate, folds are whole groups too.
 
     Attributes:
         columns: Positions of the encoded categorical columns, int64 (n_encoded,).
@@ -73,7 +77,7 @@ class TargetEncoding:
             return None
         weight = np.ones(len(train)) if train.weight is None else train.weight
         targets = _targets(train.y, n_classes, most=MOST_MEANS // len(columns)) * weight[:, np.newaxis]
-        fold = np.random.default_rng(seed).permutation(len(train)) % INNER_FOLDS
+        fold, whole_groups = _inner_folds(train, seed)
         n_targets, means = targets.shape[1], []
         encoded = np.empty((len(train), len(columns) * n_targets), dtype=np.float32)
         for at, j in enumerate(columns):
@@ -84,7 +88,10 @@ class TargetEncoding:
             ).reshape(-1, INNER_FOLDS, n_levels)
             whole = sums.sum(axis=1)
             means.append(_smoothed(whole))
-            others = np.stack([_smoothed(whole - sums[:, k]) for k in range(INNER_FOLDS)])
+            # The levels of a column may lie within groups, so that the others have none of their rows: of all rows the
+            # same mean makes such a column constant, where each fold's own would tell the rows of a fold apart.
+            around = whole if whole_groups else None
+            others = np.stack([_smoothed(whole - sums[:, k], around) for k in range(INNER_FOLDS)])
             encoded[:, at * n_targets : (at + 1) * n_targets] = others[fold, codes]
         sizes = np.array(table.levels)[columns]
         encoding = cls(columns, np.cumsum(sizes) - sizes, np.concatenate(means), keeps)
@@ -250,9 +257,34 @@ def _names(categorical: tuple[str, ...], columns: tuple[int, ...], n_targets: in
     return tuple(f"{categorical[j]}:mean{k}" for j in columns for k in range(n_targets))
 
 
-def _smoothed(sums: np.ndarray) -> np.ndarray:
-    """Return means float32 (n_levels, n_targets) of weights and weighted targets (1 + n_targets, n_levels)."""
+def _inner_folds(train: Sample, seed: int) -> tuple[np.ndarray, bool]:
+    """Return the inner fold of each row, int64 (n_rows,), and whether these are whole groups.
+
+    Where whole groups validate, no row learns of its own group: rows to predict are of others. Groups of about the same
+    size are dealt there and back.
+    """
+    generator = np.random.default_rng(seed)
+    if train.group is not None:
+        names, group = np.unique(train.group, return_inverse=True)
+        if len(names) > 1:
+            sizes, shuffled = np.bincount(group), generator.permutation(len(names))
+            place = np.arange(len(names)) % (2 * INNER_FOLDS)
+            fold = np.empty(len(names), dtype=np.int64)
+            largest_first = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+            fold[largest_first] = np.minimum(place, 2 * INNER_FOLDS - 1 - place)
+            return fold[group], True
+    return generator.permutation(len(train)) % INNER_FOLDS, False
+
+
+def _smoothed(sums: np.ndarray, around: np.ndarray | None = None) -> np.ndarray:
+    """Return means float32 (n_levels, n_targets) of weights and weighted targets (1 + n_targets, n_levels).
+
+    Args:
+        sums: Of some rows.
+        around: Of the rows whose overall mean smooths; these if None.
+    """
     weights, targets = sums[0], sums[1:]
-    overall = targets.sum(axis=1, keepdims=True) / max(weights.sum(), 1e-12)
+    prior = sums if around is None else around
+    overall = prior[1:].sum(axis=1, keepdims=True) / max(prior[0].sum(), 1e-12)
     means: np.ndarray = ((targets + SMOOTHING * overall) / (weights + SMOOTHING)).T.astype(np.float32)
     return means

@@ -22,7 +22,7 @@ import numpy as np
 from factory.data.graph import INT64, DrawnTable, Graph
 from factory.data.preparation import Table
 from factory.families._drawing import AT_MOST, GrownTrees
-from factory.families._encoding import FEW_LEVELS, MOST_MEANS, Inputs, TargetEncoding
+from factory.families._encoding import FEW_LEVELS, MEANS, MOST_MEANS, Inputs, TargetEncoding
 from factory.families._head import Head
 from factory.families._leaves import LeafTerms
 from factory.families._terms import Link
@@ -33,8 +33,6 @@ from factory.space import ChoiceDimension, FloatDimension, IntDimension, Paramet
 from factory.spec import Task
 
 FILE = "forest.npz"
-MEANS = "means."
-"""What the names of an encoding's arrays begin with."""
 MOST_MB = 50
 """A forest stops growing at that size, so that a variant of several folds stays below a few hundred."""
 MOST_LEAVES = 50_000

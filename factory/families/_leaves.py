@@ -213,7 +213,7 @@ class LeafTerms(Terms):
         steps = len(self.leaf) * (n_rows + n_background + STEP_CELLS)
         return float(steps + len(self.values) * n_rows * n_background)
 
-    def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:
+    def shapley(self, comparison: Comparison, *, most_cells: float, until: float = float("inf")) -> np.ndarray | None:
         """Divide each leaf's value among those that lead a row, or a background row, to it; see :class:`Terms`."""
         n_rows, n_outputs = len(comparison.rows), len(self.intercept)
         shape = (n_rows, comparison.n_inputs, n_outputs)
@@ -250,6 +250,7 @@ class LeafTerms(Terms):
             n_inputs=comparison.n_inputs,
             answers=lambda table: self.questions.answers(table, every),
             mixed=mixed,
+            until=until,
         )
         return division.of(self.view(comparison.rows), self.view(comparison.background)).reshape(shape)
 

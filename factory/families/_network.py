@@ -113,7 +113,7 @@ class NetworkFamily(Family):
         table, head = train.table.plain, Head.of(train.y, context)
         encoding: TargetEncoding | None = None
         if parameters.get("categoricals") == "target":
-            learned = Sample(table, head.encode(train.y), train.weight)
+            learned = replace(train, table=table, y=head.encode(train.y))
             found = TargetEncoding.fit(learned, n_classes=context.n_classes, seed=context.seed, few=MANY_LEVELS)
             if found is not None:
                 encoding, table = found

@@ -10,6 +10,7 @@ such columns are never torn apart.
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,15 +69,19 @@ class Terms(ABC):
         """Return about how many leaves, or columns, times rows times background rows :meth:`shapley` looks at."""
 
     @abstractmethod
-    def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:
+    def shapley(self, comparison: Comparison, *, most_cells: float, until: float = float("inf")) -> np.ndarray | None:
         """Return what each input column added to the sums, float64 (n_rows, n_inputs, n_outputs).
 
         Args:
             comparison: Rows and background.
             most_cells: Leaves, or columns, times rows times background rows that may be looked at.
+            until: Moment of the monotonic clock after which it is given up.
 
         Returns:
-            None where that does not suffice.
+            None where the cells do not suffice.
+
+        Raises:
+            TimeoutError: it was given up.
         """
 
 
@@ -126,7 +131,13 @@ class Constant(Terms):
     def cells(self, comparison: Comparison) -> float:  # noqa: ARG002
         return 0
 
-    def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:  # noqa: ARG002
+    def shapley(
+        self,
+        comparison: Comparison,
+        *,
+        most_cells: float,  # noqa: ARG002
+        until: float = float("inf"),  # noqa: ARG002
+    ) -> np.ndarray | None:
         return np.zeros((len(comparison.rows), comparison.n_inputs, len(self.value)))
 
 
@@ -157,7 +168,7 @@ class ColumnTerms(Terms):
         n_mixed = sum(len(comparison.background) << len(owners) for owners in shared)
         return float(len(comparison.rows) * (n_mixed + 1) * self.n_columns)
 
-    def shapley(self, comparison: Comparison, *, most_cells: float) -> np.ndarray | None:
+    def shapley(self, comparison: Comparison, *, most_cells: float, until: float = float("inf")) -> np.ndarray | None:
         """Return coefficient times (value - mean), summed over an input's columns; see :class:`Terms`.
 
         What comes from several input columns is divided among them by the definition, over all their subsets.
@@ -178,11 +189,18 @@ class ColumnTerms(Terms):
         for owners, columns in shared.items():
             sets = subsets(owners)
             for row in range(len(rows)):
+                in_time(until)
                 worth = self.terms(comparison.mixed(row, sets), columns).sum(axis=1)
                 worth = worth.reshape(len(sets), n_background, -1).mean(axis=1)
                 for j, owner in enumerate(sorted(owners)):
                     added[row, owner] += _value(worth, j, len(owners))
         return added
+
+
+def in_time(until: float) -> None:
+    """Raise TimeoutError where a moment of the monotonic clock has come."""
+    if time.monotonic() >= until:
+        raise TimeoutError
 
 
 def _value(worth: np.ndarray, player: int, n_players: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from functools import cache
 
 import numpy as np
 
+from factory.families._terms import in_time
+
 MOST_PLAYERS = 64
 """Input columns that one leaf may ask about: bits of a number."""
 MOST_SHARED = 6
@@ -188,6 +190,7 @@ class Division:
         n_inputs: Number of input columns.
         answers: Returns the answers to all questions, bool (n_rows, n_questions), of rows as the trees see them.
         mixed: Returns, for a row's position, the answers of mixed rows, bool (n_places, n_background).
+        until: Moment of the monotonic clock after which it is given up.
     """
 
     ways: Ways
@@ -197,6 +200,7 @@ class Division:
     n_inputs: int
     answers: Callable[[np.ndarray], np.ndarray]
     mixed: Callable[[int], np.ndarray]
+    until: float = float("inf")
 
     def of(self, rows: np.ndarray, background: np.ndarray) -> np.ndarray:
         """Return what each input column added, the mean over the background, float64 (n_rows * n_inputs * n_outputs,).
@@ -204,6 +208,9 @@ class Division:
         Args:
             rows: float32 (n_rows, n_columns).
             background: float32 (n_background, n_columns).
+
+        Raises:
+            TimeoutError: it was given up.
         """
         ways = self.ways
         size = max(1, BATCH_CELLS // len(ways.question))
@@ -215,6 +222,7 @@ class Division:
             of_rows = self._right(rows[at : at + size]) & ways.of_row
             wrong = self.mixed(at)[ways.shared_place] != ways.shared_wanted[:, np.newaxis] if ways.shared else None
             for z, right in enumerate(of_background):
+                in_time(self.until)
                 reached = (of_rows | right) == ways.full
                 if wrong is not None:
                     reached[:, ways.shared_way[wrong[:, z]]] = False

@@ -89,18 +89,21 @@ class Sample:
         table: Prepared columns, (n_rows, ...).
         y: Class indices 0..n_classes-1 as int64 (n_rows,), or float64 targets (n_rows,).
         weight: Weight of each row, float64 (n_rows,) with mean 1; None where all count the same.
+        group: Number of each row's group, int64 (n_rows,), where whole groups validate; else None.
     """
 
     table: Table
     y: np.ndarray
     weight: np.ndarray | None = None
+    group: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def rows(self, chosen: np.ndarray) -> Sample:
         """Return some of the rows, by position."""
-        return Sample(self.table.rows(chosen), self.y[chosen], None if self.weight is None else self.weight[chosen])
+        weight, group = (None if part is None else part[chosen] for part in (self.weight, self.group))
+        return Sample(self.table.rows(chosen), self.y[chosen], weight, group)
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Kernel(Family):
         random = np.random.default_rng(context.seed)
         head = Head.of(train.y, context)
         inputs, table = DenseInputs.fit(
-            Sample(train.table.plain, head.encode(train.y), train.weight),
+            replace(train, table=train.table.plain, y=head.encode(train.y)),
             one_hot_max_levels=MOST_ONE_HOT,
             n_classes=context.n_classes,
             seed=context.seed,

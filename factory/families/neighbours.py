@@ -9,7 +9,7 @@ on checking the row than on answering it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -156,7 +156,7 @@ class Neighbours(Family):
         """Encode the rows and keep them, or a random part where they are too many."""
         head = Head.of(train.y, context)
         inputs, table = DenseInputs.fit(
-            Sample(train.table.plain, head.encode(train.y), train.weight),
+            replace(train, table=train.table.plain, y=head.encode(train.y)),
             one_hot_max_levels=MOST_ONE_HOT,
             n_classes=context.n_classes,
             seed=context.seed,

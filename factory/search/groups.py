@@ -22,6 +22,8 @@ LEAST_JUDGED = 20
 FEW_GROUPS, MORE_SHARE, MOST_ROWS = 8, 0.1, 20_000
 """Groups below which more rows are kept if that brings more groups, and the share and the number of rows up to which:
 what many rows of one group say of others is as little as what few say."""
+MOST_DEALT = 20_000
+"""Groups that are dealt one by one (0.2 s); of more, the lightest are bundled with groups that are like them."""
 
 
 def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: str) -> np.ndarray:
@@ -29,8 +31,8 @@ def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: st
 
     They are taken in the order of their names' hashes, so that siblings and later versions of a table keep the same
     ones aside. One that would overshoot by more than is lacking is passed over; where all are too large, the smallest
-    is taken. Where few groups make up the share, a larger one is looked for that several make up. Of the rows outside
-    the largest group half stay with the search at least.
+    is taken. Where few groups make up the share, a larger one is looked for that several make up. What is too little
+    to judge by is filled up. Of the rows outside the largest group half stay with the search at least.
 
     Args:
         names: Of the groups, (n_groups,).
@@ -50,17 +52,48 @@ def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: st
     if len(chosen) < FEW_GROUPS:
         more = max(wanted, min(MORE_SHARE * n_rows, MOST_ROWS, spare))
         chosen = max(chosen, _taken(sizes, order, wanted, limit=more, most=more / 2), key=len)
-    chosen = chosen or [int(order[sizes[order].argmin()])]
-    n_held = int(sizes[chosen].sum())
-    if n_held < min(LEAST_JUDGED, round(share * n_rows)) and 2 * sizes[largest] > n_rows:
-        others = f"{n_rows - sizes[largest]:,} rows of other groups are too few to choose by and to judge by"
+    least = min(LEAST_JUDGED, round(share * n_rows))
+    enough = _filled_up(chosen, sizes, order, least=least, spare=spare)
+    if enough is None:
         told = f"group {str(names[largest])!r} has {sizes[largest]:,} of {n_rows:,} rows"
+        others = f"{n_rows - sizes[largest]:,} rows of other groups are too few to choose by and to judge by"
         raise InvalidRequest(
-            f"validation.column: {told} in {column!r}; the {others}.",
+            f"validation.column: {told} in {column!r}; the {others}: half of them stay to choose by, and no whole "
+            f"groups make up {least} rows of the other half.",
             hint="Choose a column with smaller groups, bring rows of more groups, or choose another validation.",
             details=[Detail("validation.column", told)],
         )
-    return np.isin(group, chosen)
+    return np.isin(group, enough)
+
+
+def _filled_up(
+    chosen: list[int], sizes: np.ndarray, order: np.ndarray, *, least: int, spare: float
+) -> list[int] | None:
+    """Return the chosen groups, with the smallest others where they have fewer rows than are needed to judge by.
+
+    Where these do not fit, or too few groups would stay, one group is taken instead of all: the smallest of enough
+    rows. None where there is none.
+
+    Args:
+        chosen: Positions of groups.
+        sizes: Rows of each group.
+        order: Of the groups; decides among those of a size.
+        least: Rows that are needed.
+        spare: Rows that there may be, where groups are added.
+    """
+    n_held = int(sizes[chosen].sum())
+    if n_held >= least:
+        return chosen
+    filled, by_size = list(chosen), order[np.argsort(sizes[order], kind="stable")].tolist()
+    for g in by_size:
+        if len(filled) >= len(sizes) - LEFT_GROUPS or n_held + sizes[g] > spare:
+            break
+        if g not in chosen:
+            filled.append(g)
+            n_held += int(sizes[g])
+        if n_held >= least:
+            return filled
+    return next(([g] for g in by_size if least <= sizes[g] <= spare), None)
 
 
 def _taken(sizes: np.ndarray, order: np.ndarray, wanted: float, *, limit: float, most: float) -> list[int]:
@@ -90,7 +123,8 @@ def dealt(group: np.ndarray, strata: np.ndarray, *, n_folds: int, seed: int) -> 
 
     As scikit-learn's ``StratifiedGroupKFold`` does, groups go from the heaviest on to the fold where they raise the
     spread least; here the spread of sums of squares, of each stratum's share and of the rows' share alike, which takes
-    one product for a group. Fold 0 is the one that is most like the whole.
+    one product for a group. Of very many groups, the light ones are dealt in bundles. Fold 0 is the one that is most
+    like the whole.
 
     Args:
         group: Of each row, int64 (n_rows,), every number from 0 on.
@@ -98,16 +132,19 @@ def dealt(group: np.ndarray, strata: np.ndarray, *, n_folds: int, seed: int) -> 
         n_folds: No more than groups.
         seed: Of the order among groups of about the same weight.
     """
+    generator = np.random.default_rng(seed)
+    unit_of = _units(group, strata, generator)
+    if unit_of is not None:
+        group = unit_of[group]
     n_groups, n_rows, n_strata = int(group.max()) + 1, len(group), int(strata.max()) + 1
     totals = np.bincount(strata, minlength=n_strata)
     n_there = int((totals > 0).sum())
-    cells, counts = np.unique(group * n_strata + strata, return_counts=True)
-    owner, stratum = np.divmod(cells, n_strata)
+    owner, stratum, counts = _cells(group, strata)
     share = counts / totals[stratum]
     starts = np.searchsorted(owner, np.arange(n_groups + 1))
     sizes = np.bincount(group) / n_rows
     weight = np.bincount(owner, weights=share**2) / n_there + sizes**2
-    order = np.random.default_rng(seed).permutation(n_groups)
+    order = generator.permutation(n_groups)
     order = order[np.argsort(-np.floor(np.log2(weight[order])), kind="stable")]
     of_strata, of_rows = np.zeros((n_folds, n_strata)), np.zeros(n_folds)
     fold_of = np.empty(n_groups, dtype=np.int64)
@@ -121,3 +158,33 @@ def dealt(group: np.ndarray, strata: np.ndarray, *, n_folds: int, seed: int) -> 
     place = np.empty(n_folds, dtype=np.int64)
     place[np.argsort(apart, kind="stable")] = np.arange(n_folds)
     return np.asarray(place[fold_of][group])
+
+
+def _cells(group: np.ndarray, strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return group, stratum and number of rows of each pair that there is, in rising order, (n_pairs,) each."""
+    n_strata = int(strata.max()) + 1
+    cells, counts = np.unique(group * n_strata + strata, return_counts=True)
+    owner, stratum = np.divmod(cells, n_strata)
+    return owner, stratum, counts
+
+
+def _units(group: np.ndarray, strata: np.ndarray, generator: np.random.Generator) -> np.ndarray | None:
+    """Return the unit that each of very many groups is dealt in, int64 (n_groups,): itself, or a bundle of light ones.
+
+    Those of a bundle are alike in size and in the stratum that most of their rows are of, so that bundles are as good
+    to deal as groups; each is a small part of the table. None where all groups are dealt by themselves.
+    """
+    n_groups = int(group.max()) + 1
+    if n_groups <= MOST_DEALT:
+        return None
+    owner, stratum, counts = _cells(group, strata)
+    most = np.lexsort((counts, owner))[np.searchsorted(owner, np.arange(n_groups), side="right") - 1]
+    sizes, n_alone = np.bincount(group), MOST_DEALT // 2
+    shuffled = generator.permutation(n_groups)
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    light = order[n_alone:]
+    light = light[np.lexsort((sizes[light], stratum[most][light]))]
+    unit = np.empty(n_groups, dtype=np.int64)
+    unit[order[:n_alone]] = np.arange(n_alone)
+    unit[light] = n_alone + np.arange(len(light)) * n_alone // len(light)
+    return unit

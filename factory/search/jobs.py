@@ -34,6 +34,7 @@ class TrialData:
             taken; None where this search makes its own.
         n_gate: How many of the last rows are the gate's; 0 where they are not among these rows.
         independent: Whether the folds are random rows; False where they are whole groups, or rows in order of time.
+        group: Column whose groups never stand on both sides of a fold; None where there is none.
     """
 
     dataset: Dataset
@@ -44,6 +45,7 @@ class TrialData:
     shared: Path | None = None
     n_gate: int = 0
     independent: bool = True
+    group: str | None = None
 
     @property
     def n_classes(self) -> int:

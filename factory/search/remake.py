@@ -21,7 +21,7 @@ import pandas as pd
 
 from factory.data.dataset import Dataset
 from factory.data.preparation import Preparation
-from factory.errors import TrainingFault, counted
+from factory.errors import NotFound, TrainingFault, counted
 from factory.families.base import Deadline, FitContext, Model, Sample
 from factory.search.blueprint import Blueprint, MemberPlan
 from factory.search.calibration import Calibration
@@ -249,7 +249,9 @@ class _Learner:
             columns = list(preparation.columns)
             frame = pd.concat([rows.frame[columns] for rows in both], ignore_index=True)
             y = pd.concat([pd.Series(rows.y) for rows in both], ignore_index=True).to_numpy()
-            self._all[preparation.digest] = Sample(preparation.transform(frame), y, _weight_of(both))
+            self._all[preparation.digest] = Sample(
+                preparation.transform(frame), y, _weight_of(both), _group_of(both, self._data.group)
+            )
         return self._all[preparation.digest]
 
 
@@ -267,6 +269,17 @@ def _weight_of(parts: Sequence[Dataset]) -> np.ndarray | None:
         return None
     weights = [(rows.weight(), len(rows)) for rows in parts]
     return np.concatenate([np.ones(n_rows) if weight is None else weight for weight, n_rows in weights])
+
+
+def _group_of(parts: Sequence[Dataset], column: str | None) -> np.ndarray | None:
+    """Return the number of the group of each row of several datasets; None where one of them lacks the column."""
+    if column is None:
+        return None
+    try:
+        values = np.concatenate([np.asarray(rows.column(column)).astype(str) for rows in parts])
+    except NotFound:  # rows of a parent, which was validated otherwise
+        return None
+    return np.unique(values, return_inverse=True)[1]
 
 
 def _numbered(given: Sequence[T], data: TrialData, history: Sequence[Trial]) -> Iterator[tuple[int, T, Trial | None]]:

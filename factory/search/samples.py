@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from factory.data.preparation import Preparation, Table
 from factory.families.base import Deadline, Sample
 from factory.search.jobs import TrialData
 from factory.search.probe import Representation, represent
+from factory.search.splits import group_of
 
 KEPT = 3
 """Folds that a process keeps open; the pages of the others are the operating system's to drop."""
@@ -46,15 +48,21 @@ class Samples:
             if not folder.is_dir():
                 into_folder(folder, lambda draft: self._prepare(fold, draft))
             split = self._data.fold_of(fold)
-            rows = self._data.dataset
+            rows, group = self._data.dataset, self._group
+            of_train = None if group is None else group[split.train]
             self._open[fold] = (
-                Sample(_load(folder, "train"), rows.y[split.train], rows.weight(split.train)),
+                Sample(_load(folder, "train"), rows.y[split.train], rows.weight(split.train), of_train),
                 Sample(_load(folder, "validation"), rows.y[split.validation], rows.weight(split.validation)),
             )
             if len(self._open) > KEPT:
                 self._open.popitem(last=False)
         self._open.move_to_end(fold)
         return self._open[fold]
+
+    @cached_property
+    def _group(self) -> np.ndarray | None:
+        """Number of the group of each row, (n_rows,), where whole groups validate."""
+        return None if self._data.group is None else group_of(self._data.dataset, self._data.group)[1]
 
     def _prepare(self, fold: int | None, folder: Path) -> None:
         split, frame = self._data.fold_of(fold), self._data.dataset.frame

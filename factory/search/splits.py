@@ -125,6 +125,17 @@ def independent(validation: Validation) -> bool:
     return not isinstance(validation, TimeSplit | GroupSplit)
 
 
+def grouping(validation: Validation) -> str | None:
+    """Return the column whose groups never stand on both sides; None where there is none."""
+    return validation.column if isinstance(validation, GroupSplit) else None
+
+
+def group_of(dataset: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the names of a column's groups, and the position in them of each row's, int64 (n_rows,)."""
+    names, group = np.unique(np.asarray(dataset.column(column)).astype(str), return_inverse=True)
+    return names, group
+
+
 def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:
     """K folds; a class with fewer rows than folds is spread over as many folds as it has rows.
 
@@ -173,12 +184,12 @@ def _content(dataset: Dataset) -> np.ndarray:
 
 def _groups_by_content(dataset: Dataset, split: GroupSplit, share: float) -> Split:
     """Hold out whole groups, in the order of their names' hashes, that make up about the share."""
-    names, group = _group_of(dataset, split, parts=3)
+    names, group = _counted_groups(dataset, split, parts=3)
     held = kept_aside(names, group, share, column=split.column)
     return Split(np.flatnonzero(~held), np.flatnonzero(held))
 
 
-def _group_of(dataset: Dataset, split: GroupSplit, *, parts: int) -> tuple[np.ndarray, np.ndarray]:
+def _counted_groups(dataset: Dataset, split: GroupSplit, *, parts: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the groups' names and the position in them of each row's, int64 (n_rows,).
 
     Args:
@@ -186,7 +197,7 @@ def _group_of(dataset: Dataset, split: GroupSplit, *, parts: int) -> tuple[np.nd
         split: Names it.
         parts: That the groups will be dealt to: so many groups there have to be.
     """
-    names, group = np.unique(np.asarray(dataset.column(split.column)).astype(str), return_inverse=True)
+    names, group = group_of(dataset, split.column)
     if len(names) < parts:
         held = counted(len(names), "group")
         raise InvalidRequest(
@@ -265,7 +276,7 @@ def _groups(dataset: Dataset, split: GroupSplit, metric: Metric | None, *, seed:
     Raises:
         InvalidData: no fold can be judged by.
     """
-    names, group = _group_of(dataset, split, parts=2)
+    names, group = _counted_groups(dataset, split, parts=2)
     if dataset.task is Task.REGRESSION:
         strata = np.searchsorted(np.quantile(dataset.y, [0.25, 0.5, 0.75]), dataset.y, side="right")
     else:

@@ -38,11 +38,11 @@ from factory.variants.evaluation import (
 from factory.variants.frontier import Chosen, Frontier, choose
 from factory.variants.gates import Evidence, Verdict
 from factory.variants.gates import judge as verdict_of
-from factory.variants.resampling import Comparison, Dependence, paired_bootstrap
-from factory.variants.settled import of_parent
+from factory.variants.resampling import Comparison, Dependence, paired_bootstrap, ranks
+from factory.variants.settled import LENT_FROM, of_parent
 from factory.variants.slices import Slice, slice_columns, slices
 from factory.variants.watch import Watch, watch_blend, watch_curves, watch_trials
-from factory.variants.windows import Stretch, TimeOrder, ranks
+from factory.variants.windows import Stretch, TimeOrder
 
 JUDGED = "One model of each member was judged, which had not learned from them; the others have."
 CHOICE_SHARE, CHOICE_LEAST_S = 0.5, 1.0
@@ -218,6 +218,8 @@ def appraise(
         promise=evaluation.next_window.sentence if evaluation.next_window else "",
         by=JUDGED if judge is not bundle else "",
     )
+    # Scores of trials that were lent to a segment are those of all segments' rows.
+    own = [trial for trial in result.trials if trial.number < LENT_FROM]
     watched = (
         ()
         if not result.folds
@@ -229,7 +231,7 @@ def appraise(
             judged=evaluation.score,
             n_judged=len(unseen),
             seed=seed,
-            trials=result.trials,
+            trials=own,
         )
     )
     return Appraisal(
@@ -244,7 +246,7 @@ def appraise(
         slices=parts,
         watch=(
             *watched,
-            *watch_trials(metric, result.trials, weights=chosen.weights),
+            *watch_trials(metric, own, weights=chosen.weights),
             *watch_curves(result.trials, weights=chosen.weights),
         ),
         comparison=comparison,

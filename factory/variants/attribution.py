@@ -9,6 +9,7 @@ log-odds are, which is the ``margin`` of a variant of one model.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ Method = Literal["tree_shap", "linear", "constant", "sampled"]
 Scale = Literal["prediction", "margin"]
 CELLS_A_SECOND = 5e7
 """Leaves times rows times background rows that one core takes in a second (measured: 3e7 to 5e7)."""
-_CLOSE = 1e-5
+CLOSE = 1e-5
 """Part of the largest prediction by which exact contributions may miss a model's answer, which may be in single
 precision; a model that is further off is not what it was taken for, and is left to walks."""
 
@@ -102,26 +103,46 @@ class Scene:
         return self._comparisons[preparation]
 
 
-def exact(bundle: Bundle, scene: Scene, *, limit_s: float) -> Exact:
+@dataclass(frozen=True)
+class Allowance:
+    """Time of an explanation, as moments of the monotonic clock.
+
+    Attributes:
+        ends: A member that by its size would take longer goes to the walks.
+        until: What takes longer all the same is given up.
+    """
+
+    ends: float
+    until: float = float("inf")
+
+    @property
+    def cells(self) -> float:
+        """Leaves times rows times background rows that one core takes in what is left now."""
+        return (self.ends - time.monotonic()) * CELLS_A_SECOND
+
+
+def exact(bundle: Bundle, scene: Scene, *, allowance: Allowance) -> Exact:
     """Return what is known exactly of a bundle's predictions.
 
     Args:
         bundle: The variant.
         scene: Rows and background.
-        limit_s: Seconds that it may take, by size; a member too large for what is left of them goes to the walks.
+        allowance: Time that it may take; a member too large for what the others have left goes to the walks.
+
+    Raises:
+        TimeoutError: it was given up.
     """
     n_outputs = max(len(bundle.classes), 1)
     base, added = np.zeros(n_outputs), np.zeros((scene.n_rows, scene.comparison(0).n_inputs, n_outputs))
-    shares, rest, cells = [], [], limit_s * CELLS_A_SECOND
+    shares, rest = [], []
+    calibration = bundle.calibration
     for member in bundle.members:
-        # A probability that is calibrated, or made of log-odds, is not the sum of anything.
-        is_sum = bundle.calibration.method == "none" and member.model.link == "identity"
+        # A probability that is calibrated, or made of log-odds, or a number that is raised is not the sum of anything.
+        is_sum = calibration.method == "none" and calibration.floor is None and member.model.link == "identity"
         terms = member.model.terms() if is_sum else None
         found = None
         if terms is not None:
-            comparison = scene.comparison(member.preparation)
-            found = _divided(member, terms, comparison, cells)
-            cells -= terms.cells(comparison) if found is not None else 0
+            found = _divided(member, terms, scene.comparison(member.preparation), allowance)
         if terms is None or found is None:
             rest.append(member)
             shares.append(Share(member.family, member.weight, "sampled"))
@@ -133,16 +154,16 @@ def exact(bundle: Bundle, scene: Scene, *, limit_s: float) -> Exact:
 
 
 def _divided(
-    member: Member, terms: Terms, comparison: Comparison, most_cells: float
+    member: Member, terms: Terms, comparison: Comparison, allowance: Allowance
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return a member's base and contributions on the scale of its sum; None where it has to be left to walks."""
-    added = terms.shapley(comparison, most_cells=most_cells)
+    added = terms.shapley(comparison, most_cells=allowance.cells, until=allowance.until)
     if added is None:
         return None
     base = terms.margins(comparison.background).mean(axis=0)
     told = two_dimensional(member.model.predict(comparison.rows))
     known = terms.answers(base + added.sum(axis=1))
-    return (base, added) if np.allclose(known, told, rtol=0, atol=_CLOSE * np.abs(told).max(initial=1.0)) else None
+    return (base, added) if np.allclose(known, told, rtol=0, atol=CLOSE * np.abs(told).max(initial=1.0)) else None
 
 
 class Margin:
@@ -158,9 +179,14 @@ class Margin:
     def __init__(self, bundle: Bundle) -> None:
         method, members = bundle.calibration.method, bundle.members
         terms = members[0].model.terms() if len(members) == 1 else None
-        if terms is None or method == "isotonic" or (method == "temperature" and terms.link == "identity"):
+        floor = bundle.calibration.floor
+        # What a link bends is 0 at least.
+        raised = terms is not None and floor is not None and (terms.link == "identity" or floor > 0)
+        curved = terms is not None and (method == "isotonic" or (method == "temperature" and terms.link == "identity"))
+        if terms is None or raised or curved:
             why = f"it blends {len(members)} models" if len(members) > 1 else f"it is of the family {members[0].family}"
-            why = "its probabilities follow a curve" if terms is not None else why
+            why = "its probabilities follow a curve" if curved else why
+            why = f"its predictions are raised to {floor:.6g} where they are lower" if raised else why
             message = f"This variant has no margin: {why}."
             raise Conflict(
                 message,
@@ -184,11 +210,15 @@ class Margin:
         table = self._bundle.preparations[self._bundle.members[0].preparation].transform(dict(columns))
         return self._factor * self._terms.margins(table)
 
-    def exact(self, scene: Scene, *, limit_s: float) -> Exact:
-        """Return what each column added to the sums; nothing, and the member, where it is too large."""
+    def exact(self, scene: Scene, *, allowance: Allowance) -> Exact:
+        """Return what each column added to the sums; nothing, and the member, where it is too large.
+
+        Raises:
+            TimeoutError: it was given up.
+        """
         (member,) = self._bundle.members
         comparison = scene.comparison(member.preparation)
-        found = _divided(member, self._terms, comparison, limit_s * CELLS_A_SECOND)
+        found = _divided(member, self._terms, comparison, allowance)
         n_outputs = len(self.outputs)
         if found is None:
             nothing = np.zeros((scene.n_rows, comparison.n_inputs, n_outputs))

@@ -23,7 +23,7 @@ import pandas as pd
 
 from factory.errors import Conflict, Detail, InvalidRequest
 from factory.families._terms import Link
-from factory.variants.attribution import Margin, Scale, Scene, Share, blended, exact, two_dimensional
+from factory.variants.attribution import CLOSE, Allowance, Margin, Scale, Scene, Share, blended, exact, two_dimensional
 from factory.variants.background import Background, canonical
 from factory.variants.bundle import Bundle
 from factory.variants.inputs import Columns
@@ -132,27 +132,29 @@ def explain(
     values = canonical(rows, bundle.columns)
     n_rows = len(next(iter(values.values())))
     _check(n_rows, limit_s)
+    allowance = Allowance(began + limit_s, began + MOST_S)
     scene = Scene(bundle, values, background.columns)
     link: Link = "identity"
     outputs: tuple[str, ...] = bundle.classes or ("prediction",)
     rest: Predict
-    if scale == "margin":
-        margin = Margin(bundle)
-        link, outputs, rest = margin.link, margin.outputs, margin.predict
-        found, predictions = margin.exact(scene, limit_s=limit_s), margin.predict(values)
-    else:
-        found, predictions = exact(bundle, scene, limit_s=limit_s), two_dimensional(bundle.predict_raw(values))
-        is_part = len(found.rest) < len(bundle.members)
-        rest = partial(blended, bundle, found.rest) if is_part else partial(_predicted, bundle)
-    base, contributions, errors, n_walks = found.base, found.contributions, np.zeros_like(found.contributions), 0
-    if found.rest:
-        n_pairs, ends, until = max(1, walks // 2), began + limit_s, began + MOST_S
-        try:
+    try:
+        if scale == "margin":
+            margin = Margin(bundle)
+            link, outputs, rest = margin.link, margin.outputs, margin.predict
+            found, predictions = margin.exact(scene, allowance=allowance), margin.predict(values)
+        else:
+            found = exact(bundle, scene, allowance=allowance)
+            predictions = two_dimensional(bundle.predict_raw(values))
+            is_part = len(found.rest) < len(bundle.members)
+            rest = partial(blended, bundle, found.rest) if is_part else partial(_predicted, bundle)
+        base, contributions, errors, n_walks = found.base, found.contributions, np.zeros_like(found.contributions), 0
+        if found.rest:
+            n_pairs, ends, until = max(1, walks // 2), allowance.ends, allowance.until
             walked = sample(rest, values, background.columns, n_pairs=n_pairs, seed=seed, ends=ends, until=until)
-        except TimeoutError as error:
-            raise _refused([Detail("rows", f"{n_rows} rows take more than {MOST_S:g} s to explain.")]) from error
-        base, contributions = base + walked.base, contributions + walked.contributions
-        errors, n_walks = walked.errors, walked.walks
+            base, contributions = base + walked.base, contributions + walked.contributions
+            errors, n_walks = walked.errors, walked.walks
+    except TimeoutError as error:
+        raise _refused([Detail("rows", f"{n_rows} rows take more than {MOST_S:g} s to explain.")]) from error
     return Explanation(
         columns=tuple(background.columns),
         outputs=outputs,
@@ -187,8 +189,13 @@ def _predicted(bundle: Bundle, columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _rounded(base: np.ndarray, contributions: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return contributions with the rounding of models in single precision divided among them by their size."""
+    """Return contributions with the rounding of models in single precision divided among them by their size.
+
+    What is more than rounding is not: it would be an error that no one sees.
+    """
     left = predictions - base - contributions.sum(axis=1)
+    largest = max(np.abs(part).max(initial=1.0) for part in (predictions, base, contributions))
+    left[np.abs(left) > CLOSE * largest] = 0.0
     size = np.abs(contributions) + np.finfo(float).tiny
     return np.asarray(contributions + size / size.sum(axis=1, keepdims=True) * left[:, np.newaxis])
 

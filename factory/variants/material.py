@@ -25,9 +25,10 @@ from factory.data.loading import load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
 from factory.data.screening import screen
 from factory.errors import Detail, InvalidData, UserFault
+from factory.search.cluster import require_room
 from factory.search.jobs import TrialData
 from factory.search.plan import Plan
-from factory.search.splits import Split, check_defined, folds, independent, set_aside
+from factory.search.splits import Split, check_defined, folds, grouping, independent, set_aside
 from factory.settings import Settings
 from factory.spec import REMADE, Segments, Task, Validation, VariantRequest
 
@@ -82,15 +83,30 @@ class Unit:
     rows: np.ndarray | None = None
 
 
-def gather(request: VariantRequest, validation: Validation, *, settings: Settings, note: Note) -> Material:
+def gather(
+    request: VariantRequest,
+    validation: Validation,
+    *,
+    settings: Settings,
+    note: Note,
+    memory_mb: float = float("inf"),
+) -> Material:
     """Read a request's data, set the gate's rows aside, and screen the others.
 
+    Args:
+        request: Names the data.
+        validation: How its rows are split.
+        settings: Of this process.
+        note: Told what a person should know.
+        memory_mb: That all processes of the request may take; looked at before the table is copied.
+
     Raises:
-        InvalidData: the data cannot be read or used.
+        InvalidData: the data cannot be read or used, or their copies would not fit.
         InvalidRequest: the feature service or a column that the request names does not exist.
     """
     ref = request.dataset
     dataset = load(ref, settings=settings)
+    require_room(dataset.memory_mb, memory_mb)
     if dataset.dropped_rows:
         note("data", f"{dataset.dropped_rows} rows without a target were left out.")
     if dataset.weights is not None:
@@ -240,6 +256,7 @@ def _unit(material: Material, plan: Plan, seen: np.ndarray, unseen: np.ndarray, 
         seed=seed,
         n_gate=len(unseen) if learns else 0,
         independent=independent(plan.validation),
+        group=grouping(plan.validation),
     )
     return Unit("", plan.request.variant, data, material.dataset.take(unseen))
 

@@ -21,7 +21,9 @@ from factory.families.base import Deadline
 from factory.ledger import Ledger, PastSearch
 from factory.search.blueprint import Blueprint
 from factory.search.cluster import local_cpus
+from factory.search.domain import DOMAINS
 from factory.search.engine import SearchResult
+from factory.search.metric import Metric
 from factory.search.plan import Plan, load_recipe
 from factory.search.remake import Fitted, go_on, refit, represent_as
 from factory.search.splits import folds, set_aside
@@ -72,7 +74,7 @@ class Origin:
 def origin_of(
     request_id: str, unit: Unit, plan: Plan, *, ledger: Ledger, registry: Registry, settings: Settings, note: Note
 ) -> tuple[Origin, Unit]:
-    """Return what a request's variant starts from, and its rows in the form that this needs.
+    """Return what a request's variant starts from, and its rows and their metric in the form that this needs.
 
     The traits of its data are stored, for those that come after it.
 
@@ -153,7 +155,7 @@ def made_again(
     unit.data.workspace.mkdir(parents=True, exist_ok=True)
     cells = unit.data.dataset.frame.shape[0] * unit.data.dataset.frame.shape[1]
     threads = local_cpus(settings) if cells >= THREADED_CELLS else 1
-    calibration = bundle.calibration.model_copy(update={"floor": plan.metric.floor})
+    calibration = bundle.calibration.model_copy(update={"floor": unit.data.metric.floor})
     if origin.kind == "refit":
         limit_mb = min(plan.budget.memory_gb, settings.memory_gb or plan.budget.memory_gb) * 1000
         return refit(
@@ -215,7 +217,11 @@ def _again(
     else:
         source, rows = "rows that were set aside when the parent was made", held
     rows = rows.take(np.sort(np.random.default_rng(plan.request.seed).permutation(len(rows))[:MEMORY_ROWS]))
-    known = bundle.judged(bundle.predict_raw(rows.frame), plan.metric)
+    metric = lowered(plan.metric, bundle.calibration.floor)
+    if metric.floor != plan.metric.floor:
+        fitting = replace(fitting, data=replace(fitting.data, metric=metric))
+        note("metric", f"Predictions are raised to {metric.floor:.6g} only, as those of {named} are.")
+    known = bundle.judged(bundle.predict_raw(rows.frame), metric)
     note(
         "transfer",
         f"Training {counted(len(bundle.members), 'model')} of {named} on, "
@@ -223,6 +229,18 @@ def _again(
     )
     memory = Memory(rows, known, source)
     return Origin("incremental", parent=parent, bundle=bundle, old=seen, memory=memory), fitting
+
+
+def lowered(metric: Metric, floor: float | None) -> Metric:
+    """Return a metric with a parent's floor where that is lower: what goes on has learned from its rows as well.
+
+    Args:
+        metric: With the floor of the new rows; None where it is defined for every number.
+        floor: Of the parent; None where its metric was, and no matter where the metric is not defined for it.
+    """
+    if metric.floor is None or floor is None or floor <= DOMAINS[metric.name].bound:
+        return metric
+    return replace(metric, floor=min(metric.floor, floor))
 
 
 def _blueprint(bundle: Bundle, named: str, plan: Plan) -> Blueprint:

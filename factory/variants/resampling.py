@@ -22,6 +22,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 
 from factory.data.dataset import Dataset
 from factory.errors import NotFound
@@ -45,6 +46,11 @@ LEAST_UNITS = 8
 """Moments from which on they are drawn in blocks, since of fewer nearly all blocks are the same; and groups from which
 on they are drawn as they are."""
 _BLOCK_CELLS = 2_000_000
+
+
+def ranks(values: pd.Series) -> np.ndarray:
+    """Return the rank of each row's moment, or group, among these rows', from 0 on without gaps, int64 (n_rows,)."""
+    return np.unique(np.asarray(values), return_inverse=True)[1].astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +77,7 @@ class Dependence:
         ordered = isinstance(validation, TimeSplit)
         if ordered and values.dtype == object:
             return None
-        return cls(np.unique(np.asarray(values if ordered else values.astype(str)), return_inverse=True)[1], ordered)
+        return cls(ranks(values if ordered else values.astype(str)), ordered)
 
     def take(self, rows: np.ndarray) -> Dependence:
         """Return that of the rows at some positions."""

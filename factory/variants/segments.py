@@ -32,15 +32,13 @@ from factory.variants.assembly import keep_loaded
 from factory.variants.costs import Prices
 from factory.variants.frontier import Chosen
 from factory.variants.making import Made, Order, finish
-from factory.variants.settled import Bound, of_segment
+from factory.variants.settled import LENT_FROM, Bound, of_segment
 from factory.variants.slices import LEAST_ROWS
 
 FINISH_S = 1.5
 """What a segment is taken to need beside its search, until some have ended: bundle, scores, gate and model card."""
 MOST_LENT = 6
 """Pooled trials that a segment may blend, the heaviest; each brings a model for every fold."""
-LENT_FROM = 1_000_000
-"""Numbers of the pooled trials on a segment's leaderboard start here."""
 LEAST_SHARED_ROWS = 2 * LEAST_ROWS
 """Out-of-fold rows that own and pooled models need to share to be weighed: each half has what a slice needs as well."""
 SURE, RESAMPLES, NEGLIGIBLE = 0.95, 200, 0.02

@@ -36,6 +36,8 @@ from factory.variants.frontier import (
 )
 from factory.variants.offers import ROWS, cuts, lost_by, undominated, weighed
 
+LENT_FROM = 1_000_000
+"""Numbers of the pooled trials on a segment's leaderboard start here."""
 KEPT = 0.8
 """Part of the shares that a bound which nobody set leaves of a variant that is made again: it is doubled while it would
 leave less, since nothing says out of fold what a member is worth."""
@@ -119,7 +121,8 @@ def of_segment(
             f"{metric.display(taken.score)} against {metric.display(whole.score)} of all of it, which {costs}."
         )
     told = [one for one in (*offers, standing, whole) if np.isfinite(one.score)]
-    curve = sorted({id(one): one for one in (*undominated(told), taken)}.values(), key=lambda one: one.latency_ms)
+    others = [one for one in undominated(told) if not np.allclose(_place(one), _place(taken), rtol=1e-9, atol=0)]
+    curve = sorted((*others, taken), key=lambda one: one.latency_ms)
     frontier = Frontier(
         metric=metric.name,
         points=tuple(point_of(one, shop, chosen=one is taken) for one in curve if np.isfinite(one.score)),
@@ -133,6 +136,10 @@ def of_segment(
     merge = merge_by_family if prices.merges else unmerged
     bundle = assemble(taken.weights, parts, data=data, calibration=calibration, merge=merge)
     return Chosen(bundle, taken.weights, frontier, parts, prices)
+
+
+def _place(offer: Offer) -> tuple[float, float]:
+    return offer.latency_ms, offer.score
 
 
 def of_parent(

@@ -18,7 +18,7 @@ import pandas as pd
 
 from factory.search.metric import Metric
 from factory.spec import Document
-from factory.variants.resampling import Interval, best_score
+from factory.variants.resampling import Interval, best_score, ranks
 
 PIECES = 2
 """Windows that the gate's rows are cut into, and validation rows alike. Scores of shorter windows differ more, which
@@ -124,11 +124,6 @@ class TimeOrder:
         pieces = latest.cut(PIECES)
         length = len(y) / max(len(pieces), 1)
         return (*self.before.cut(round(len(self.before.y) / length)), *pieces)
-
-
-def ranks(times: pd.Series) -> np.ndarray:
-    """Return the rank of each row's moment among these rows' moments, int64 (n_rows,)."""
-    return np.unique(np.asarray(times), return_inverse=True)[1].astype(np.int64)
 
 
 def window_scores(

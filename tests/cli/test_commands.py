@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from factory.cli.fit import _validation
 from factory.errors import InvalidData
 from factory.ledger import Ledger
 from factory.search.plan import recipe_files
 from factory.settings import Settings
-from factory.spec import RequestState, Trial, TrialState, VariantRequest
+from factory.spec import Recipe, RequestState, Trial, TrialState, VariantRequest
 
 from .conftest import factory
 from .orders import ORDER, done, refused, write_order
@@ -186,3 +187,14 @@ def test_doctor_ends_with_1_where_something_is_wrong(settings: Settings, monkeyp
     assert "RAY_ADDRESS 127.0.0.1:1" in answer.out
     assert "http://127.0.0.1:1 does not answer" in answer.out
     assert "unset MLFLOW_TRACKING_URI" in answer.out
+
+
+def test_a_gap_that_is_not_named_is_left_to_the_recipe() -> None:
+    assert _validation(None, "day", None) == {"kind": "time", "column": "day"}
+    assert _validation(None, "day", 0) == {"kind": "time", "column": "day", "gap": 0}
+    document = {"team": "t", "name": "n", "recipe": "r", "dataset": {"path": "a.csv", "target": "y"}}
+    request = VariantRequest.model_validate(document | {"validation": _validation(None, "day", None)})
+    recipe = Recipe.model_validate(
+        {"name": "r", "title": "R", "families": ["linear"], "validation": {"kind": "time", "column": "day", "gap": 7}}
+    )
+    assert request.terms(recipe).validation == recipe.validation

@@ -10,7 +10,15 @@ from factory import plugins
 from factory.data.dense import DenseEncoder
 from factory.data.preparation import Table
 from factory.families._dense_inputs import DenseInputs
-from factory.families._encoding import INNER_FOLDS, MOST_MEANS, MOST_TARGETS, SMOOTHING, Inputs, TargetEncoding
+from factory.families._encoding import (
+    INNER_FOLDS,
+    MOST_MEANS,
+    MOST_TARGETS,
+    SMOOTHING,
+    Inputs,
+    TargetEncoding,
+    _inner_folds,
+)
 from factory.families._forest import ForestModel
 from factory.families._head import Head
 from factory.families._mlp import NetworkModel
@@ -73,6 +81,58 @@ def test_a_row_does_not_see_its_own_target() -> None:
         _, after = _encoding(replace(rows, y=y))
         assert after.numeric[i, 0] == before.numeric[i, 0]
         assert (after.numeric[:, 0] != before.numeric[:, 0]).sum() > N // INNER_FOLDS, "but others see it"
+
+
+def _grouped(rows: Sample, *, n_groups: int = 40, seed: int = 3) -> Sample:
+    """Rows of groups, with an effect of each; the many levels are these groups."""
+    random = np.random.default_rng(seed)
+    group = random.integers(0, n_groups, len(rows))
+    codes = rows.table.codes.copy()
+    codes[:, 1] = group + 1
+    y = rows.y + random.normal(size=n_groups)[group]
+    return replace(rows, table=replace(rows.table, codes=codes), y=y, group=group + 7)
+
+
+def test_no_row_sees_the_targets_of_its_own_group() -> None:
+    """The means that training rows see may not tell more than those that rows of new groups do."""
+    rows = _grouped(_rows())
+    encoding, seen = _encoding(rows)
+    assert np.ptp(seen.numeric[:, 0]) == 0, "levels that are groups tell nothing of a group that nobody has seen"
+    assert seen.numeric[0, 0] == encoding.values[0, 0] == pytest.approx(rows.y.mean(), rel=1e-5)
+    assert np.ptp(encoding.values[1:41, 0]) > 1, "those of known groups do"
+    _, alone = _encoding(replace(rows, group=None))
+    assert np.ptp(alone.numeric[:, 0]) > 1
+
+
+def test_levels_that_groups_share_are_means_of_other_groups() -> None:
+    rows = _rows()
+    group = np.random.default_rng(3).integers(0, 40, N)
+    _, before = _encoding(replace(rows, group=group))
+    mine = group == 5
+    raised = rows.y + 100.0 * mine
+    _, after = _encoding(replace(rows, y=raised, group=group))
+    overall = 100.0 * mine.mean() + 1e-3
+    change = after.numeric[:, 0] - before.numeric[:, 0]
+    assert (change[mine] <= overall).all(), "what all rows see of the overall mean, at most"
+    assert change[~mine].max() > 2 * overall
+
+
+def test_inner_folds_of_groups_are_whole_and_about_as_large() -> None:
+    group = np.repeat(np.arange(60), np.random.default_rng(0).integers(1, 40, 60))
+    sample = Sample(_rows().table.rows(np.arange(len(group)) % N), np.zeros(len(group)), None, group)
+    fold, whole = _inner_folds(sample, 0)
+    assert whole
+    assert all(len(set(fold[group == g])) == 1 for g in range(60))
+    assert np.bincount(fold) == pytest.approx(len(group) / INNER_FOLDS, rel=0.1)
+    fold, whole = _inner_folds(replace(sample, group=np.zeros(len(group), dtype=np.int64)), 0)
+    assert not whole, "one group cannot be left out"
+    assert np.ptp(np.bincount(fold)) <= 1
+
+
+def test_rows_keep_their_groups() -> None:
+    rows = _grouped(_rows()).rows(np.array([4, 2]))
+    assert rows.group is not None
+    assert rows.group.tolist() == (rows.table.codes[:, 1] + 6).tolist()
 
 
 def test_targets_that_say_nothing_stay_without_signal() -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from factory.data.loading import store_table
 from factory.ledger import Ledger
 from factory.operate.quotes import Holding, Place, Quote, Rates, quote_document
+from factory.operate.quotes.estimate import Size, _crew
 from factory.settings import Settings
 from factory.spec import VariantRequest
 from tests.postgres import MISSING, server
@@ -37,6 +38,13 @@ def test_a_timed_search_is_quoted_within_what_the_engine_promises(
     assert (told.n_past, told.n_rows, told.n_columns) == (0, 400, 4)
     assert "No earlier request" in told.basis
     assert Quote.model_validate_json(told.model_dump_json()) == told
+
+
+def test_a_large_table_leaves_memory_for_fewer_workers() -> None:
+    """As the search itself will plan them."""
+    crews = [_crew(size, cpus=4, memory_mb=8_000).workers for size in (None, Size(400, 4), Size(5_000_000, 20))]
+    assert crews[0] == crews[1] == 4
+    assert crews[2] < 4
 
 
 def test_money_is_what_is_held_for_as_long_as_it_takes(table: Path, ledger: Ledger, home: Settings) -> None:

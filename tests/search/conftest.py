@@ -20,7 +20,7 @@ from factory.search.metric import Metric
 from factory.search.plan import Plan, make_plan
 from factory.search.probe import Representation
 from factory.search.samples import into_folder, write_array
-from factory.search.splits import folds, independent
+from factory.search.splits import folds, grouping, independent
 from factory.spec import FileDataset, Recipe, Task, TrialState, VariantRequest
 
 PROBE = Path(__file__).parent / "probe"
@@ -95,7 +95,7 @@ def make_data(
     if not (folder / "representation").is_dir():
         into_folder(folder / "representation", Representation().save)
     splits = folds(dataset, kind, seed=seed, metric=metric)
-    return TrialData(dataset, splits, metric, folder, seed, independent=independent(kind))
+    return TrialData(dataset, splits, metric, folder, seed, independent=independent(kind), group=grouping(kind))
 
 
 @dataclass

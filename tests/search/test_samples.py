@@ -49,6 +49,22 @@ def test_rows_come_back_as_they_were_prepared(data: TrialData) -> None:
             np.testing.assert_array_equal(sample.y, y[rows])
 
 
+def test_training_rows_have_their_groups_where_whole_groups_validate(tmp_path: Path) -> None:
+    data = make_data(tmp_path, kind="group", column="shop")
+    shops = data.dataset.column("shop").to_numpy()
+    for fold in (0, None):
+        train, validation = Samples(data).of(fold)
+        assert train.group is not None
+        names = shops[data.fold_of(fold).train]
+        assert len(set(zip(train.group.tolist(), names.tolist(), strict=True))) == len(set(names))
+        assert len(set(train.group)) == len(set(names))
+        assert validation.group is None
+    for kind in ({"kind": "holdout"}, {"kind": "time", "column": "day"}):
+        folder = tmp_path / kind["kind"]
+        folder.mkdir()
+        assert Samples(make_data(folder, **kind)).of(0)[0].group is None
+
+
 def test_all_rows_are_a_fold_without_validation(data: TrialData) -> None:
     train, validation = Samples(data).of(None)
     assert (len(train), len(validation)) == (len(data.dataset), 0)

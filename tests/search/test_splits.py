@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from factory.data.dataset import Dataset, from_frame
 from factory.errors import InvalidData, InvalidRequest, NotFound
-from factory.search.groups import kept_aside
+from factory.search.groups import LEAST_JUDGED, MOST_DEALT, dealt, kept_aside
 from factory.search.metric import Metric
 from factory.search.splits import AUTO_FOLDS, Split, evaluation_share, folds, set_aside
 from factory.spec import (
@@ -33,6 +33,9 @@ KINDS: list[Validation] = [
     TimeSplit(column="day", gap=5),
     GroupSplit(column="shop"),
 ]
+
+
+SHOP = GroupSplit(column="shop")
 
 
 def assert_sound(split: Split, n_rows: int, *, left_out: int = 0) -> None:
@@ -256,6 +259,24 @@ def test_too_little_beside_one_group_is_refused() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "n_held"),
+    [([300, 300, 300, 10], 300), ([400, 30, 30, 5, 400], 35), ([2_000, 2_000, *[3] * 12], 21)],
+    ids=["one instead", "one more", "several"],
+)
+def test_a_tiny_group_beside_large_ones_does_not_judge_alone(sizes: list[int], n_held: int) -> None:
+    dataset = grouped(sizes)
+    held = sum(gate_of(dataset).values())
+    assert held >= n_held >= LEAST_JUDGED
+    assert folds(dataset.take(set_aside(dataset, SHOP).train), SHOP, seed=0)
+
+
+@pytest.mark.parametrize("sizes", [[400, 400, 5], [5_000, 5_000, 3, 3, 3]])
+def test_a_few_large_groups_of_which_none_can_be_spared_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(InvalidRequest, match="no whole groups make up 20 rows of the other half"):
+        gate_of(grouped(sizes))
+
+
 def test_the_groups_kept_aside_stay_mostly_the_same_when_groups_grow_and_come() -> None:
     generator = np.random.default_rng(3)
     sizes = np.ceil(generator.lognormal(2.5, 1.0, 120)).astype(int)
@@ -266,7 +287,6 @@ def test_the_groups_kept_aside_stay_mostly_the_same_when_groups_grow_and_come() 
 
 
 AUC = Metric.of("roc_auc", Task.BINARY)
-SHOP = GroupSplit(column="shop")
 
 
 def labelled(positives: list[tuple[int, int]]) -> Dataset:
@@ -296,6 +316,21 @@ def test_groups_are_dealt_so_that_folds_are_alike_in_their_targets() -> None:
     dataset.y[:] = np.repeat(np.random.default_rng(1).normal(size=80), 10)
     means = [dataset.y[split.validation].mean() for split in folds(dataset, SHOP, seed=0)]
     assert np.std(means) < 0.5 * dataset.y.std() / np.sqrt(10), "of random folds it were about the whole of that"
+
+
+def test_very_many_groups_are_dealt_in_bundles_that_stay_whole_and_leave_folds_alike() -> None:
+    generator = np.random.default_rng(2)
+    n_groups = 2 * MOST_DEALT
+    sizes = np.append(generator.integers(1, 4, n_groups - 1), 9_000)
+    group = generator.permutation(np.repeat(np.arange(n_groups), sizes))
+    strata = (generator.random(n_groups) < 0.02).astype(np.int64)[group]
+    fold = dealt(group, strata, n_folds=5, seed=0)
+    assert len(np.unique(group * 5 + fold)) == n_groups, "no group stands in two folds"
+    shares = np.array([(fold == k).mean() for k in range(5)])
+    rates = np.array([strata[fold == k].mean() for k in range(5)])
+    assert shares == pytest.approx(0.2, rel=0.01)
+    assert rates == pytest.approx(strata.mean(), rel=0.02)
+    assert np.array_equal(fold, dealt(group, strata, n_folds=5, seed=0))
 
 
 def test_folds_of_groups_are_no_more_than_the_groups_of_a_class() -> None:

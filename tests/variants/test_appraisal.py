@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 
 from factory.families.base import Deadline
 from factory.search.engine import search
+from factory.search.metric import Metric
 from factory.search.splits import set_aside
 from factory.settings import Settings
-from factory.spec import Task
+from factory.spec import Task, Trial
+from factory.variants import appraisal
 from factory.variants.appraisal import Appraisal, appraise, constant_baseline
 from factory.variants.resampling import Dependence
+from factory.variants.settled import LENT_FROM
 from tests.search.conftest import make_data, make_dataset, make_test_plan
 
 
@@ -30,6 +35,8 @@ def delivered(folder: Path, task: Task, validation: dict[str, Any]) -> Appraisal
     left = Deadline.after(15)
     settings = Settings(home=folder)
     result = search(plan, data, ray=None, settings=settings, history=(), deadline=left, record=lambda _: None)
+    lent = [trial.model_copy(update={"number": LENT_FROM + trial.number}) for trial in result.trials]
+    result = replace(result, trials=(*result.trials, *lent))
     return appraise(
         result,
         plan=plan,
@@ -75,3 +82,23 @@ def test_score_of_random_rows_is_promised_for_rows_like_them(tmp_path: Path) -> 
     found = delivered(tmp_path, Task.BINARY, {"kind": "holdout"})
     assert found.evaluation.next_window is None
     assert "promised" not in found.verdict.sentence
+
+
+def test_trials_that_were_lent_to_a_segment_are_not_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their scores are of the pooled rows, and say nothing beside those of the segment's."""
+    seen: list[int] = []
+    watch_trials, watch_blend = appraisal.watch_trials, appraisal.watch_blend
+
+    def over_trials(metric: Metric, trials: Sequence[Trial], **rest: Any) -> Any:
+        seen.extend(trial.number for trial in trials)
+        return watch_trials(metric, trials, **rest)
+
+    def of_blend(*given: Any, trials: Sequence[Trial], **rest: Any) -> Any:
+        seen.extend(trial.number for trial in trials)
+        return watch_blend(*given, trials=trials, **rest)
+
+    monkeypatch.setattr(appraisal, "watch_trials", over_trials)
+    monkeypatch.setattr(appraisal, "watch_blend", of_blend)
+    delivered(tmp_path, Task.BINARY, {"kind": "holdout"})
+    assert seen
+    assert max(seen) < LENT_FROM

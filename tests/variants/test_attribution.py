@@ -13,17 +13,18 @@ import pytest
 
 from factory.data.crosses import Cross
 from factory.data.dataset import Dataset, from_frame
-from factory.data.preparation import Preparation
-from factory.errors import Conflict
+from factory.data.preparation import Preparation, Table
+from factory.errors import Conflict, InvalidRequest
 from factory.families import _ways
 from factory.families._leaves import LeafTerms
 from factory.families.base import FitContext, Model, Sample, Shape
 from factory.search.calibration import Calibration
 from factory.search.plan import family
 from factory.spec import FileDataset, Task
+from factory.variants.attribution import Allowance, Scene, exact
 from factory.variants.background import Background, canonical
 from factory.variants.bundle import Bundle, Member
-from factory.variants.explain import Explanation, explain
+from factory.variants.explain import Explanation, _rounded, explain
 from factory.variants.inputs import input_columns
 
 from .conftest import mixed_frame
@@ -267,6 +268,82 @@ def test_what_is_too_large_for_the_time_or_not_what_it_seems_is_sampled(
     found = explain(bundle, numbers.rows, limit_s=30, walks=4)
     assert found.method == "sampled"
     assert np.allclose(found.base + found.contributions.sum(axis=1), found.predictions, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "lightgbm"])
+def test_a_number_that_is_raised_to_a_floor_is_sampled_and_has_no_margin(name: str, numbers: Data) -> None:
+    model = numbers.fit(name)
+    known = model.predict(numbers.preparation.transform(numbers.dataset.frame[numbers.inputs]))
+    calibration = Calibration(floor=float(np.quantile(known, 0.7)))
+    bundle = numbers.bundle((name, model, 1.0), calibration=calibration)
+    found = explain(bundle, numbers.rows, limit_s=30, walks=400)
+    assert found.method == "sampled"
+    base, added = by_definition(bundle.predict_raw, bundle, numbers.rows)
+    assert found.base == pytest.approx(base, abs=0.2 * np.abs(added).max())
+    assert np.abs(found.contributions - added).max() < 0.3 * np.abs(added).max()
+    with pytest.raises(Conflict, match=r"are raised to .* where they are lower"):
+        explain(bundle, numbers.rows, scale="margin")
+
+
+@pytest.mark.parametrize(("floor", "has_one"), [(0.0, True), (1.0, False)])
+def test_a_bent_target_has_a_margin_unless_its_floor_is_above_what_the_link_answers(
+    floor: float, has_one: bool, numbers: Data
+) -> None:
+    model = numbers.fit("lightgbm", target_scale="log")
+    bundle = numbers.bundle(("lightgbm", model, 1.0), calibration=Calibration(floor=floor))
+    if has_one:
+        assert explain(bundle, numbers.rows, scale="margin", limit_s=30).link == "exponential"
+        return
+    with pytest.raises(Conflict, match="are raised to 1 where they are lower"):
+        explain(bundle, numbers.rows, scale="margin")
+
+
+def test_only_rounding_is_divided_among_contributions() -> None:
+    base, added, told = np.array([1.0]), np.array([[[2.0], [1.0]]] * 2), np.array([[4.00001], [4.5]])
+    found = _rounded(base, added, told)
+    assert found[0, :, 0] == pytest.approx([2 + 2e-5 / 3, 1 + 1e-5 / 3], abs=1e-12)
+    assert np.array_equal(found[1], added[1])
+
+
+@pytest.mark.parametrize("name", ["random_forest", "linear", "lightgbm"])
+def test_an_explanation_that_takes_too_long_is_given_up(
+    name: str, numbers: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock, where its size promised less."""
+    bundle = numbers.bundle((name, numbers.fit(name), 1.0))
+    scene = Scene(bundle, canonical(numbers.rows, bundle.columns), bundle.background.columns)  # type: ignore[union-attr]
+    with pytest.raises(TimeoutError):
+        exact(bundle, scene, allowance=Allowance(ends=float("inf"), until=0.0))
+    monkeypatch.setattr("factory.variants.explain.Allowance", lambda *_: Allowance(ends=float("inf"), until=0.0))
+    with pytest.raises(InvalidRequest, match="3 rows take more than 30 s to explain"):
+        explain(bundle, numbers.rows)
+
+
+def test_members_have_the_time_that_the_others_have_left(numbers: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they really took counts, not what their sizes promised."""
+    clock = [0.0]
+    monkeypatch.setattr("factory.variants.attribution.time.monotonic", lambda: clock[0])
+    first, second = numbers.fit("random_forest"), numbers.fit("linear")
+    terms = first.terms()
+    assert isinstance(terms, LeafTerms)
+
+    def seen(table: Table) -> np.ndarray:
+        clock[0] = 20.0
+        return terms.view(table)
+
+    monkeypatch.setattr(first, "terms", lambda: replace(terms, view=seen))
+    bundle = numbers.bundle(("random_forest", first, 0.5), ("linear", second, 0.5))
+    scene = Scene(bundle, canonical(numbers.rows, bundle.columns), bundle.background.columns)  # type: ignore[union-attr]
+    found = exact(bundle, scene, allowance=Allowance(ends=10.0, until=30.0))
+    assert [share.method for share in found.shares] == ["tree_shap", "sampled"]
+
+
+def test_that_a_booster_has_no_sum_is_found_once(numbers: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = numbers.fit("lightgbm"), []
+    monkeypatch.setattr(type(model), "_leaves", lambda _: calls.append(1))
+    assert model.terms() is None
+    assert model.terms() is None
+    assert len(calls) == 1
 
 
 def test_a_leaf_behind_too_many_shared_inputs_is_left_to_walks(numbers: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from factory.data.dataset import Dataset
+from factory.search.metric import Metric
 from factory.spec import ColumnType, Task
 from factory.variants.appraisal import Memory, _remembered
-from factory.variants.origin import _like
+from factory.variants.origin import _like, lowered
 from tests.search.conftest import make_test_plan
 
 from .conftest import Made
@@ -45,3 +46,22 @@ def test_what_was_forgotten_is_judged_by_whole_groups(regression: Made) -> None:
     assert groups.difference == pytest.approx(random.difference)
     assert groups.high - groups.low > 1.2 * (random.high - random.low)
     assert gone == random, "rows of a parent that was validated otherwise"
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "floor"),
+    [
+        ("neg_mean_poisson_deviance", 0.5, 0.5),
+        ("neg_mean_poisson_deviance", 7.0, 3.0),
+        ("neg_mean_poisson_deviance", None, 3.0),
+        ("neg_mean_gamma_deviance", 0.0, 3.0),
+        ("neg_root_mean_squared_log_error", 0.0, 0.0),
+        ("r2", 0.5, None),
+    ],
+    ids=["lower", "higher", "none", "outside of what the metric is defined for", "at its bound", "no bound"],
+)
+def test_a_variant_that_is_trained_on_keeps_the_lower_floor(
+    name: str, theirs: float | None, floor: float | None
+) -> None:
+    metric = Metric.of(name, Task.REGRESSION).on(np.array([3.0, 4.0]), seen=np.arange(2), target="sold")
+    assert lowered(metric, theirs).floor == floor

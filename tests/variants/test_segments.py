@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from factory.data.preparation import Preparation
-from factory.errors import TrainingFault
+from factory.errors import InvalidData, TrainingFault
 from factory.families.base import Deadline
 from factory.ledger import Ledger
 from factory.operate.intake import Intake
@@ -35,7 +35,6 @@ from factory.variants.origin import Origin
 from factory.variants.registry import Registry
 from factory.variants.segments import (
     LEAST_SHARED_ROWS,
-    LENT_FROM,
     SURE,
     Lent,
     _read,
@@ -46,6 +45,7 @@ from factory.variants.segments import (
     seeds_of,
     surely_better,
 )
+from factory.variants.settled import LENT_FROM
 
 from .conftest import Made as Variant
 
@@ -128,6 +128,16 @@ def test_the_index_of_a_frame_is_found_by_the_pipelines_own_way(settings: Settin
         "position": ("identifier", "drop"),
     }
     assert list(material.dataset.frame.columns) == ["shop", "price", "size"]
+
+
+def test_a_table_that_does_not_fit_is_refused_before_it_is_copied(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.search.cluster.SMALL_MB", 0.0)
+    monkeypatch.setattr("factory.variants.material.set_aside", lambda *_: pytest.fail("rows were copied"))
+    request, recipe = check_request(document(write_shops(tmp_path, n_rows=400)), settings=settings)
+    with pytest.raises(InvalidData, match=r"budget\.memory_gb: the table takes"):
+        gather(request, recipe.validation, settings=settings, note=lambda *_: None, memory_mb=100)
 
 
 def test_values_of_segments_are_the_text_that_all_else_knows_them_by(settings: Settings, tmp_path: Path) -> None:
@@ -273,6 +283,8 @@ def test_a_segment_of_the_pooled_blend_says_so_and_has_a_curve(searched, setting
     assert sum(point.chosen for point in made.frontier.points) == 1
     latencies = [point.latency_ms for point in made.frontier.points]
     assert latencies == sorted(latencies)
+    places = {(round(point.latency_ms, 9), round(point.score, 9)) for point in made.frontier.points}
+    assert len(places) == len(made.frontier.points), "no point is there twice"
 
 
 def own_and_lent(searched, *, own_ms: float) -> tuple[SearchResult, Lent, Unit]:

@@ -14,8 +14,8 @@ from factory.search.metric import Metric
 from factory.search.splits import set_aside
 from factory.spec import FileDataset, Task, TimeSplit
 from factory.variants.evaluation import evaluate
-from factory.variants.resampling import Dependence, Interval, bootstrap
-from factory.variants.windows import NextWindow, Stretch, TimeOrder, foreseen, ranks, window_scores
+from factory.variants.resampling import Dependence, Interval, bootstrap, ranks
+from factory.variants.windows import NextWindow, Stretch, TimeOrder, foreseen, window_scores
 
 RMSE = Metric.of("neg_root_mean_squared_error", Task.REGRESSION)
 AUC = Metric.of("roc_auc", Task.BINARY)

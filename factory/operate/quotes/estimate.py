@@ -59,6 +59,8 @@ FOLD_FACTOR, PAST_FACTOR = 2.2, 1.6
 """Within this factor lie four in five: of a fold by its table's size; of one by the trials of earlier searches."""
 GO_ON_FACTOR = 3.0
 """The same of a fit that goes on from an earlier one, which may stop at once or take as long as a new one."""
+VALUE_BYTES = 8
+"""Of a number, or of a text that many rows share; other texts take more, which is not known before they are read."""
 NEAREST, MOST_TRIALS = 2, 25
 """Earlier searches whose trials tell what a fold costs, and trials of each."""
 
@@ -154,7 +156,7 @@ def estimate(asked: Asked, size: Size | None, fold: Spread, *, pace: Spread, cpu
     memory_mb = memory_budget_mb(Budget(memory_gb=asked.memory_gb), settings)
     few = asked.trials is not None and asked.trials <= 3
     inline = not asked.segmented and asked.workers == 1 and (clock_s < INLINE_S or few)
-    workers = 1 if inline else max(Crew.of(cpus=cpus, memory_mb=memory_mb).workers, 1)
+    workers = 1 if inline else max(_crew(size, cpus=cpus, memory_mb=memory_mb).workers, 1)
     set_up_s = read_s + pace.by(SETUP_S)
     # A table that takes the whole budget to read is searched all the same.
     least_s = max(read_s.mid + LEAST_SEARCH_S, REGISTRY_S)
@@ -173,6 +175,12 @@ def estimate(asked: Asked, size: Size | None, fold: Spread, *, pace: Spread, cpu
         search_s = (set_up_s + fits_s.times(1 / workers)).between(least_s, max(clock_s, least_s))
     rest_cpu_s = set_up_s + pace.by(REGISTRY_CPU_S) + finish_s
     return Estimate(search_s + finish_s, around_s, fits_s, rest_cpu_s if inline else rest_cpu_s + RAY_CPU_S)
+
+
+def _crew(size: Size | None, *, cpus: int, memory_mb: float) -> Crew:
+    """Return the workers of a search over a table of that size."""
+    data_mb = 0.0 if size is None else size.n_rows * size.n_columns * VALUE_BYTES / 1e6
+    return Crew.of(cpus=cpus, memory_mb=memory_mb, data_mb=data_mb)
 
 
 def fold_prior(size: Size | None) -> Spread:
