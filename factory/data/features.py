@@ -81,6 +81,7 @@ class ServiceEntry(Document):
     tags: dict[str, str] = Field(default_factory=dict)
     definition: str = Field(description="Digest of the definition, as recorded with variants.")
     entities: tuple[str, ...]
+    request: dict[str, str] = Field(default_factory=dict, description="Type of each value that rows bring themselves.")
     views: tuple[ViewEntry, ...]
 
     @property
@@ -394,6 +395,7 @@ def _service_entry(service: ServiceDefinition, coverage: dict[str, _Coverage]) -
         tags=dict(service.service.tags),
         definition=service.digest,
         entities=tuple(key.column for key in service.keys),
+        request={field.name: field.dtype for field in service.request},
         views=tuple(views),
     )
 
