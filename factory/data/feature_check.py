@@ -16,7 +16,8 @@ from pydantic import Field
 
 from factory.data.feature_service import ServiceDefinition, StoredRead, ViewDefinition, resolve
 from factory.data.feature_store import LOCK, open_store, refresh
-from factory.data.features import historical, view_keys
+from factory.data.features import view_keys
+from factory.data.historical import historical
 from factory.data.online import read_views
 from factory.errors import Conflict, Detail, listing
 from factory.settings import Settings

@@ -138,7 +138,9 @@ def _moment(value: Any) -> datetime:
         except ValueError:
             raise ValueError(repr(value)) from None
     if isinstance(value, pd.Timestamp):
-        value = value.floor("us").to_pydatetime()
+        value = value.floor("s").to_pydatetime()
     if not isinstance(value, datetime):
         raise ValueError(repr(value))
+    # As the online store keeps it.
+    value = value.replace(microsecond=0)
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

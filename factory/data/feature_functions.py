@@ -46,7 +46,7 @@ def applied_function(settings: Settings, view: Any) -> tuple[Callable[[Any], Any
 
 
 def _text(view: Any) -> str:
-    return getattr(view.feature_transformation, "udf_string", None) or ""
+    return str(getattr(view.feature_transformation, "udf_string", None) or "")
 
 
 def _refused(settings: Settings, name: str, what: str) -> Conflict:

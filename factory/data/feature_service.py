@@ -16,7 +16,13 @@ from typing import Any
 
 from factory.data.feature_columns import FeatureColumn, KeyColumn
 from factory.data.on_demand import OnDemandView, RequestField
-from factory.data.on_demand_definition import is_on_demand, label_of, on_demand_view, request_fields
+from factory.data.on_demand_definition import (
+    is_on_demand,
+    label_of,
+    on_demand_view,
+    request_fields,
+    stored_sources,
+)
 from factory.errors import Detail, InvalidRequest, listing, suggest
 from factory.settings import Settings
 
@@ -189,7 +195,7 @@ def _reads(
         label = label_of(projection)
         found[label] = view
         columns |= {(label, feature.name): feature.column for feature in view.features}
-    for projection in (source for view in computed for source in view.source_feature_view_projections.values()):
+    for projection in (source for view in computed for source in stored_sources(view)):
         label = label_of(projection)
         view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
         asked = _view_definition(view, projection, service=service, full=True)
@@ -214,7 +220,8 @@ def _reads(
             hint="Compute from the columns themselves where the data is made, or add a view with an entity.",
             details=[Detail("feature_service", "No stored view.")],
         )
-    together, alone = [], []
+    together: list[ViewDefinition] = []
+    alone: list[ViewDefinition] = []
     for label, view in found.items():
         plain = label == view.name and all(key.name == key.column for key in view.keys)
         (together if plain else alone).append(view)

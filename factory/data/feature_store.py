@@ -142,7 +142,7 @@ def repository_views(settings: Settings) -> dict[str, Any]:
         InvalidRequest: the repository cannot be imported.
     """
     with LOCK, _variable(settings):
-        contents = _definitions(settings.feature_repo_folder, project="")
+        contents = _definitions(settings.feature_repo_folder, project="repository")
     return {view.name: view for view in contents.on_demand_feature_views}
 
 

@@ -20,17 +20,15 @@ from pydantic import Field
 
 from factory.data.dataset import FeatureLineage
 from factory.data.entity_table import MOMENT, entity_spine
-from factory.data.feature_columns import canonical
-from factory.data.feature_service import ServiceDefinition, StoredRead, ViewDefinition, resolve
+from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
 from factory.data.feature_store import LOCK, offline, open_store, refresh, silence
-from factory.data.on_demand import compute
-from factory.errors import Detail, InvalidData, InvalidRequest, ServiceFault, listing, suggest
+from factory.data.historical import completed, stored_features
+from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
 from factory.settings import Settings
 from factory.spec import Document
 
 logger = logging.getLogger(__name__)
 
-_ROW = "factory_row_id"
 _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 """Earlier than any event; where a view without TTL starts to be materialized."""
 
@@ -152,9 +150,9 @@ def join(entities: pd.DataFrame, *, timestamp: str, feature_service: str, settin
         refresh(store)
         service = resolve(store, feature_service, settings=settings)
         spine = entity_spine(entities, timestamp=timestamp, service=service)
-        stored = _stored(store, service, spine)
+        stored = stored_features(store, service, spine)
         coverage = [_coverage(store, view) for view in service.stored]
-    values = _completed(stored, entities, service=service)
+    values = completed(stored, entities, service=service)
     missing = values.isna().to_numpy()
     unknown = stored.isna().to_numpy()
     absent = _absent(spine, unknown, service=service, coverage=coverage)
@@ -231,64 +229,6 @@ def _materialize_view(store: Any, view: Any, *, end: datetime, full: bool) -> Ma
     with offline(f"materialize {view.name}"), silence():
         store.materialize(start_date=start, end_date=end, feature_views=[view.name])
     return Materialized(view=view.name, since=start, until=end)
-
-
-def _stored(store: Any, service: ServiceDefinition, spine: pd.DataFrame) -> pd.DataFrame:
-    """Return the stored features of entity rows, also those that only others are computed from, (n_rows, ...)."""
-    return pd.concat([historical(store, read, spine) for read in service.reads], axis=1)
-
-
-def _completed(stored: pd.DataFrame, entities: pd.DataFrame, *, service: ServiceDefinition) -> pd.DataFrame:
-    """Return the service's features: stored ones, and those that are computed from them and from the table.
-
-    Raises:
-        InvalidData: a column of the table that an on-demand view is computed from is not of its type.
-        SystemFault: an on-demand view cannot be computed.
-    """
-    if not service.on_demand:
-        return stored[list(service.columns)]
-    columns: dict[str, np.ndarray] = {}
-    details = []
-    for item in {item.column: item for view in service.on_demand for item in view.inputs}.values():
-        try:
-            source = entities if item.is_request else stored
-            columns[item.column] = canonical(source[item.column], item.dtype)
-        except ValueError as error:
-            details.append(Detail(item.column, f"Received {error}; it is of type {item.dtype}."))
-    if details:
-        raise InvalidData(
-            f"On-demand views of the feature service {service.name!r} cannot be computed from these columns: "
-            + " ".join(f"{d.field}: {d.message}" for d in details),
-            hint="Give the columns of the entity table, or the types of the view's sources, as the other has them.",
-            details=details,
-        )
-    computed = compute(service.on_demand, columns, len(stored))
-    return pd.DataFrame({name: computed[name] if name in computed else stored[name] for name in service.columns})
-
-
-def historical(store: Any, read: StoredRead, spine: pd.DataFrame) -> pd.DataFrame:
-    """Return stored features as of the moment of each row, in the order of the rows, (n_rows, n_features).
-
-    Args:
-        store: Feast's store.
-        read: What is joined.
-        spine: Key columns and ``event_timestamp`` in UTC, (n_rows, n_keys + 1); others are left out.
-    """
-    # Feast neither keeps the order nor the index of the rows.
-    keys = {name: spine[column] for name, column in read.keys.items()}
-    asked = pd.DataFrame({**keys, MOMENT: spine[MOMENT]})
-    asked = asked.assign(**{_ROW: np.arange(len(spine), dtype=np.int64)})
-    with offline("join the features"):
-        joined: pd.DataFrame = store.get_historical_features(
-            features=read.features, entity_df=asked, full_feature_names=read.full_names
-        ).to_df()
-    joined = joined.sort_values(_ROW, kind="stable", ignore_index=True)
-    if not np.array_equal(joined[_ROW].to_numpy(), asked[_ROW].to_numpy()):
-        raise ServiceFault(
-            f"Feast returned {len(joined)} rows for {len(asked)} entity rows.",
-            hint="Use DuckDB or PostgreSQL as offline store; Feast's file (Dask) store drops and merges rows.",
-        )
-    return pd.DataFrame({f.column: joined[read.answered(v, f)] for v in read.views for f in v.features})
 
 
 def view_keys(store: Any, view: ViewDefinition) -> pd.DataFrame:

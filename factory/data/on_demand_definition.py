@@ -28,6 +28,11 @@ def label_of(projection: Any) -> str:
     return str(projection.name_alias or projection.name)
 
 
+def stored_sources(view: Any) -> list[Any]:
+    """Return the projections of stored views that a view is computed from; the registry keeps no order of them."""
+    return sorted(view.source_feature_view_projections.values(), key=label_of)
+
+
 def on_demand_view(
     view: Any, projection: Any, stored: Mapping[tuple[str, str], str], *, service: str, full: bool, settings: Settings
 ) -> OnDemandView:
@@ -89,9 +94,10 @@ def request_fields(views: Iterable[OnDemandView], *, taken: set[str]) -> tuple[R
 
 def _inputs(view: Any, stored: Mapping[tuple[str, str], str]) -> tuple[InputColumn, ...]:
     """Return what a view's function is given, as Feast names it: ``feature`` and ``view__feature``."""
-    fields = [field for source in view.source_request_sources.values() for field in source.schema]
+    requests = view.source_request_sources
+    fields = [field for name in sorted(requests) for field in requests[name].schema]
     own = {field.name for field in fields}
-    sources = sorted(view.source_feature_view_projections.values(), key=label_of)
+    sources = stored_sources(view)
     counts = Counter(feature.name for source in sources for feature in source.features)
     inputs = [
         InputColumn(

@@ -150,13 +150,13 @@ class OnlineReader:
                 ) from error
         computed = compute(definition.on_demand, columns, len(entity_rows))
         none = np.full(len(entity_rows), np.datetime64("NaT"), dtype="datetime64[us]")
-        values = {**read.values, **computed}
+        features = {**read.values, **computed}
         status = {
             name: np.where(missing(column), CellStatus.MISSING, CellStatus.PRESENT).astype(np.int8)
             for name, column in computed.items()
         }
         return OnlineFeatures(
-            values={name: values[name] for name in definition.columns},
+            values={name: features[name] for name in definition.columns},
             event_timestamps={name: read.event_timestamps.get(name, none) for name in definition.columns},
             status={name: status[name] if name in status else read.status[name] for name in definition.columns},
         )
