@@ -1,4 +1,4 @@
-"""Feast without the functions of its registry.
+"""Feast without the functions of on-demand views that its registry holds.
 
 The registry holds the function of an on-demand view as a pickle and as text,
 and Feast runs one of the two whenever it reads the view, even for a join that
