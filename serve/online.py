@@ -72,20 +72,21 @@ class FeatureReaders:
 
         A row holds the entity's keys, and a value for each column of the variant that is not a feature; a feature that
         it holds counts instead of the store's. An entity or a value that the store does not have, or that is older than
-        its view's TTL, is missing, as in training, or refused where the recipe says so.
+        its view's TTL, is missing, as in training, or refused where the recipe says so. Features of on-demand views
+        are computed from that, and from values that the row holds for them.
 
         Raises:
-            InvalidRequest: the variant was not trained on a feature service, or a row has wrong keys.
+            InvalidRequest: the variant was not trained on a feature service, or a row has wrong keys or values.
             InvalidData: features are missing or stale, and the recipe refuses that.
             ServiceFault: the online store cannot be read.
+            SystemFault: an on-demand view cannot be computed.
         """
         reader, asked = self._asked(entities, variant=variant, bundle=bundle)
         stored = _read(reader, asked)
         if variant.online.store_down == "last":
-            self._last.keep(reader.definition.name, asked, stored)
-        read = _sent_over(stored, entities)
+            self._last.keep(reader.definition.name, _entities_of(asked, reader), stored)
+        read = _completed(stored, entities, reader, policy=variant.online, rows=asked)
         cells = {word: n for state, word in _STATES.items() if (n := read.count(state))}
-        _require(read, variant.online, rows=asked)
         return FeatureRead(_columns(entities, read.values, bundle=bundle), cells)
 
     def last(self, entities: EntityRows, *, variant: Variant, bundle: Bundle) -> FeatureRead | None:
@@ -100,11 +101,10 @@ class FeatureReaders:
         if reader is None:
             return None
         asked = _keys(entities, reader, bundle=bundle)
-        known = self._last.of(reader.definition.name, asked)
+        known = self._last.of(reader.definition.name, _entities_of(asked, reader))
         if known is None:
             return None
-        read = _sent_over(known, entities)
-        _require(read, variant.online, rows=asked)
+        read = _completed(known, entities, reader, policy=variant.online, rows=asked)
         columns = _columns(entities, read.values, bundle=bundle)
         return FeatureRead(columns, {"last": len(asked) * len(read.values)})
 
@@ -213,8 +213,38 @@ def _key(row: Mapping[str, object]) -> Hashable:
 def _keys(entities: EntityRows, reader: OnlineReader, *, bundle: Bundle) -> list[dict[str, object]]:
     """Return the keys of each row, and what is neither a key nor a column: the reader refuses it."""
     known = {column.name for column in bundle.columns} | set(reader.definition.columns)
-    keys = reader.entity_keys
+    keys = (*reader.entity_keys, *reader.request_fields)
     return [{k: v for k, v in row.items() if k in keys or k not in known} for row in entities.rows]
+
+
+def _entities_of(rows: list[dict[str, object]], reader: OnlineReader) -> list[dict[str, object]]:
+    """Return the entities of rows, without the values that rows bring for on-demand views."""
+    if not reader.request_fields:
+        return rows
+    return [{name: row.get(name) for name in reader.entity_keys} for row in rows]
+
+
+def _completed(
+    stored: OnlineFeatures,
+    entities: EntityRows,
+    reader: OnlineReader,
+    *,
+    policy: OnlinePolicy,
+    rows: list[dict[str, object]],
+) -> OnlineFeatures:
+    """Return all features of entity rows: on-demand views see what was sent, and nothing that the recipe refuses.
+
+    Raises:
+        InvalidData: features are missing or stale, and the recipe refuses that; or one was sent that has another type.
+        SystemFault: an on-demand view cannot be computed.
+    """
+    read = _sent_over(stored, entities)
+    _require(read, policy, rows=rows)
+    if not reader.definition.on_demand:
+        return read
+    read = _sent_over(reader.complete(read, rows), entities)
+    _require(read, policy, rows=rows)
+    return read
 
 
 def _read(reader: OnlineReader, rows: list[dict[str, object]]) -> OnlineFeatures:

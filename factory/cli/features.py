@@ -47,7 +47,7 @@ def list_services(json: Json = False) -> None:
             ", ".join(view.features),
             service.owner,
             f"{view.newest:%Y-%m-%d}" if view.newest else "",
-            f"{view.materialized:%Y-%m-%d}" if view.materialized else "never",
+            f"{view.materialized:%Y-%m-%d}" if view.materialized else "computed" if view.computed else "never",
         )
         for service in services
         for view in service.views

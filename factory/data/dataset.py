@@ -16,7 +16,7 @@ from datetime import datetime
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from factory.data.columns import FORMATS, clean, column_digest, infer_type
 from factory.data.tables import read_table, write_table
@@ -37,6 +37,7 @@ class FeatureLineage(BaseModel):
         service: Name of the Feast feature service.
         digest: Digest of the service's definition.
         views: Feature views that it draws on.
+        on_demand: Digest of the function's text of each on-demand view.
         interval: First and last event timestamp of the views' data that was joined, None without data.
         entity_keys: Columns that identify the entities.
         missing: Rows with a missing value, by feature.
@@ -48,6 +49,7 @@ class FeatureLineage(BaseModel):
     service: str
     digest: str
     views: tuple[str, ...]
+    on_demand: dict[str, str] = Field(default_factory=dict)
     interval: tuple[datetime, datetime] | None
     entity_keys: tuple[str, ...]
     missing: dict[str, int]

@@ -47,6 +47,12 @@ def entity_spine(entities: pd.DataFrame, *, timestamp: str, service: ServiceDefi
                 " Type it 'identifier' in the dataset's types, to read it as text." if key.dtype == "String" else ""
             )
             details.append(Detail(column, f"The store keeps this entity key as {key.dtype}; {received}.{advice}"))
+    for field in service.request:
+        if field.name not in names:
+            needed = (
+                f"On-demand views need it ({listing(field.views)}), and it is no column.{suggest(field.name, names)}"
+            )
+            details.append(Detail(field.name, needed))
     if timestamp not in names:
         details.append(Detail(timestamp, f"The timestamp is not a column.{suggest(timestamp, names)}"))
     else:
@@ -57,10 +63,11 @@ def entity_spine(entities: pd.DataFrame, *, timestamp: str, service: ServiceDefi
     for name in sorted(set(service.columns) & set(names)):
         details.append(Detail(name, "The feature service brings a feature of this name."))
     if details:
+        needed_columns = [*(key.column for key in service.keys), *(field.name for field in service.request)]
         raise InvalidData(
             f"The entity table does not fit the feature service {service.name!r}: "
             + " ".join(f"{d.field}: {d.message}" for d in details),
-            hint=f"It needs the columns {listing(k.column for k in service.keys)} and a timestamp, and no column that "
+            hint=f"It needs the columns {listing(needed_columns)} and a timestamp, and no column that "
             f"is named like a feature. Its columns: {listing(names)}.",
             details=details,
         )

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
+from factory.data.feature_service import ServiceDefinition, StoredRead, ViewDefinition, resolve
 from factory.data.feature_store import LOCK, open_store, refresh
-from factory.data.features import historical, view_keys
+from factory.data.features import view_keys
+from factory.data.historical import historical
 from factory.data.online import read_views
 from factory.errors import Conflict, Detail, listing
 from factory.settings import Settings
@@ -89,10 +90,10 @@ def check(settings: Settings, feature_service: str, *, sample: int = 1000, seed:
     with LOCK:
         store = open_store(settings)
         refresh(store)
-        service = resolve(store, feature_service)
+        service = resolve(store, feature_service, settings=settings)
         _require_materialized(service)
         checked, differences = [], []
-        for view in service.views:
+        for view in service.stored:
             result, found = _check_view(store, view, sample=sample, seed=seed)
             checked.append(result)
             differences += found
@@ -100,7 +101,7 @@ def check(settings: Settings, feature_service: str, *, sample: int = 1000, seed:
 
 
 def _require_materialized(service: ServiceDefinition) -> None:
-    never = [view.name for view in service.views if view.view.most_recent_end_time is None]
+    never = [view.name for view in service.stored if view.view.most_recent_end_time is None]
     if never:
         raise Conflict(
             f"The online store was never filled for {listing(never)}.",
@@ -123,12 +124,12 @@ def _check_view(
     found: list[CellDifference] = []
     if len(keys):
         # Asked by reference, so that a service's aliases play no part: both answer in the view's own names.
-        references = [f"{view.name}:{feature.name}" for feature in view.features]
         plain = view.in_own_names()
+        asked = StoredRead.by_reference([plain])
         rows = {name: keys[name].tolist() for name in names}
-        online = read_views(store, references, [plain], rows, full_names=False, now=moment)
+        online = read_views(store, asked, rows, now=moment)
         spine = keys.assign(event_timestamp=pd.Timestamp(moment).as_unit("us"))
-        offline = historical(store, references, spine)
+        offline = historical(store, asked, spine)
         for feature in plain.features:
             found += _differences(keys, view.name, feature.name, online.values[feature.name], offline[feature.name])
     return (

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import linecache
 import logging
 import os
 import sqlite3
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from factory.data.feast_guard import keep_shut
 from factory.errors import Conflict, Detail, InvalidRequest, ServiceFault
 from factory.settings import Settings
 from factory.spec import Document
@@ -105,6 +107,8 @@ def apply(settings: Settings) -> ApplyReport:
         with _variable(settings):
             contents = _definitions(folder, project=store.project)
         with offline("apply the feature repository"), silence():
+            for view in contents.on_demand_feature_views:
+                _try_out(folder, view)
             try:
                 difference, _, _ = store.plan(contents)
             except ValueError as error:
@@ -114,6 +118,32 @@ def apply(settings: Settings) -> ApplyReport:
         logger.info("feast apply of %s: %d changes", folder, len(changes))
         _STORES.pop((folder, settings.feature_store), None)
         return ApplyReport(repository=str(folder), changes=tuple(changes))
+
+
+def _try_out(folder: Path, view: Any) -> None:
+    """Run an on-demand view's function on a made-up row, as Feast does when it is applied.
+
+    Raises:
+        InvalidRequest: it fails, or gives other features or types than the view's schema.
+    """
+    try:
+        view.infer_features()
+    except Exception as error:  # any code may run in a function
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise _bad_repository(
+            folder, f"The on-demand view {view.name!r} does not give its schema for a made-up row: {said[:300]}"
+        ) from error
+
+
+def repository_views(settings: Settings) -> dict[str, Any]:
+    """Import the repository, and return its on-demand views by name, with their functions.
+
+    Raises:
+        InvalidRequest: the repository cannot be imported.
+    """
+    with LOCK, _variable(settings):
+        contents = _definitions(settings.feature_repo_folder, project="repository")
+    return {view.name: view for view in contents.on_demand_feature_views}
 
 
 @contextlib.contextmanager
@@ -140,6 +170,8 @@ def offline(doing: str) -> Iterator[None]:
     with LOCK, feast_errors(doing), warnings.catch_warnings():
         # ibis 12 calls a method that DuckDB 2 renamed.
         warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
+        # On-demand views are not computed by Feast here, which does not scale.
+        warnings.filterwarnings("ignore", message="On demand feature view is an exp", category=RuntimeWarning)
         yield
 
 
@@ -168,6 +200,7 @@ def _connect(settings: Settings) -> Any:
         from feast import FeatureStore, RepoConfig
         from feast.errors import FeastError
 
+    keep_shut()
     try:
         with _variable(settings):
             raw = yaml.safe_load(os.path.expandvars(path.read_text()))
@@ -223,6 +256,8 @@ def _definitions(folder: Path, *, project: str) -> Any:
 
     files = get_repo_files(folder)
     names = [".".join(path.relative_to(folder).with_suffix("").parts) for path in files]
+    # A file may have changed since this process read it; the text of on-demand views comes from that cache.
+    linecache.checkcache()
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(folder))
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,13 @@ from factory.data.dataset import FeatureLineage
 from factory.data.entity_table import MOMENT, entity_spine
 from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
 from factory.data.feature_store import LOCK, offline, open_store, refresh, silence
-from factory.errors import Detail, InvalidData, InvalidRequest, ServiceFault, listing, suggest
+from factory.data.historical import completed, stored_features
+from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
 from factory.settings import Settings
 from factory.spec import Document
 
 logger = logging.getLogger(__name__)
 
-_ROW = "factory_row_id"
 _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 """Earlier than any event; where a view without TTL starts to be materialized."""
 
@@ -67,6 +67,7 @@ class ViewEntry(Document):
     oldest: datetime | None = Field(None, description="Moment of the oldest row offline.")
     newest: datetime | None = Field(None, description="Moment of the newest row offline.")
     materialized: datetime | None = Field(None, description="Moment up to which the online store was filled.")
+    computed: Literal["pandas", "python"] | None = Field(None, description="Mode of an on-demand view; None if stored.")
 
 
 class ServiceEntry(Document):
@@ -78,6 +79,7 @@ class ServiceEntry(Document):
     tags: dict[str, str] = Field(default_factory=dict)
     definition: str = Field(description="Digest of the definition, as recorded with variants.")
     entities: tuple[str, ...]
+    request: dict[str, str] = Field(default_factory=dict, description="Type of each value that rows bring themselves.")
     views: tuple[ViewEntry, ...]
 
     @property
@@ -114,9 +116,9 @@ def catalogue(settings: Settings) -> tuple[ServiceEntry, ...]:
         store = open_store(settings)
         refresh(store)
         names = sorted(service.name for service in store.list_feature_services())
-        services = [resolve(store, name) for name in names]
+        services = [resolve(store, name, settings=settings) for name in names]
         seen: dict[str, _Coverage] = {}
-        for view in (view for service in services for view in service.views):
+        for view in (view for service in services for view in service.stored):
             if view.name not in seen:
                 seen[view.name] = _coverage(store, view)
         return tuple(_service_entry(service, seen) for service in services)
@@ -136,23 +138,25 @@ def join(entities: pd.DataFrame, *, timestamp: str, feature_service: str, settin
         settings: Where the store is.
 
     Raises:
-        InvalidRequest: the service does not exist.
-        InvalidData: a key column or the timestamp is missing or of the wrong type, a column is named like a
-            feature, or no row finds any key or value.
-        Conflict: the repository is not applied.
+        InvalidRequest: the service does not exist, or it has a view that cannot be joined or computed here.
+        InvalidData: a key column, the timestamp or a column that on-demand views are computed from is missing or of
+            the wrong type, a column is named like a feature, or no row finds any key or value.
+        Conflict: the repository is not applied, or does not hold an on-demand view as it was applied.
         ServiceFault: the store cannot be read.
+        SystemFault: the function of an on-demand view fails.
     """
     with LOCK:
         store = open_store(settings)
         refresh(store)
-        service = resolve(store, feature_service)
+        service = resolve(store, feature_service, settings=settings)
         spine = entity_spine(entities, timestamp=timestamp, service=service)
-        joined = historical(store, service.service, spine, full_names=service.full_names)
-        values = joined[list(service.columns)]
-        coverage = [_coverage(store, view) for view in service.views]
+        stored = stored_features(store, service, spine)
+        coverage = [_coverage(store, view) for view in service.stored]
+    values = completed(stored, entities, service=service)
     missing = values.isna().to_numpy()
-    absent = _absent(spine, missing, service=service, coverage=coverage)
-    if len(spine) and missing.all():
+    unknown = stored.isna().to_numpy()
+    absent = _absent(spine, unknown, service=service, coverage=coverage)
+    if len(spine) and unknown.all():
         raise _nothing_found(spine, service=service, coverage=coverage, absent=absent)
     columns = [key.column for key in service.keys]
     examples = tuple(_shown(row) for row in spine.loc[absent, columns].drop_duplicates().head(5).to_dict("records"))
@@ -169,7 +173,8 @@ def join(entities: pd.DataFrame, *, timestamp: str, feature_service: str, settin
         lineage=FeatureLineage(
             service=service.name,
             digest=service.digest,
-            views=tuple(view.name for view in service.views),
+            views=tuple(view.name for view in service.stored),
+            on_demand={view.name: view.text_digest for view in service.on_demand},
             interval=(min(moments).to_pydatetime(), max(moments).to_pydatetime()) if moments else None,
             entity_keys=tuple(columns),
             missing={name: int(count) for name, count in zip(values.columns, missing.sum(axis=0), strict=True)},
@@ -226,30 +231,6 @@ def _materialize_view(store: Any, view: Any, *, end: datetime, full: bool) -> Ma
     return Materialized(view=view.name, since=start, until=end)
 
 
-def historical(store: Any, features: Any, spine: pd.DataFrame, *, full_names: bool = False) -> pd.DataFrame:
-    """Return Feast's historical features for (keys, event_timestamp) rows, in the order of the rows.
-
-    Args:
-        store: Feast's store.
-        features: A feature service or a list of ``view:feature``.
-        spine: Key columns and ``event_timestamp`` in UTC, (n_rows, n_keys + 1).
-        full_names: Whether columns are called ``view__feature``.
-    """
-    # Feast neither keeps the order nor the index of the rows.
-    asked = spine.assign(**{_ROW: np.arange(len(spine), dtype=np.int64)})
-    with offline("join the features"):
-        joined: pd.DataFrame = store.get_historical_features(
-            features=features, entity_df=asked, full_feature_names=full_names
-        ).to_df()
-    joined = joined.sort_values(_ROW, kind="stable", ignore_index=True)
-    if not np.array_equal(joined[_ROW].to_numpy(), asked[_ROW].to_numpy()):
-        raise ServiceFault(
-            f"Feast returned {len(joined)} rows for {len(asked)} entity rows.",
-            hint="Use DuckDB or PostgreSQL as offline store; Feast's file (Dask) store drops and merges rows.",
-        )
-    return joined
-
-
 def view_keys(store: Any, view: ViewDefinition) -> pd.DataFrame:
     """Return the distinct keys in a view's offline source, named as in the view, (n_keys, n_key_columns)."""
     return _coverage(store, view.in_own_names()).keys
@@ -283,7 +264,7 @@ def _absent(
 ) -> np.ndarray:
     """Return which rows have keys that no view knows, bool (n_rows,)."""
     absent = np.asarray(missing.all(axis=1))
-    for view, covered in zip(service.views, coverage, strict=True):
+    for view, covered in zip(service.stored, coverage, strict=True):
         columns = [key.column for key in view.keys]
         # Only rows without any value can be absent, so mostly nothing is left to look up.
         rows = np.flatnonzero(absent)
@@ -307,7 +288,7 @@ def _nothing_found(
     table = f"{spine[MOMENT].min():%Y-%m-%d} to {spine[MOMENT].max():%Y-%m-%d}"
     held = "; ".join(
         f"{v.name} {c.oldest:%Y-%m-%d} to {c.newest:%Y-%m-%d}, TTL {v.ttl or 'none'}"
-        for v, c in zip(service.views, coverage, strict=True)
+        for v, c in zip(service.stored, coverage, strict=True)
         if c.oldest is not None and c.newest is not None
     )
     return InvalidData(
@@ -335,6 +316,18 @@ def _service_entry(service: ServiceDefinition, coverage: dict[str, _Coverage]) -
                 materialized=_utc(last) if last else None,
             )
         )
+    for computed in service.on_demand:
+        views.append(
+            ViewEntry(
+                name=computed.name,
+                description=computed.view.description,
+                owner=computed.view.owner,
+                tags=dict(computed.view.tags),
+                entities=(),
+                features={feature.column: feature.dtype for feature in computed.features},
+                computed="pandas" if computed.mode == "pandas" else "python",
+            )
+        )
     return ServiceEntry(
         name=service.name,
         description=service.service.description,
@@ -342,6 +335,7 @@ def _service_entry(service: ServiceDefinition, coverage: dict[str, _Coverage]) -
         tags=dict(service.service.tags),
         definition=service.digest,
         entities=tuple(key.column for key in service.keys),
+        request={field.name: field.dtype for field in service.request},
         views=tuple(views),
     )
 

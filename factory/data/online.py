@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from factory.data.feature_service import FeatureColumn, KeyColumn, ServiceDefinition, ViewDefinition, resolve
+from factory.data.feature_columns import NUMBERS, FeatureColumn, KeyColumn, canonical, missing
+from factory.data.feature_service import ServiceDefinition, StoredRead, resolve
 from factory.data.feature_store import LOCK, feast_errors, open_store, refresh
-from factory.errors import MOST_DETAILS, Detail, InvalidRequest, listing, suggest
+from factory.data.on_demand import RequestField, compute
+from factory.errors import MOST_DETAILS, Detail, InvalidData, InvalidRequest, listing, suggest
 from factory.settings import Settings
 
-_NUMBERS = {"Float32", "Float64", "Int32", "Int64", "Bool"}
 _ALLOWED: dict[str, tuple[type, ...]] = {"String": (str,), "Int64": (int, np.integer), "Int32": (int, np.integer)}
 
 
@@ -76,10 +77,11 @@ class OnlineReader:
     """
 
     def __init__(self, settings: Settings, feature_service: str) -> None:
+        self._settings = settings
         with LOCK:
             self._store = open_store(settings)
             refresh(self._store)
-            self._definition = resolve(self._store, feature_service)
+            self._definition = resolve(self._store, feature_service, settings=settings)
 
     @property
     def definition(self) -> ServiceDefinition:
@@ -91,26 +93,72 @@ class OnlineReader:
         """Names of the keys that each entity row must have."""
         return tuple(key.column for key in self._definition.keys)
 
+    @property
+    def request_fields(self) -> tuple[str, ...]:
+        """Names of the values that each entity row must bring, for on-demand views."""
+        return tuple(field.name for field in self._definition.request)
+
     def read(self, entity_rows: Sequence[Mapping[str, Any]], *, now: datetime | None = None) -> OnlineFeatures:
-        """Return the features of a batch of entities, read in one call.
+        """Return the stored features of a batch of entities, read in one call; :meth:`complete` adds computed ones.
+
+        A stored feature that only others are computed from is in it too, as ``view:feature``.
 
         Args:
-            entity_rows: One mapping of key name to value for each row, (n_rows,).
+            entity_rows: One mapping of key name to value for each row, (n_rows,); with the values that the row
+                itself brings, where on-demand views are computed from some.
             now: Moment at which ages are judged; default: this one.
 
         Raises:
-            InvalidRequest: a row lacks a key, has an unknown one or a value of the wrong type; all are named.
+            InvalidRequest: a row lacks a key or a value, has an unknown one or one of the wrong type; all are named.
             ServiceFault: the online store cannot be read.
         """
+        definition, now = self._definition, now or datetime.now(UTC)
+        rows = entity_columns(entity_rows, definition.keys, definition.request)
+        first, *others = definition.reads
+        read = read_views(self._store, first, rows, now=now)
+        for other in others:
+            more = read_views(self._store, other, rows, now=now)
+            read.values.update(more.values)
+            read.event_timestamps.update(more.event_timestamps)
+            read.status.update(more.status)
+        return read
+
+    def complete(self, read: OnlineFeatures, entity_rows: Sequence[Mapping[str, Any]]) -> OnlineFeatures:
+        """Return the service's features: those of it that were read, and those of its on-demand views.
+
+        Args:
+            read: What :meth:`read` gave for the rows; values may be others by now, which counts.
+            entity_rows: The rows.
+
+        Raises:
+            InvalidData: a value that was put in place of a stored one is not of its type.
+            SystemFault: an on-demand view cannot be computed; it is named.
+        """
         definition = self._definition
-        rows = entity_columns(entity_rows, definition.keys)
-        return read_views(
-            self._store,
-            definition.service,
-            definition.views,
-            rows,
-            full_names=definition.full_names,
-            now=now or datetime.now(UTC),
+        if not definition.on_demand:
+            return read
+        columns: dict[str, np.ndarray] = {}
+        for item in {item.column: item for view in definition.on_demand for item in view.inputs}.values():
+            values = [row[item.column] for row in entity_rows] if item.is_request else read.values[item.column]
+            try:
+                columns[item.column] = canonical(values, item.dtype)
+            except ValueError as error:
+                raise InvalidData(
+                    f"{item.column!r} is {error}; it is of type {item.dtype}.",
+                    hint="Send values of that type, or leave them out: the store's count then.",
+                    details=[Detail(item.column, f"Received {error}; this feature is of type {item.dtype}.")],
+                ) from error
+        computed = compute(definition.on_demand, columns, len(entity_rows))
+        none = np.full(len(entity_rows), np.datetime64("NaT"), dtype="datetime64[us]")
+        features = {**read.values, **computed}
+        status = {
+            name: np.where(missing(column), CellStatus.MISSING, CellStatus.PRESENT).astype(np.int8)
+            for name, column in computed.items()
+        }
+        return OnlineFeatures(
+            values={name: features[name] for name in definition.columns},
+            event_timestamps={name: read.event_timestamps.get(name, none) for name in definition.columns},
+            status={name: status[name] if name in status else read.status[name] for name in definition.columns},
         )
 
     def refresh(self) -> bool:
@@ -122,36 +170,42 @@ class OnlineReader:
         """
         with LOCK:
             refresh(self._store)
-            fresh = resolve(self._store, self._definition.name)
+            fresh = resolve(self._store, self._definition.name, settings=self._settings)
         changed = fresh.digest != self._definition.digest
         self._definition = fresh
         return changed
 
 
-def entity_columns(entity_rows: Sequence[Mapping[str, Any]], keys: Sequence[KeyColumn]) -> dict[str, list[Any]]:
-    """Return entity rows as columns of key values, checked against the service's keys.
+def entity_columns(
+    entity_rows: Sequence[Mapping[str, Any]], keys: Sequence[KeyColumn], request: Sequence[RequestField] = ()
+) -> dict[str, list[Any]]:
+    """Return entity rows as columns of key values, checked against the service's keys and what rows must bring.
 
     Raises:
         InvalidRequest: naming each problem (the first twenty) with its row.
     """
     names = [key.column for key in keys]
+    allowed = [*names, *(field.name for field in request)]
     details: list[Detail] = []
     if not entity_rows:
         details.append(Detail("entities", "At least one entity is needed."))
     for number, row in enumerate(entity_rows):
-        details += _row_problems(row, keys, names, where=f"entities[{number}]")
+        details += _row_problems(row, keys, request, allowed, where=f"entities[{number}]")
         if len(details) >= MOST_DETAILS:
             break
     if details:
         raise InvalidRequest(
             "The entities are not valid: " + " ".join(f"{d.field}: {d.message}" for d in details[:3]),
-            hint=f"Each entity is an object with the keys {listing(names)}.",
+            hint=f"Each entity is an object with the keys {listing(names)}"
+            + (f" and the values {listing(allowed[len(names) :])}." if request else "."),
             details=details[:MOST_DETAILS],
         )
     return {name: [row[name] for row in entity_rows] for name in names}
 
 
-def _row_problems(row: Any, keys: Sequence[KeyColumn], names: list[str], *, where: str) -> list[Detail]:
+def _row_problems(
+    row: Any, keys: Sequence[KeyColumn], request: Sequence[RequestField], names: list[str], *, where: str
+) -> list[Detail]:
     if not isinstance(row, Mapping):
         return [Detail(where, f"Received {row!r}; an entity is an object with the keys {listing(names)}.")]
     unknown = [name for name in row if name not in names]
@@ -166,36 +220,40 @@ def _row_problems(row: Any, keys: Sequence[KeyColumn], names: list[str], *, wher
         value, allowed = row[key.column], _ALLOWED.get(key.dtype)
         if value is None or (allowed and (not isinstance(value, allowed) or isinstance(value, bool))):
             problems.append(Detail(f"{where}.{key.column}", f"Received {value!r}; this key is of type {key.dtype}."))
+    for field in request:
+        at = f"{where}.{field.name}"
+        if field.name not in row:
+            needed = f"This value is required for the on-demand views {listing(field.views)}; null stands for none."
+            problems.append(Detail(at, needed))
+            continue
+        try:
+            canonical([row[field.name]], field.dtype)
+        except ValueError as error:
+            problems.append(Detail(at, f"Received {error}; this value is of type {field.dtype}."))
     return problems
 
 
-def read_views(
-    store: Any,
-    features: Any,
-    views: Sequence[ViewDefinition],
-    rows: dict[str, list[Any]],
-    *,
-    full_names: bool,
-    now: datetime,
-) -> OnlineFeatures:
+def read_views(store: Any, asked: StoredRead, rows: Mapping[str, list[Any]], *, now: datetime) -> OnlineFeatures:
     """Read features of entity rows and judge the age of each cell.
 
     Args:
         store: Feast's store.
-        features: A feature service or a list of ``view:feature``.
-        views: The views that the features come from.
-        rows: Key name to values, each (n_rows,).
-        full_names: Whether Feast is to call features ``view__feature``.
+        asked: What is read.
+        rows: Key column to values, each (n_rows,).
         now: Moment at which ages are judged.
     """
+    keys = {name: rows[column] for name, column in asked.keys.items()}
     with feast_errors("read online features"):
-        answer = store.get_online_features(features=features, entity_rows=rows, full_feature_names=full_names).proto
+        answer = store.get_online_features(
+            features=asked.features, entity_rows=keys, full_feature_names=asked.full_names
+        ).proto
     vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
     read = OnlineFeatures(values={}, event_timestamps={}, status={})
-    for view in views:
+    for view in asked.views:
         for feature in view.features:
-            moments, status = _states(vectors[feature.column], ttl=view.ttl, now=now)
-            read.values[feature.column] = _values(vectors[feature.column], feature, status)
+            vector = vectors[asked.answered(view, feature)]
+            moments, status = _states(vector, ttl=view.ttl, now=now)
+            read.values[feature.column] = _values(vector, feature, status)
             read.event_timestamps[feature.column] = moments
             read.status[feature.column] = status
     return read
@@ -230,7 +288,7 @@ def _is_empty(value: Any) -> bool:
 def _values(vector: Any, feature: FeatureColumn, status: np.ndarray) -> np.ndarray:
     from feast.type_map import feast_value_type_to_python_type
 
-    number = feature.dtype in _NUMBERS
+    number = feature.dtype in NUMBERS
     column = np.full(len(status), np.nan if number else None, dtype=np.float64 if number else object)
     for row in np.flatnonzero(status == CellStatus.PRESENT):
         value = vector.values[row]
