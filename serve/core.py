@@ -296,7 +296,7 @@ class Core:
             call.add_timing("predict", prediction.ms)
             return (await self.run(inline, lambda: form(prediction), threads), prediction), prediction.took
 
-        answer, prediction = await self.traffic.answered(chosen, make)
+        answer, prediction = await self.traffic.answered(chosen, make, deadline_s=self.limits.deadline_of(call))
         self._follow(call, asked, chosen, prediction)
         return answer
 
