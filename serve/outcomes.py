@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AwareDatetime, Field, Strict
 
+from factory.errors import MOST_DETAILS, Detail, InvalidRequest, first_of
 from factory.parsing import parse
 from factory.spec import Document
 from serve.errors import BodyTooLarge
@@ -36,16 +38,31 @@ def read_outcomes(body: bytes, *, most: int) -> list[Outcome]:
         most: Outcomes of one call.
 
     Raises:
-        InvalidRequest: the body is not like that; all problems are named.
+        InvalidRequest: the body is not like that; its first problems are named.
         BodyTooLarge: there are too many.
     """
     document = read_json(body)
+    _require_nothing_else(document)
     # Counted before each is looked at: a body of many megabytes holds millions.
     if isinstance(listed := document.get("outcomes"), list) and len(listed) > most:
         raise BodyTooLarge(f"The call has {len(listed):,} outcomes; {most:,} are allowed.", hint="Send several calls.")
     told = parse(ToldOutcomes, document, what="outcomes").outcomes
     now = datetime.now(UTC)
     return [Outcome(one.key, _value(one.outcome), one.time or now) for one in told]
+
+
+def _require_nothing_else(document: Mapping[str, object]) -> None:
+    """Refuse other fields, of which a body may have a million, before each of them becomes an error of its own."""
+    others = [name for name in document if name not in ToldOutcomes.model_fields]
+    if others:
+        named = first_of(
+            [Detail(name[:200], "There is no such field.") for name in others[:MOST_DETAILS]], n=len(others)
+        )
+        raise InvalidRequest(
+            f"The outcomes are not valid: there is no field {others[0][:200]!r}.",
+            hint="A body holds `outcomes`, a list of objects with key, outcome and time.",
+            details=named,
+        )
 
 
 def _value(value: bool | float | str) -> str:
