@@ -17,7 +17,7 @@ import numpy as np
 
 from factory.errors import ServiceFault
 from factory.ledger import Served
-from factory.spec import Principal, Variant
+from factory.spec import Principal, Scope, Variant
 from factory.variants.bundle import Bundle
 from serve import invocations
 from serve.addresses import Origins
@@ -240,10 +240,14 @@ class Core:
         """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
         return await self.doors.known(call.header("authorization"), lambda: self.origins.of(call.connection))
 
-    async def resolve(self, call: Call, values: dict[str, str]) -> tuple[Reference, Variant]:
-        """Return what a caller who may has named, and the version that it means."""
+    async def resolve(
+        self, call: Call, values: dict[str, str], *, scopes: tuple[Scope, ...] = ("predict", "read")
+    ) -> tuple[Reference, Variant]:
+        """Return what a caller with one of some scopes has named, and the version that it means."""
         name = values["name"].partition("@")[0]
-        await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origins.of(call.connection))
+        await self.doors.admit(
+            call.header("authorization"), name, origin=lambda: self.origins.of(call.connection), scopes=scopes
+        )
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self.table.resolve(reference)
         _tell(call, variant)
