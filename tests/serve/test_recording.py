@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -272,6 +273,8 @@ def test_outcomes_are_written_beside(own_shelf: Shelf, churn: Any, tmp_path: Pat
     [
         ({}, 400),
         ({"outcomes": []}, 400),
+        ({"outcomes": [{"key": "a", "outcome": 1}]} | {f"x{n}": 1 for n in range(1_000)}, 400),
+        ({"outcomes": [{"key": "a", "outcome": 1} | {f"x{n}": 1 for n in range(1_000)}]}, 400),
         ({"outcomes": [{"key": "", "outcome": 1}]}, 400),
         ({"outcomes": [{"key": "a"}]}, 400),
         ({"outcomes": [{"key": "a", "outcome": 1, "time": "yesterday"}]}, 400),
@@ -338,6 +341,23 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert sorted(written(tmp_path, "outcomes")["key"]) == ["a", "b", "c"], "nothing twice"
 
 
+def test_a_journal_that_cannot_be_read_keeps_no_later_one_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "outcomes-journal"
+    folder.mkdir()
+    good = b'{"variant": "growth.churn", "rows": [["b", "yes", 1790000000000000]]}\n'
+    odd = [b"null\n", b'{"rows": []}\n', b'{"variant": "growth.churn", "rows": [["a", "yes"]]}\n', b"\xff\n"]
+    (folder / "no-moment.jsonl").write_bytes(good)
+    (folder / "20261129-100000-aaaaaaaa.jsonl").write_bytes(b"".join(odd) + good)
+    crashed = folder / "20261129-100000-bbbbbbbb.draft"
+    crashed.touch()
+    os.utime(crashed, (1e9, 1e9))
+    recorder(tmp_path).flush()
+    assert written(tmp_path, "outcomes")["key"].tolist() == ["b"]
+    assert [path.name for path in folder.iterdir()] == ["no-moment.jsonl"]
+
+
 def test_what_another_replica_writes_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "MOST_ROWS", 3)
     one, other = recorder(tmp_path), recorder(tmp_path)
@@ -371,7 +391,8 @@ def test_outcomes_are_told_by_the_variants_own_team(own_shelf: Shelf, churn: Any
     assert "may only read" in error_of(tell("growth", "read"), 403)["message"]
     assert "may only read" in error_of(tell(None, "read"), 403)["message"]
     assert tell("growth", "predict").is_success
-    assert tell("growth", "read", "deploy").is_success
+    assert tell("growth", "deploy").is_success
+    assert "not for outcomes" in error_of(tell("growth", "submit"), 403)["message"]
     assert tell(None, "predict").is_success
 
 
