@@ -20,8 +20,8 @@ from serve import core as core_module
 from serve import remembered
 from serve import traffic as module
 from serve.guard import Took
-from serve.loaded import Loaded
 from serve.limits import TIMEOUT_HEADER
+from serve.loaded import Loaded
 from serve.traffic import KEY_HEADER, RESTS_TIMES, position
 from tests.answers import error_of
 
