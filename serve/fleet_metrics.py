@@ -35,7 +35,7 @@ class FleetMetrics:
     def __init__(self, folder: Path, replica: Callable[[], int]) -> None:
         self._folder, self._replica = folder, replica
         self._mine: Path | None = None
-        self._inode = 0
+        self._stamp = (0, 0)
 
     @property
     def replica(self) -> str:
@@ -67,7 +67,7 @@ class FleetMetrics:
             self._leave()
         draft = path.with_name(f"{path.stem}.{os.getpid()}.draft")
         draft.write_bytes(text)
-        self._inode = draft.stat().st_ino
+        self._stamp = _stamp(draft)
         draft.replace(path)
         self._mine = path
 
@@ -81,7 +81,7 @@ class FleetMetrics:
         """Take the own file away, but not that of a replica which has got this one's number meanwhile."""
         if self._mine is not None:
             with suppress(FileNotFoundError):
-                if self._mine.stat().st_ino == self._inode:
+                if _stamp(self._mine) == self._stamp:
                     self._mine.unlink()
             self._mine = None
 
@@ -92,6 +92,12 @@ class FleetMetrics:
                 if path == self._mine or wall_clock() - path.stat().st_mtime <= FRESH_S:
                     texts.append(path.read_bytes())
         return texts
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what is another of each file that is written: numbers of files that are gone are given anew."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def merged(texts: Iterable[bytes]) -> bytes:

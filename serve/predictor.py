@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
                 **most,
             }
             os.environ.update(environment)
-            front = None
+            front: TlsProxy | None = None
             if certificate is not None:
                 tls_port = free_port(settings.serve_tls_port, setting="FACTORY_SERVE_TLS_PORT")
                 ports = {"port": tls_port, "http": port, "grpc": for_grpc}

@@ -167,9 +167,10 @@ class TlsProxy:
 
     def leave(self) -> None:
         """Take no further calls; those that are under way are answered, if what is behind it is still there."""
-        self._over.set()
-        self._thread.join()
-        self._process.send_signal(signal.SIGUSR1)
+        if not self._over.is_set():
+            self._over.set()
+            self._thread.join()
+            self._process.send_signal(signal.SIGUSR1)
 
     def close(self) -> None:
         """Stop it; calls that are under way are answered first, for as long as they may take."""

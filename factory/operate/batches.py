@@ -219,13 +219,13 @@ class BatchAttendant:
             jobs: As the cluster has them; asked before this is called.
         """
         open_, moment = self.ledger.open_batch_runs(), now()
-        has_job = [run for run in open_ if run.submitted_at is not None or run.id in jobs]
-        for run in has_job:
+        has_job = {run.id: run for run in open_ if run.submitted_at is not None or run.id in jobs}
+        for run in has_job.values():
             yield run.id, partial(self.attend, run, jobs.get(run.id))
-        waiting = {run.id: run for run in open_ if run not in has_job}
+        waiting = {run.id: run for run in open_ if run.id not in has_job}
         due = dict(self._due(moment))
         teams = {run_id: _team_of(run.batch) for run_id, run in waiting.items()}
-        for turn in _turns(Counter(_team_of(run.batch) for run in has_job), teams | due):
+        for turn in _turns(Counter(_team_of(run.batch) for run in has_job.values()), teams | due):
             if turn in waiting:
                 yield turn, partial(self.attend, waiting[turn], None)
             else:

@@ -159,7 +159,7 @@ def _values(field: str, text: str, low: int, high: int, names: Mapping[str, int]
             end = _value(field, last, low, high, names or {}) if last else (high if step else begin)
         every = int(step or 1)
         if field == "weekday" and last and begin > end:
-            instead = f"{begin}-7" if end == 0 else f"{begin}-6,0-{end}"
+            instead = f"{begin}-7" if end == 0 else f"0-{end}" if begin == 7 else f"{begin}-6,0-{end}"
             raise ValueError(f"cron: weekday {part!r} is empty: 0 to 6 begin with Sunday; write {instead!r}")
         if every < 1 or begin > end:
             raise ValueError(f"cron: {field} {part!r} is empty")

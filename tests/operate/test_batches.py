@@ -141,6 +141,9 @@ def test_runs_that_are_asked_for_wait_for_their_turn_as_well(plant: Plant) -> No
 
 def test_one_teams_batches_keep_no_other_team_waiting(plant: Plant) -> None:
     running(plant, good(plant))
+    for team in ("growth", "risk"):
+        with suppress(Conflict):  # the request has made its team
+            plant.ledger.create_team(team, by=ANN)
     plant.ledger.share("variant", "growth.churn", team="growth", with_team="risk", by=ANN)
     for n in range(5):
         plant.ledger.start_batch_run(declared(plant, f"b{n}", schedule=None), by=ANN)

@@ -349,8 +349,8 @@ def test_a_journal_that_cannot_be_read_keeps_no_later_one_waiting(
     good = b'{"variant": "growth.churn", "rows": [["b", "yes", 1790000000000000]]}\n'
     odd = [b"null\n", b'{"rows": []}\n', b'{"variant": "growth.churn", "rows": [["a", "yes"]]}\n', b"\xff\n"]
     (folder / "no-moment.jsonl").write_bytes(good)
-    (folder / "20261129-100000-aaaaaaaa.jsonl").write_bytes(b"".join(odd) + good)
-    crashed = folder / "20261129-100000-bbbbbbbb.draft"
+    (folder / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-aaaaaaaa.jsonl").write_bytes(b"".join(odd) + good)
+    crashed = folder / "crashed.draft"
     crashed.touch()
     os.utime(crashed, (1e9, 1e9))
     recorder(tmp_path).flush()

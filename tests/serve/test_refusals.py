@@ -102,8 +102,8 @@ def test_where_a_call_comes_from_is_the_word_of_our_own_proxy_only(counting: tup
         error_of(await posted(caller.app, "mvf_x", x_forwarded_for="10.0.0.1"), 429)
         error_of(await posted(caller.app, "mvf_x", x_forwarded_for="10.0.0.2"), 401)
         for n in range(MOST):
-            error_of(await posted(caller.app, f"mvf_{n}", client="10.0.0.3", x_forwarded_for=f"10.1.0.{n}"), 401)
-        error_of(await posted(caller.app, "mvf_x", client="10.0.0.3", x_forwarded_for="10.2.0.1"), 429)
+            error_of(await posted(caller.app, f"mvf_y{n}", client="10.0.0.3", x_forwarded_for=f"10.1.0.{n}"), 401)
+        error_of(await posted(caller.app, "mvf_z", client="10.0.0.3", x_forwarded_for="10.2.0.1"), 429)
 
     asyncio.run(scenario())
 

@@ -151,6 +151,16 @@ def test_a_proxy_that_was_killed_is_started_again(authority: Authority, behind: 
         assert post(behind["port"], authority)
 
 
+def test_who_leaves_takes_no_further_calls(authority: Authority, behind: dict[str, int], tmp_path: Path) -> None:
+    chain = authority.issue(tmp_path / "server.pem")
+    with proxy(Certificate(chain, chain), tmp_path / "proxy", behind) as front:
+        assert post(behind["port"], authority)
+        front.leave()
+        front._process.wait(30)
+        with pytest.raises(httpx.HTTPError):
+            post(behind["port"], authority)
+
+
 @pytest.mark.parametrize("content", [b"", b"no certificate"])
 def test_a_file_that_is_no_certificate_is_named(content: bytes, tmp_path: Path) -> None:
     chain = tmp_path / "server.pem"
