@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AwareDatetime, Field, Strict
+from pydantic import AwareDatetime, Field, Strict, TypeAdapter, ValidationError
 
 from factory.errors import MOST_DETAILS, Detail, InvalidRequest, first_of
 from factory.parsing import parse
@@ -30,6 +30,11 @@ class ToldOutcomes(Document):
     outcomes: tuple[ToldOutcome, ...] = Field(min_length=1)
 
 
+LOOKED_AT = 1_000
+"""Outcomes that are looked at together."""
+_SOME = TypeAdapter(tuple[ToldOutcome, ...])
+
+
 def read_outcomes(body: bytes, *, most: int) -> list[Outcome]:
     """Read the outcomes of predictions.
 
@@ -46,9 +51,34 @@ def read_outcomes(body: bytes, *, most: int) -> list[Outcome]:
     # Counted before each is looked at: a body of many megabytes holds millions.
     if isinstance(listed := document.get("outcomes"), list) and len(listed) > most:
         raise BodyTooLarge(f"The call has {len(listed):,} outcomes; {most:,} are allowed.", hint="Send several calls.")
-    told = parse(ToldOutcomes, document, what="outcomes").outcomes
+    told = _told(document)
     now = datetime.now(UTC)
     return [Outcome(one.key, _value(one.outcome), one.time or now) for one in told]
+
+
+def _told(document: dict[str, object]) -> Sequence[ToldOutcome]:
+    """Return the outcomes of a document, looked at in parts: an error for each of millions would take seconds."""
+    listed = document.get("outcomes")
+    if not isinstance(listed, list) or not listed:
+        return parse(ToldOutcomes, document, what="outcomes").outcomes
+    told: list[ToldOutcome] = []
+    for at in range(0, len(listed), LOOKED_AT):
+        some = listed[at : at + LOOKED_AT]
+        for i, one in enumerate(some):
+            if isinstance(one, dict) and len(one) > MOST_DETAILS:
+                path, message = f"outcomes.{at + i}", f"It has {len(one):,} fields; key, outcome and time are allowed."
+                raise InvalidRequest(
+                    f"The outcomes are not valid: {path}: {message}",
+                    hint="Mend the named field and try again.",
+                    details=[Detail(path, message)],
+                )
+        try:
+            told += _SOME.validate_python(some)
+        except ValidationError:
+            # Those before are good: what is wrong is named by its place among all.
+            parse(ToldOutcomes, {"outcomes": listed[: at + LOOKED_AT]}, what="outcomes")
+            raise
+    return told
 
 
 def _require_nothing_else(document: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -19,12 +20,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from factory.errors import StorageFault
+from factory.errors import InvalidRequest, StorageFault
 from factory.ledger import ShadowCounts
 from factory.settings import Settings
 from factory.spec import DeploymentWish, Variant
 from serve import core as core_module
-from serve import journal, recording, replica
+from serve import journal, outcomes, recording, replica
 from serve import shadows as shadows_module
 from serve.app import Predictor
 from serve.core import Core, Prediction
@@ -287,6 +288,19 @@ def test_outcomes_that_are_none_are_refused(
     own_shelf.put("growth.churn", churn)
     error_of(writing(own_shelf, recorder(tmp_path)).post("/variants/growth.churn/outcomes", json=body), status)
     assert not (tmp_path / "outcomes").exists()
+
+
+def test_outcomes_are_looked_at_in_parts_and_named_by_their_place_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outcomes, "LOOKED_AT", 2)
+    good: dict[str, Any] = {"key": "a", "outcome": 1}
+    body = {"outcomes": [good, good, good, {"key": "a"}, {}]}
+    with pytest.raises(InvalidRequest) as refused:
+        outcomes.read_outcomes(json.dumps(body).encode(), most=50)
+    assert [detail.field for detail in refused.value.details] == ["outcomes.3.outcome"]
+    many = good | {f"x{n}": 1 for n in range(1_000)}
+    with pytest.raises(InvalidRequest, match=r"outcomes\.2: It has 1,002 fields; key, outcome and time are allowed\."):
+        outcomes.read_outcomes(json.dumps({"outcomes": [good, good, many]}).encode(), most=50)
+    assert len(outcomes.read_outcomes(json.dumps({"outcomes": [good] * 5}).encode(), most=50)) == 5
 
 
 def test_a_full_disk_is_told_of_an_outcome_and_not_of_a_prediction(
