@@ -143,11 +143,16 @@ def test_unknown_fields_name_those_of_their_own_place() -> None:
 
 
 def test_of_many_unknown_fields_the_first_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    n_compared = []
-    monkeypatch.setattr(parsing, "suggest", lambda name, fields: n_compared.append(name) or "")
+    compared: list[str] = []
+
+    def suggest(name: str, _: object) -> str:
+        compared.append(name)
+        return ""
+
+    monkeypatch.setattr(parsing, "suggest", suggest)
     with pytest.raises(InvalidRequest) as refused:
         parse(VariantRequest, REQUEST | {f"x{n}": n for n in range(5_000)}, what="request")
-    assert len(n_compared) == MOST_DETAILS
+    assert len(compared) == MOST_DETAILS
     assert refused.value.details[-1].message == "4,980 more problems are not listed."
     assert len(refused.value.message) < 20_000
 
