@@ -192,13 +192,13 @@ MOST_DETAILS = 20
 """Problems of one input that are told; whoever mends them comes again with the rest."""
 
 
-def first_of(details: Sequence[Detail]) -> tuple[Detail, ...]:
-    """Return the first :data:`MOST_DETAILS` problems, and how many more there are.
+def first_of(details: Sequence[Detail], *, n: int | None = None) -> tuple[Detail, ...]:
+    """Return the first :data:`MOST_DETAILS` problems, and how many more there are, of ``n`` if not of those given.
 
     >>> [d.message for d in first_of([Detail("age", "no number")] * 23)][19:]
     ['no number', '3 more problems are not listed.']
     """
-    more = len(details) - MOST_DETAILS
+    more = (len(details) if n is None else n) - MOST_DETAILS
     if more <= 0:
         return tuple(details)
     one = "1 more problem is" if more == 1 else f"{more:,} more problems are"

@@ -1,31 +1,36 @@
 """Check a document against its model, and say what is wrong with it in sentences.
 
-A document is checked as a whole: every problem is reported at once, each with
-its path, the value received, what is allowed and the nearest name.
+A document is checked as a whole: its problems are reported at once, the first
+twenty of them each with its path, the value received, what is allowed and the
+nearest name.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from factory.errors import Detail, InvalidRequest, listing, suggest
+from factory.errors import MOST_DETAILS, Detail, InvalidRequest, first_of, listing, suggest
 
 M = TypeVar("M", bound=BaseModel)
 _MAPPING = "This holds fields, each as 'name: value'"
 
 
 def parse(model: type[M], document: object, *, what: str) -> M:
-    """Check a document and return it, or report all its problems at once.
+    """Check a document and return it, or report its problems at once.
 
     Raises:
-        InvalidRequest: with one detail for each problem.
+        InvalidRequest: with one detail for each of the first :data:`~factory.errors.MOST_DETAILS` problems, and with
+            how many more there are: a large body may have a million.
     """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        details = [_explain(model, e) for e in error.errors()]
+        problems = error.errors(include_url=False, include_context=False)
+        told = [_explain(model, problem) for problem in problems[:MOST_DETAILS]]
+        details = first_of(told, n=len(problems))
         raise InvalidRequest(
             f"The {what} is not valid: " + " ".join(f"{d.field}: {d.message}" for d in details),
             hint=f"Mend the named field{'s' if len(details) > 1 else ''} and try again.",
@@ -43,7 +48,7 @@ def _explain(model: type[BaseModel], error: Any) -> Detail:
     ]
     path = ".".join(location) or "(document)"
     if error["type"] == "extra_forbidden":
-        fields = _fields_at(model, location[:-1])
+        fields = _fields_at(model, tuple(location[:-1]))
         return Detail(
             path, f"There is no such field.{suggest(location[-1], fields)} Allowed: {listing(fields, most=40)}."
         )
@@ -54,9 +59,14 @@ def _explain(model: type[BaseModel], error: Any) -> Detail:
     return Detail(path, f"{message}; received {shown if len(shown) <= 80 else shown[:77] + '...'}.")
 
 
-def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+@lru_cache(100)
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str, ...]) -> list[str]:
     """Field names of the (possibly nested) model that an error's path leads to."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     definitions, nodes = schema.get("$defs", {}), [schema]
     for step in [*location, None]:
         following: list[dict[str, Any]] = []

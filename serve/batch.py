@@ -87,12 +87,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: Settings) -> str:
+def predict(name: str, data: str | Sequence[Path], out: Path, *, keep: Sequence[str], settings: Settings) -> str:
     """Predict all rows, and return a sentence of what was done.
 
     Args:
         name: Of the variant, as people write it.
-        data: Files of rows.
+        data: Files of rows, as a path or as :func:`~serve.batch_source.files_of` has found them.
         out: Folder for the predictions; made where there is none.
         keep: Columns of the input that the output has as well.
         settings: Of this process.
@@ -114,7 +114,7 @@ def predict(name: str, data: str, out: Path, *, keep: Sequence[str], settings: S
             hint="Rename it in the input, or leave it out.",
             details=[Detail("keep", f"{name!r} is taken") for name in taken],
         )
-    files = files_of(data)
+    files = files_of(data) if isinstance(data, str) else data
     plan = _planned(variant, files, out, keep=tuple(keep))
     job = Job(
         folder=str(folder),

@@ -48,14 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _predicted(run: BatchRun, *, ledger: Ledger, settings: Settings) -> tuple[str, int]:
     batch = ledger.batch(run.batch)
-    data = allowed(batch.wish, anywhere=batch.anywhere, ledger=ledger, settings=settings)
-    if batch.wish.path is not None:
-        require_named([str(path) for path in files_of(data)], anywhere=batch.anywhere, settings=settings)
-    variant = resolve(batch.wish.variant, ledger=ledger)
+    wish = batch.required()
+    # Looked up once: what is checked is what is read, whatever links lead to by then.
+    files = files_of(allowed(wish, anywhere=batch.anywhere, ledger=ledger, settings=settings))
+    if wish.path is not None:
+        require_named([str(path) for path in files], anywhere=batch.anywhere, settings=settings)
+    variant = resolve(wish.variant, ledger=ledger)
     name = f"{variant.name}/{variant.version}"
     ledger.mark_batch_run(run.id, variant=name)
     out: Path = run_folder(run, settings)
-    said = predict(name, data, out, keep=batch.wish.keep, settings=settings)
+    said = predict(name, files, out, keep=wish.keep, settings=settings)
     return said, made_rows(out)
 
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from factory.errors import ServiceFault
 from factory.ledger import Served
-from factory.spec import Principal, Variant
+from factory.spec import Principal, Scope, Variant
 from factory.variants.bundle import Bundle
 from serve import invocations, predictions
 from serve.addresses import Origins
@@ -193,10 +193,14 @@ class Core:
         """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
         return await self.doors.known(call.header("authorization"), lambda: self.origins.of(call.connection))
 
-    async def resolve(self, call: Call, values: Mapping[str, str]) -> tuple[Reference, Variant]:
-        """Return what a caller who may has named, and the version that it means."""
+    async def resolve(
+        self, call: Call, values: Mapping[str, str], *, scopes: tuple[Scope, ...] = ("predict", "read")
+    ) -> tuple[Reference, Variant]:
+        """Return what a caller with one of some scopes has named, and the version that it means."""
         name = values["name"].partition("@")[0]
-        await self.doors.admit(call.header("authorization"), name, origin=lambda: self.origins.of(call.connection))
+        await self.doors.admit(
+            call.header("authorization"), name, origin=lambda: self.origins.of(call.connection), scopes=scopes
+        )
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self.table.resolve(reference)
         _tell(call, variant)
@@ -260,7 +264,7 @@ class Core:
             call.add_timing("predict", prediction.ms)
             return (answer, prediction), prediction.took
 
-        answer, prediction = await self.traffic.answered(chosen, make)
+        answer, prediction = await self.traffic.answered(chosen, make, deadline_s=self.limits.deadline_of(call))
         self._follow(call, asked, chosen, prediction)
         return answer
 

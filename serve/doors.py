@@ -8,6 +8,7 @@ for a quarter of an hour, as the variants in memory do.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from fnmatch import fnmatchcase
@@ -15,7 +16,8 @@ from typing import Protocol
 
 from factory.errors import Detail
 from factory.ledger import Refusal, ShareKind
-from factory.spec import Principal, Variant
+from factory.spec import Principal, Scope, Variant
+from serve import remembered
 from serve.buckets import Buckets, digest_of
 from serve.errors import Forbidden, TooManyRequests, Unauthorized
 from serve.remembered import UNCHANGED_S, Changes, Remembered
@@ -23,6 +25,8 @@ from serve.remembered import UNCHANGED_S, Changes, Remembered
 WITHOUT_LEDGER_S = 900.0
 REFUSALS_A_MINUTE = 30.0
 """Tokens that may be refused to an address in a minute; each is a question to the ledger. Who is known is let in."""
+REFUSED_S = 60.0
+"""For which a token stays refused without another question: hardly one becomes good again, as when its team does."""
 Origin = Callable[[], str]
 """Returns where a call comes from; asked only of those whom nobody knows."""
 _HINT = "Send the header 'Authorization: Bearer <token>'; `factory tokens create NAME --scope predict` makes one."
@@ -56,27 +60,31 @@ class Doors:
         self._buckets, self._refusals = Buckets(a_minute), Buckets(REFUSALS_A_MINUTE)
         self._a_minute = a_minute
         self._holders: Remembered[bytes, Principal | Refusal] = Remembered(executor, without_s=WITHOUT_LEDGER_S)
+        self._refused: OrderedDict[bytes, tuple[Refusal, float]] = OrderedDict()
         self._seen: Remembered[tuple[str, str], bool] = Remembered(
             executor, max_age_s=UNCHANGED_S, without_s=WITHOUT_LEDGER_S, changes=changes
         )
 
-    async def admit(self, authorization: str, name: str, *, origin: Origin) -> Principal:
+    async def admit(
+        self, authorization: str, name: str, *, origin: Origin, scopes: tuple[Scope, ...] = ("predict", "read")
+    ) -> Principal:
         """Return who calls, if it may call a variant.
 
         Args:
             authorization: The header of that name.
             name: Of the variant.
             origin: Says where the call comes from.
+            scopes: Of which the token needs one.
 
         Raises:
             Unauthorized: nobody known is calling.
-            Forbidden: the token is not for predictions, or not for this variant.
+            Forbidden: the token is not for that, or not for this variant.
             TooManyRequests: it asks for more than it may, or too much was refused to its address.
             NotFound: the variant is another team's, or does not exist.
             StorageFault: the ledger cannot be read, and the token was not known before.
         """
         holder = await self.known(authorization, origin)
-        _require_use(holder, name)
+        _require_use(holder, name, scopes)
         if wait_s := self._buckets.take(holder.token_id or holder.name):
             raise TooManyRequests.wait(
                 wait_s,
@@ -140,6 +148,9 @@ class Doors:
         digest = digest_of(secret)
         if isinstance(known := self._holders.fresh(digest), Principal):
             return known
+        if (refused := self._refused.get(digest)) is not None and remembered.clock() < refused[1]:
+            # Its client may try for ever: that is no reason to refuse others of its address.
+            raise Unauthorized(refused[0].value, hint=_HINT)
         if not isinstance(self._holders.peek(digest), Principal) and (wait_s := self._refusals.wait_s(origin())):
             raise TooManyRequests.wait(
                 wait_s, "Too many tokens from this address were refused.", hint="Wait, then try again with a good one."
@@ -147,6 +158,10 @@ class Doors:
         holder = await self._holders.get(digest, lambda: self._keys.authenticate(secret))
         if isinstance(holder, Refusal):
             self._refusals.take(origin())
+            self._refused[digest] = (holder, remembered.clock() + REFUSED_S)
+            self._refused.move_to_end(digest)
+            if len(self._refused) > remembered.MOST:
+                self._refused.popitem(last=False)
             raise Unauthorized(holder.value, hint=_HINT)
         return holder
 
@@ -157,17 +172,17 @@ class Doors:
         return True
 
 
-def _require_use(holder: Principal, name: str) -> None:
+def _require_use(holder: Principal, name: str, scopes: tuple[Scope, ...]) -> None:
     """Refuse a token that is for something else.
 
     Raises:
         Forbidden: it is.
     """
-    if holder.request_id is not None or not (holder.may("predict") or holder.may("read")):
+    if holder.request_id is not None or not any(holder.may(scope) for scope in scopes):
         raise Forbidden(
-            "This token is not for predictions.",
-            hint="Use one with the scope predict, or read.",
-            details=[Detail("scope", "predict")],
+            f"This token is not for {'outcomes' if 'deploy' in scopes else 'predictions'}.",
+            hint=f"Use one with the scope {', or '.join(scopes[:2])}.",
+            details=[Detail("scope", scopes[0])],
         )
     if holder.variants is not None and not fnmatchcase(name, holder.variants):
         raise Forbidden(

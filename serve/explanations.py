@@ -16,7 +16,7 @@ from factory.variants.counterexamples import MOST_CHANGED, MOST_FOUND, CounterEx
 from factory.variants.explain import Explanation, explain
 from factory.variants.inputs import Columns
 from serve import invocations
-from serve.inputs import Payload
+from serve.inputs import MOST_COLUMNS, Payload
 
 LIMIT_S = 1.0
 """Seconds after which no further walk begins: a person waits for it."""
@@ -32,7 +32,9 @@ class Wish(Document):
     to: Annotated[JsonValue, WithJsonSchema({"type": ["string", "array", "null"]})] = Field(
         None, description="Class that is wanted, any other than the row's own without; of a regression `[low, high]`."
     )
-    fixed: tuple[str, ...] = Field((), description="Columns that a counter-example may not change.")
+    fixed: tuple[str, ...] = Field(
+        (), max_length=MOST_COLUMNS, description="Columns that a counter-example may not change."
+    )
 
 
 def read_payload(body: bytes, content_type: str, *, max_rows: int) -> Payload:

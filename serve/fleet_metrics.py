@@ -35,6 +35,7 @@ class FleetMetrics:
     def __init__(self, folder: Path, replica: Callable[[], int]) -> None:
         self._folder, self._replica = folder, replica
         self._mine: Path | None = None
+        self._stamp = (0, 0)
 
     @property
     def replica(self) -> str:
@@ -63,9 +64,10 @@ class FleetMetrics:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / f"{self.replica}{_SUFFIX}"
         if self._mine is not None and self._mine != path:
-            self._mine.unlink(missing_ok=True)
+            self._leave()
         draft = path.with_name(f"{path.stem}.{os.getpid()}.draft")
         draft.write_bytes(text)
+        self._stamp = _stamp(draft)
         draft.replace(path)
         self._mine = path
 
@@ -73,7 +75,15 @@ class FleetMetrics:
         """Take this replica's metrics away."""
         if self._mine is not None:
             with suppress(OSError):
-                self._mine.unlink(missing_ok=True)
+                self._leave()
+
+    def _leave(self) -> None:
+        """Take the own file away, but not that of a replica which has got this one's number meanwhile."""
+        if self._mine is not None:
+            with suppress(FileNotFoundError):
+                if _stamp(self._mine) == self._stamp:
+                    self._mine.unlink()
+            self._mine = None
 
     def _fresh(self) -> list[bytes]:
         texts = []
@@ -82,6 +92,12 @@ class FleetMetrics:
                 if path == self._mine or wall_clock() - path.stat().st_mtime <= FRESH_S:
                     texts.append(path.read_bytes())
         return texts
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what is another of each file that is written: numbers of files that are gone are given anew."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def merged(texts: Iterable[bytes]) -> bytes:

@@ -105,8 +105,20 @@ class Journal:
                 with _taken(path) as taken:
                     if taken:
                         self._make_files(path)
-            except (OSError, pa.ArrowException):
-                logger.warning("the outcomes of %s wait for the disk", path, exc_info=True)
+            except Exception:
+                # Whatever is wrong with one keeps no later one waiting.
+                logger.warning("the outcomes of %s wait", path, exc_info=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove journals that a process was killed before it had named: they are empty."""
+        for path in self._folder.glob("*.draft"):
+            try:
+                with _taken(path) as taken:
+                    if taken and time.time() - path.stat().st_mtime > MOST_AGE_S:
+                        path.unlink()
+            except OSError:
+                logger.warning("%s could not be removed", path, exc_info=True)
 
     def _opened(self) -> int:
         """Return the own journal, which this process has locked, and which is in its folder on the disk."""
@@ -159,15 +171,20 @@ class Journal:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[tuple[str, str, int]]]]:
-    """Yield what was kept; a line that is not whole was never answered."""
+    """Yield what was kept; a line that is not whole was never answered, and one that is none is left out."""
     with path.open("rb") as file:
         for line in file:
             try:
                 told = json.loads(line)
-            except ValueError:
+                variant, rows = (
+                    str(told["variant"]),
+                    [(str(key), str(value), int(at)) for key, value, at in told["rows"]],
+                )
+            except (ValueError, TypeError, KeyError):
                 logger.warning("%s has half a line, of a call that was not answered", path)
                 continue
-            yield told["variant"], told["rows"]
+            if rows:
+                yield variant, rows
 
 
 @contextmanager

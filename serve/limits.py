@@ -79,8 +79,8 @@ class Limits:
 
     def bodies(self) -> Bodies:
         """Return who reads the bodies of a replica's calls."""
-        most, limit_mb = BODIES_FOR_ONE * self.ongoing, self.body_mb
-        return Bodies(most=most, most_bytes=int(max(most / 4, 1) * limit_mb * 1e6), limit_mb=limit_mb)
+        most, limit_mb = max(int(BODIES_PART * self.ongoing), 1), self.body_mb
+        return Bodies(most=most, most_bytes=int(max(most / 2, 1) * limit_mb * 1e6), limit_mb=limit_mb)
 
     def pins(self, name: str) -> bool:
         """Return whether a variant's bundles stay in memory while others can go."""
@@ -89,8 +89,10 @@ class Limits:
 
 TIMEOUT_HEADER = b"x-envoy-expected-rq-timeout-ms"
 """Says for how long a caller waits. Envoy sets it, and what is made of it (Istio, KServe); HTTP has none of its own."""
-BODIES_FOR_ONE = 8
-"""Bodies that may be on their way for each place, with a quarter of their largest size on the average."""
+BODIES_PART = 1 / 2
+"""Of a replica's calls may have bodies that are on their way, with half of their largest size on the average. HAProxy
+gives a replica no more calls than it has places, so that the other half is there for bodies of 16 kB and less, which
+come whole."""
 
 
 class Places:

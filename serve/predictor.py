@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from factory.errors import Conflict, Detail, FactoryError, ServiceFault
@@ -68,21 +69,31 @@ def main(arguments: list[str] | None = None) -> int:
                 **most,
             }
             os.environ.update(environment)
+            front: TlsProxy | None = None
             if certificate is not None:
                 tls_port = free_port(settings.serve_tls_port, setting="FACTORY_SERVE_TLS_PORT")
                 ports = {"port": tls_port, "http": port, "grpc": for_grpc}
                 front = TlsProxy(certificate, folder, **ports, deadline_s=settings.serve_deadline_s)
                 around.callback(front.close)
                 logger.info("over TLS the predictor listens on port %d of all addresses", tls_port)
-            run(settings, port=port, for_grpc=for_grpc, environment=environment)
+            run(settings, port=port, for_grpc=for_grpc, environment=environment, leave=front.leave if front else None)
     except FactoryError as error:
         logger.error("%s %s", error.message, error.hint)
         return error.exit_code
     return 0
 
 
-def run(settings: Settings, *, port: int, for_grpc: int, environment: dict[str, str]) -> None:
+def run(
+    settings: Settings,
+    *,
+    port: int,
+    for_grpc: int,
+    environment: dict[str, str],
+    leave: Callable[[], None] | None = None,
+) -> None:
     """Start Ray and Serve, wait for SIGTERM or SIGINT, and stop both.
+
+    ``leave`` is called before, so that nobody calls what is being stopped.
 
     Raises:
         ServiceFault: Ray or Serve cannot be started.
@@ -124,6 +135,8 @@ def run(settings: Settings, *, port: int, for_grpc: int, environment: dict[str, 
             hint="`factory doctor` checks Ray; see also RAY_ADDRESS.",
         ) from error
     finally:
+        if leave is not None:
+            leave()
         if ours:
             serve.shutdown()
         ray.shutdown()

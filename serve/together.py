@@ -170,7 +170,7 @@ async def _by_canary(core: Core, choice: Choice, payloads: Mapping[int, Payload]
     if choice.watched.asked:
         going = _one_go(core, choice.canary, payloads, threads=choice.watched.threads)
         try:
-            found = await core.traffic.ask(choice.watched, going)
+            found = await core.traffic.ask(choice.watched, going, deadline_s=core.limits.deadline_s)
         except TimeoutError as error:
             failed = error
         else:
@@ -180,7 +180,8 @@ async def _by_canary(core: Core, choice: Choice, payloads: Mapping[int, Payload]
     began = time.monotonic()
     found = await _one_go(core, choice.champion, payloads)
     if failed is not None and not any(isinstance(one, FactoryError) for one in found.values()):
-        core.traffic.failed(choice.watched, failed, champion_s=time.monotonic() - began)
+        champion_s = time.monotonic() - began
+        core.traffic.failed(choice.watched, failed, champion_s=champion_s, deadline_s=core.limits.deadline_s)
     return found, False
 
 

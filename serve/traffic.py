@@ -36,6 +36,9 @@ KEY_HEADER = "x-request-key"
 CANARY_PART = 1 / 3
 """Of a call's time: a canary that has not answered by then has failed, and the champion has the rest."""
 CANARY_THREADS = 2
+RESTS_TIMES = 30
+"""As long as it kept somebody waiting for nothing a canary is not asked, up to a call's longest time: callers who
+wait for a moment only, or hang up, do not end it, and one that hangs costs its callers a thirtieth of their time."""
 _BY = Actor(who="predictor")
 _MOST_WATCHED = 1_000
 
@@ -169,7 +172,7 @@ class Traffic:
         table: Finds versions.
         executor: Where the ledger is read.
         telemetry: Counts what canaries fail.
-        deadline_s: Seconds until a call is answered.
+        deadline_s: Seconds until a call is answered, unless its caller waits for less.
         changes: Tell when a name is served in another way.
         mirror: Removes an alias of a name from MLflow, as the ledger has.
     """
@@ -217,12 +220,15 @@ class Traffic:
             logger.warning("canary %s cannot be found, the champion answers", served.canary, exc_info=True)
             return choice
 
-    async def answered(self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, Took | None]]]) -> T:
+    async def answered(
+        self, choice: Choice, make: Callable[[Variant], Awaitable[tuple[T, Took | None]]], *, deadline_s: float
+    ) -> T:
         """Return the answer of whoever was chosen; of the champion where the canary fails, or takes too long.
 
         Args:
             choice: Who is to answer.
             make: Makes a version's answer; also says what the prediction took if it is one of its own.
+            deadline_s: Seconds that the call has.
 
         Raises:
             FactoryError: the champion's own.
@@ -235,35 +241,40 @@ class Traffic:
             return answer
         assert watched is not None
         try:
-            answer, took = await self.ask(watched, make(choice.canary))
+            answer, took = await self.ask(watched, make(choice.canary), deadline_s=deadline_s)
         except Exception as error:  # noqa: BLE001 - it is logged where it is counted
             # Raises where the caller is at fault, which is then nothing against the canary.
             began = clock()
             answer, _ = await make(choice.champion)
-            self.failed(watched, error, champion_s=clock() - began)
+            self.failed(watched, error, champion_s=clock() - began, deadline_s=deadline_s)
         else:
             watched.guard.answered(took)
             self._judge(watched)
         return answer
 
-    @property
-    def _canary_s(self) -> float:
-        return CANARY_PART * self._deadline_s
-
-    async def ask(self, watched: Watched, answer: Awaitable[T]) -> T:
+    async def ask(self, watched: Watched, answer: Awaitable[T], *, deadline_s: float) -> T:
         """Return a canary's answer, for which it has a part of a call's time; where that is over, it is left alone.
 
         Raises:
-            TimeoutError: it was not ready. This replica does not ask it again for as long as a call may take.
+            TimeoutError: it was not ready. This replica does not ask it again for a while (:data:`RESTS_TIMES`), nor
+                where the caller was gone before it had answered, as one whose own deadline over gRPC was over.
         """
+        began, most_s = clock(), CANARY_PART * deadline_s
         try:
-            async with asyncio.timeout(self._canary_s):
+            async with asyncio.timeout(most_s):
                 return await answer
         except TimeoutError:
-            watched.rests_until = clock() + self._deadline_s
+            self._rest(watched, most_s)
+            raise
+        except asyncio.CancelledError:
+            self._rest(watched, clock() - began)
             raise
 
-    def failed(self, watched: Watched, error: Exception, *, champion_s: float) -> None:
+    def _rest(self, watched: Watched, waited_s: float) -> None:
+        until = clock() + min(RESTS_TIMES * waited_s, self._deadline_s)
+        watched.rests_until = max(watched.rests_until, until)
+
+    def failed(self, watched: Watched, error: Exception, *, champion_s: float, deadline_s: float) -> None:
         """Count that a canary has failed where the champion has answered.
 
         Args:
@@ -271,8 +282,9 @@ class Traffic:
             error: What became of it.
             champion_s: Seconds that the champion took. A call for which a canary's time is too short for it too says
                 nothing against the canary.
+            deadline_s: Seconds that the call had.
         """
-        if isinstance(error, TimeoutError) and champion_s >= self._canary_s:
+        if isinstance(error, TimeoutError) and champion_s >= CANARY_PART * deadline_s:
             return
         watched.guard.failed()
         self._telemetry.canary_failed(str(watched.canary))

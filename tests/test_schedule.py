@@ -59,9 +59,19 @@ def test_times_are_of_their_zone_whatever_the_clock_is_set_to() -> None:
     left_out = {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}
     assert times(2, "2026-03-28T12:00", **left_out) == ["2026-03-29T01:30", "2026-03-30T00:30"]
     assert times(2, "2026-10-24T12:00", **left_out) == ["2026-10-25T00:30", "2026-10-26T01:30"]
-    hourly = {"cron": "30 * * * *", "time_zone": "Europe/Berlin"}
-    assert times(3, "2026-10-25T00:00", **hourly) == ["2026-10-25T00:30", "2026-10-25T01:30", "2026-10-25T02:30"]
-    assert times(3, "2026-03-29T00:00", **hourly) == ["2026-03-29T00:30", "2026-03-29T01:30", "2026-03-29T02:30"]
+    for hours in ("*", "0-23", "*/1"):
+        hourly = {"cron": f"30 {hours} * * *", "time_zone": "Europe/Berlin"}
+        assert times(3, "2026-10-25T00:00", **hourly) == ["2026-10-25T00:30", "2026-10-25T01:30", "2026-10-25T02:30"]
+        assert times(3, "2026-03-29T00:00", **hourly) == ["2026-03-29T00:30", "2026-03-29T01:30", "2026-03-29T02:30"]
+
+
+@pytest.mark.parametrize("zone", ["Europe/Bern", "../../etc/passwd"])
+def test_a_time_zone_that_is_not_known_is_refused_where_it_is_declared_and_used_only(zone: str) -> None:
+    """What was stored while it was known stays readable."""
+    schedule = Schedule(cron="* * * * *", time_zone=zone)
+    for use in (schedule.require_zone, lambda: schedule.after(moment(START))):
+        with pytest.raises(ValueError, match="is not known; write one as 'Europe/Berlin'"):
+            use()
 
 
 def test_every_so_often() -> None:
@@ -80,13 +90,13 @@ def test_every_so_often() -> None:
         ({"cron": "* 24 * * *"}, "hour '24' is not from 0 to 23"),
         ({"cron": "* * 0 * *"}, "day '0' is not from 1 to 31"),
         ({"cron": "* * * foo *"}, "month 'foo' is not from 1 to 12"),
-        ({"cron": "* * * * mon-sun"}, "weekday 'mon-sun' is empty"),
+        ({"cron": "* * * * mon-sun"}, "weekday 'mon-sun' is empty: 0 to 6 begin with Sunday; write '1-7'"),
+        ({"cron": "* * * * fri-sun"}, "write '5-7'"),
+        ({"cron": "* * * * sat-mon"}, "write '6-6,0-1'"),
         ({"cron": "*/0 * * * *"}, "minute '*/0' is empty"),
         ({"cron": "1-2-3 * * * *"}, "is not as '*'"),
         ({"cron": "@daily"}, "has 1 fields"),
         ({"cron": "0 0 31 2 *"}, "there is no such day"),
-        ({"cron": "* * * * *", "time_zone": "Europe/Bern"}, "'Europe/Bern' is not known"),
-        ({"cron": "* * * * *", "time_zone": "../../etc/passwd"}, "is not known"),
         ({"every": "0m"}, "is not as '15m'"),
         ({"every": "1w"}, "is not as '15m'"),
         ({"every": "400d"}, "is not from 1m to 366d"),

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from factory.errors import InvalidRequest
+from factory import parsing
+from factory.errors import MOST_DETAILS, InvalidRequest
 from factory.parsing import parse
 from factory.spec import (
     NEXT_STATES,
@@ -139,6 +140,21 @@ def test_unknown_fields_name_those_of_their_own_place() -> None:
     assert "feature_service" in found["dataset.servce"]
     assert "budget" not in found["dataset.servce"]
     assert found["dataset.feature_service"] == "This field is required."
+
+
+def test_of_many_unknown_fields_the_first_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def suggest(name: str, _: object) -> str:
+        compared.append(name)
+        return ""
+
+    monkeypatch.setattr(parsing, "suggest", suggest)
+    with pytest.raises(InvalidRequest) as refused:
+        parse(VariantRequest, REQUEST | {f"x{n}": n for n in range(5_000)}, what="request")
+    assert len(compared) == MOST_DETAILS
+    assert refused.value.details[-1].message == "4,980 more problems are not listed."
+    assert len(refused.value.message) < 20_000
 
 
 def test_long_values_are_cut() -> None:

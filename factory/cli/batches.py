@@ -90,8 +90,9 @@ def show(name: Name, json: Json = False, local: Local = False) -> None:
     if json:
         print_json({"batch": batch, "runs": list(runs)})
         return
-    rows = batch.wish.path or f"upload {batch.wish.upload}"
-    out.print(f"{batch.name}: {rows} by {batch.wish.variant}. {_when(batch)}", markup=False)
+    wish = batch.wish
+    what = "" if wish is None else f"{wish.path or f'upload {wish.upload}'} by {wish.variant}. "
+    out.print(f"{batch.name}: {what}{_when(batch)}", markup=False)
     columns = ("run.", "due (UTC)", "by", "state", "version", "rows.", "folder, or what went wrong")
     table("Runs", columns, [_run(run) for run in runs])
 
@@ -157,6 +158,8 @@ def _last(factory: Backend, name: str) -> int:
 
 
 def _when(batch: Batch) -> str:
+    if batch.wish is None or batch.problem:
+        return f"It cannot run: {batch.problem}"
     schedule = batch.wish.schedule
     if schedule is None:
         return "It runs when asked to."
@@ -167,11 +170,12 @@ def _when(batch: Batch) -> str:
 
 
 def _row(batch: Batch) -> tuple[object, ...]:
-    schedule, last = batch.wish.schedule, batch.last
-    when = "when asked" if schedule is None else schedule.sentence
+    wish, last = batch.wish, batch.last
+    when = "when asked" if wish is None or wish.schedule is None else wish.schedule.sentence
+    when = batch.problem or when
     due = "" if batch.next_due is None else f"{batch.next_due:%Y-%m-%d %H:%M}"
     ran = ("", "", "") if last is None else (last.state, "" if last.rows is None else f"{last.rows:,}", _ended(last))
-    return batch.name, batch.wish.variant, when, due if batch.enabled else "paused", *ran
+    return batch.name, "" if wish is None else wish.variant, when, due if batch.enabled else "paused", *ran
 
 
 def _run(run: BatchRun) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ PostgreSQL what several machines share.
 
 from factory.ledger.attempts import MOST_BACK_OFF_S, Attempt, AttemptState, OpenAttempt, Outcome, Wish
 from factory.ledger.audit import AuditRecord
-from factory.ledger.batches import Batch, BatchRun, BatchState
+from factory.ledger.batch_records import Batch, BatchQuery, BatchRun, BatchState
 from factory.ledger.claims import Claim
 from factory.ledger.datasets import Share, Upload, UploadQuery
 from factory.ledger.leases import LEAD_S
@@ -47,6 +47,7 @@ __all__ = [
     "AuditQuery",
     "AuditRecord",
     "Batch",
+    "BatchQuery",
     "BatchRun",
     "BatchState",
     "CanaryCounts",

@@ -6,86 +6,29 @@ import secrets
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, delete, func, insert, literal, select, update
+from sqlalchemy import Connection, delete, func, insert, literal, select, tuple_, update
 
 from factory.errors import Conflict, Detail, NotFound, suggest
 from factory.ledger import moments, schema
 from factory.ledger.audit import Audit, append_audit
+from factory.ledger.batch_records import Batch, BatchQuery, BatchRun, batch_of, run_of
 from factory.ledger.bounds import cleaned
 from factory.ledger.database import repeatable
+from factory.ledger.engines import exclusive
 from factory.ledger.moments import now
+from factory.ledger.pages import MOST, Order, Page
 from factory.ledger.records import document_json
-from factory.spec import Actor, BatchWish, Document
+from factory.spec import Actor, BatchWish
 
-BatchState = Literal["waiting", "running", "done", "failed"]
+MOST_BATCHES = 200
+"""Of a team."""
 SCHEDULE = "schedule"
 """Who starts the runs that are due."""
 
+BatchSort = Literal["name", "-name"]
 _at = schema.batches.c
+_SORTS = {"name": (_at.name,)}
 _run = schema.batch_runs.c
-
-
-class BatchRun(Document):
-    """One run of a batch.
-
-    Attributes:
-        id: Of it, and of its job.
-        batch: ``team.name`` of the batch.
-        number: From 1 on.
-        due: When it was due, or asked for.
-        started_by: ``schedule``, or who asked for it.
-        state: ``waiting`` until its job has begun.
-        folder: Of its predictions, below FACTORY_HOME.
-        created: When it was started.
-        submitted_at: When the cluster had its job.
-        began: When its job began.
-        ended_at: When it was done, or had failed.
-        variant: ``name/version`` that has predicted.
-        rows: That were predicted.
-        manifest: File below FACTORY_HOME that lists the others, once it is done.
-        message: What it came to.
-    """
-
-    id: str
-    batch: str
-    number: int
-    due: datetime
-    started_by: str
-    state: BatchState
-    folder: str
-    created: datetime
-    submitted_at: datetime | None = None
-    began: datetime | None = None
-    ended_at: datetime | None = None
-    variant: str | None = None
-    rows: int | None = None
-    manifest: str | None = None
-    message: str = ""
-
-
-class Batch(Document):
-    """A batch, and the run that it had last.
-
-    Attributes:
-        name: ``team.name``.
-        wish: As it was declared.
-        anywhere: Whether it may read files that its team may not name over the network.
-        enabled: Whether its schedule counts.
-        next_due: When it runs next by its schedule; None where it has none, or is paused.
-        created: When it was declared.
-        created_by: Who has declared it.
-        last: The newest run.
-    """
-
-    name: str
-    team: str
-    wish: BatchWish
-    anywhere: bool
-    enabled: bool
-    next_due: datetime | None
-    created: datetime
-    created_by: str
-    last: BatchRun | None = None
 
 
 class Batches(Audit):
@@ -100,7 +43,7 @@ class Batches(Audit):
             by: Who declares it.
 
         Raises:
-            Conflict: there is one of this name.
+            Conflict: there is one of this name, the team has too many, or is archived.
         """
         moment, name = now(), wish.full_name
         batch = Batch(
@@ -113,13 +56,22 @@ class Batches(Audit):
             created=moment,
             created_by=by.who,
         )
-        row = batch.model_dump(exclude={"wish", "last"}) | {"document": document_json(wish)}
+        row = batch.model_dump(exclude={"wish", "problem", "last"}) | {"document": document_json(wish)}
         with self._write() as connection:
+            exclusive(connection, f"batches of {wish.team}")
+            _require_active(connection, wish.team)
             if connection.scalar(select(_at.name).where(_at.name == name)) is not None:
                 raise Conflict(
                     f"There is a batch {name!r} already.",
                     hint="Delete that one first, or choose another name.",
                     details=[Detail("name", "is taken")],
+                )
+            n_known = connection.scalar(select(func.count()).select_from(schema.batches).where(_at.team == wish.team))
+            if (n_known or 0) >= MOST_BATCHES:
+                raise Conflict(
+                    f"Team {wish.team} has {n_known} batches; no more are taken.",
+                    hint="Delete some, or let one batch read a folder or a pattern of files.",
+                    details=[Detail("team", f"has {n_known} batches; {MOST_BATCHES} are allowed")],
                 )
             connection.execute(insert(schema.batches), row)
             append_audit(connection, "batch.create", name, by=by, team=wish.team, detail={"variant": wish.variant})
@@ -136,28 +88,54 @@ class Batches(Audit):
             return _required(connection, name, team=team)
 
     @repeatable
+    def batch_page(
+        self,
+        where: BatchQuery = BatchQuery(),  # noqa: B008 - frozen
+        *,
+        sort: BatchSort = "name",
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> Page[Batch]:
+        """Return a page of batches, each with its newest run; as :meth:`~factory.ledger.pages.Pages.request_page`."""
+        query = select(schema.batches)
+        if where.team is not None:
+            query = query.where(_at.team == where.team)
+        order = Order.of(sort, _SORTS, where, limit=limit)
+        with self._read() as connection:
+            found = order.page(connection, [query], cursor, lambda row: row)
+            names = [row.name for row in found.items]
+            newest = select(_run.batch, func.max(_run.number)).where(_run.batch.in_(names)).group_by(_run.batch)
+            runs = select(schema.batch_runs).where(tuple_(_run.batch, _run.number).in_(newest))
+            last = {row.batch: run_of(row) for row in connection.execute(runs)}
+        return Page(tuple(batch_of(row, last.get(row.name)) for row in found.items), found.next)
+
     def batches(self, team: str | None = None) -> list[Batch]:
         """Return the batches of a team, or all of them, by name, each with its newest run."""
-        query = select(schema.batches).order_by(_at.team, _at.name)
-        newest = select(_run.batch, func.max(_run.number).label("number")).group_by(_run.batch).subquery()
-        runs = select(schema.batch_runs).join(newest, (newest.c.batch == _run.batch) & (newest.c.number == _run.number))
-        if team is not None:
-            query = query.where(_at.team == team)
+        found, cursor = list[Batch](), None
+        while True:
+            page = self.batch_page(BatchQuery(team=team), cursor=cursor, limit=MOST)
+            found += page.items
+            if (cursor := page.next) is None:
+                return found
+
+    @repeatable
+    def batch_names(self) -> list[str]:
+        """Return the names of all batches."""
         with self._read() as connection:
-            last = {row.batch: _run_of(row) for row in connection.execute(runs)}
-            return [_batch_of(row, last.get(row.name)) for row in connection.execute(query)]
+            return list(connection.scalars(select(_at.name).order_by(_at.name)))
 
     def enable_batch(self, name: str, enabled: bool, *, by: Actor) -> Batch:
         """Let a schedule count, from now on, or pause it; a run that is under way goes on.
 
         Raises:
             NotFound: there is no such batch.
+            Conflict: it is to count, and the batch cannot run.
         """
         with self._write() as connection:
             batch = _required(connection, name, lock=True)
             if batch.enabled != enabled:
-                schedule = batch.wish.schedule
-                due = schedule.after(now()) if enabled and schedule is not None else None
+                schedule = batch.required().schedule if enabled else None
+                due = schedule.after(now()) if schedule is not None else None
                 connection.execute(update(schema.batches).where(_at.name == name).values(enabled=enabled, next_due=due))
                 action = "batch.resume" if enabled else "batch.pause"
                 append_audit(connection, action, name, by=by, team=batch.team)
@@ -192,11 +170,13 @@ class Batches(Audit):
 
         Raises:
             NotFound: there is no such batch.
-            Conflict: a run is under way, or it is not due.
+            Conflict: a run is under way, it is not due, it cannot run, or its team is archived.
         """
         moment = now()
         with self._write() as connection:
             batch = _required(connection, name, lock=True)
+            wish = batch.required()
+            _require_active(connection, batch.team)
             if batch.last is not None and batch.last.ended_at is None:
                 raise Conflict(
                     f"Run {batch.last.number} of {name} is under way; one runs at a time.",
@@ -205,10 +185,10 @@ class Batches(Audit):
                 )
             due = moment
             if by is None:
-                if batch.next_due is None or batch.next_due > moment or batch.wish.schedule is None:
+                if batch.next_due is None or batch.next_due > moment or wish.schedule is None:
                     raise Conflict(f"{name} is not due.", hint="Another controller has started it meanwhile.")
                 due = batch.next_due
-                following = batch.wish.schedule.after(moment)
+                following = wish.schedule.after(moment)
                 connection.execute(update(schema.batches).where(_at.name == name).values(next_due=following))
             number, key = 1 if batch.last is None else batch.last.number + 1, secrets.token_hex(8)
             run = BatchRun(
@@ -228,25 +208,25 @@ class Batches(Audit):
         return run
 
     @repeatable
-    def due_batches(self, moment: datetime) -> list[str]:
-        """Return the names of batches that are due, without an open run; who has waited longest first.
+    def due_batches(self, moment: datetime) -> list[tuple[str, str]]:
+        """Return teams and names of batches that are due, without an open run; who has waited longest first.
 
         Those of an archived team are not.
         """
         busy = select(_run.batch).where(_run.ended_at.is_(None))
         archived = select(schema.teams.c.name).where(schema.teams.c.archived_at.is_not(None))
-        query = select(_at.name).where(
+        query = select(_at.team, _at.name).where(
             _at.enabled, _at.next_due <= moment, _at.name.not_in(busy), _at.team.not_in(archived)
         )
         with self._read() as connection:
-            return list(connection.scalars(query.order_by(_at.next_due, _at.name)))
+            return [(row.team, row.name) for row in connection.execute(query.order_by(_at.next_due, _at.name))]
 
     @repeatable
     def open_batch_runs(self) -> list[BatchRun]:
         """Return the runs that have not ended, the oldest first."""
         query = select(schema.batch_runs).where(_run.ended_at.is_(None)).order_by(_run.created, _run.id)
         with self._read() as connection:
-            return [_run_of(row) for row in connection.execute(query)]
+            return [run_of(row) for row in connection.execute(query)]
 
     @repeatable
     def batch_run(self, run_id: str) -> BatchRun:
@@ -259,7 +239,7 @@ class Batches(Audit):
             row = connection.execute(select(schema.batch_runs).where(_run.id == run_id)).one_or_none()
         if row is None:
             raise NotFound(f"There is no run {run_id[:80]!r}.", hint="`factory batches show` lists those of a batch.")
-        return _run_of(row)
+        return run_of(row)
 
     @repeatable
     def numbered_batch_run(self, name: str, number: int) -> BatchRun:
@@ -277,14 +257,14 @@ class Batches(Audit):
                 hint="`factory batches show` lists those that are kept.",
                 details=[Detail("number", f"{number} is not known")],
             )
-        return _run_of(row)
+        return run_of(row)
 
     @repeatable
     def batch_runs(self, name: str, *, most: int = 50) -> list[BatchRun]:
         """Return the newest runs of a batch, the newest first."""
         query = select(schema.batch_runs).where(_run.batch == name).order_by(_run.number.desc()).limit(most)
         with self._read() as connection:
-            return [_run_of(row) for row in connection.execute(query)]
+            return [run_of(row) for row in connection.execute(query)]
 
     @repeatable
     def mark_batch_run(self, run_id: str, *, variant: str | None = None) -> None:
@@ -314,11 +294,18 @@ class Batches(Audit):
             connection.execute(update(schema.batch_runs).where(this).values(values))
 
     def old_batch_runs(self, batch: Batch) -> list[BatchRun]:
-        """Return ended runs beyond those that a batch keeps."""
-        ended = select(schema.batch_runs).where(_run.batch == batch.name, _run.ended_at.is_not(None))
-        query = ended.order_by(_run.number.desc()).offset(batch.wish.keep_runs).limit(100)
+        """Return ended runs beyond those that a batch keeps: the newest ones, and always the newest that is done."""
+        of_it = (_run.batch == batch.name, _run.ended_at.is_not(None))
+        kept = select(_run.id).where(*of_it).order_by(_run.number.desc()).limit(batch.keep_runs)
+        done = select(_run.id).where(*of_it, _run.state == "done").order_by(_run.number.desc()).limit(1)
+        query = (
+            select(schema.batch_runs)
+            .where(*of_it, _run.id.not_in(kept.subquery().select()), _run.id.not_in(done.subquery().select()))
+            .order_by(_run.number.desc())
+            .limit(100)
+        )
         with self._read() as connection:
-            return [_run_of(row) for row in connection.execute(query)]
+            return [run_of(row) for row in connection.execute(query)]
 
     def forget_batch_run(self, run_id: str) -> None:
         """Forget a run that has ended."""
@@ -340,13 +327,10 @@ def _required(connection: Connection, name: str, *, team: str | None = None, loc
         )
     newest = select(schema.batch_runs).where(_run.batch == name).order_by(_run.number.desc()).limit(1)
     last = connection.execute(newest).one_or_none()
-    return _batch_of(row, None if last is None else _run_of(last))
+    return batch_of(row, None if last is None else run_of(last))
 
 
-def _batch_of(row: Row[Any], last: BatchRun | None) -> Batch:
-    fields = row._asdict()
-    return Batch(wish=BatchWish.model_validate(fields.pop("document")), last=last, **fields)
-
-
-def _run_of(row: Row[Any]) -> BatchRun:
-    return BatchRun.model_validate(row._asdict())
+def _require_active(connection: Connection, team: str) -> None:
+    archived = connection.scalar(select(schema.teams.c.archived_at).where(schema.teams.c.name == team))
+    if archived is not None:
+        raise Conflict(f"Team {team} is archived.", hint="An archived team orders nothing.")

@@ -153,13 +153,21 @@ class Proposals(Serving):
             NotFound: there is no such version.
         """
         with self._write() as connection:
+            went = False
             if wish.as_ == "none":
-                take_aliases(connection, variant, why=why, by=by)
+                went = take_aliases(connection, variant, why=why, by=by)
             elif wish.as_ in get_args(ALIAS):
                 _require_champion(connection, variant, instead_of)
                 change_alias(connection, variant.name, wish.as_, variant.version, who=by.who, why=why, by=by)
             return change_deployment(
-                connection, variant.name, wish, version=variant.version, why=why, if_digest=if_digest, by=by
+                connection,
+                variant.name,
+                wish,
+                version=variant.version,
+                why=why,
+                if_digest=if_digest,
+                by=by,
+                aliases_went=went,
             )
 
     def override_approval(

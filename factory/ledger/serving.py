@@ -142,8 +142,12 @@ def change_deployment(
     evidence: Mapping[str, object] | None = None,
     if_digest: str | None = None,
     by: Actor | None = None,
+    aliases_went: bool = False,
 ) -> Deployment | None:
-    """Change how a version is served within a transaction; as :meth:`Serving.set_deployment`."""
+    """Change how a version is served within a transaction; as :meth:`Serving.set_deployment`.
+
+    What was not served, nor lost an alias just now, and is taken out of traffic is no change that history would tell.
+    """
     at = schema.deployments.c
     exclusive(connection, f"deployment of {name}")
     if if_digest is not None and if_digest != served_digest(deployed(connection, name)):
@@ -155,7 +159,9 @@ def change_deployment(
     required_variant(connection, name, version)
     deployment = None
     if wish.as_ == "none":
-        connection.execute(delete(schema.deployments).where(at.name == name, at.version == version))
+        gone = connection.execute(delete(schema.deployments).where(at.name == name, at.version == version)).rowcount
+        if not (gone or aliases_went):
+            return None
     else:
         connection.execute(delete(schema.deployments).where(at.name == name, at["as"] == wish.as_))
         row = {"name": name, "as": wish.as_, "percent": wish.percent, "version": version, "updated": now()}
@@ -184,14 +190,20 @@ def keep_change(
     connection.execute(insert(schema.deployment_changes).values(row))
 
 
-def take_aliases(connection: Connection, variant: Variant, *, why: str, by: Actor) -> None:
+def take_aliases(connection: Connection, variant: Variant, *, why: str, by: Actor) -> bool:
     """Remove the aliases that point at a version, within the transaction that takes it out of traffic.
+
+    Returns:
+        Whether there was one.
 
     Raises:
         Conflict: it is champion, and others are served beside it, which would be there for nobody.
     """
     name, version = variant.name, variant.version
     exclusive(connection, f"alias of {name}")
+    # Before it is read what is served beside it, in the order in which serving a version takes both.
+    exclusive(connection, f"deployment of {name}")
+    went = False
     for alias in get_args(ALIAS):
         present = alias_row(connection, name, alias)
         if present is None or present.version != version:
@@ -207,6 +219,8 @@ def take_aliases(connection: Connection, variant: Variant, *, why: str, by: Acto
                 details=[Detail("as", "none is not for a champion with others beside it")],
             )
         change_alias(connection, name, alias, None, who=by.who, why=why, by=by)
+        went = True
+    return went
 
 
 def deployed(connection: Connection, name: str | None) -> list[Deployment]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -30,7 +31,12 @@ from factory.spec import Actor, BatchWish, Principal
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2
-"""Runs at a time: each takes one CPU of the head node beside what admission has given away."""
+"""Runs at a time, those of one team only where no other one waits: each takes one CPU of the head node beside what
+admission has given away."""
+FAILED_S = 600.0
+"""After which the start of a run that could not be started is tried again; others have its turn meanwhile."""
+LOGGED_AGAIN_S = 300.0
+"""After which it is looked again whether the log of a run is kept, for as long as the cluster has it."""
 CLEANED_EVERY = timedelta(hours=1)
 _LEDGER = "factory_batches"
 """Metadata of our jobs, with the ledger that they are of."""
@@ -83,9 +89,10 @@ def declare(document: object, *, ledger: Ledger, settings: Settings, by: Actor, 
     Raises:
         InvalidRequest: it is not valid, or names rows that it may not; all problems are named.
         NotFound: the asker's team is another.
-        Conflict: there is one of this name.
+        Conflict: there is one of this name, the team has too many, or is archived.
     """
     wish = parse(BatchWish, document, what="batch")
+    _require_zone(wish)
     if asker is not None and not asker.sees(wish.team):
         raise NotFound(
             f"There is no team {wish.team!r} that you may order for.",
@@ -98,6 +105,18 @@ def declare(document: object, *, ledger: Ledger, settings: Settings, by: Actor, 
     except NotFound as error:
         raise InvalidRequest(error.message, hint=error.hint, details=error.details) from error
     return ledger.create_batch(wish, anywhere=anywhere, by=by)
+
+
+def _require_zone(wish: BatchWish) -> None:
+    try:
+        if wish.schedule is not None:
+            wish.schedule.require_zone()
+    except ValueError as error:
+        raise InvalidRequest(
+            f"The batch is not valid: schedule: {error}.",
+            hint="Mend the named field and try again.",
+            details=[Detail("schedule", f"{error}.")],
+        ) from error
 
 
 def allowed(wish: BatchWish, *, anywhere: bool, ledger: Ledger, settings: Settings) -> str:
@@ -149,6 +168,27 @@ def require_named(paths: list[str], *, anywhere: bool, settings: Settings) -> No
             )
 
 
+def _team_of(batch: str) -> str:
+    return batch.partition(".")[0]
+
+
+def _turns(running: Counter[str], waiting: Mapping[str, str]) -> list[str]:
+    """Return which of those that wait, who has waited longest first, may run now, by the teams of all of them.
+
+    A team has a second run at a time only where no other one waits for its first.
+
+    >>> _turns(Counter(), {"a1": "a", "a2": "a", "b1": "b"}), _turns(Counter({"a": 1}), {"a2": "a", "a3": "a"})
+    (['a1', 'b1'], ['a2'])
+    """
+    left, teams, chosen = list(waiting), Counter(running), list[str]()
+    while left and running.total() + len(chosen) < AT_ONCE:
+        name = min(left, key=lambda one: teams[waiting[one]])  # the first of those with the fewest
+        chosen.append(name)
+        left.remove(name)
+        teams[waiting[name]] += 1
+    return chosen
+
+
 # --- running -------------------------------------------------------------------------
 
 
@@ -168,7 +208,8 @@ class BatchAttendant:
     settings: Settings
     ledger_id: str
     _cleaned: datetime | None = field(default=None, init=False)
-    _logs: set[str] = field(default_factory=set, init=False)
+    _logs: dict[str, datetime] = field(default_factory=dict, init=False)
+    _failed: dict[str, datetime] = field(default_factory=dict, init=False)
     _refused: dict[str, datetime] = field(default_factory=dict, init=False)
 
     def acts(self, jobs: Mapping[str, JobInfo]) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -177,31 +218,53 @@ class BatchAttendant:
         Args:
             jobs: As the cluster has them; asked before this is called.
         """
-        open_ = self.ledger.open_batch_runs()
-        has_job = {run.id for run in open_ if run.submitted_at is not None or run.id in jobs}
-        room = max(AT_ONCE - len(has_job), 0)
-        waiting = [run for run in open_ if run.id not in has_job]
-        for run in [*(run for run in open_ if run.id in has_job), *waiting[:room]]:
+        open_, moment = self.ledger.open_batch_runs(), now()
+        has_job = {run.id: run for run in open_ if run.submitted_at is not None or run.id in jobs}
+        for run in has_job.values():
             yield run.id, partial(self.attend, run, jobs.get(run.id))
-        for name in self.ledger.due_batches(now())[: max(room - len(waiting), 0)]:
-            yield name, partial(self.start, name)
-        yield from self._untidy({run.id for run in open_}, jobs)
-        moment = now()
+        waiting = {run.id: run for run in open_ if run.id not in has_job}
+        due = dict(self._due(moment))
+        teams = {run_id: _team_of(run.batch) for run_id, run in waiting.items()}
+        for turn in _turns(Counter(_team_of(run.batch) for run in has_job.values()), teams | due):
+            if turn in waiting:
+                yield turn, partial(self.attend, waiting[turn], None)
+            else:
+                yield turn, partial(self.start, turn)
+
+    def _due(self, moment: datetime) -> Iterator[tuple[str, str]]:
+        """Yield names and teams of batches that are due, but for those that could not be started a moment ago."""
+        late = moment - timedelta(seconds=FAILED_S)
+        self._failed = {name: at for name, at in self._failed.items() if late < at <= moment}
+        yield from ((name, team) for team, name in self.ledger.due_batches(moment) if name not in self._failed)
+
+    def untidy(self, jobs: Mapping[str, JobInfo]) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Yield what is left to do for runs that have ended, and once an hour for those that are not kept."""
+        open_, moment = {run.id for run in self.ledger.open_batch_runs()}, now()
+        self._refused = {run_id: at for run_id, at in self._refused.items() if run_id in open_}
+        self._logs = {run_id: at for run_id, at in self._logs.items() if run_id in jobs}
+        yield from self._untidy(open_, jobs)
         if self._cleaned is None or not self._cleaned <= moment < self._cleaned + CLEANED_EVERY:
             self._cleaned = moment
-            for batch in self.ledger.batches():
-                for run in self.ledger.old_batch_runs(batch):
-                    yield run.id, partial(self._remove, run)
+            # Each by itself: what is wrong with one keeps no other one.
+            for name in self.ledger.batch_names():
+                yield name, partial(self._clean, name)
             for folder in (self.settings.root / "logs").glob("batch-*"):
                 yield folder.name, partial(self._remove_log, folder)
+
+    def _clean(self, name: str) -> None:
+        """Remove runs of a batch that it does not keep."""
+        for run in self.ledger.old_batch_runs(self.ledger.batch(name)):
+            self._remove(run)
 
     def start(self, name: str) -> BatchRun:
         """Start a run that is due, once for all times that were missed.
 
         Raises:
-            Conflict: it is not due any more.
+            Conflict: it is not due any more, or cannot run.
         """
+        self._failed[name] = now()
         run = self.ledger.start_batch_run(name)
+        del self._failed[name]
         log.info("run %d of batch %s is started", run.number, name, extra={"batch": name})
         self._submit(run)
         return run
@@ -254,8 +317,8 @@ class BatchAttendant:
                 # Its run has told its end, and the process follows; or it was ended while its job came up late.
                 yield job.submission_id, partial(self._end_stray, job)
                 continue
-            if job.submission_id not in self._logs:
-                self._logs.add(job.submission_id)
+            if not self._lately(self._logs.get(job.submission_id), LOGGED_AGAIN_S):
+                self._logs[job.submission_id] = now()
                 yield job.submission_id, partial(self._keep_ended_log, job.submission_id)
             if job.ended_at is not None and now() > job.ended_at + timedelta(seconds=KEPT_S):
                 yield job.submission_id, partial(self.jobs.delete, job.submission_id)
@@ -307,7 +370,9 @@ class BatchAttendant:
 
     @staticmethod
     def _is_late(run: BatchRun, batch: Batch) -> bool:
-        return run.began is not None and now() > run.began + timedelta(hours=batch.wish.hours)
+        """Whether it has taken its hours: also where its process hangs before it has told that it has begun."""
+        began = run.began or run.submitted_at
+        return began is not None and now() > began + timedelta(hours=batch.hours)
 
     @staticmethod
     def _lately(since: datetime | None, most_s: float) -> bool:

@@ -161,11 +161,10 @@ class Controller:
                 self._each(one.id, partial(self.ledger.request_preemption, one.id, for_id=one.for_id))
             self._hold(decision)
             self._forget_keys()
-            for about, act in self._batches.acts(jobs):
-                self._each(about, act)
             # Last: a job that can be neither stopped nor forgotten keeps nobody waiting.
             for request_id, act in self._attendant.untidy({attempt.submission_id for attempt in attempts}, jobs):
                 self._each(request_id, act)
+            self._attend_batches(jobs)
             self._housekeeping.step()
         return Pass(
             led=True,
@@ -176,6 +175,16 @@ class Controller:
             more=len(ended) >= AT_ONCE or len(decision.admit) > AT_ONCE,
             took_s=time.monotonic() - began,
         )
+
+    def _attend_batches(self, jobs: Mapping[str, JobInfo]) -> None:
+        """Do what is to be done for batches; what the cluster refuses of them ends no pass of the requests."""
+        self._n_refusals = 0
+        try:
+            for acts in (self._batches.acts, self._batches.untidy):
+                for about, act in acts(jobs):
+                    self._each(about, act)
+        except ServiceFault as fault:
+            log.warning("batches wait: %s", fault.message)
 
     def _attend(self, attempts: Sequence[OpenAttempt], jobs: Mapping[str, JobInfo]) -> tuple[str, ...]:
         """Look at all open attempts; return the submission ids of those that were ended."""

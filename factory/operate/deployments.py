@@ -168,8 +168,8 @@ def drain_s(settings: Settings) -> float:
 def stop_predictor(settings: Settings, *, timeout_s: float | None = None) -> bool:
     """Stop the predictor with all its processes; return whether one ran.
 
-    It is asked to stop first, which lets it finish what it is answering; what is left after ``timeout_s``,
-    by default a while after the deadline of its calls, is killed.
+    It is asked to stop first: it takes no new calls, and Serve ends HAProxy at once, with the calls that came by it.
+    What is left after ``timeout_s``, by default a while after the deadline of calls, is killed.
 
     Raises:
         Conflict: it is a stack's, which would start it again.

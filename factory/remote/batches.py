@@ -13,7 +13,7 @@ class BatchCalls(Calls):
 
     def batches(self, *, team: str | None = None) -> list[Batch]:
         """Return batches by name, each with its last run; those of one team where given."""
-        return self._items(Batch, "batches", query={"team": team})
+        return list(self._pages(Batch, "batches", query={"team": team}))
 
     def batch(self, name: str) -> Batch:
         """Return a batch.

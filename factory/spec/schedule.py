@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from functools import cache
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
 from typing import Self
 from zoneinfo import ZoneInfo
 
@@ -51,16 +51,26 @@ class Schedule(Document):
             raise ValueError("give either cron, as '30 4 * * *', or every, as '6h'")
         if self.every is not None and not SHORTEST <= _span(self.every) <= LONGEST:
             raise ValueError(f"every: {self.every!r} is not from 1m to 366d")
-        _zone(self.time_zone)
-        if self.cron is not None and self.after(_EPOCH) is None:
+        if self.cron is not None and _fields(self.cron).after(_EPOCH, UTC) is None:
             raise ValueError(f"cron: there is no such day as in {self.cron!r}")
         return self
+
+    def require_zone(self) -> None:
+        """Refuse a time zone that this machine does not know: what is stored stays readable where one is gone.
+
+        Raises:
+            ValueError: it does not.
+        """
+        _zone(self.time_zone)
 
     def after(self, moment: datetime) -> datetime | None:
         """Return when it is due next, later than a moment; None where it never is.
 
         A time that a change of the clock leaves out counts as the moment that comes instead of it; one that comes
         twice counts once, unless it is of every hour.
+
+        Raises:
+            ValueError: the time zone is not known.
         """
         if self.every is not None:
             span = _span(self.every)
@@ -91,7 +101,7 @@ class _Fields:
     either: bool
     all_hours: bool
 
-    def after(self, moment: datetime, zone: ZoneInfo) -> datetime | None:
+    def after(self, moment: datetime, zone: tzinfo) -> datetime | None:
         first = moment.astimezone(zone).date()
         for n in range(_LOOKED_AT):
             day = first + timedelta(days=n)
@@ -107,7 +117,7 @@ class _Fields:
         by_day, by_weekday = day.day in self.days, day.isoweekday() % 7 in self.weekdays
         return (by_day or by_weekday) if self.either else (by_day and by_weekday)
 
-    def _of(self, day: date, zone: ZoneInfo) -> Iterator[datetime]:
+    def _of(self, day: date, zone: tzinfo) -> Iterator[datetime]:
         for hour in self.hours:
             for minute in self.minutes:
                 local = datetime.combine(day, time(hour, minute), zone)
@@ -116,20 +126,21 @@ class _Fields:
                     yield local.replace(fold=1).astimezone(UTC)
 
 
-@cache
+@lru_cache(1_000)  # of texts that callers send
 def _fields(cron: str) -> _Fields:
     words = cron.lower().split()
     if len(words) != 5:
         raise ValueError(f"cron: {cron!r} has {len(words)} fields; it takes 5: minute hour day month weekday")
     minute, hour, day, month, weekday = words
+    hours = _values("hour", hour, 0, 23)
     return _Fields(
         minutes=tuple(sorted(_values("minute", minute, 0, 59))),
-        hours=tuple(sorted(_values("hour", hour, 0, 23))),
+        hours=tuple(sorted(hours)),
         days=_values("day", day, 1, 31),
         months=_values("month", month, 1, 12, _MONTHS),
         weekdays=frozenset(value % 7 for value in _values("weekday", weekday, 0, 7, _WEEKDAYS)),
         either=not day.startswith("*") and not weekday.startswith("*"),
-        all_hours=hour == "*",
+        all_hours=len(hours) == 24,
     )
 
 
@@ -147,6 +158,9 @@ def _values(field: str, text: str, low: int, high: int, names: Mapping[str, int]
             begin = _value(field, first, low, high, names or {})
             end = _value(field, last, low, high, names or {}) if last else (high if step else begin)
         every = int(step or 1)
+        if field == "weekday" and last and begin > end:
+            instead = f"{begin}-7" if end == 0 else f"0-{end}" if begin == 7 else f"{begin}-6,0-{end}"
+            raise ValueError(f"cron: weekday {part!r} is empty: 0 to 6 begin with Sunday; write {instead!r}")
         if every < 1 or begin > end:
             raise ValueError(f"cron: {field} {part!r} is empty")
         found.update(range(begin, end + 1, every))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from factory.errors import Detail, InvalidRequest, listing, suggest
+from factory.errors import MOST_DETAILS, Detail, InvalidRequest, first_of, listing, suggest
 from factory.spec import NUMBERS, ColumnType, Task
 from factory.variants.background import canonical
 from factory.variants.bundle import Bundle
@@ -140,22 +140,25 @@ def _checked(bundle: Bundle, n_rows: int, *, n: int, to: object, fixed: Sequence
     if not 1 <= n <= MOST_FOUND:
         problems.append(Detail("counterexamples", f"{n} are not found; 1 to {MOST_FOUND} are allowed."))
     names = [column.name for column in bundle.columns]
-    for name in fixed:
-        if name not in names:
-            message = f"There is no column {name!r}.{suggest(name, names)} Columns: {listing(names)}."
-            problems.append(Detail("fixed", message))
+    known = set(names)
+    unknown = [name for name in dict.fromkeys(fixed) if name not in known]
+    near = [
+        Detail("fixed", f"There is no column {name[:200]!r}.{suggest(name[:200], names)} Columns: {listing(names)}.")
+        for name in unknown[:MOST_DETAILS]
+    ]
+    problems += first_of(near, n=len(unknown))
     wanted = Wanted()
     if bundle.task is Task.REGRESSION:
         found = _range(to)
         if found is None:
-            message = f"Received {to!r}; needed is a range [low, high], one of which may be null."
+            message = f"Received {_cut(to)}; needed is a range [low, high] of float64, one of which may be null."
             problems.append(Detail("to", message))
         else:
             wanted = found
     elif to is not None:
         if not isinstance(to, str) or to not in bundle.classes:
-            near = suggest(to, bundle.classes) if isinstance(to, str) else ""
-            problems.append(Detail("to", f"There is no class {to!r}.{near} Classes: {listing(bundle.classes)}."))
+            told = suggest(to[:200], bundle.classes) if isinstance(to, str) else ""
+            problems.append(Detail("to", f"There is no class {_cut(to)}.{told} Classes: {listing(bundle.classes)}."))
         else:
             wanted = Wanted(label=to)
     if problems:
@@ -172,9 +175,17 @@ def _range(to: object) -> Wanted | None:
         return None
     if not all(bound is None or (isinstance(bound, int | float) and not isinstance(bound, bool)) for bound in to):
         return None
-    low, high = (None if bound is None else float(bound) for bound in to)
+    try:
+        low, high = (None if bound is None else float(bound) for bound in to)
+    except OverflowError:  # a whole number beyond float64
+        return None
     empty = (low is None and high is None) or (low is not None and high is not None and not low <= high)
     return None if empty else Wanted(low=low, high=high)
+
+
+def _cut(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 class _Search:
@@ -195,9 +206,10 @@ class _Search:
         self._wanted = wanted
         self._values: list[np.ndarray] = []
         self._distances: list[np.ndarray] = []
+        unchanged = frozenset(fixed)
         for column in columns:
             values, distances = _candidates(row[column.name], background[column.name])
-            if column.name in fixed:
+            if column.name in unchanged:
                 values, distances = values[:0], distances[:0]
             self._values.append(values)
             self._distances.append(distances)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 
 from factory.errors import Detail, FactoryError, ServiceFault
 from factory.ledger import IssuedToken, Ledger
@@ -45,6 +45,12 @@ class Rows(Document):
         le=MOST_FOUND,
         description="Nearest rows of another class, for each of 20 rows at most; with `explain`.",
     )
+
+    @model_validator(mode="after")
+    def _explained(self) -> Self:
+        if self.counterexamples and not self.explain:
+            raise ValueError("counterexamples are part of an explanation: send explain as well, or 0 of them")
+        return self
 
 
 class Move(Document):

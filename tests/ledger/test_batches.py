@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from factory.errors import Conflict, NotFound
-from factory.ledger import Ledger, moments
+from factory.ledger import BatchQuery, Ledger, batches, moments, schema
 from factory.spec import BatchWish
 
 from .conftest import ANN
@@ -55,7 +56,7 @@ def test_missed_times_are_one_run_and_one_runs_at_a_time(ledger: Ledger, at: Any
         ledger.start_batch_run("growth.nightly")
     later = NOON + timedelta(hours=25)
     at(later)
-    assert ledger.due_batches(later) == ["growth.nightly"]
+    assert ledger.due_batches(later) == [("growth", "growth.nightly")]
     run = ledger.start_batch_run("growth.nightly")
     assert (run.number, run.due, run.started_by, run.state) == (1, NOON + timedelta(hours=6), "schedule", "waiting")
     assert ledger.batch("growth.nightly").next_due == NOON + timedelta(hours=30)
@@ -68,7 +69,7 @@ def test_missed_times_are_one_run_and_one_runs_at_a_time(ledger: Ledger, at: Any
     with pytest.raises(Conflict, match="under way"):
         ledger.delete_batch("growth.nightly", by=ANN)
     ledger.end_batch_run(run.id, "failed", "no rows")
-    assert ledger.due_batches(NOON + timedelta(hours=31)) == ["growth.nightly"]
+    assert ledger.due_batches(NOON + timedelta(hours=31)) == [("growth", "growth.nightly")]
     assert ledger.start_batch_run("growth.nightly").number == 2
 
 
@@ -104,9 +105,69 @@ def test_an_archived_team_runs_nothing(ledger: Ledger, at: Any) -> None:
     ledger.create_team("growth", by=ANN)
     ledger.create_batch(wish(), anywhere=False, by=ANN)
     later = NOON + timedelta(hours=7)
-    assert ledger.due_batches(later) == ["growth.nightly"]
+    assert ledger.due_batches(later) == [("growth", "growth.nightly")]
     ledger.archive_team("growth", by=ANN)
     assert ledger.due_batches(later) == []
+    for refused in (
+        lambda: ledger.start_batch_run("growth.nightly", by=ANN),
+        lambda: ledger.create_batch(wish("other"), anywhere=False, by=ANN),
+    ):
+        with pytest.raises(Conflict, match="Team growth is archived"):
+            refused()
+
+
+def test_batches_come_in_pages_and_a_team_has_so_many(ledger: Ledger, at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "MOST_BATCHES", 3)
+    names = [ledger.create_batch(wish(f"b{n}"), anywhere=False, by=ANN).name for n in range(3)]
+    last = ledger.start_batch_run("growth.b2", by=ANN)
+    with pytest.raises(Conflict, match="has 3 batches; no more are taken") as refused:
+        ledger.create_batch(wish("b3"), anywhere=False, by=ANN)
+    assert [detail.field for detail in refused.value.details] == ["team"]
+    other = BatchWish.model_validate(wish().model_dump() | {"team": "risk"})
+    ledger.create_batch(other, anywhere=False, by=ANN)
+    first = ledger.batch_page(BatchQuery(team="growth"), limit=2)
+    assert [one.name for one in first.items] == names[:2]
+    rest = ledger.batch_page(BatchQuery(team="growth"), limit=2, cursor=first.next)
+    assert [(one.name, one.last) for one in rest.items] == [("growth.b2", last)]
+    assert rest.next is None
+    assert ledger.batch_names() == [one.name for one in ledger.batches()] == [*names, "risk.nightly"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"keep_runs": -1}, "keep_runs: Input should be greater"),
+        ({"schedule": {"cron": "0 4 * * *", "time_zone": "Europe/Gone"}}, "time_zone: 'Europe/Gone' is not known"),
+    ],
+)
+def test_a_stored_batch_that_is_none_any_more_is_told_of_and_can_be_deleted(
+    changes: dict[str, Any], says: str, ledger: Ledger, at: Any
+) -> None:
+    ledger.create_batch(wish("good"), anywhere=False, by=ANN)
+    ledger.create_batch(wish(), anywhere=False, by=ANN)
+    document = wish().model_dump(mode="json") | changes
+    with ledger._write() as connection:
+        this = schema.batches.c.name == "growth.nightly"
+        connection.execute(update(schema.batches).where(this).values(document=document))
+    good, bad = ledger.batches("growth")
+    assert good.problem == ""
+    assert says in bad.problem
+    assert ledger.old_batch_runs(bad) == []
+    assert [name for _, name in ledger.due_batches(NOON + timedelta(hours=7))] == ["growth.good", "growth.nightly"]
+    with pytest.raises(Conflict, match=r"growth\.nightly cannot run: "):
+        ledger.start_batch_run("growth.nightly", by=ANN)
+    assert not ledger.enable_batch("growth.nightly", False, by=ANN).enabled
+    with pytest.raises(Conflict, match="cannot run"):
+        ledger.enable_batch("growth.nightly", True, by=ANN)
+    ledger.delete_batch("growth.nightly", by=ANN)
+    assert ledger.batches() == [good]
+
+
+def test_the_newest_run_that_is_done_is_kept_however_many_have_failed_since(ledger: Ledger, at: Any) -> None:
+    batch = ledger.create_batch(wish(keep_runs=2), anywhere=False, by=ANN)
+    for state in ("done", "done", "failed", "failed", "failed"):
+        ledger.end_batch_run(ledger.start_batch_run(batch.name, by=ANN).id, state, "so")  # type: ignore[arg-type]
+    assert [run.number for run in ledger.old_batch_runs(batch)] == [3, 1]
 
 
 def test_old_runs_are_told_and_forgotten_and_a_deleted_batch_is_gone(ledger: Ledger, at: Any) -> None:

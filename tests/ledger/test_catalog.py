@@ -138,6 +138,7 @@ def test_every_change_of_how_a_name_is_served_is_kept(ledger: Ledger, request_id
     evidence = {"why": "It fails.", "calls": 2, "failed": 2}
     assert ledger.withdraw_canary(NAME, 2, since, evidence=evidence, by=Actor(who="predictor"))
     ledger.serve(second, DeploymentWish(as_="none"), why="Enough.", by=ANN)
+    ledger.serve(second, DeploymentWish(as_="none"), why="It is out already: no change.", by=ANN)
     found = ledger.deployment_history(NAME)
     assert [(one.version, one.as_, one.percent, one.who, one.why) for one in found[::-1]] == [
         (1, "champion", None, ANN.who, "The first one."),

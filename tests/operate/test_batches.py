@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from factory.errors import Conflict, InvalidRequest, NotFound
-from factory.ledger import BatchRun
+from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault
+from factory.ledger import BatchRun, schema
 from factory.operate import batches
 from factory.operate.batches import declare, run_log
 from factory.operate.jobs import JobSpec, JobState
@@ -138,6 +139,50 @@ def test_runs_that_are_asked_for_wait_for_their_turn_as_well(plant: Plant) -> No
     assert most == batches.AT_ONCE
 
 
+def test_one_teams_batches_keep_no_other_team_waiting(plant: Plant) -> None:
+    running(plant, good(plant))
+    for team in ("growth", "risk"):
+        with suppress(Conflict):  # the request has made its team
+            plant.ledger.create_team(team, by=ANN)
+    plant.ledger.share("variant", "growth.churn", team="growth", with_team="risk", by=ANN)
+    for n in range(5):
+        plant.ledger.start_batch_run(declared(plant, f"b{n}", schedule=None), by=ANN)
+    plant.ledger.start_batch_run(declared(plant, team="risk", schedule=None), by=ANN)
+    plant.passes(plant.controller(), 1)
+    begun = [run.batch for run in plant.ledger.open_batch_runs() if run.submitted_at is not None]
+    assert sorted(begun) == ["growth.b0", "risk.nightly"]
+
+
+def test_batches_that_cannot_run_take_no_turn_of_others_and_end_no_pass(plant: Plant) -> None:
+    running(plant, good(plant))
+    broken = [declared(plant, f"a{n}") for n in range(3)]
+    name = declared(plant, "good")
+    with plant.ledger._write() as connection:
+        these = schema.batches.c.name.in_(broken)
+        connection.execute(update(schema.batches).where(these).values(document={"team": 1}))
+    plant.advance(2 * HOUR)
+    plant.until(plant.controller(), lambda: bool(runs(plant, name)) and runs(plant, name)[0].state == "done")
+
+
+def test_a_time_zone_that_is_not_known_is_refused(plant: Plant) -> None:
+    with pytest.raises(InvalidRequest, match="'Europe/Bern' is not known") as refused:
+        declared(plant, schedule={"cron": "0 4 * * *", "time_zone": "Europe/Bern"})
+    assert [detail.field for detail in refused.value.details] == ["schedule"]
+
+
+def test_what_the_cluster_refuses_of_batches_ends_no_pass_of_requests(plant: Plant) -> None:
+    for n in range(4):
+        run = plant.ledger.start_batch_run(declared(plant, f"b{n}", schedule=None), by=ANN)
+        plant.ledger.mark_batch_run(run.id)
+    controller = plant.controller()
+
+    def refuse(*_: object) -> None:
+        raise ServiceFault("no", hint="none")
+
+    controller._batches.attend = refuse  # type: ignore[method-assign]
+    assert controller.reconcile().led
+
+
 def test_a_run_that_fails_is_told_and_tried_at_the_next_time(plant: Plant) -> None:
     running(plant, lambda _: Script(run_s=5.0, exit_code=1, lines=((1.0, "no room\n"),)))
     name = declared(plant)
@@ -170,6 +215,17 @@ def test_a_run_that_hangs_is_stopped(plant: Plant) -> None:
     plant.until(controller, lambda: plant.ledger.batch_run(run.id).state == "failed")
     assert "longer than its hours" in plant.ledger.batch_run(run.id).message
     assert plant.jobs.list()[run.id].state is JobState.STOPPED
+
+
+def test_a_run_whose_process_hangs_before_it_has_begun_is_stopped_too(plant: Plant) -> None:
+    running(plant, lambda _: Script(run_s=100 * HOUR))
+    declared(plant, hours=0.5, schedule=None)
+    run = plant.ledger.start_batch_run("growth.nightly", by=ANN)
+    controller = plant.controller()
+    plant.until(controller, lambda: plant.ledger.batch_run(run.id).submitted_at is not None)
+    plant.advance(0.6 * HOUR)
+    plant.until(controller, lambda: plant.ledger.batch_run(run.id).state == "failed")
+    assert "longer than its hours" in plant.ledger.batch_run(run.id).message
 
 
 def test_a_lost_job_ends_its_run(plant: Plant) -> None:

@@ -48,6 +48,7 @@ def test_a_batch_is_declared_listed_and_shown(declared: str, world: World) -> No
         ({"variant": "risk.fraud"}, 400, "/variant"),
         ({"path": None, "upload": "0" * 64}, 400, "/upload"),
         ({"schedule": {"cron": "61 * * * *"}}, 400, "/schedule"),
+        ({"schedule": {"cron": "1 * * * *", "time_zone": "Europe/Bern"}}, 400, "/schedule"),
         ({"team": "risk"}, 404, "/team"),
         ({"team": "nobody"}, 404, "/team"),
     ],
@@ -60,6 +61,15 @@ def test_what_cannot_be_declared_names_its_field(
     error = error_of(world("growth/submit").post("/batches", json=document(**changes)), status)
     assert fields_of(error) == {field}
     assert world.ledger.batches() == []
+
+
+def test_batches_are_listed_in_pages(declared: str, world: World) -> None:
+    assert world("operator").post("/batches", json=document(name="other")).status_code == 201
+    first = world("growth/read").get("/batches?limit=1")
+    assert [one["name"] for one in first.json()["items"]] == [declared]
+    assert 'rel="next"' in first.headers["link"]
+    rest = world("growth/read").get(f"/batches?limit=1&cursor={first.json()['next']}").json()
+    assert ([one["name"] for one in rest["items"]], rest["next"]) == (["growth.other"], None)
 
 
 def test_a_batch_is_paused_run_and_deleted_by_its_team(declared: str, world: World) -> None:

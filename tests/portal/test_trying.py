@@ -74,6 +74,8 @@ def test_what_the_predictor_refuses_is_told_as_it_says_it(served: World) -> None
     assert "Did you mean 'age'?" in error["details"][0]["message"]
     error_of(served("growth/read").post(f"{PLACE}/predictions", json={"rows": []}), 400)
     error_of(served("growth/read").post(f"{PLACE}/predictions", json={"rows": [{}] * 101}), 400)
+    ignored = served("growth/read").post(f"{PLACE}/predictions", json={"rows": [ROW], "counterexamples": 1})
+    assert "send explain as well" in error_of(ignored, 400)["message"]
 
 
 def test_without_a_predictor_it_says_so(world: World) -> None:

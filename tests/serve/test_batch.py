@@ -336,3 +336,20 @@ def test_a_run_reads_what_its_team_may_name_when_it_begins(own_shelf: Shelf, sho
         patch.setattr(batch_run, "load_settings", lambda: shop)
         assert batch_run.main([run.id]) == 2
     assert "may not be named" in ledger.batch_run(run.id).message
+
+
+def test_a_run_reads_the_files_that_were_checked(
+    own_shelf: Shelf, shop: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+    real = batch_source.files_of
+
+    def once(data: str) -> list[Path]:
+        looked.append(data)
+        return real(data)
+
+    for module in (batch, batch_run):
+        monkeypatch.setattr(module, "files_of", once)
+    path = written(rows(30), tmp_path / "rows.parquet")
+    assert run_of(shop, own_shelf.ledger, path=str(path))[0] == 0
+    assert looked == [str(path)], "a link that is changed between two looks would lead elsewhere"

@@ -107,6 +107,7 @@ def test_counterexamples_are_predicted_as_told(explaining):
         ({"counterexamples": "many"}, "counterexamples"),
         ({"counterexamples": 1, "to": "maybe"}, "to"),
         ({"counterexamples": 1, "fixed": ["agee"]}, "fixed"),
+        ({"counterexamples": 1, "fixed": ["age"] * 10_001}, "fixed"),
         ({"fixed": ["age"]}, "fixed"),
         ({"scale": "logit"}, "scale"),
         ({"counterexample": 1}, "counterexample"),

@@ -62,6 +62,18 @@ def test_a_replica_that_gets_another_number_leaves_nothing_under_the_old_one(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["0.prom"]
 
 
+def test_replicas_that_swap_their_numbers_leave_each_others_metrics_alone(tmp_path: Path) -> None:
+    numbers = {"a": 0, "b": 1}
+    first, second = FleetMetrics(tmp_path, lambda: numbers["a"]), FleetMetrics(tmp_path, lambda: numbers["b"])
+    first.write(told(1, replica="0"))
+    second.write(told(2, replica="1"))
+    numbers |= {"a": 1, "b": 0}
+    first.write(told(3, replica="1"))
+    assert counts(second.exchange(told(4, replica="0"))) == {"0": 4, "1": 3}
+    second.close()
+    assert counts(first.exchange(told(3, replica="1"))) == {"1": 3}
+
+
 def test_where_the_folder_cannot_be_used_a_replica_tells_of_itself(tmp_path: Path) -> None:
     (tmp_path / "m").write_text("in the way")
     assert counts(FleetMetrics(tmp_path / "m", lambda: 0).exchange(told(2, replica="0"))) == {"0": 2}

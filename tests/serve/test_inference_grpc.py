@@ -18,13 +18,14 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from factory.spec import Variant
+from factory.spec import DeploymentWish, Variant
 from factory.variants.bundle import Bundle
 from serve.core import Core
 from serve.inference_messages import METHODS, SERVICE, add_to_server, message
 from serve.inference_service import ERROR_KEY, InferenceService
 from serve.limits import Limits
 from serve.loaded import Loaded
+from serve.traffic import KEY_HEADER, position
 from tests.serving import NoFeatures
 
 from .conftest import Shelf
@@ -159,6 +160,32 @@ def test_a_callers_own_deadline_ends_a_call_and_frees_its_place(shelf: Shelf, to
         finally:
             release.set()
         assert client.infer(CHURN, tensors(), headers=token).as_numpy("prediction") is not None
+
+
+def test_a_canary_that_hangs_rests_after_a_callers_own_deadline(own_shelf: Shelf, churn: Bundle) -> None:
+    release = threading.Event()
+
+    def load(variant: Variant) -> Loaded:
+        assert variant.version == 1 or release.wait(60)
+        return own_shelf.load(variant)
+
+    for champion in (True, False):
+        own_shelf.put(CHURN, churn, champion=champion)
+    canary = DeploymentWish.model_validate({"as": "canary", "percent": 50})
+    own_shelf.ledger.set_deployment(CHURN, canary, version=2)
+    key = next(str(n) for n in range(100) if position(CHURN, str(n).encode()) < 0.5)
+    headers = {"authorization": f"Bearer {own_shelf.secret}", KEY_HEADER: key}
+    with serving(own_shelf, load) as (address, core), triton.InferenceServerClient(address) as client:
+        try:
+            with pytest.raises(InferenceServerException) as raised:
+                client.infer(CHURN, tensors(), headers=headers, client_timeout=3.0)
+            assert raised.value.status() == "StatusCode.DEADLINE_EXCEEDED"
+            while core.places._taken:
+                time.sleep(0.01)
+            answer = client.infer(CHURN, tensors(), headers=headers)
+            assert answer.get_response().model_version == "1"
+        finally:
+            release.set()
 
 
 def test_health_and_metadata(client: Any, token: dict[str, str]) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,20 +13,15 @@ from typing import Any, cast
 
 import httpx
 import numpy as np
-import pandas as pd
 import pytest
 
 from factory.errors import StorageFault
 from factory.ledger import ShadowCounts
 from factory.settings import Settings
 from factory.spec import DeploymentWish, Variant
-from serve import journal, recording, replica
 from serve import predictions as predictions_module
+from serve import recording, replica
 from serve import shadows as shadows_module
-from serve.app import Predictor
-from serve.core import Core
-from serve.journal import Outcome
-from serve.limits import Limits
 from serve.loaded import Loaded
 from serve.predictions import Prediction
 from serve.recording import Answered, Recorder
@@ -37,25 +29,10 @@ from serve.shadows import Comparisons, Mirrors, compared
 from serve.telemetry import MOST_VARIANTS, Telemetry
 from serve.traffic import KEY_HEADER, Beside
 from tests.answers import error_of
-from tests.serving import NoFeatures
 
 from .calls import CHURN, ROW
 from .conftest import SETUP, Caller, MakePredictor, Shelf
-
-
-def recorder(folder: Path, *, percent: float = 100, days: int = 30) -> Recorder:
-    return Recorder(folder, percent=percent, days=days)
-
-
-def writing(shelf: Shelf, kept: Recorder | None, load: Any = None) -> Caller:
-    limits = Limits(rows=50, body_mb=0.1)
-    core = Core(shelf.ledger, load=load or shelf.load, features=NoFeatures(), limits=limits, recorder=kept)
-    return Caller(Predictor(core), shelf.secret)
-
-
-def written(folder: Path, kind: str = "predictions") -> pd.DataFrame:
-    files = sorted((folder / kind).glob("variant=*/date=*/*.parquet"))
-    return pd.concat([pd.read_parquet(file) for file in files], ignore_index=True) if files else pd.DataFrame()
+from .recorded import recorder, writing, written
 
 
 def answered(n_rows: int = 2, **changes: Any) -> Answered:
@@ -298,142 +275,6 @@ def test_a_shadows_fault_is_nobodys(own_shelf: Shelf, churn: Any, tmp_path: Path
         b'factory_shadow_calls_total{outcome="failed",replica="0",variant="growth.churn",version="2"} 5.0'
         in metrics(own_shelf, caller)
     )
-
-
-# --- outcomes -------------------------------------------------------------------------
-
-
-def test_outcomes_are_written_beside(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
-    own_shelf.put("growth.churn", churn)
-    kept = recorder(tmp_path)
-    caller = writing(own_shelf, kept)
-    told = [
-        {"key": "4711", "outcome": "yes", "time": "2026-11-29T10:00:00+01:00"},
-        {"key": "4712", "outcome": 12.5},
-        {"key": "4713", "outcome": True},
-    ]
-    answer = caller.post("/variants/growth.churn/outcomes", json={"outcomes": told})
-    assert answer.json() == {"written": 3}
-    caller.post("/variants/growth.churn/outcomes", json={"outcomes": [{"key": "4714", "outcome": "no"}]})
-    kept.close()
-    assert len(list(tmp_path.rglob("*.parquet"))) == 1, "one file of many rows, not one for each call"
-    assert not list((tmp_path / "outcomes-journal").iterdir())
-    frame = written(tmp_path, "outcomes")
-    assert frame[["key", "outcome"]].values.tolist() == [
-        ["4711", "yes"],
-        ["4712", "12.5"],
-        ["4713", "true"],
-        ["4714", "no"],
-    ]
-    assert frame["time"][0] == pd.Timestamp("2026-11-29T09:00:00Z")
-
-
-@pytest.mark.parametrize(
-    ("body", "status"),
-    [
-        ({}, 400),
-        ({"outcomes": []}, 400),
-        ({"outcomes": [{"key": "", "outcome": 1}]}, 400),
-        ({"outcomes": [{"key": "a"}]}, 400),
-        ({"outcomes": [{"key": "a", "outcome": 1, "time": "yesterday"}]}, 400),
-        ({"outcomes": [{"key": str(k), "outcome": 1} for k in range(51)]}, 413),
-    ],
-)
-def test_outcomes_that_are_none_are_refused(
-    body: dict[str, Any], status: int, own_shelf: Shelf, churn: Any, tmp_path: Path
-) -> None:
-    own_shelf.put("growth.churn", churn)
-    error_of(writing(own_shelf, recorder(tmp_path)).post("/variants/growth.churn/outcomes", json=body), status)
-    assert not (tmp_path / "outcomes").exists()
-
-
-def test_a_full_disk_is_told_of_an_outcome_and_not_of_a_prediction(
-    own_shelf: Shelf, churn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own_shelf.put("growth.churn", churn)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    kept = recorder(tmp_path)
-    caller = writing(own_shelf, kept)
-    told = {"outcomes": [{"key": "a", "outcome": 1}]}
-    with monkeypatch.context() as broken:
-        broken.setattr(recording.pq, "write_table", full)
-        broken.setattr(journal.os, "fsync", full)
-        assert "No space left" in error_of(caller.post("/variants/growth.churn/outcomes", json=told), 503)["message"]
-        assert caller.post(CHURN, json={"dataframe_records": [ROW]}).status_code == 200
-        kept.flush()
-        assert not list(tmp_path.rglob("*.parquet*"))
-    assert caller.post("/variants/growth.churn/outcomes", json={"outcomes": [{"key": "b", "outcome": 2}]}).is_success
-    with monkeypatch.context() as broken:
-        broken.setattr(recording.pq, "write_table", full)
-        kept.close()
-    kept.flush()
-    assert written(tmp_path, "outcomes")["key"].tolist() == ["b"], "what was answered with an error is not kept"
-
-
-def test_outcomes_of_a_killed_replica_are_made_into_files_once(tmp_path: Path) -> None:
-    told = "from datetime import UTC, datetime; moment = datetime(2026, 11, 29, tzinfo=UTC)"
-    code = f"""
-import os, signal
-from pathlib import Path
-from serve.recording import Recorder
-from serve.journal import Outcome
-{told}
-kept = Recorder(Path({str(tmp_path)!r}), percent=0, days=30)
-kept.put_outcomes("growth.churn", [Outcome("a", "yes", moment), Outcome("b", "no", moment)])
-kept.put_outcomes("growth.spend", [Outcome("c", "1.5", moment)])
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
-    [left] = (tmp_path / "outcomes-journal").iterdir()
-    with left.open("ab") as file:
-        file.write(b'{"variant": "growth.churn", "rows": [["d", "y')  # of a call that was never answered
-    lines = left.read_bytes()
-    recorder(tmp_path).flush()
-    assert sorted(written(tmp_path, "outcomes")["key"]) == ["a", "b", "c"]
-    assert not left.exists()
-    left.write_bytes(lines)  # killed between the files and the end of the journal
-    recorder(tmp_path).flush()
-    assert sorted(written(tmp_path, "outcomes")["key"]) == ["a", "b", "c"], "nothing twice"
-
-
-def test_what_another_replica_writes_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "MOST_ROWS", 3)
-    one, other = recorder(tmp_path), recorder(tmp_path)
-    moment = datetime.now(UTC)
-    one.put_outcomes("growth.churn", [Outcome("a", "yes", moment)])
-    other.flush()
-    assert written(tmp_path, "outcomes").empty
-    one.put_outcomes("growth.churn", [Outcome("b", "yes", moment), Outcome("c", "yes", moment)])
-    other.flush()
-    assert len(written(tmp_path, "outcomes")) == 3, "a journal that is full is anybody's"
-    one.close()
-    other.close()
-
-
-def test_outcomes_are_told_by_the_variants_own_team(own_shelf: Shelf, churn: Any, tmp_path: Path) -> None:
-    ledger = own_shelf.ledger
-    for team in ("growth", "risk"):
-        ledger.create_team(team, by=SETUP)
-    own_shelf.put("growth.churn", churn)
-    app = writing(own_shelf, recorder(tmp_path)).app
-    told = {"outcomes": [{"key": "a", "outcome": 1}]}
-
-    def tell(team: str | None, *scopes: Any) -> httpx.Response:
-        secret = ledger.issue_token("caller", team=team, scopes=scopes, by=SETUP).secret
-        return Caller(app, secret).post("/variants/growth.churn/outcomes", json=told)
-
-    error_of(tell("risk", "predict"), 404)
-    ledger.share("variant", "growth.churn", team="growth", with_team="risk", by=SETUP)
-    app = writing(own_shelf, recorder(tmp_path)).app
-    assert "another team's" in error_of(tell("risk", "predict"), 403)["message"]
-    assert "may only read" in error_of(tell("growth", "read"), 403)["message"]
-    assert "may only read" in error_of(tell(None, "read"), 403)["message"]
-    assert tell("growth", "predict").is_success
-    assert tell("growth", "read", "deploy").is_success
-    assert tell(None, "predict").is_success
 
 
 # --- the recorder itself ----------------------------------------------------------------

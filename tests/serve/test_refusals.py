@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from factory.settings import Settings
 from serve import remembered
-from serve.addresses import host_of_peer, networks, origin_of
+from serve.addresses import Origins, host_of_peer, networks, origin_of
 from serve.doors import REFUSALS_A_MINUTE
+from serve.limits import Limits
 from tests.answers import error_of
 
 from .calls import one
@@ -77,6 +80,19 @@ def test_tokens_that_open_nothing_are_not_asked_for_without_end(counting: tuple[
     asyncio.run(scenario())
 
 
+def test_a_client_with_a_token_that_is_over_shuts_out_nobody_of_its_address(counting: tuple[Any, Counting]) -> None:
+    caller, ledger = counting
+    good = ledger.issue_token("good", team=None, scopes=["predict"], by=SETUP).secret
+
+    async def scenario() -> None:
+        for _ in range(2 * MOST):
+            error_of(await posted(caller.app, "mvf_over"), 401)
+        assert ledger.asked["authenticate"] == 1
+        assert (await posted(caller.app, good)).status_code == 200
+
+    asyncio.run(scenario())
+
+
 def test_where_a_call_comes_from_is_the_word_of_our_own_proxy_only(counting: tuple[Any, Counting]) -> None:
     caller, _ = counting
 
@@ -86,8 +102,8 @@ def test_where_a_call_comes_from_is_the_word_of_our_own_proxy_only(counting: tup
         error_of(await posted(caller.app, "mvf_x", x_forwarded_for="10.0.0.1"), 429)
         error_of(await posted(caller.app, "mvf_x", x_forwarded_for="10.0.0.2"), 401)
         for n in range(MOST):
-            error_of(await posted(caller.app, f"mvf_{n}", client="10.0.0.3", x_forwarded_for=f"10.1.0.{n}"), 401)
-        error_of(await posted(caller.app, "mvf_x", client="10.0.0.3", x_forwarded_for="10.2.0.1"), 429)
+            error_of(await posted(caller.app, f"mvf_y{n}", client="10.0.0.3", x_forwarded_for=f"10.1.0.{n}"), 401)
+        error_of(await posted(caller.app, "mvf_z", client="10.0.0.3", x_forwarded_for="10.2.0.1"), 429)
 
     asyncio.run(scenario())
 
@@ -108,6 +124,15 @@ def test_where_a_call_comes_from_is_the_word_of_our_own_proxy_only(counting: tup
 def test_addresses(client: str, forwarded: list[str], origin: str) -> None:
     own, named = networks("127.0.0.0/8"), networks("192.168.0.0/24")
     assert origin_of(client, forwarded, named, first=own) == origin
+
+
+def test_behind_tls_a_balancer_is_believed_only_where_it_is_named(tmp_path: Path) -> None:
+    """The calls of HAProxy for TLS come from this machine, with the address of whoever has called it last."""
+    told = {"client": ("127.0.0.1", 1), "headers": [(b"x-forwarded-for", b"9.9.9.9, 8.8.8.8, 10.0.0.1, 127.0.0.1")]}
+    certificate = tmp_path / "chain.pem"
+    for named, origin in (("10.0.0.1", "8.8.8.8"), (None, "10.0.0.1")):
+        settings = Settings(home=tmp_path, serve_tls_cert=certificate, trusted_proxies=named)
+        assert Origins(Limits.of(settings).proxies).of(told) == origin
 
 
 def test_over_grpc_it_is_the_same(counting: tuple[Any, Counting]) -> None:

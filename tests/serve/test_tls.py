@@ -40,7 +40,8 @@ class Heard(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps({name.lower(): value for name, value in self.headers.items()}).encode()
+        told = {name.lower(): ", ".join(self.headers.get_all(name, ())) for name in self.headers}
+        body = json.dumps(told).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -81,7 +82,7 @@ def behind() -> Iterator[dict[str, int]]:
 @contextmanager
 def proxy(certificate: Certificate, folder: Path, ports: dict[str, int]) -> Iterator[TlsProxy]:
     folder.mkdir(mode=0o700, exist_ok=True)
-    with closing(TlsProxy(certificate, folder, **ports, deadline_s=1.0)) as front:
+    with closing(TlsProxy(certificate, folder, **ports, deadline_s=2.5)) as front:
         yield front
 
 
@@ -108,7 +109,7 @@ def test_http_and_grpc_are_answered_on_one_port(authority: Authority, behind: di
     chain = authority.issue(tmp_path / "server.pem")
     with proxy(Certificate(chain, chain), tmp_path / "proxy", behind):
         heard = post(behind["port"], authority)
-        assert heard["x-forwarded-for"] == "127.0.0.1", "who calls, not who says so"
+        assert heard["x-forwarded-for"] == "9.9.9.9, 127.0.0.1", "who calls comes last, after what it says itself"
         assert heard["x-forwarded-proto"] == "https"
         trust = grpc.ssl_channel_credentials(authority.path.read_bytes())
         with grpc.secure_channel(f"127.0.0.1:{behind['port']}", trust) as channel:
@@ -155,6 +156,16 @@ def test_a_proxy_that_was_killed_is_started_again(authority: Authority, behind: 
         front._process.wait()
         front.look()
         assert post(behind["port"], authority)
+
+
+def test_who_leaves_takes_no_further_calls(authority: Authority, behind: dict[str, int], tmp_path: Path) -> None:
+    chain = authority.issue(tmp_path / "server.pem")
+    with proxy(Certificate(chain, chain), tmp_path / "proxy", behind) as front:
+        assert post(behind["port"], authority)
+        front.leave()
+        front._process.wait(30)
+        with pytest.raises(httpx.HTTPError):
+            post(behind["port"], authority)
 
 
 @pytest.mark.parametrize("content", [b"", b"no certificate"])

@@ -20,8 +20,9 @@ from serve import predictions as predictions_module
 from serve import remembered
 from serve import traffic as module
 from serve.guard import Took
+from serve.limits import TIMEOUT_HEADER
 from serve.loaded import Loaded
-from serve.traffic import KEY_HEADER, position
+from serve.traffic import KEY_HEADER, RESTS_TIMES, position
 from tests.answers import error_of
 
 from .calls import CHURN, ROW
@@ -356,4 +357,66 @@ def test_a_call_that_takes_the_champion_as_long_is_nothing_against_the_canary(
     finally:
         over.set()
     watched = caller.app.core.traffic._watched["growth.churn"]
-    assert (watched.guard.counts, watched.rests_until) == (CanaryCounts(), 160.0)
+    assert (watched.guard.counts, watched.rests_until) == (CanaryCounts(), 100.0 + 0.6 * RESTS_TIMES)
+
+
+def test_a_canary_that_hangs_leaves_the_champion_time_within_a_callers_own_deadline(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = Event()
+
+    def hang() -> None:
+        over.wait()
+
+    monkeypatch.setattr(module, "CANARY_PART", 0.01)
+    monkeypatch.setattr(module, "clock", lambda: 100.0)
+    caller = make_caller(two, load=planting(two, hang), deadline_s=6_000.0)
+    key = next(key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3)
+
+    async def scenario() -> None:
+        core = caller.app.core
+        for version in (1, 2):
+            await core.cache.get(two.ledger.variant("growth.churn", version))
+        async with caller.client() as client:
+            headers = {KEY_HEADER: str(key), TIMEOUT_HEADER.decode(): "15000"}
+            answer = await client.post(CHURN, **BODY, headers=headers)
+        assert (answer.status_code, answer.headers["x-variant"]) == (200, "growth.churn/1"), answer.text
+        assert core.traffic._watched["growth.churn"].guard.counts == CanaryCounts(calls=1, failed=1)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        over.set()
+
+
+def test_a_canary_whose_caller_went_while_it_hung_rests(
+    two: Shelf, make_caller: MakePredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over gRPC, where a caller's own deadline ends the call and no replica is told of it before."""
+    clock, over, hangs = [100.0], Event(), Event()
+
+    def hang() -> None:
+        clock[0] += 1.5
+        hangs.set()
+        over.wait()
+
+    monkeypatch.setattr(module, "clock", lambda: clock[0])
+    caller = make_caller(two, load=planting(two, hang), deadline_s=600.0)
+    key = next(key for key in range(100) if position("growth.churn", str(key).encode()) < 0.3)
+
+    async def scenario() -> None:
+        core = caller.app.core
+        async with caller.client() as client:
+            call = asyncio.create_task(client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)}))
+            await asyncio.to_thread(hangs.wait)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert core.traffic._watched["growth.churn"].rests_until == 101.5 + 1.5 * RESTS_TIMES
+            answer = await client.post(CHURN, **BODY, headers={KEY_HEADER: str(key)})
+        assert (answer.status_code, answer.headers["x-variant"]) == (200, "growth.churn/1"), answer.text
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        over.set()

@@ -103,6 +103,8 @@ def test_a_wanted_class_and_range_are_reached_or_are_there_already() -> None:
         (True, {"to": "maybe", "fixed": ["aa"]}, ["fixed", "to"]),
         (True, {"to": 3}, ["to"]),
         (True, {"n": 11}, ["counterexamples"]),
+        (True, {"fixed": ["a", *(f"x{n}" for n in range(5_000))]}, [*["fixed"] * 20, "details"]),
+        (False, {"to": [10**400, None]}, ["to"]),
         (False, {}, ["to"]),
         (False, {"to": [3, 1]}, ["to"]),
         (False, {"to": [None, None]}, ["to"]),

@@ -17,10 +17,10 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/batches")
-async def show_batches(visitor: SignedIn) -> Response:
+async def show_batches(visitor: SignedIn, cursor: str = "") -> Response:
     """Show the batches, by name."""
-    found = await visitor.api.get(f"{API}/batches", Batches)
-    return visitor.page("batches.html", items=found.items)
+    found = await visitor.api.get(f"{API}/batches", Batches, {"cursor": cursor})
+    return visitor.page("batches.html", items=found.items, next=found.next)
 
 
 @router.get("/batches/{name}")

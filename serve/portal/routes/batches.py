@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from starlette.responses import PlainTextResponse, Response
 
-from factory.ledger import Batch, BatchRun
+from factory.ledger import Batch, BatchQuery, BatchRun
 from factory.operate.batches import declare, log_of
 from factory.spec import NAME, BatchWish, Document
 from serve.portal.bodies import Incoming, about
@@ -16,7 +16,7 @@ from serve.portal.context import Here
 from serve.portal.documents import Batches, BatchRuns
 from serve.portal.identity import Caller, Reader, Submitter
 from serve.portal.openapi import ALWAYS, BODY, refusals, takes
-from serve.portal.replies import reply
+from serve.portal.replies import page, reply
 from serve.portal.routes import API
 
 router = APIRouter(prefix=f"{API}/batches", tags=["batches"], responses=refusals(*ALWAYS))
@@ -41,6 +41,8 @@ class BatchFilters(Document):
     """Which batches."""
 
     team: str | None = Field(None, pattern=NAME, description="Of one team; the token's own where empty.")
+    cursor: str | None = Field(None, max_length=1024, description="`next` of the page before.")
+    limit: int = Field(50, ge=1, le=200)
 
 
 class RunFilters(Document):
@@ -50,9 +52,11 @@ class RunFilters(Document):
 
 
 @router.get("", response_model=Batches, responses=refusals(404))
-def list_batches(portal: Here, caller: Reader, filters: Annotated[BatchFilters, Query()]) -> Response:
+def list_batches(portal: Here, caller: Reader, request: Request, filters: Annotated[BatchFilters, Query()]) -> Response:
     """List the batches of a team by name, each with its last run."""
-    return reply(Batches(items=tuple(portal.ledger.batches(caller.own_team(filters.team)))))
+    where = BatchQuery(team=caller.own_team(filters.team))
+    found = portal.ledger.batch_page(where, cursor=filters.cursor, limit=filters.limit)
+    return page(Batches(items=found.items, next=found.next), request, found.next)
 
 
 @router.post(
