@@ -20,7 +20,7 @@ USUAL = {"when": ["daily"], "minute": ["0"], "time": ["04:30"], "weekday": ["mon
 """What stands in them first."""
 _TIME = re.compile(r"([0-2]?[0-9]):([0-5][0-9])(:00)?")
 _HOURLY = re.compile(r"(\d{1,2}) \* \* \* \*")
-_DAILY = re.compile(r"(\d{1,2}) (\d{1,2}) \* \* (\*|[a-z,]+)")
+_DAILY = re.compile(r"(\d{1,2}) (\d{1,2}) \* \* (\*|[a-z,-]+)")
 _EVERY = re.compile(r"(\d+)\s*([mhd])")
 
 
@@ -67,6 +67,8 @@ def in_words(schedule: Schedule | None, words: Words) -> str:
 
     >>> in_words(Schedule(cron="30 4 * * mon,fri"), Words.of("en"))
     'weekly on Mon and Fri at 4:30\\u202fAM'
+    >>> in_words(Schedule(cron="30 4 * * mon-fri"), Words.of("de"))
+    'wöchentlich am Mo.–Fr. um 04:30'
     >>> in_words(Schedule(every="6h"), Words.of("en")), in_words(Schedule(cron="0 4 1 * *"), Words.of("en"))
     ('every 6 hours', '0 4 1 * *')
     """
@@ -84,7 +86,8 @@ def in_words(schedule: Schedule | None, words: Words) -> str:
     if match[3] == "*":
         return words("daily at {time}", time=at)
     named = get_day_names("abbreviated", locale=words.locale)
-    days = format_list([named[WEEKDAYS.index(day)] for day in match[3].split(",")], locale=words.locale)
+    spans = [[named[WEEKDAYS.index(day)] for day in span.split("-")] for span in match[3].split(",")]
+    days = format_list(["–".join(span) for span in spans], locale=words.locale)
     return words("weekly on {days} at {time}", days=days, time=at)
 
 
