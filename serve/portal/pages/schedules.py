@@ -68,7 +68,7 @@ def in_words(schedule: Schedule | None, words: Words) -> str:
     >>> in_words(Schedule(cron="30 4 * * mon,fri"), Words.of("en"))
     'weekly on Mon and Fri at 4:30\\u202fAM'
     >>> in_words(Schedule(cron="30 4 * * mon-fri"), Words.of("de"))
-    'wöchentlich am Mo.–Fr. um 04:30'
+    'wöchentlich am Mo. bis Fr. um 04:30'
     >>> in_words(Schedule(every="6h"), Words.of("en")), in_words(Schedule(cron="0 4 1 * *"), Words.of("en"))
     ('every 6 hours', '0 4 1 * *')
     """
@@ -87,7 +87,8 @@ def in_words(schedule: Schedule | None, words: Words) -> str:
         return words("daily at {time}", time=at)
     named = get_day_names("abbreviated", locale=words.locale)
     spans = [[named[WEEKDAYS.index(day)] for day in span.split("-")] for span in match[3].split(",")]
-    days = format_list(["–".join(span) for span in spans], locale=words.locale)
+    told = [span[0] if len(span) == 1 else words("{low} to {high}", low=span[0], high=span[1]) for span in spans]
+    days = format_list(told, locale=words.locale)
     return words("weekly on {days} at {time}", days=days, time=at)
 
 
