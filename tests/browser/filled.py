@@ -114,7 +114,7 @@ def _choose(when: str) -> Callable[[Tab], None]:
 
 def _name_wrong_rows(tab: Tab) -> None:
     tab.page.get_by_label("Files by their path").check()
-    tab.page.get_by_label("Path").fill("/etc/passwd")
+    tab.page.locator("#b-path").fill("/etc/passwd")
     tab.page.get_by_role("button", name="Declare this batch").click()
     tab.page.locator("#w-path").wait_for()
 
