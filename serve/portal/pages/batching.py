@@ -29,6 +29,7 @@ TABLES = 50
 """Uploaded tables that are offered, the newest."""
 VARIANTS = 200
 """Versions, the newest, whose names are offered."""
+_FIELDS = frozenset({*FIELDS, "name", "variant", "upload", "path", "keep", "schedule", "keep_runs", "hours"})
 ZONES = tuple(sorted(zone for zone in available_timezones() if "/" in zone and not zone.startswith("Etc/")))
 
 
@@ -143,7 +144,7 @@ def _wrong(form: Form, error: ErrorContent | None) -> dict[str, str]:
         field, problem = dotted(detail.field).removeprefix("schedule."), detail.message.partition("; received ")[0]
         if field == "schedule":
             field, _, problem = problem.partition(": ")
-        wrong[field_of(form, field)] = problem
+        wrong[field_of(form, field.partition(".")[0])] = problem
     return wrong
 
 
@@ -156,6 +157,7 @@ async def _page(visitor: Visitor, form: Form, status: int = 200, error: ErrorCon
     )
     offered = {one.name for one in found.items}
     offered |= {f"{one.name}@{alias}" for one in found.items for alias in one.aliases if alias != "champion"}
+    wrong = _wrong(form, error)
     rows = one(form, "rows") or ("upload" if tables.items else "path")
     return visitor.page(
         "new_batch.html",
@@ -169,6 +171,7 @@ async def _page(visitor: Visitor, form: Form, status: int = 200, error: ErrorCon
         zones=ZONES,
         limit=visitor.request.app.state.portal.uploads.limit_bytes,
         error=error,
-        wrong=defaultdict(str, _wrong(form, error)),
+        wrong=defaultdict(str, wrong),
+        told_at=len(wrong) if wrong.keys() <= _FIELDS else 0,
         **due,
     )
