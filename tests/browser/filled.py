@@ -316,6 +316,7 @@ class _Filling:
             "batches": "/batches",
             "batch": "/batches/growth.nightly",
             "batch-run": "/batches/growth.nightly/runs/2",
+            "batch-run-running": "/batches/growth.nightly/runs/4",
             "batch-idle": "/batches/growth.when-asked",
             "batch-new": "/batches/new?variant=growth.churn",
             "deployments": "/deployments",

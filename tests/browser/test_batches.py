@@ -51,6 +51,16 @@ def test_a_batch_is_declared_once_however_often_one_clicks_and_deleted(tab: Tab,
     assert tab.complaints == []
 
 
+def test_the_log_of_a_run_is_searched(filled: Filled, make_tab: MakeTab) -> None:
+    tab = make_tab(filled.address)
+    tab.sign_in(filled.token)
+    tab.go(filled.pages["batch-run"])
+    assert tab.page.locator("#log-text").inner_text().count("\n") == 2
+    tab.page.locator("#log-search").fill("PREDICTING")
+    tab.page.locator("#log-found", has_text="1").wait_for()
+    assert tab.page.locator("#log-text").inner_text() == "Predicting by growth.churn/2."
+
+
 def test_what_is_refused_is_told_at_its_field_which_gets_the_focus(tab: Tab) -> None:
     page = tab.page
     page.locator("#b-name").fill("refused")

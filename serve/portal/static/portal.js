@@ -245,6 +245,9 @@ function takeTyped() {
     if (field?.type === "radio") form.elements[name].value = value;
     else if (field && field.type !== "checkbox") field.value = value;
   }
+  form?.querySelectorAll("[type=checkbox]").forEach((box) => {
+    box.checked = values.some(([name, value]) => name === box.name && value === box.value);
+  });
   const folded = form?.closest("details");
   if (folded) folded.open = true;
 }
@@ -270,6 +273,17 @@ document.addEventListener("click", async (event) => {
   } else if (button.matches(".menu-open")) {
     button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
   }
+});
+
+// The lines of a log with what is looked for.
+document.addEventListener("input", (event) => {
+  if (!event.target.matches("[data-searches]")) return;
+  const text = document.getElementById(event.target.dataset.searches);
+  text.dataset.all ??= text.textContent;
+  const wanted = event.target.value.toLowerCase();
+  const lines = text.dataset.all.split("\n").filter((line) => line.toLowerCase().includes(wanted));
+  text.textContent = lines.join("\n");
+  document.getElementById("log-found").textContent = wanted ? lines.length.toLocaleString(language) : "";
 });
 
 // A choice that is sent by itself: at once where it was pointed at; by keys, which walk through all that there is,
