@@ -142,5 +142,5 @@ def _moment(value: Any) -> datetime:
     if not isinstance(value, datetime):
         raise ValueError(repr(value))
     # As the online store keeps it.
-    value = value.replace(microsecond=0)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    moment: datetime = value.replace(microsecond=0)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

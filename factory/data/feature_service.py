@@ -113,8 +113,8 @@ class ServiceDefinition:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the feature columns: stored ones, then those that are computed."""
-        views = (*self.views, *self.on_demand)
-        return tuple(feature.column for view in views for feature in view.features)
+        stored = tuple(feature.column for view in self.views for feature in view.features)
+        return (*stored, *(feature.column for view in self.on_demand for feature in view.features))
 
     @property
     def stored(self) -> tuple[ViewDefinition, ...]:

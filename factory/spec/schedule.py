@@ -78,6 +78,13 @@ class Schedule(Document):
         assert self.cron is not None
         return _fields(self.cron).after(moment, _zone(self.time_zone))
 
+    def times(self, moment: datetime) -> Iterator[datetime]:
+        """Yield when it is due, from the first time after a moment on."""
+        due = self.after(moment)
+        while due is not None:
+            yield due
+            due = self.after(due)
+
     @property
     def sentence(self) -> str:
         """It, as a person reads it."""

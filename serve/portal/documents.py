@@ -171,6 +171,12 @@ class BatchRuns(Listing):
     items: tuple[BatchRun, ...]
 
 
+class DueTimes(Listing):
+    """When a schedule is due, the next time first."""
+
+    items: tuple[datetime, ...]
+
+
 class AuditLog(Listing):
     """A page of the audit log."""
 

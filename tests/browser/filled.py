@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,11 +21,13 @@ from sklearn.datasets import load_wine
 
 from factory.data.dataset import from_frame
 from factory.errors import InvalidData
-from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served, moments
+from factory.ledger import LATENCY_MS, CanaryCounts, Ledger, Served, ShadowCounts, moments
+from factory.operate.batches import run_log
 from factory.settings import Settings
 from factory.spec import (
     ALIAS,
     Actor,
+    BatchWish,
     CurvePoint,
     DeploymentWish,
     FileDataset,
@@ -83,8 +85,48 @@ class Filled:
     pages: dict[str, str]
     ledger: Ledger
     operators: dict[str, str] = field(
-        default_factory=lambda: {"teams": "/team", "new-team": "/new", "team-by-operator": "/team?name=growth"}
+        default_factory=lambda: {
+            "teams": "/team",
+            "new-team": "/new",
+            "team-by-operator": "/team?name=growth",
+            "batch-team": "/batches/new",
+        }
     )
+
+
+def _predict(tab: Tab) -> None:
+    tab.page.get_by_role("button", name="Predict").click()
+    tab.page.locator("#answer .card").wait_for()
+
+
+def _ask(tab: Tab) -> None:
+    tab.page.locator("form[data-question] button").first.click()
+    tab.page.locator("dialog[open]").wait_for()
+
+
+def _choose(when: str) -> Callable[[Tab], None]:
+    def choose(tab: Tab) -> None:
+        tab.page.locator(f"input[name=when][value={when}]").check()
+        tab.page.wait_for_timeout(OPENED_MS)
+
+    return choose
+
+
+def _name_wrong_rows(tab: Tab) -> None:
+    tab.page.get_by_label("Files by their path").check()
+    tab.page.locator("#b-path").fill("/etc/passwd")
+    tab.page.get_by_role("button", name="Declare this batch").click()
+    tab.page.locator("#w-path").wait_for()
+
+
+ACTS: dict[str, tuple[str, Callable[[Tab], None]]] = {
+    "try-answer": ("try", _predict),
+    "question": ("dataset", _ask),
+    "batch-new-weekly": ("batch-new", _choose("weekly")),
+    "batch-new-cron": ("batch-new", _choose("cron")),
+    "batch-new-refused": ("batch-new", _name_wrong_rows),
+}
+"""Name of what comes up on a page → the page, and what is done there."""
 
 
 def views(portal: Filled, tab: Tab, only: Collection[str] = ()) -> Iterator[str]:
@@ -112,14 +154,10 @@ def views(portal: Filled, tab: Tab, only: Collection[str] = ()) -> Iterator[str]
             tab.page.evaluate("document.querySelectorAll('main details').forEach((one) => { one.open = true; })")
             tab.page.wait_for_timeout(OPENED_MS)
             yield opened
-    for answered in shown("try-answer", portal.pages["try"]):
-        tab.page.get_by_role("button", name="Predict").click()
-        tab.page.locator("#answer .card").wait_for()
-        yield answered
-    for asked in shown("question", portal.pages["dataset"]):
-        tab.page.locator("form[data-question] button").first.click()
-        tab.page.locator("dialog[open]").wait_for()
-        yield asked
+    for name, (page, act) in ACTS.items():
+        for acted in shown(name, portal.pages[page]):
+            act(tab)
+            yield acted
     tab.page.context.clear_cookies()
     tab.sign_in(portal.operator)
     for name, path in portal.operators.items():
@@ -226,9 +264,17 @@ class _Filling:
             self.ledger.note(
                 second, "segment", f"Segment {segment!r} is served by the pooled variant: {reason}", payload=told
             )
-        for wish, version in (({"as": "champion"}, 2), ({"as": "canary", "percent": 10}, 1)):
-            self.ledger.set_deployment("growth.churn", DeploymentWish.model_validate(wish), version=version, by=SETUP)
+        for days, wish, version, why in (
+            (12, {"as": "champion"}, 1, "The version before, as the new one does worse"),
+            (9, {"as": "champion"}, 2, "It was the features, not the version"),
+            (2, {"as": "canary", "percent": 10}, 1, "Whether it was the features after all"),
+            (1, {"as": "shadow"}, 3, "The other recipe, beside them"),
+        ):
+            named = DeploymentWish.model_validate(wish)
+            with ago(days=days):
+                self.ledger.set_deployment("growth.churn", named, version=version, why=why, who="person:ann", by=SETUP)
         self.called()
+        self.batches(digest)
         for title in ("Churn, explained by a line", "Churn, explained by a short line"):
             recipe = {"name": "churn-linear", "title": title, "families": ["constant", "linear"]}
             self.client.put("/recipes/churn-linear", json=recipe).raise_for_status()
@@ -267,6 +313,12 @@ class _Filling:
             "features": "/features",
             "feature-service": "/features/country_v1",
             "dataset": f"/datasets/{digest}",
+            "batches": "/batches",
+            "batch": "/batches/growth.nightly",
+            "batch-run": "/batches/growth.nightly/runs/2",
+            "batch-run-running": "/batches/growth.nightly/runs/4",
+            "batch-idle": "/batches/growth.when-asked",
+            "batch-new": "/batches/new?variant=growth.churn",
             "deployments": "/deployments",
             "deployment": "/deployments/growth.churn",
             "team": "/team",
@@ -295,9 +347,42 @@ class _Filling:
                     )
                 )
         self.ledger.add_served(counted)
-        canary = self.ledger.deployment("growth.churn")[1]
+        served = {one.as_: one for one in self.ledger.deployment("growth.churn")}
+        canary = served["canary"]
         seen = CanaryCounts(calls=640, failed=3, compared=610, slower=290)
         self.ledger.add_canary("growth.churn", 1, canary.updated, seen)
+        for against, n in ((2, 5_120), (1, 566)):
+            compared = ShadowCounts(calls=n, labelled=n, agreed=round(n * 0.943))
+            self.ledger.add_shadow("growth.churn", 3, served["shadow"].updated, against, compared)
+
+    def batches(self, digest: str) -> None:
+        """Let batches be declared, and the first one have run: with an end, with a fault, and still."""
+        for name, changes in (
+            ("nightly", {"schedule": {"cron": "30 4 * * mon-fri", "time_zone": "Europe/Berlin"}, "keep": ["alcohol"]}),
+            ("of-every-customer-in-all-regions-of-the-north", {"schedule": {"every": "6h"}}),
+            ("when-asked", {"variant": "growth.churn@challenger"}),
+        ):
+            document = {"team": "growth", "name": name, "variant": "growth.churn", "upload": digest} | changes
+            self.ledger.create_batch(BatchWish.model_validate(document), anywhere=False, by=SETUP)
+        self.ledger.enable_batch("growth.of-every-customer-in-all-regions-of-the-north", False, by=SETUP)
+        fault = "There is no column 'alcohol' in the rows."
+        for hours, state, message in (
+            (50, "done", "178 predictions"),
+            (26, "failed", fault),
+            (2, "done", "178 predictions"),
+        ):
+            with ago(hours=hours):
+                run = self.ledger.start_batch_run("growth.nightly", by=SETUP)
+                self.ledger.mark_batch_run(run.id, variant="growth.churn/2")
+            with ago(hours=hours, seconds=-94):
+                rows = {"rows": 178, "manifest": f"{run.folder}/_manifest.json"} if state == "done" else {}
+                self.ledger.end_batch_run(run.id, state, message, **rows)
+            log = run_log(run, self.settings)
+            log.parent.mkdir(parents=True)
+            log.write_text(f"Reading the rows.\nPredicting by growth.churn/2.\n{message}\n", encoding="utf-8")
+        with ago(seconds=40):
+            run = self.ledger.start_batch_run("growth.nightly", by=SETUP)
+            self.ledger.mark_batch_run(run.id, variant="growth.churn/2")
 
     def uploaded(self) -> str:
         content = wine().to_csv(index=False).encode()

@@ -65,7 +65,7 @@ NEEDED = {
         *("list_proposals", "show_proposal", "try_version"),
         *("show_team", "list_shares", "list_usage", "list_variant_costs", "show_metrics", "show_cluster"),
         *("list_feature_services", "show_feature_service", "list_recipe_versions"),
-        *("list_batches", "show_batch", "list_batch_runs", "show_batch_log"),
+        *("list_batches", "show_batch", "list_batch_runs", "show_batch_log", "show_due_times"),
     ],
     "any": ["show_me", "show_token", "rotate_token", "revoke_token"],
     "session": ["show_session", "choose_team", "sign_out"],

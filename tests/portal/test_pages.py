@@ -64,7 +64,7 @@ class Visitor:
     def get(self, path: str, **arguments: Any) -> Page:
         return self("GET", path, **arguments)
 
-    def post(self, path: str, **form: str | list[str]) -> Page:
+    def post(self, path: str, /, **form: str | list[str]) -> Page:
         return self("POST", path, data={name.replace("__", "."): value for name, value in form.items()})
 
     def signed_in(self, who: str = "growth/submit") -> Visitor:

@@ -25,6 +25,7 @@ from serve.portal.browser import local_path
 from serve.portal.documents import ErrorContent
 from serve.portal.pages.inner import Api, Refused, api_of
 from serve.portal.pages.names import MENU, NAMES, metric_named
+from serve.portal.pages.schedules import in_words
 from serve.portal.pages.telling import told
 from serve.portal.pages.words import UNKNOWN, Words, zone_of
 from serve.portal.routes.sign_in import SessionView
@@ -269,6 +270,7 @@ def environment(language: str) -> Environment:
         "words": words,
         "static": static,
         "plotly_address": static("plotly.min.js"),
+        "in_words": lambda schedule: in_words(schedule, words),
         "translated": lambda text: told(words, text),
         "named": lambda kind, name: named(words, kind, name),
         "named_choice": lambda path, name: named(words, path if path in NAMES else path.rpartition(".")[2], name),

@@ -16,7 +16,7 @@ from importlib import resources
 from zoneinfo import ZoneInfo, available_timezones
 
 from babel import Locale
-from babel.dates import format_date, format_time, format_timedelta
+from babel.dates import format_date, format_skeleton, format_time, format_timedelta
 from babel.lists import format_list
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
@@ -204,6 +204,19 @@ class Words:
         today = there.date() == now.astimezone(zone or UTC).date()
         shown = time if today else f"{format_date(there, 'medium', locale=self.locale)}, {time}"
         return shown if zone else f"{shown} UTC"
+
+    def at(self, moment: datetime, zone: ZoneInfo | None = None) -> str:
+        """Return a moment to come with its day of the week; in UTC, and saying so, without the reader's zone.
+
+        >>> Words.of("de").at(datetime(2026, 12, 1, 3, 30, tzinfo=UTC), ZoneInfo("Europe/Berlin"))
+        'Di., 1. Dez. 2026, 04:30'
+        """
+        there = moment.astimezone(zone or UTC)
+        day, time = (
+            format_skeleton("yMMMEd", there, locale=self.locale),
+            format_time(there, "short", locale=self.locale),
+        )
+        return f"{day}, {time}" if zone else f"{day}, {time} UTC"
 
 
 def _zeros(value: float) -> int:

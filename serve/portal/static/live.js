@@ -258,13 +258,3 @@ if (live()?.dataset.open === "yes") {
   clock();
   document.addEventListener("visibilitychange", () => { if (!document.hidden && late) { late = false; reload(); } });
 }
-
-document.addEventListener("input", (event) => {
-  if (!event.target.matches("[data-searches]")) return;
-  const text = document.getElementById(event.target.dataset.searches);
-  text.dataset.all ??= text.textContent;
-  const wanted = event.target.value.toLowerCase();
-  const lines = text.dataset.all.split("\n").filter((line) => line.toLowerCase().includes(wanted));
-  text.textContent = lines.join("\n");
-  document.getElementById("log-found").textContent = wanted ? lines.length.toLocaleString(language) : "";
-});

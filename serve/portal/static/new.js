@@ -1,10 +1,7 @@
 // Ordering: an upload with its progress, drafts that survive a reload, problems beside their fields.
 "use strict";
 
-import { notice } from "./portal.js";
-
-const upload = document.getElementById("upload");
-if (upload) begin(upload);
+import { keepTyped, notice } from "./portal.js";
 
 function size(bytes) {
   const unit = bytes >= 1e9 ? [1e9, "GB"] : bytes >= 1e6 ? [1e6, "MB"] : [1e3, "kB"];
@@ -15,17 +12,28 @@ function filled(text, values) {
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
-function begin(form) {
-  const drop = document.getElementById("drop"), input = document.getElementById("file");
-  input.addEventListener("change", () => input.files.length && send(form, input.files[0]));
-  for (const name of ["dragenter", "dragover"]) {
-    drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); });
-  }
-  for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
-    event.preventDefault();
-    if (event.dataTransfer.files.length) send(form, event.dataTransfer.files[0]);
+// Heard by the document: a form that was refused comes as a new one.
+const dropOf = (event) => event.target.closest?.("#drop");
+document.addEventListener("change", ({ target }) => {
+  if (target.id === "file" && target.files.length) send(target.form, target.files[0]);
+});
+for (const name of ["dragenter", "dragover"]) {
+  document.addEventListener(name, (event) => {
+    if (dropOf(event)) { event.preventDefault(); dropOf(event).classList.add("over"); }
   });
+}
+for (const name of ["dragleave", "drop"]) document.addEventListener(name, (event) => dropOf(event)?.classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  if (!dropOf(event)) return;
+  event.preventDefault();
+  if (event.dataTransfer.files.length) send(document.getElementById("upload"), event.dataTransfer.files[0]);
+});
+
+// Puts an uploaded table among those that may be chosen, and chooses it.
+function choose(choice, dataset) {
+  if (![...choice.options].some((one) => one.value === dataset.digest)) choice.add(new Option(dataset.name, dataset.digest));
+  choice.value = dataset.digest;
+  choice.focus();
 }
 
 function send(form, file) {
@@ -53,8 +61,11 @@ function send(form, file) {
   call.onload = () => {
     let answer = {};
     try { answer = JSON.parse(call.responseText); } catch { /* told below */ }
+    const choice = document.getElementById(form.dataset.chooses);
+    if (call.status === 401 && choice) keepTyped(choice.form);
     if (call.status === 401) location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`);
     else if (call.status >= 400) stop([answer.error?.message, answer.error?.hint].filter(Boolean).join(" ") || form.dataset.stopped);
+    else if (choice) { choose(choice, answer.dataset); form.reset(); text.textContent = form.dataset.there; bar.value = 1; }
     else location.assign(`/new/form?${new URLSearchParams(`${form.dataset.carried}&dataset=${answer.dataset.digest}`)}`);
   };
   call.send(file);

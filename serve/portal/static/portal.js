@@ -190,13 +190,20 @@ async function send(form, submitter) {
     return;
   }
   const to = answer.headers.get("hx-redirect");
-  if (answer.status === 401) sessionStorage.setItem(`typed:${current()}`, JSON.stringify([form.getAttribute("action"), [...sent]]));
+  if (answer.status === 401) keepTyped(form);
   if (to) { location.assign(to); return; }
   if (answer.redirected) { location.assign(answer.url); return; }
   fresh(document);
   const page = new DOMParser().parseFromString(text, "text/html"), whole = page.querySelector("main");
   // A refusal may come as the page itself, as it is by now and with what was typed.
-  if (whole) { document.querySelector("main").replaceWith(whole); begin(); scrollTo(0, 0); return; }
+  if (whole) {
+    document.querySelector("main").replaceWith(whole);
+    window.htmx?.process(whole);
+    begin();
+    scrollTo(0, 0);
+    whole.querySelector("[aria-invalid=true]")?.focus();
+    return;
+  }
   document.getElementById("notices").replaceChildren(...page.body.childNodes);
   (tellWrong(form) ?? document.getElementById("notices")).scrollIntoView({ block: "nearest" });
 }
@@ -222,6 +229,11 @@ function tellWrong(form) {
 }
 
 // Whose session had ended comes back to the form as it was sent.
+export function keepTyped(form) {
+  const typed = [...new FormData(form)].filter(([, value]) => typeof value === "string");
+  sessionStorage.setItem(`typed:${current()}`, JSON.stringify([form.getAttribute("action"), typed]));
+}
+
 function takeTyped() {
   const kept = sessionStorage.getItem(`typed:${current()}`);
   if (!kept || !document.querySelector(".frame")) return;
@@ -230,8 +242,12 @@ function takeTyped() {
   const form = document.querySelector(`form[action="${CSS.escape(action)}"]`);
   for (const [name, value] of values) {
     const field = form?.querySelector(`[name="${CSS.escape(name)}"]:not([type=hidden])`);
-    if (field && !["checkbox", "radio"].includes(field.type)) field.value = value;
+    if (field?.type === "radio") form.elements[name].value = value;
+    else if (field && field.type !== "checkbox") field.value = value;
   }
+  form?.querySelectorAll("[type=checkbox]").forEach((box) => {
+    box.checked = values.some(([name, value]) => name === box.name && value === box.value);
+  });
   const folded = form?.closest("details");
   if (folded) folded.open = true;
 }
@@ -257,6 +273,17 @@ document.addEventListener("click", async (event) => {
   } else if (button.matches(".menu-open")) {
     button.setAttribute("aria-expanded", String(button.getAttribute("aria-expanded") !== "true"));
   }
+});
+
+// The lines of a log with what is looked for.
+document.addEventListener("input", (event) => {
+  if (!event.target.matches("[data-searches]")) return;
+  const text = document.getElementById(event.target.dataset.searches);
+  text.dataset.all ??= text.textContent;
+  const wanted = event.target.value.toLowerCase();
+  const lines = text.dataset.all.split("\n").filter((line) => line.toLowerCase().includes(wanted));
+  text.textContent = lines.join("\n");
+  document.getElementById("log-found").textContent = wanted ? lines.length.toLocaleString(language) : "";
 });
 
 // A choice that is sent by itself: at once where it was pointed at; by keys, which walk through all that there is,
