@@ -8,7 +8,6 @@ holds that the migrations lead to exactly these tables.
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -17,7 +16,6 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
-    MetaData,
     String,
     Table,
     Text,
@@ -26,6 +24,34 @@ from sqlalchemy import (
 )
 
 from factory.ledger.moments import UtcDateTime
+from factory.ledger.schema_base import is_open, json_column, metadata
+from factory.ledger.schema_serving import (
+    LATENCY_COLUMNS,
+    LATENCY_MS,
+    aliases,
+    batch_runs,
+    batches,
+    canaries,
+    deployment_changes,
+    deployments,
+    served,
+    shadows,
+)
+
+__all__ = [
+    "LATENCY_COLUMNS",
+    "LATENCY_MS",
+    "aliases",
+    "batch_runs",
+    "batches",
+    "canaries",
+    "deployment_changes",
+    "deployments",
+    "served",
+    "shadows",
+    "metadata",
+]
+"""Of other modules, for those who look for a table here; the tables below are beside them."""
 
 HEAD = "0009"
 """Revision that the tables below are of."""
@@ -33,25 +59,14 @@ HEAD = "0009"
 VERSION_TABLE = "ledger_schema"
 """Own version table, since MLflow keeps its ``alembic_version`` where both share one database."""
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-_json = JSON(none_as_null=True)
 _TO_BE_CANCELLED = text("cancel_requested_at IS NOT NULL")
-_OPEN = text("ended_at IS NULL")
 _UNDECIDED = text("state = 'open'")
 
 requests = Table(
     "requests",
     metadata,
     Column("id", String(64), primary_key=True),
-    Column("document", _json, nullable=False),
+    Column("document", json_column, nullable=False),
     Column("team", String(64), nullable=False),
     Column("variant", String(128), nullable=False),
     Column("recipe", String(64), nullable=False),
@@ -62,7 +77,7 @@ requests = Table(
     Column("attempt", Integer, nullable=False),
     Column("events", Integer, nullable=False),
     Column("fault", String(8)),
-    Column("error", _json),
+    Column("error", json_column),
     Column("driver_token", String(32)),
     Column("driver_host", String(255)),
     Column("driver_pid", Integer),
@@ -71,7 +86,7 @@ requests = Table(
     Column("priority", String(8), nullable=False),
     Column("door", String(16)),
     Column("submitted_by", String(255)),
-    Column("quote", _json),
+    Column("quote", json_column),
     Column("expected_s", Float),
     Column("cpus", Float, nullable=False),
     Column("gpus", Float, nullable=False),
@@ -116,7 +131,7 @@ events = Table(
     Column("state", String(16), nullable=False),
     Column("kind", String(64), nullable=False),
     Column("message", Text, nullable=False),
-    Column("payload", _json, nullable=False),
+    Column("payload", json_column, nullable=False),
     Column("hash", String(64)),
 )
 
@@ -140,7 +155,7 @@ attempts = Table(
     Column("message", Text, nullable=False),
     UniqueConstraint("submission_id"),
     Index(None, "team", "gpus", "ended_at"),
-    Index("ix_attempts_open", "request_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("ix_attempts_open", "request_id", unique=True, sqlite_where=is_open, postgresql_where=is_open),
 )
 """``ix_attempts_open`` lets a request have one open attempt at most, and is what finds the open ones."""
 
@@ -157,7 +172,7 @@ trials = Table(
     Column("cost_s", Float, nullable=False),
     Column("origin", String(16), nullable=False),
     Column("recorded", UtcDateTime, nullable=False),
-    Column("document", _json, nullable=False),
+    Column("document", json_column, nullable=False),
     Index(None, "finished", "recorded"),
 )
 
@@ -167,7 +182,7 @@ profiles = Table(
     Column("request_id", String(64), ForeignKey("requests.id"), primary_key=True),
     Column("task", String(16), nullable=False),
     Column("recorded", UtcDateTime, nullable=False),
-    Column("document", _json, nullable=False),
+    Column("document", json_column, nullable=False),
     Index(None, "task", "recorded"),
 )
 
@@ -179,64 +194,19 @@ variants = Table(
     Column("request_id", String(64), ForeignKey("requests.id"), nullable=False),
     Column("state", String(16), nullable=False),
     Column("created", UtcDateTime, nullable=False),
-    Column("document", _json, nullable=False),
+    Column("document", json_column, nullable=False),
     Column("team", String(64), nullable=False),
     Index(None, "request_id"),
     Index(None, "created", "name", "version"),
     Index(None, "team", "created", "name", "version"),
 )
 
-aliases = Table(
-    "aliases",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", String(255), nullable=False),
-    Column("alias", String(32), nullable=False),
-    Column("version", Integer),
-    Column("who", String(255), nullable=False),
-    Column("why", Text, nullable=False),
-    Column("evidence", _json, nullable=False),
-    Column("time", UtcDateTime, nullable=False),
-    ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
-    Index(None, "name", "alias", "id"),
-)
-
-deployments = Table(
-    "deployments",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", String(255), nullable=False),
-    Column("as", String(16), nullable=False),
-    Column("percent", Float),
-    Column("version", Integer, nullable=False),
-    Column("updated", UtcDateTime, nullable=False),
-    ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
-    UniqueConstraint("name", "as"),
-)
-
-deployment_changes = Table(
-    "deployment_changes",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", String(255), nullable=False),
-    Column("as", String(16), nullable=False),
-    Column("percent", Float),
-    Column("version", Integer, nullable=False),
-    Column("who", String(255), nullable=False),
-    Column("why", Text, nullable=False),
-    Column("evidence", _json, nullable=False),
-    Column("time", UtcDateTime, nullable=False),
-    ForeignKeyConstraint(["name", "version"], ["variants.name", "variants.version"]),
-    Index(None, "name", "id"),
-)
-"""How it was changed how a name is served; rows are only added."""
-
 teams = Table(
     "teams",
     metadata,
     Column("name", String(64), primary_key=True),
     Column("title", String(255), nullable=False),
-    Column("quota", _json, nullable=False),
+    Column("quota", json_column, nullable=False),
     Column("created", UtcDateTime, nullable=False),
     Column("archived_at", UtcDateTime),
 )
@@ -247,7 +217,7 @@ members = Table(
     Column("team", String(64), ForeignKey("teams.name"), primary_key=True),
     Column("subject", String(255), primary_key=True),
     Column("email", String(255), nullable=False),
-    Column("scopes", _json, nullable=False),
+    Column("scopes", json_column, nullable=False),
     Column("added", UtcDateTime, nullable=False),
     Index(None, "subject"),
 )
@@ -258,7 +228,7 @@ tokens = Table(
     Column("id", String(32), primary_key=True),
     Column("name", String(64), nullable=False),
     Column("team", String(64), ForeignKey("teams.name")),
-    Column("scopes", _json, nullable=False),
+    Column("scopes", json_column, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("created", UtcDateTime, nullable=False),
     Column("created_by", String(255), nullable=False),
@@ -279,7 +249,7 @@ sessions = Table(
     Column("digest", String(64), primary_key=True),
     Column("subject", String(255)),
     Column("email", String(255), nullable=False),
-    Column("grants", _json, nullable=False),
+    Column("grants", json_column, nullable=False),
     Column("token_id", String(32), ForeignKey("tokens.id")),
     Column("team", String(64)),
     Column("created", UtcDateTime, nullable=False),
@@ -297,10 +267,10 @@ proposals = Table(
     Column("name", String(255), nullable=False),
     Column("version", Integer, nullable=False),
     Column("team", String(64), nullable=False),
-    Column("wish", _json, nullable=False),
+    Column("wish", json_column, nullable=False),
     Column("state", String(16), nullable=False),
     Column("why", Text, nullable=False),
-    Column("evidence", _json, nullable=False),
+    Column("evidence", json_column, nullable=False),
     Column("proposed_by", String(255), nullable=False),
     Column("created", UtcDateTime, nullable=False),
     Column("decided_by", String(255)),
@@ -323,7 +293,7 @@ audit = Table(
     Column("action", String(64), nullable=False),
     Column("subject", String(255), nullable=False),
     Column("team", String(64)),
-    Column("detail", _json, nullable=False),
+    Column("detail", json_column, nullable=False),
     Column("hash", String(64), nullable=False),
     Index(None, "team", "id"),
     Index(None, "subject", "id"),
@@ -347,7 +317,7 @@ uploads = Table(
     Column("kind", String(16), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("rows", BigInteger),
-    Column("columns", _json),
+    Column("columns", json_column),
     Column("created", UtcDateTime, nullable=False),
     Column("created_by", String(255), nullable=False),
     Index(None, "team", "created", "digest"),
@@ -398,87 +368,3 @@ usage = Table(
     Column("gb_s", Float, nullable=False),
 )
 """Sums that are kept as things end, so that admission need not add up a month of trials at every look."""
-
-LATENCY_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0)
-LATENCY_COLUMNS = (*(f"ms_{bound:.0f}" for bound in LATENCY_MS), "ms_more")
-
-served = Table(
-    "served",
-    metadata,
-    Column("span", String(8), primary_key=True),
-    Column("name", String(255), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("began", UtcDateTime, primary_key=True),
-    Column("calls", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
-    *(Column(name, BigInteger, nullable=False) for name in LATENCY_COLUMNS),
-    Index(None, "span", "began"),
-)
-"""Calls that a version has answered within a minute or an hour, also by what they took."""
-
-canaries = Table(
-    "canaries",
-    metadata,
-    Column("name", String(255), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("since", UtcDateTime, primary_key=True),
-    Column("calls", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
-    Column("compared", BigInteger, nullable=False),
-    Column("slower", BigInteger, nullable=False),
-    Column("bets", _json, nullable=False, server_default="[]"),
-)
-"""What counts against a canary since it was given its share, in all replicas, and what bets against it are worth."""
-
-shadows = Table(
-    "shadows",
-    metadata,
-    Column("name", String(255), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("since", UtcDateTime, primary_key=True),
-    Column("against", Integer, primary_key=True),
-    Column("calls", BigInteger, nullable=False),
-    Column("labelled", BigInteger, nullable=False),
-    Column("agreed", BigInteger, nullable=False),
-    Column("measured", BigInteger, nullable=False),
-    Column("difference", Float, nullable=False),
-)
-"""How a shadow's answers compare with those of the versions that callers got, in all replicas."""
-batches = Table(
-    "batches",
-    metadata,
-    Column("name", String(128), primary_key=True),
-    Column("team", String(64), nullable=False),
-    Column("document", _json, nullable=False),
-    Column("anywhere", Boolean, nullable=False),
-    Column("enabled", Boolean, nullable=False),
-    Column("next_due", UtcDateTime),
-    Column("created", UtcDateTime, nullable=False),
-    Column("created_by", String(255), nullable=False),
-    Index(None, "team", "name"),
-    Index(None, "enabled", "next_due"),
-)
-"""``anywhere``: whoever made it may name every file; others only those below the folders of the settings."""
-
-batch_runs = Table(
-    "batch_runs",
-    metadata,
-    Column("id", String(64), primary_key=True),
-    Column("batch", String(128), ForeignKey("batches.name"), nullable=False),
-    Column("number", Integer, nullable=False),
-    Column("due", UtcDateTime, nullable=False),
-    Column("started_by", String(255), nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("created", UtcDateTime, nullable=False),
-    Column("submitted_at", UtcDateTime),
-    Column("began", UtcDateTime),
-    Column("ended_at", UtcDateTime),
-    Column("variant", String(255)),
-    Column("rows", BigInteger),
-    Column("folder", String(255), nullable=False),
-    Column("manifest", String(255)),
-    Column("message", Text, nullable=False),
-    UniqueConstraint("batch", "number"),
-    Index("ix_batch_runs_open", "batch", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),
-)
-"""``ix_batch_runs_open`` lets a batch have one open run at most, and is what finds the open ones."""
