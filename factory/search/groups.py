@@ -23,7 +23,7 @@ FEW_GROUPS, MORE_SHARE, MOST_ROWS = 8, 0.1, 20_000
 """Groups below which more rows are kept if that brings more groups, and the share and the number of rows up to which:
 what many rows of one group say of others is as little as what few say."""
 MOST_DEALT = 20_000
-"""Groups that are dealt one by one (0.2 s); of more, the lightest are bundled with groups that are like them."""
+"""Groups that are dealt one by one, of which a million take 8 s; of more, the lightest are bundled with like ones."""
 
 
 def kept_aside(names: np.ndarray, group: np.ndarray, share: float, *, column: str) -> np.ndarray:
