@@ -46,7 +46,7 @@ class Bodies:
         call.reading = True
         self._arriving += 1
         try:
-            first = await (call.receive() if self._arriving <= self._most else self._there(call))
+            first = await self._next(call)
             body = _part(first)
             if first.get("more_body", False):
                 body = await self._rest(call, body)
@@ -68,8 +68,10 @@ class Bodies:
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > self._limit_mb * 1e6:
             raise self._too_large(declared[:20])
 
-    async def _there(self, call: Call) -> Message:
-        """Return the first part of a body if it is there already."""
+    async def _next(self, call: Call) -> Message:
+        """Return the next part of a body; where too many are on their way, only if it is there already."""
+        if self._arriving <= self._most:
+            return await call.receive()
         try:
             async with asyncio.timeout(THERE_S):
                 return await call.receive()
@@ -86,10 +88,10 @@ class Bodies:
                 while more:
                     if size > self._limit_mb * 1e6:
                         raise self._too_large(f"more than {self._limit_mb * 1e6:.0f}")
-                    if self._arriving > self._most or self._bytes > self._most_bytes:
+                    if self._bytes > self._most_bytes:
                         raise self._overloaded()
                     within.reschedule(began + FIRST_S + size / BYTES_A_S)
-                    message = await call.receive()
+                    message = await self._next(call)
                     part, more = _part(message), message.get("more_body", False)
                     parts.append(part)
                     size += len(part)

@@ -197,4 +197,4 @@ def test_a_gap_that_is_not_named_is_left_to_the_recipe() -> None:
     recipe = Recipe.model_validate(
         {"name": "r", "title": "R", "families": ["linear"], "validation": {"kind": "time", "column": "day", "gap": 7}}
     )
-    assert request.terms(recipe).validation == recipe.validation
+    assert request.filled(recipe).terms(recipe).validation == recipe.validation

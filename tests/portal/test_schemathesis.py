@@ -50,6 +50,7 @@ BEYOND_A_SCHEMA = {
     "upload_dataset": ["400", "422"],
     "retry_request": ["400"],
     "create_batch": ["400"],
+    "show_due_times": ["400"],
     # Which columns a table has.
     "screen_dataset": ["422"],
     # Which columns a variant has, and that numbers have 64 bits.

@@ -23,7 +23,7 @@ from tests.portal.test_identity import routes
 
 EVERYBODYS = {
     *("list_recipes", "show_recipe", "list_recipe_versions", "publish_recipe", "withdraw_recipe", "end_sessions"),
-    *("list_feature_services", "show_feature_service"),
+    *("list_feature_services", "show_feature_service", "show_due_times"),
 }
 """Routes of things that are no team's."""
 ROOT = Path(__file__).resolve().parents[2]

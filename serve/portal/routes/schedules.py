@@ -38,8 +38,13 @@ def show_due_times(_: Reader, asked: Annotated[DueQuery, Query()]) -> Response:
     wanted = asked.model_dump(exclude={"limit"})
     try:
         schedule = parse(Schedule, wanted, what="schedule")
+        schedule.require_zone()
     except InvalidRequest as error:
         raise _by_field(error) from error
+    except ValueError as error:
+        raise _by_field(
+            InvalidRequest("", hint="Mend the named field and try again.", details=[Detail("", str(error))])
+        ) from error
     return reply(DueTimes(items=tuple(islice(schedule.times(datetime.now(UTC)), asked.limit))))
 
 
