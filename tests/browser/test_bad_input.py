@@ -130,6 +130,7 @@ def test_a_session_that_ends_after_a_refused_order_comes_back_to_the_form(filled
 
 def test_small_forms_keep_what_was_typed_with_the_error_at_the_field(filled: Filled, make_tab: MakeTab) -> None:
     tab = signed_in(filled, make_tab, filled.pages["deployment"])
+    tab.page.locator("#version").select_option("1")  # the newest one was turned down by its gate
     tab.page.locator("#as").select_option("canary")
     tab.page.locator("#percent").fill("250")
     tab.page.locator("#why").fill("A first look at it.")
