@@ -17,6 +17,9 @@ const dropOf = (event) => event.target.closest?.("#drop");
 document.addEventListener("change", ({ target }) => {
   if (target.id === "file" && target.files.length) send(target.form, target.files[0]);
 });
+// Chosen before this was there; what a browser fills in after a reload or on the way back was not.
+const early = document.getElementById("file"), [came] = performance.getEntriesByType("navigation");
+if (early?.files.length && came.type === "navigate") send(early.form, early.files[0]);
 for (const name of ["dragenter", "dragover"]) {
   document.addEventListener(name, (event) => {
     if (dropOf(event)) { event.preventDefault(); dropOf(event).classList.add("over"); }
