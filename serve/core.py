@@ -19,7 +19,7 @@ from factory.variants.bundle import Bundle
 from serve import invocations, predictions
 from serve.addresses import Origins
 from serve.call import Call
-from serve.doors import Doors
+from serve.doors import Doors, Origin
 from serve.fleet_metrics import FleetMetrics
 from serve.guard import Took
 from serve.inputs import EntityRows, NamedColumns, NamelessColumns, Payload
@@ -189,18 +189,20 @@ class Core:
 
     # --- steps -------------------------------------------------------------------
 
+    def origin(self, call: Call) -> Origin:
+        """Return what says where a call comes from, for who wants to know."""
+        return lambda: self.origins.of(call.connection)
+
     async def knows(self, call: Call) -> Principal:
         """Return who calls; raises as :meth:`~serve.doors.Doors.known`."""
-        return await self.doors.known(call.header("authorization"), lambda: self.origins.of(call.connection))
+        return await self.doors.known(call.header("authorization"), self.origin(call))
 
     async def resolve(
         self, call: Call, values: Mapping[str, str], *, scopes: tuple[Scope, ...] = ("predict", "read")
     ) -> tuple[Reference, Variant]:
         """Return what a caller with one of some scopes has named, and the version that it means."""
         name = values["name"].partition("@")[0]
-        await self.doors.admit(
-            call.header("authorization"), name, origin=lambda: self.origins.of(call.connection), scopes=scopes
-        )
+        await self.doors.admit(call.header("authorization"), name, origin=self.origin(call), scopes=scopes)
         reference = Reference.parse(values["name"], version=values.get("version"))
         variant = await self.table.resolve(reference)
         _tell(call, variant)
@@ -216,7 +218,7 @@ class Core:
         most = self.limits.rows
         if is_small(body):
             return Asked(reference, variant, parse(body, kind, max_rows=most), body)
-        payload = await self.run(False, lambda: parse(body, kind, max_rows=most))
+        payload = await self.in_("predict", lambda: parse(body, kind, max_rows=most))
         return Asked(reference, variant, payload, body)
 
     async def answered(

@@ -62,7 +62,7 @@ async def server(_: Core, __: Call, ___: Mapping[str, str]) -> bytes:
 async def metrics(core: Core, call: Call, _: Mapping[str, str]) -> bytes:
     """``GET /metrics``: of all replicas; they name variants of all teams, so an operator's token is asked for."""
     async with core.metrics_places.take(call):
-        await core.doors.admit_operator(call.header("authorization"), origin=lambda: core.origins.of(call.connection))
+        await core.doors.admit_operator(call.header("authorization"), origin=core.origin(call))
     call.answer_headers["content-type"] = CONTENT_TYPE
     text, fleet = core.metrics(), core.fleet
     return text if fleet is None else await core.in_("disk", lambda: fleet.exchange(text))
@@ -169,9 +169,7 @@ async def outcomes(core: Core, call: Call, values: Mapping[str, str]) -> bytes:
     async with core.places.take(call):
         # Who may only read is told so by the second door.
         reference, _ = await core.resolve(call, values, scopes=("predict", "deploy", "read"))
-        await core.doors.admit_owner(
-            call.header("authorization"), reference.name, origin=lambda: core.origins.of(call.connection)
-        )
+        await core.doors.admit_owner(call.header("authorization"), reference.name, origin=core.origin(call))
         body = await core.places.read(call)
         told = await core.run(is_small(body), lambda: read_outcomes(body, most=core.limits.rows))
         recorder = core.recorder
