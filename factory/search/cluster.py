@@ -24,6 +24,8 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a Ray that we start ourselves; data beyond it spills to disk."""
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - a variable's name
 """Variable of Ray's that names the file with its token."""
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Variable of Ray's that says whether a token is asked for; ``ray.init`` sets it where it starts a Ray."""
 DRIVER_MB = 1_500.0
 """What the driver and an idle Ray take of a request's memory (PSS, measured on tables of up to :data:`SMALL_MB`)."""
 SMALL_MB = 100.0
@@ -171,10 +173,11 @@ def token_variables(settings: Settings) -> dict[str, str]:
 
 @contextmanager
 def _own_token(settings: Settings) -> Iterator[None]:
-    """Let the Ray of this process take the factory's token."""
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    """Let the Ray of this process take the factory's token; leave the process as it was, for a Ray of its own."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     variables = token_variables(settings)
+    mode_was_given = AUTH_MODE in os.environ
     # It keeps the token that it has read, and another session may have another home.
     loader = AuthenticationTokenLoader.instance()
     os.environ.update(variables)
@@ -184,6 +187,9 @@ def _own_token(settings: Settings) -> Iterator[None]:
     finally:
         for name in variables:
             os.environ.pop(name, None)
+        if not mode_was_given and os.environ.pop(AUTH_MODE, None):
+            # Ray has read the mode, and would ask whoever comes later for a token that is no longer named.
+            Config.initialize("")
         loader.reset_cache()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from factory.data.preparation import Table
 from factory.errors import InvalidRequest, TrainingFault
 from factory.families.base import Deadline, FitContext, Model, Sample
 from factory.plugins import load
+from factory.search.cluster import session
 from factory.search.distributed import STOP_GRACE_S, fit_distributed
+from factory.settings import Settings
 from factory.spec import Task
 
 KILL_AFTER = 6
@@ -66,6 +69,20 @@ def cluster() -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(nodes=nodes, second=second)
     ray.shutdown()
     nodes.shutdown()
+
+
+def test_a_session_leaves_the_process_ready_for_a_ray_of_its_own(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    import ray
+
+    before = {name: value for name, value in os.environ.items() if "AUTH" in name}
+    with session(Settings(home=tmp_path, cpus=1)):
+        assert ray.is_initialized()
+    assert {name: value for name, value in os.environ.items() if "AUTH" in name} == before
+    # Its control store would ask for a token that nobody names any more, and end before it wrote its port.
+    request.getfixturevalue("cluster")
+    assert ray.cluster_resources()["CPU"] == 2
 
 
 def context(**changes: Any) -> FitContext:
