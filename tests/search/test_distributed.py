@@ -71,9 +71,8 @@ def cluster() -> Iterator[SimpleNamespace]:
     nodes.shutdown()
 
 
-def test_a_session_leaves_the_process_ready_for_a_ray_of_its_own(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.slow
+def test_a_session_leaves_the_process_to_a_ray_of_its_own(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     import ray
 
     before = {name: value for name, value in os.environ.items() if "AUTH" in name}
