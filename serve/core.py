@@ -256,7 +256,7 @@ class Core:
             if asked.small and watched is None and self.micro_batches.take(columns, loaded):
                 prediction = await self.micro_batches.predicted(columns, loaded)
                 answer = form(prediction)
-            elif asked.small and loaded.row_ms < INLINE_MS and watched is None:
+            elif asked.small and loaded.times.row_ms < INLINE_MS and watched is None:
                 prediction = predictions.predicted(columns, loaded)
                 answer = form(prediction)
             else:

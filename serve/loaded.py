@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,64 @@ FRAMEWORK_MODULES = 40
 """More modules than a bundle brings by itself were a framework's."""
 TOGETHER = 8
 """Rows with which is measured what it saves to predict several at once."""
+MOST_TIMED = 2_000
+"""Blends whose times are remembered, the oldest of which go first."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What a prediction takes once it is warm.
+
+    Attributes:
+        row_ms: Processor time of one row, in ms.
+        gain_ms: By how much less a row takes where :data:`TOGETHER` are predicted at once, in ms; 0 where answers would
+            not be the same to the last bit.
+    """
+
+    row_ms: float
+    gain_ms: float = 0.0
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Times:
+        """Predict rows of missing values: frameworks do their last preparations at the first call."""
+        row = {
+            column.name: np.array([np.nan]) if column.type in NUMBERS else np.array([None], dtype=object)
+            for column in bundle.columns
+        }
+        row_ms = min(_call_ms(bundle, row) for _ in range(3))
+        if not bundle.rowwise:
+            return cls(row_ms)
+        rows = {name: np.repeat(values, TOGETHER) for name, values in row.items()}
+        return cls(row_ms, max(0.0, row_ms - _call_ms(bundle, rows) / TOGETHER))
+
+
+class Stock:
+    """What is in memory of variants, beside themselves: the parts that they share, and what blends of them take.
+
+    Attributes:
+        parts: Models and preparations, each once.
+    """
+
+    def __init__(self) -> None:
+        self.parts = SharedParts()
+        self._times: dict[frozenset[str], Times] = {}
+
+    def times(self, bundle: Bundle, *, is_warm: bool) -> Times:
+        """Return what a bundle's predictions take; the same parts are not timed again.
+
+        A thousand segments that take the pooled blend differ by weights and calibration, which take no time.
+
+        Args:
+            bundle: As it was loaded.
+            is_warm: Whether all of its parts have predicted before.
+        """
+        blend = frozenset(bundle.parts)
+        known = self._times.get(blend) if is_warm else None
+        if known is None:
+            known = self._times[blend] = Times.of(bundle)
+            if len(self._times) > MOST_TIMED:
+                self._times.pop(next(iter(self._times)), None)
+        return known
 
 
 @dataclass(frozen=True)
@@ -33,19 +91,16 @@ class Loaded:
         bundle: What predicts.
         sizes: Memory that its parts are counted with, in MB, by what tells them from those of others; a part that
             others hold too has the same name there.
-        row_ms: Processor time of a prediction of one row once it is warm, in ms.
-        gain_ms: By how much less a row takes where :data:`TOGETHER` are predicted at once, in ms; 0 where answers would
-            not be the same to the last bit.
+        times: What its predictions take.
     """
 
     variant: Variant
     bundle: Bundle
     sizes: Mapping[str, float]
-    row_ms: float
-    gain_ms: float = 0.0
+    times: Times
 
     @classmethod
-    def read(cls, variant: Variant, folder: Path, shared: SharedParts) -> Loaded:
+    def read(cls, variant: Variant, folder: Path, stock: Stock) -> Loaded:
         """Load a variant's bundle from its folder, warm it up, and measure what memory that took.
 
         Counted is by how much this process has grown, at least the size of the files: memory that was freed before is
@@ -57,33 +112,13 @@ class Loaded:
             UntrustedBundle: it is not what the ledger says.
         """
         with _measured() as grown:
-            before = shared.n_loaded
-            bundle = Bundle.load(folder, digest=variant.bundle_digest, shared=shared)
-            loaded = cls.warm(variant, bundle, sizes={}, is_warm=shared.n_loaded == before)
+            before = stock.parts.n_loaded
+            bundle = Bundle.load(folder, digest=variant.bundle_digest, shared=stock.parts)
+            times = stock.times(bundle, is_warm=stock.parts.n_loaded == before)
         files_mb = {part: max(LEAST_MB, size_mb) for part, size_mb in bundle.parts.items()}
         factor = max(1.0, grown() / sum(files_mb.values()))
         sizes = {part: factor * size_mb for part, size_mb in files_mb.items()}
-        return replace(loaded, sizes={**sizes, f"{variant.name}/{variant.version}": LEAST_MB})
-
-    @classmethod
-    def warm(cls, variant: Variant, bundle: Bundle, *, sizes: Mapping[str, float], is_warm: bool = False) -> Loaded:
-        """Predict one row of missing values: frameworks do their last preparations at the first call.
-
-        Args:
-            variant: What the ledger says of it.
-            bundle: What predicts.
-            sizes: Memory that its parts are counted with.
-            is_warm: Whether all of its parts have predicted before.
-        """
-        row = {
-            column.name: np.array([np.nan]) if column.type in NUMBERS else np.array([None], dtype=object)
-            for column in bundle.columns
-        }
-        row_ms = min(_call_ms(bundle, row) for _ in range(1 if is_warm else 3))
-        if not bundle.rowwise:
-            return cls(variant, bundle, sizes, row_ms)
-        rows = {name: np.repeat(values, TOGETHER) for name, values in row.items()}
-        return cls(variant, bundle, sizes, row_ms, max(0.0, row_ms - _call_ms(bundle, rows) / TOGETHER))
+        return cls(variant, bundle, {**sizes, f"{variant.name}/{variant.version}": LEAST_MB}, times)
 
 
 _loading: set[object] = set()

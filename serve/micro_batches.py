@@ -74,10 +74,10 @@ class MicroBatches:
             columns: Of a small body.
             loaded: Who predicts.
         """
-        if loaded.gain_ms < GAIN_MS or columns.n_rows > MOST_OF_ONE:
+        if loaded.times.gain_ms < GAIN_MS or columns.n_rows > MOST_OF_ONE:
             return False
         key = _key(loaded)
-        if loaded.row_ms >= INLINE_MS or key in self._waiting or key in self._predicted:
+        if loaded.times.row_ms >= INLINE_MS or key in self._waiting or key in self._predicted:
             return True
         # The first one of a turn of the loop waits for nobody; others that are ready in it come before its end is told.
         self._predicted.add(key)
@@ -134,7 +134,7 @@ class MicroBatches:
 
     async def _made(self, columns: Columns, loaded: Loaded) -> Prediction:
         # The first row takes what it takes alone, and each further one less.
-        ms = loaded.row_ms + (columns.n_rows - 1) * (loaded.row_ms - loaded.gain_ms)
+        ms = loaded.times.row_ms + (columns.n_rows - 1) * (loaded.times.row_ms - loaded.times.gain_ms)
         if ms < INLINE_MS:
             return predictions.predicted(columns, loaded)
         return await in_thread(self._threads, lambda: predictions.predicted(columns, loaded))

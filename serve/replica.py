@@ -16,7 +16,6 @@ from factory.search.near import frameworks
 from factory.settings import Settings
 from factory.spec import Variant
 from factory.variants.registry import Registry
-from factory.variants.shared import SharedParts
 from serve import access_log, tracing
 from serve.app import Predictor
 from serve.core import Core, Watcher
@@ -24,7 +23,7 @@ from serve.fleet_metrics import FleetMetrics
 from serve.inference_messages import METHODS
 from serve.inference_service import InferenceService
 from serve.limits import Limits
-from serve.loaded import Loaded
+from serve.loaded import Loaded, Stock
 from serve.online import FeatureReaders
 from serve.recording import Recorder
 from serve.threads import change_often
@@ -40,12 +39,12 @@ def build(settings: Settings) -> Predictor:
     Raises:
         StorageFault: the ledger cannot be used.
     """
-    registry, shared = Registry(settings), SharedParts()
+    registry, stock = Registry(settings), Stock()
 
     def load(variant: Variant) -> Loaded:
         folder = registry.bundle_folder(variant)
         try:
-            return Loaded.read(variant, folder, shared)
+            return Loaded.read(variant, folder, stock)
         except OSError as error:
             raise StorageFault(
                 f"The files of {variant.name}/{variant.version} cannot be read: {error.strerror or error}.",

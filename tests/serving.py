@@ -20,7 +20,7 @@ from serve.app import Predictor
 from serve.core import Core
 from serve.inputs import EntityRows
 from serve.limits import Limits
-from serve.loaded import Loaded
+from serve.loaded import Loaded, Times
 from serve.online import FeatureRead
 from serve.portal.app import create_app
 
@@ -45,7 +45,7 @@ def predictor(ledger: Ledger, bundle: Bundle) -> Iterator[str]:
     """Run a predictor that answers with one model for every variant that a ledger knows; yield its address."""
 
     def load(variant: Variant) -> Loaded:
-        return Loaded.warm(variant, bundle, sizes={variant.name: 1.0})
+        return Loaded(variant, bundle, {variant.name: 1.0}, Times.of(bundle))
 
     app = Predictor(Core(ledger, load=load, features=NoFeatures(), limits=Limits(rows=200, body_mb=1)))
     with running(lambda _: app) as address:

@@ -31,7 +31,7 @@ from serve import remembered
 from serve.app import Predictor
 from serve.core import Core
 from serve.limits import Limits
-from serve.loaded import Loaded
+from serve.loaded import Loaded, Times
 from tests.serving import NoFeatures
 
 SETUP = Actor(who="setup")
@@ -140,7 +140,7 @@ class Shelf:
     def load(self, variant: Variant) -> Loaded:
         folder = self.path(variant.name, variant.version)
         bundle = Bundle.load(folder, digest=variant.bundle_digest)
-        return Loaded.warm(variant, bundle, sizes={str(folder): folder_size_mb(folder)})
+        return Loaded(variant, bundle, {str(folder): folder_size_mb(folder)}, Times.of(bundle))
 
 
 @dataclass(frozen=True)

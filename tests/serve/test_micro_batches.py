@@ -18,7 +18,7 @@ from serve import micro_batches as module
 from serve import predictions
 from serve.inputs import NamedColumns, Payload
 from serve.joined import joined, shape_of
-from serve.loaded import Loaded
+from serve.loaded import Loaded, Times
 from serve.predictions import INLINE_MS, Prediction
 
 from .conftest import Caller, MakePredictor, Shelf, customers, make_bundle
@@ -58,7 +58,7 @@ def goes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def timed(shelf: Shelf, *, row_ms: float, gain_ms: float) -> Callable[[Variant], Loaded]:
     """Return what loads variants and says that they take so long, since a test's machine may be busy."""
-    return lambda variant: replace(shelf.load(variant), row_ms=row_ms, gain_ms=gain_ms)
+    return lambda variant: replace(shelf.load(variant), times=Times(row_ms, gain_ms))
 
 
 def body(row: dict[str, Any]) -> dict[str, Any]:
@@ -188,11 +188,10 @@ def test_what_is_read_otherwise_is_not_joined() -> None:
 
 
 def test_what_a_row_gains_is_measured_where_answers_stay_the_same(
-    churn: Bundle, shelf: Shelf, forest: Bundle, monkeypatch: pytest.MonkeyPatch
+    churn: Bundle, forest: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded_module, "_call_ms", lambda _, rows: 0.2 + 0.1 * len(rows["age"]))
-    variant = shelf.ledger.variants("growth.forest")[0]
     assert forest.rowwise
     assert not churn.rowwise
-    assert Loaded.warm(variant, churn, sizes={}).gain_ms == 0.0
-    assert Loaded.warm(variant, forest, sizes={}).gain_ms == pytest.approx(0.3 - (0.2 + 0.8) / 8)
+    assert Times.of(churn).gain_ms == 0.0
+    assert Times.of(forest).gain_ms == pytest.approx(0.3 - (0.2 + 0.8) / 8)

@@ -45,7 +45,7 @@ def caller(settings, bundle, own_shelf, make_caller):
     def load(variant: Variant) -> Loaded:
         loaded = own_shelf.load(variant)
         with_service = variant.model_copy(update={"feature_service": SERVICE})
-        return Loaded(with_service, loaded.bundle, loaded.sizes, loaded.row_ms)
+        return Loaded(with_service, loaded.bundle, loaded.sizes, loaded.times)
 
     return make_caller(own_shelf, load=load, features=FeatureReaders(settings))
 
@@ -121,7 +121,7 @@ def with_policy(settings, bundle, own_shelf, make_caller):
         def load(variant: Variant) -> Loaded:
             loaded = own_shelf.load(variant)
             changes = {"feature_service": SERVICE, "online": OnlinePolicy(**policy)}
-            return Loaded(variant.model_copy(update=changes), loaded.bundle, loaded.sizes, loaded.row_ms)
+            return Loaded(variant.model_copy(update=changes), loaded.bundle, loaded.sizes, loaded.times)
 
         return make_caller(own_shelf, load=load, features=readers or FeatureReaders(settings))
 

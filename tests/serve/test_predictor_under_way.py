@@ -17,7 +17,7 @@ from factory.variants.bundle import Bundle
 from serve import remembered, replica
 from serve.call import Call
 from serve.limits import TIMEOUT_HEADER, Limits
-from serve.loaded import Loaded
+from serve.loaded import Loaded, Times
 from tests.answers import error_of
 
 from .calls import CHURN, ROW, expected, one
@@ -231,7 +231,9 @@ def test_a_prediction_that_fails_is_ours_and_the_predictor_lives(shelf, make_cal
     def load(variant: Variant) -> Loaded:
         loaded = shelf.load(variant)
         broken = Broken(**{f: getattr(loaded.bundle, f) for f in Bundle.__dataclass_fields__})
-        return Loaded(variant, broken if variant.name == "growth.churn" else loaded.bundle, {variant.name: 1.0}, 0.1)
+        return Loaded(
+            variant, broken if variant.name == "growth.churn" else loaded.bundle, {variant.name: 1.0}, Times(0.1)
+        )
 
     caller = make_caller(shelf, load=load)
     error = error_of(caller.post(**one()), 500)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from factory.errors import UntrustedBundle
 from factory.spec import Task, Variant
-from factory.variants.shared import SharedParts
-from serve.loaded import LEAST_MB, Loaded
+from serve import loaded as loaded_module
+from serve.loaded import LEAST_MB, Loaded, Stock
 from serve.store import BundleCache
 
 from .conftest import variant_of
@@ -93,12 +93,35 @@ def test_of_a_pinned_name_the_champion_stays_and_what_it_took_over_from_goes_fir
 
 def test_a_variant_counts_at_least_with_its_files(own_shelf, spend):
     variant = own_shelf.put("growth.a", spend)
-    loaded = Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
+    loaded = Loaded.read(variant, own_shelf.path("growth.a", 1), Stock())
     assert sum(loaded.sizes.values()) >= max(sum(loaded.bundle.parts.values()), LEAST_MB * len(loaded.sizes))
     assert loaded.sizes.keys() == {*loaded.bundle.parts, "growth.a/1"}
     (own_shelf.path("growth.a", 1) / "variant.json").write_text("{}")
     with pytest.raises(UntrustedBundle):
-        Loaded.read(variant, own_shelf.path("growth.a", 1), SharedParts())
+        Loaded.read(variant, own_shelf.path("growth.a", 1), Stock())
+
+
+def test_the_same_parts_are_warmed_up_and_timed_once(own_shelf, spend, monkeypatch):
+    timed = []
+    monkeypatch.setattr(loaded_module, "_call_ms", lambda *_: timed.append(1) or 0.5)
+    stock, other = Stock(), replace(spend, metadata={"segment": "b"})
+    own_shelf.put("growth.a", spend)
+    own_shelf.put("growth.b", other)
+
+    def load(name):
+        variant = own_shelf.ledger.variant(name, 1)
+        return Loaded.read(variant, own_shelf.path(name, 1), stock)
+
+    first = load("growth.a")
+    n = len(timed)
+    second = load("growth.b")
+    assert second.times == first.times
+    assert second.bundle.metadata == {"segment": "b"}
+    assert len(timed) == n > 0
+    # Once nobody holds them they are read again, and have to be warmed up.
+    del first, second
+    load("growth.a")
+    assert len(timed) == 2 * n
 
 
 def test_a_part_that_several_hold_counts_once_and_as_long_as_one_holds_it():
