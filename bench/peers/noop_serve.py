@@ -43,7 +43,7 @@ def main() -> int:
     """Serve until SIGTERM."""
     told = Path(sys.argv[1])
     with proxy_folder(told.parent) as folder:
-        os.environ.update(proxy_environment(folder, ongoing=32))
+        os.environ.update(proxy_environment(folder, ongoing=32, drain_s=10.0))
         import ray
         from ray import serve
 
