@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
             most = {"RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(int(1.1e6 * settings.max_request_mb) + 100_000)}
             # Of a Ray that is started here: its workers would give way to everything else on the machine.
             os.environ.setdefault("RAY_worker_niceness", "0")
+            # And every five seconds its agent would look through all processes, for a dashboard that is not there.
+            os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
             environment = {
                 **proxy_environment(folder, ongoing=settings.serve_max_ongoing, drain_s=drain_s(settings)),
                 **_ONE_THREAD,
