@@ -187,7 +187,8 @@ def _own_token(settings: Settings) -> Iterator[None]:
     finally:
         for name in variables:
             os.environ.pop(name, None)
-        if not mode_was_given and os.environ.pop(AUTH_MODE, None):
+        if AUTH_MODE in os.environ and not mode_was_given:
+            del os.environ[AUTH_MODE]
             # Ray has read the mode, and would ask whoever comes later for a token that is no longer named.
             Config.initialize("")
         loader.reset_cache()
