@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +48,8 @@ def chart(path: Path, *, title: str, told: str, width: float, height: float) -> 
     path.write_text(f"{drawn[:opened]}\n<title>{title}</title><desc>{told}</desc>\n{DARK}{drawn[opened:]}")
 
 
-def plain(axes: Axes, *, grid: str) -> None:
-    """Take off what says nothing, and draw a grid along one axis: ``x`` or ``y``."""
+def plain(axes: Axes, *, grid: Literal["x", "y"]) -> None:
+    """Take off what says nothing, and draw a grid along one axis."""
     axes.grid(axis=grid, color=PEER_COLOUR, alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

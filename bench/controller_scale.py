@@ -28,6 +28,7 @@ from bench.admission_scale import CAPACITY, N_TEAMS, PRIORITIES
 from bench.claim import QUICK, parser, report
 from factory.ledger import Ledger, RequestQuery, moments, schema
 from factory.operate import controller as controlling
+from factory.operate.admission import decide
 from factory.operate.controller import AT_ONCE, Controller
 from factory.operate.jobs import JobSpec
 from factory.settings import Settings
@@ -132,7 +133,10 @@ def measured(url: str, n: int, *, seed: int) -> dict[str, Any]:
 def ending(spec: JobSpec, ledger: Ledger, rng: random.Random) -> Script:
     """Return a job that makes its request after a while."""
     run_s = rng.expovariate(1 / 300) + 5
-    made = lambda: ledger.reach(spec.metadata["request"], RequestState.REGISTERED, "Made.") and None  # noqa: E731
+
+    def made() -> None:
+        ledger.reach(spec.metadata["request"], RequestState.REGISTERED, "Made.")
+
     return Script(run_s=run_s, steps=((run_s - 1, made),))
 
 
@@ -162,7 +166,7 @@ def passes(controller: Controller, jobs: FakeJobs) -> dict[str, Any]:
     """Time passes on a cluster on which jobs end and others start."""
     whole, deciding = Times(), Times()
     n_started = 0
-    with mock.patch.object(controlling, "decide", deciding.of(controlling.decide)):
+    with mock.patch.object(controlling, "decide", deciding.of(decide)):
         for _ in range(N_PASSES):
             jobs.advance(1)
             n_started += len(whole.of(controller.reconcile)().admitted)
@@ -196,7 +200,10 @@ def fill(ledger: Ledger, n: int, rng: random.Random, now: datetime) -> None:
         VariantRequest.model_validate({"team": "team00", **order}), request_id="r-first", queued="It waits.", by=BENCH
     )
     request, *events = rows_of(ledger, "r-first")
-    waiting, ended, noted, attempts = [], [], [], []
+    waiting: list[dict[str, Any]] = []
+    ended: list[dict[str, Any]] = []
+    noted: list[dict[str, Any]] = []
+    attempts: list[dict[str, Any]] = []
     for number in range(2 * n):
         is_over = number < n
         made = now - timedelta(seconds=rng.uniform(0, 40_000) + 50_000 * is_over)

@@ -60,7 +60,9 @@ def main() -> int:
     chosen = arguments.parse_args()
     hours, days = (2.0, 1) if chosen.quick else (24.0, chosen.days)
     journal = Journal.of("fairness", again=chosen.again)
-    keys = [{"policy": p, "seed": s, "hours": hours} for s in range(chosen.seed, chosen.seed + days) for p in POLICIES]
+    keys: list[dict[str, Any]] = [
+        {"policy": p, "seed": s, "hours": hours} for s in range(chosen.seed, chosen.seed + days) for p in POLICIES
+    ]
     rows = [journal.row(key, partial(day, **key)) for key in keys]
     report("fairness", rows, columns=COLUMNS, note=NOTE)
     if set(sys.argv[1:]) <= {AGAIN} and QUICK not in sys.argv:

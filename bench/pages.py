@@ -171,7 +171,7 @@ async def listened(visitor: Visitor, ledger: Ledger, process: psutil.Process, *,
 
     async def listen(at: asyncio.Event) -> None:
         path = f"/api/v1/requests/{waiting.id}/events"
-        sent = {"params": {"trials": "true"}, "headers": {"accept": "text/event-stream"}}
+        sent: Any = {"params": {"trials": "true"}, "headers": {"accept": "text/event-stream"}}
         async with visitor.session.get(path, timeout=aiohttp.ClientTimeout(), **sent) as answer:
             answer.raise_for_status()
             async for line in answer.content:

@@ -76,7 +76,7 @@ def second_version(settings: Settings) -> None:
 
 def measured(settings: Settings, url: str, token: str, n: int) -> dict[str, Any]:
     """Call and promote."""
-    moments: list[tuple[float, int]] = []
+    moments: list[tuple[float, float, int]] = []
     over = threading.Event()
 
     def promote() -> None:
@@ -85,9 +85,9 @@ def measured(settings: Settings, url: str, token: str, n: int) -> dict[str, Any]
             for i in range(n):
                 if over.wait(EVERY_S):
                     return
-                version = 2 if i % 2 == 0 else 1
+                version, began = 2 if i % 2 == 0 else 1, time.monotonic()
                 factory.promote(f"{NAME}/{version}", why="Measured.", override=True)
-                moments.append((time.monotonic(), version))
+                moments.append((began, time.monotonic(), version))
             over.wait(EVERY_S)
 
     promoting = threading.Thread(target=promote)
@@ -99,7 +99,8 @@ def measured(settings: Settings, url: str, token: str, n: int) -> dict[str, Any]
         promoting.join()
     ok = [(sent, answered, version) for sent, answered, status, version in calls if status == 200]
     lags = []
-    for i, (moment, version) in enumerate(moments):
+    for i, (_, moment, version) in enumerate(moments):
+        # The next promotion is followed as soon as the ledger has it, which is before it has ended.
         until = moments[i + 1][0] if i + 1 < len(moments) else float("inf")
         late = [sent - moment for sent, _, by in ok if moment <= sent < until and by != version]
         lags.append(max(late, default=0.0))

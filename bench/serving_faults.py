@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import psutil
@@ -23,7 +24,7 @@ from bench import online_features
 from bench.caller import Caller
 from bench.claim import bare_parser
 from bench.record import WORK, save
-from bench.served import Target, one_row, predictor
+from bench.served import WARM_S, Target, one_row, predictor
 from bench.serving_around import MlflowServer, RedisServer, two_nodes
 from factory.operate.deployments import MARK, running_predictor
 from factory.settings import Settings
@@ -59,8 +60,8 @@ COLUMNS = {
 NOTE = (
     f"{A_SECOND} calls of one row a second; {REPLICAS} replicas, one where MLflow or Redis is killed. Failed: another "
     "status than 200, or no answer (0); under way: sent before the kill. Redis, MLflow and the node are started again "
-    f"after {DOWN_S:g} s. Met: calls are answered again, and without {', '.join(HARMLESS[:-1])} or {HARMLESS[-1]} none "
-    "that was sent later has failed."
+    f"after {DOWN_S:g} s, and before the next kill all replicas are there again. Met: calls are answered again, and "
+    f"without {', '.join(HARMLESS[:-1])} or {HARMLESS[-1]} none that was sent later has failed."
 )
 
 
@@ -89,7 +90,8 @@ def _of_the_predictor(*, times: int, moments: random.Random) -> Iterator[dict[st
                     moments.choice(sorted(found, key=lambda p: p.pid)).kill()
                 return bool(found)
 
-            yield killed(part, kill, one_row(url, token), times=times, moments=moments)
+            whole = partial(_is_whole, settings)
+            yield killed(part, kill, one_row(url, token), ready=whole, times=times, moments=moments)
 
 
 def _around_it(*, times: int, moments: random.Random) -> Iterator[dict[str, Any]]:
@@ -116,12 +118,13 @@ def _around_it(*, times: int, moments: random.Random) -> Iterator[dict[str, Any]
 
 
 def _of_two_nodes(*, times: int, moments: random.Random) -> Iterator[dict[str, Any]]:
-    with two_nodes() as nodes, predictor(FOLDER / "nodes", replicas=REPLICAS) as (_, url, token):
+    with two_nodes() as nodes, predictor(FOLDER / "nodes", replicas=REPLICAS) as (settings, url, token):
         yield killed(
             "a node, with one of two replicas",
             nodes.kill,
             one_row(url, token),
             restore=nodes.restore,
+            ready=partial(_is_whole, settings),
             times=times,
             moments=moments,
         )
@@ -133,6 +136,7 @@ def killed(
     target: Target,
     *,
     restore: Callable[[], None] | None = None,
+    ready: Callable[[], bool] = lambda: True,
     times: int,
     moments: random.Random,
 ) -> dict[str, Any]:
@@ -143,6 +147,7 @@ def killed(
         kill: Kills it; returns whether there was one.
         target: What is called.
         restore: Starts it again where nobody else does.
+        ready: Whether what stands in for it is there again; the next kill waits for that.
         times: How often.
         moments: Draws them.
     """
@@ -158,7 +163,7 @@ def killed(
             if restore is not None:
                 time.sleep(DOWN_S)
                 restore()
-            back = caller.calm(after=moment, patience_s=PATIENCE_S) and back
+            back = caller.calm(after=moment, patience_s=PATIENCE_S) and _within(ready, PATIENCE_S) and back
             kills.append(moment)
     failed = [call for call in caller.calls if call[2] != 200]
     spans = list(zip(kills, [*kills[1:], float("inf")], strict=True))
@@ -181,6 +186,21 @@ def killed(
         "p99_ms": round(1e3 * took[int(0.99 * (len(took) - 1))], 1) if took else None,
         "met": back and len(kills) == times and not (part in HARMLESS and n_after),
     }
+
+
+def _is_whole(settings: Settings) -> bool:
+    """Whether all replicas are there, and answer."""
+    ages = [time.time() - p.create_time() for p in processes(settings) if PARTS["a replica"] in " ".join(p.cmdline())]
+    return len(ages) == REPLICAS and min(ages) > WARM_S
+
+
+def _within(condition: Callable[[], bool], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def processes(settings: Settings) -> list[psutil.Process]:

@@ -30,8 +30,9 @@ import pandas as pd
 from aiohttp import web
 from sqlalchemy import select, update
 
+from bench.admission_scale import N_TEAMS
 from bench.claim import parser, report
-from bench.controller_scale import BENCH, N_TEAMS, fill, ledger_url, put, rows_of
+from bench.controller_scale import BENCH, fill, ledger_url, put, rows_of
 from bench.record import ROOT, clean_environment
 from factory.data.dataset import from_frame
 from factory.data.traits import traits_of

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psutil
@@ -60,11 +61,11 @@ def main() -> int:
             }
             began = time.monotonic()
             request_id = client.submit(order).id
-            started.append(until(began, lambda r=request_id: has_begun(client, r)))
+            started.append(until(began, partial(has_begun, client, request_id)))
             time.sleep(3.0)
             began = time.monotonic()
             client.cancel(request_id)
-            freed.append(until(began, lambda r=request_id: is_free(client, r)))
+            freed.append(until(began, partial(is_free, client, request_id)))
             print(f"{number + 1}: first trial after {started[-1]:.2f} s, free {freed[-1]:.2f} s after it was cancelled")
     rows = [
         row("from submission to the first trial", started, limit_s=FIRST_TRIAL_S),

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -58,7 +59,7 @@ class PostgresServer:
         self._binaries = binaries
         self._settings = _SETTINGS | ({"fsync": "on", "full_page_writes": "on"} if durable else {})
         self._folder = Path(tempfile.mkdtemp(prefix="factory-postgres-"))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self._databases = 0
         self.port = free_port(0)
         # Neither program runs as root.
@@ -72,7 +73,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         settings = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
-        command = [self._binaries / "postgres", "-D", self._data, "-p", str(self.port), *settings]
+        command: list[str | Path] = [self._binaries / "postgres", "-D", self._data, "-p", str(self.port), *settings]
         until = time.monotonic() + 30
         while True:
             if self._process is None or self._process.poll() is not None:
@@ -128,12 +129,23 @@ class PostgresServer:
     def _initialize(self) -> None:
         # Names are ordered as people do, so that a test which relies on the order of bytes fails.
         locale = ["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en"]
-        command = [self._binaries / "initdb", "-D", self._data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
+        command: list[str | Path] = [
+            self._binaries / "initdb",
+            "-D",
+            self._data,
+            "-U",
+            USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         subprocess.run([*command, *locale], check=True, stdout=subprocess.DEVNULL, **self._as_account())
         rules = [f"host all {GUARDED} 127.0.0.1/32 scram-sha-256", "host all all 127.0.0.1/32 trust"]
         (self._data / "pg_hba.conf").write_text("\n".join(rules) + "\n")
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> dict[str, Any]:
         if self._account is None:
             return {"cwd": self._folder}
         return {
