@@ -250,23 +250,28 @@ def read_views(store: Any, asked: StoredRead, rows: Mapping[str, list[Any]], *, 
     vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
     read = OnlineFeatures(values={}, event_timestamps={}, status={})
     for view in asked.views:
-        for feature in view.features:
-            vector = vectors[asked.answered(view, feature)]
-            moments, status = _states(vector, ttl=view.ttl, now=now)
-            read.values[feature.column] = _values(vector, feature, status)
-            read.event_timestamps[feature.column] = moments
-            read.status[feature.column] = status
+        of_view = [vectors[asked.answered(view, feature)] for feature in view.features]
+        told = [[_told(value) for value in vector.values] for vector in of_view]
+        moments, status = _states(of_view, told, ttl=view.ttl, now=now)
+        for i, feature in enumerate(view.features):
+            read.values[feature.column] = _values(of_view[i], told[i], feature, status[i])
+            read.event_timestamps[feature.column] = moments[i]
+            read.status[feature.column] = status[i]
     return read
 
 
-def _states(vector: Any, *, ttl: timedelta | None, now: datetime) -> tuple[np.ndarray, np.ndarray]:
-    """Return event timestamps (datetime64[us]) and states (int8) of a feature's cells."""
+def _states(
+    vectors: Sequence[Any], told: Sequence[Sequence[Any]], *, ttl: timedelta | None, now: datetime
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return event timestamps (datetime64[us]) and states (int8) of the cells of a view, (n_features, n_rows)."""
     from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 
-    found = np.array([s != FieldStatus.NOT_FOUND for s in vector.statuses], dtype=bool)
-    micros = np.array([t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps], dtype=np.int64)
+    not_found = FieldStatus.NOT_FOUND
+    found = np.array([[state != not_found for state in vector.statuses] for vector in vectors], dtype=bool)
+    at = [[t.seconds * 1_000_000 + t.nanos // 1000 for t in vector.event_timestamps] for vector in vectors]
+    micros = np.array(at, dtype=np.int64)
     moments = micros.view("datetime64[us]")
-    empty = np.array([_is_empty(v) for v in vector.values], dtype=bool)
+    empty = np.array([[value is None for value in values] for values in told], dtype=bool)
     # Feast's Redis store tells of an entity that it does not have as of one without values, in 1970.
     moments[~found | (empty & (micros == 0))] = np.datetime64("NaT")
     status = np.where(found & ~empty, CellStatus.PRESENT, CellStatus.MISSING).astype(np.int8)
@@ -277,20 +282,22 @@ def _states(vector: Any, *, ttl: timedelta | None, now: datetime) -> tuple[np.nd
     return moments, status
 
 
-def _is_empty(value: Any) -> bool:
+def _told(value: Any) -> Any:
+    """Return what a value of Feast's holds; None where that is nothing, or NaN."""
     kind = value.WhichOneof("val")
-    if kind in ("double_val", "float_val"):
-        number = getattr(value, kind)
-        return math.isnan(number)
-    return kind is None or kind == "null_val"
+    if kind is None or kind == "null_val":
+        return None
+    held = getattr(value, kind)
+    return None if kind in ("double_val", "float_val") and math.isnan(held) else held
 
 
-def _values(vector: Any, feature: FeatureColumn, status: np.ndarray) -> np.ndarray:
+def _values(vector: Any, told: Sequence[Any], feature: FeatureColumn, status: np.ndarray) -> np.ndarray:
+    present = [state == CellStatus.PRESENT for state in status.tolist()]
+    if feature.dtype in NUMBERS:
+        return np.array([held if there else math.nan for held, there in zip(told, present, strict=True)], dtype=float)
     from feast.type_map import feast_value_type_to_python_type
 
-    number = feature.dtype in NUMBERS
-    column = np.full(len(status), np.nan if number else None, dtype=np.float64 if number else object)
-    for row in np.flatnonzero(status == CellStatus.PRESENT):
-        value = vector.values[row]
-        column[row] = getattr(value, value.WhichOneof("val")) if number else feast_value_type_to_python_type(value)
+    column = np.full(len(present), None, dtype=object)
+    for row in np.flatnonzero(present):
+        column[row] = feast_value_type_to_python_type(vector.values[row])
     return column
