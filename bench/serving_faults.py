@@ -156,10 +156,10 @@ def killed(
     with caller:
         for _ in range(times):
             time.sleep(2.0 + moments.uniform(0.0, 2.0))
-            moment = time.monotonic()
             if not kill():
                 back = False
                 break
+            moment = time.monotonic()
             if restore is not None:
                 time.sleep(DOWN_S)
                 restore()
