@@ -139,7 +139,7 @@ def proxy_environment(folder: Path, *, ongoing: int, drain_s: float) -> dict[str
         # A proxy that was killed is started anew after three checks: callers waited 25 to 32 s for those of every ten.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # A call whose replica ends before it has said anything goes to another one: predictions may be made twice, and
-        # an outcome that is told twice is the same one. Once more only, since its body may be what has ended the replica.
+        # an outcome that is told twice is the same one. No more than that: its body may be what has ended the replicas.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": "2",
         # Uvicorn would take a local caller's word for where it comes from; the predictor looks by itself.
