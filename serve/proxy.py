@@ -141,7 +141,9 @@ def proxy_environment(folder: Path, *, ongoing: int, drain_s: float) -> dict[str
         # A call whose replica ends before it has said anything goes to another one: predictions may be made twice, and
         # an outcome that is told twice is the same one. No more than that: its body may be what has ended the replicas.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-        "RAY_SERVE_HAPROXY_RETRIES": "2",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        # A replica that takes no connection twice is down, before a health check finds it dead.
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "2",
         # Uvicorn would take a local caller's word for where it comes from; the predictor looks by itself.
         "FORWARDED_ALLOW_IPS": "nobody",
         # Handing each call to a second event loop and its answer back takes .4 ms; what takes long here has threads.

@@ -7,12 +7,13 @@ import json
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -83,15 +84,19 @@ def replica(port: int, *, held: threading.Event | None = None, told: list[list[s
 
 
 @contextmanager
-def haproxy(folder: Path, port: int, replicas: list[int], *, ongoing: int = 8) -> Iterator[httpx.Client]:
+def haproxy(
+    folder: Path, port: int, replicas: list[int], *, ongoing: int = 8, looks: str = "inter 50 fall 1 rise 1"
+) -> Iterator[httpx.Client]:
     """The real binary, with our part of its defaults where Serve puts it."""
-    servers = "\n".join(f"    server r{p} 127.0.0.1:{p} check inter 50 fall 1 rise 1" for p in replicas)
-    config = folder / "haproxy.cfg"
+    config, variables = folder / "haproxy.cfg", proxy_environment(folder, ongoing=ongoing, drain_s=5.0)
+    down = f"observe layer4 error-limit {variables['RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT']} on-error mark-down"
+    servers = "\n".join(f"    server r{p} 127.0.0.1:{p} check {looks} {down}" for p in replicas)
     config.write_text(f"""
 defaults
     mode http
-    option redispatch
-    retries 2
+    option redispatch 1
+    retry-on {variables["RAY_SERVE_HAPROXY_RETRY_ON"]}
+    retries {variables["RAY_SERVE_HAPROXY_RETRIES"]}
     timeout connect 2s
     timeout client 5s
     timeout server 5s
@@ -100,6 +105,7 @@ frontend all
     bind 127.0.0.1:{port}
     default_backend replicas
 backend replicas
+    http-reuse always
 {servers}
 """)
     checked = subprocess.run([HAPROXY, "-c", "-f", config], capture_output=True, text=True, check=False)
@@ -118,6 +124,60 @@ backend replicas
     finally:
         process.terminate()
         process.wait(timeout=10)
+
+
+_ANSWERS = """
+import http.server, sys
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", str(len(sys.argv[1])))
+        self.end_headers()
+        self.wfile.write(sys.argv[1].encode())
+
+    do_GET = lambda self: self.send_error(404)
+    log_message = lambda *_: None
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+@contextmanager
+def processes(ports: list[int]) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Replicas that can be killed; they answer with their ports."""
+    running = {port: subprocess.Popen([sys.executable, "-c", _ANSWERS, str(port)]) for port in ports}
+    try:
+        until = time.monotonic() + 20
+        for port in ports:
+            while time.monotonic() < until:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                time.sleep(0.05)
+        yield running
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait(10)
+
+
+def test_calls_of_a_killed_replica_go_to_another_one_at_once(tmp_path: Path) -> None:
+    """Long before a health check finds it dead, also where it had the call already."""
+    port, *ports = free_ports(4)
+    path = "/variants/growth.churn/invocations"
+    with processes(ports) as running, haproxy(tmp_path, port, ports, looks="inter 60s fall 2 rise 2") as client:
+        # Several connections to the replica, each of which is found dead by itself.
+        with ThreadPoolExecutor(8) as callers:
+            answers = callers.map(lambda _: client.post(path, content=b"{}"), range(200))
+        first = int(Counter(answer.text for answer in answers).most_common(1)[0][0])
+        running[first].kill()
+        running[first].wait(10)
+        told = [client.post(path, content=b"{}") for _ in range(20)]
+        assert [answer.status_code for answer in told] == [200] * 20
+        assert str(first) not in {answer.text for answer in told}
 
 
 def placed(client: httpx.Client, form: str = "/variants/{}/invocations") -> dict[str, str]:
