@@ -40,7 +40,7 @@ REDIS_S = 5
 LOCK = threading.RLock()
 """Offline work is done by one thread at a time: Feast shares one DuckDB connection in a process."""
 
-_STORES: dict[tuple[Path, Path], Any] = {}
+_STORES: dict[tuple[Path, Path, bool], Any] = {}
 
 
 class Change(Document):
@@ -59,18 +59,22 @@ class ApplyReport(Document):
     changes: tuple[Change, ...]
 
 
-def open_store(settings: Settings) -> Any:
+def open_store(settings: Settings, *, patient: bool = True) -> Any:
     """Return the process's ``feast.FeatureStore``, applying the shipped example where nothing is applied yet.
+
+    Args:
+        settings: Where it is.
+        patient: Whether an online store that refuses is asked again and again, for seconds.
 
     Raises:
         InvalidRequest: the folder is no Feast repository, or its feature_store.yaml is not valid.
         Conflict: a repository of one's own has not been applied.
         ServiceFault: Feast or its registry cannot be reached.
     """
-    key = (settings.feature_repo_folder, settings.feature_store)
+    key = (settings.feature_repo_folder, settings.feature_store, patient)
     with LOCK:
         if key not in _STORES:
-            store = _connect(settings)
+            store = _connect(settings, patient=patient)
             with feast_errors("open the registry"):
                 applied = bool(store.list_feature_services())
             if not applied:
@@ -81,7 +85,7 @@ def open_store(settings: Settings) -> Any:
                         details=[Detail("FACTORY_FEATURE_REPO", "The repository is not applied.")],
                     )
                 apply(settings)
-                store = _connect(settings)
+                store = _connect(settings, patient=patient)
             _STORES[key] = store
         return _STORES[key]
 
@@ -187,7 +191,7 @@ def silence() -> Iterator[None]:
     logger.debug("feast: %s", said.getvalue())
 
 
-def _connect(settings: Settings) -> Any:
+def _connect(settings: Settings, *, patient: bool = True) -> Any:
     """Build a FeatureStore from feature_store.yaml; for the shipped example with its state below FACTORY_HOME."""
     folder = settings.feature_repo_folder
     path = folder / "feature_store.yaml"
@@ -213,17 +217,18 @@ def _connect(settings: Settings) -> Any:
     except (yaml.YAMLError, TypeError, ValueError, FeastError) as error:
         raise _bad_repository(folder, f"Its feature_store.yaml is not valid: {error}") from error
     config.repo_path = folder
-    _bound_redis(config)
+    _bound_redis(config, patient=patient)
     if settings.feature_repo is not None:
         _anchor_registry(config, folder)
     with feast_errors("open the registry"):
         return FeatureStore(repo_path=str(folder), config=config)
 
 
-def _bound_redis(config: Any) -> None:
+def _bound_redis(config: Any, *, patient: bool = True) -> None:
     """Let the connections of a Redis store end a wait, where its connection string does not say when.
 
-    The driver would wait for ever: of a server that a network no longer reaches its readers would never come back.
+    The driver would wait for ever: of a server that a network no longer reaches its readers would never come back. Of
+    one that refuses it would ask again after pauses of up to 14 s in all, in which a server's callers are gone.
     """
     store = config.online_store
     text = getattr(store, "connection_string", None)
@@ -231,7 +236,10 @@ def _bound_redis(config: Any) -> None:
         return
     named = {part.partition("=")[0].strip() for part in text.split(",") if "=" in part}
     missing = [name for name in ("socket_timeout", "socket_connect_timeout") if name not in named]
-    store.connection_string = ",".join([text, *(f"{name}={REDIS_S}" for name in missing)])
+    more = [f"{name}={REDIS_S}" for name in missing]
+    if not patient and "retry" not in named:
+        more.append("retry=null")
+    store.connection_string = ",".join([text, *more])
 
 
 def _anchor_registry(config: Any, folder: Path) -> None:

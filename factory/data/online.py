@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class OnlineReader:
     def __init__(self, settings: Settings, feature_service: str) -> None:
         self._settings = settings
         with LOCK:
-            self._store = open_store(settings)
+            self._store = open_store(settings, patient=False)
             refresh(self._store)
             self._definition = resolve(self._store, feature_service, settings=settings)
 
@@ -243,10 +244,15 @@ def read_views(store: Any, asked: StoredRead, rows: Mapping[str, list[Any]], *, 
         now: Moment at which ages are judged.
     """
     keys = {name: rows[column] for name, column in asked.keys.items()}
+    read_once = partial(
+        store.get_online_features, features=asked.features, entity_rows=keys, full_feature_names=asked.full_names
+    )
     with feast_errors("read online features"):
-        answer = store.get_online_features(
-            features=asked.features, entity_rows=keys, full_feature_names=asked.full_names
-        ).proto
+        try:
+            answer = read_once().proto
+        except Exception:  # noqa: BLE001 - what is wrong is raised by the second read
+            # A connection that the store has closed meanwhile is found out by its use; the next one is new.
+            answer = read_once().proto
     vectors = dict(zip(answer.metadata.feature_names.val, answer.results, strict=True))
     read = OnlineFeatures(values={}, event_timestamps={}, status={})
     for view in asked.views:

@@ -151,6 +151,22 @@ def test_no_read_of_redis_waits_for_ever(sensors: Settings) -> None:
     store.connection_string = "a:1,socket_timeout=0.5,db=3"
     feature_store._bound_redis(open_store(sensors).config)
     assert store.connection_string == "a:1,socket_timeout=0.5,db=3,socket_connect_timeout=5"
+    feature_store._bound_redis(open_store(sensors).config, patient=False)
+    assert store.connection_string == "a:1,socket_timeout=0.5,db=3,socket_connect_timeout=5,retry=null"
+
+
+def test_a_connection_that_redis_has_closed_costs_no_read_and_no_pause(
+    sensors: Settings, online_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if online_store == SQLITE:
+        pytest.skip("only a server closes connections")
+    materialize(sensors, until=at("12:00"))
+    reader, asked = OnlineReader(sensors, "sensor_v1"), [{"site": "a", "unit": 1}]
+    before = reader.read(asked, now=at("12:00"))
+    monkeypatch.setattr("redis.retry.sleep", lambda _: pytest.fail("The driver pauses."))
+    with Redis(port=int(online_store.rpartition(":")[2].rstrip('"}'))) as redis:
+        assert redis.client_kill_filter(_type="normal", skipme=True) > 0
+    assert reader.read(asked, now=at("12:00")).values == before.values
 
 
 def test_bad_entity_rows_are_all_named(sensors: Settings) -> None:
