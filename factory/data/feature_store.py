@@ -120,7 +120,8 @@ def apply(settings: Settings) -> ApplyReport:
             changes = _changes(difference)
             apply_total_with_repo_instance(store, store.project, store.registry, contents, False)
         logger.info("feast apply of %s: %d changes", folder, len(changes))
-        _STORES.pop((folder, settings.feature_store), None)
+        for patient in (True, False):
+            _STORES.pop((folder, settings.feature_store, patient), None)
         return ApplyReport(repository=str(folder), changes=tuple(changes))
 
 
