@@ -238,11 +238,12 @@ def route(call: Call, path: str) -> tuple[Handler, Mapping[str, str]]:
 @lru_cache(maxsize=4_096)
 def _found(asked: str, parts: tuple[str, ...]) -> tuple[Handler, Mapping[str, str]] | list[str]:
     """Return who answers a method and a path, with what stands in the route's braces; or the methods that it has."""
-    allowed = []
+    allowed: list[str] = []
+    of_endings: list[str] = []
     for method, pattern, handler in ROUTES:
         if len(pattern) != len(parts):
             continue
-        values = {}
+        values, ends = {}, False
         for expected, part in zip(pattern, parts, strict=True):
             name, brace, ending = expected.partition("}")
             if not brace:
@@ -250,10 +251,12 @@ def _found(asked: str, parts: tuple[str, ...]) -> tuple[Handler, Mapping[str, st
                     break
             elif part.endswith(ending):
                 values[name[1:]] = part.removesuffix(ending)
+                ends = bool(ending)
             else:
                 break
         else:
             if method == asked:
                 return handler, values
-            allowed.append(method)
-    return allowed
+            # What ends in ":predict" is no name, though it could stand where one does.
+            (of_endings if ends else allowed).append(method)
+    return of_endings or allowed
