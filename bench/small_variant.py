@@ -18,8 +18,8 @@ SPACE = {"learning_rate": 0.3, "num_leaves": 8}
 """Fast learning stops early, and few leaves are few."""
 SPACES = {"lightgbm": SPACE, "linear": {"splines": False}}
 SIZE_MB = 0.05
-"""At most: one model of LightGBM's bag, since eight of them are eight times as many trees; all eight linear ones. A bound in time would now and then be
-missed by a model that is alone, or kept by all eight."""
+"""At most: one model of LightGBM's bag, since eight of them are eight times as many trees; all eight linear ones. A
+bound in time would now and then be missed by a model that is alone, or kept by all eight."""
 ABOUT = f"LightGBM with learning rate {SPACE['learning_rate']} and {SPACE['num_leaves']} leaves on {N_COLUMNS} numbers"
 
 
