@@ -85,8 +85,7 @@ def _of_the_predictor(*, times: int, moments: random.Random) -> Iterator[dict[st
         for part, called in PARTS.items():
 
             def kill(called: str = called) -> bool:
-                found = [p for p in processes(settings) if called in " ".join(p.cmdline()) or called in p.name()]
-                if found:
+                if found := _called(settings, called):
                     moments.choice(sorted(found, key=lambda p: p.pid)).kill()
                 return bool(found)
 
@@ -190,8 +189,12 @@ def killed(
 
 def _is_whole(settings: Settings) -> bool:
     """Whether all replicas are there, and answer."""
-    ages = [time.time() - p.create_time() for p in processes(settings) if PARTS["a replica"] in " ".join(p.cmdline())]
+    ages = [time.time() - p.create_time() for p in _called(settings, PARTS["a replica"])]
     return len(ages) == REPLICAS and min(ages) > WARM_S
+
+
+def _called(settings: Settings, name: str) -> list[psutil.Process]:
+    return [p for p in processes(settings) if name in " ".join(p.cmdline()) or name in p.name()]
 
 
 def _within(condition: Callable[[], bool], seconds: float) -> bool:

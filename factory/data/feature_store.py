@@ -236,11 +236,9 @@ def _bound_redis(config: Any, *, patient: bool = True) -> None:
     if store is None or "redis" not in str(getattr(store, "type", "")).lower() or not isinstance(text, str):
         return
     named = {part.partition("=")[0].strip() for part in text.split(",") if "=" in part}
-    missing = [name for name in ("socket_timeout", "socket_connect_timeout") if name not in named]
-    more = [f"{name}={REDIS_S}" for name in missing]
-    if not patient and "retry" not in named:
-        more.append("retry=null")
-    store.connection_string = ",".join([text, *more])
+    ours = {"socket_timeout": REDIS_S, "socket_connect_timeout": REDIS_S} | ({} if patient else {"retry": "null"})
+    added = [f"{name}={value}" for name, value in ours.items() if name not in named]
+    store.connection_string = ",".join([text, *added])
 
 
 def _anchor_registry(config: Any, folder: Path) -> None:
