@@ -75,7 +75,7 @@ def materialize(
             m.view,
             f"{m.since:%Y-%m-%d %H:%M}",
             f"{m.until:%Y-%m-%d %H:%M}",
-            "was filled before" if m.skipped else "filled",
+            "left to `feast materialize`" if m.foreign else "was filled before" if m.skipped else "filled",
         )
         for m in done
     ]

@@ -1,9 +1,9 @@
-"""Feast without the functions of on-demand views that its registry holds.
+"""Feast without the functions of feature views that its registry holds.
 
-The registry holds the function of an on-demand view as a pickle and as text,
-and Feast runs one of the two whenever it reads the view, even for a join that
-does not use it.  Who may write the registry could so run anything in every
-trainer and replica.
+The registry holds the function of an on-demand, batch or stream view as a
+pickle and as text, and Feast runs one of the two whenever it reads the view,
+even for a join that does not use it.  Who may write the registry could so run
+anything in every trainer and replica.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from typing import Any
 
 @functools.cache
 def keep_shut() -> None:
-    """Have Feast read on-demand views without their functions in this process, from now on.
+    """Have Feast read views without their functions in this process, from now on.
 
-    Their text is kept, so that Feast can tell whether one has changed, and so is what is stored of them, so that
-    writing a view back changes nothing.
+    The text of on-demand views is kept, so that Feast can tell whether one has changed, and what is stored of a view
+    is, so that writing it back changes nothing.
     """
+    from feast.feature_view import FeatureView
     from feast.on_demand_feature_view import OnDemandFeatureView
+    from feast.stream_feature_view import StreamFeatureView
+
+    for kind in (FeatureView, StreamFeatureView):
+        kind.from_proto = _reading_without(kind.from_proto)
 
     read = OnDemandFeatureView.from_proto.__func__
 
@@ -30,6 +35,21 @@ def keep_shut() -> None:
         return view
 
     OnDemandFeatureView.from_proto = classmethod(from_proto)
+
+
+def has_function(view: Any) -> bool:
+    """Return whether rows of a stored view come from its source through a function, which is not run here."""
+    return bool(getattr(view, "feature_transformation", None) or getattr(view, "_raw_udf_proto", None))
+
+
+def _reading_without(method: Any) -> classmethod[Any, Any, Any]:
+    read = method.__func__
+
+    def from_proto(cls: Any, proto: Any, skip_udf: bool = False) -> Any:
+        del skip_udf
+        return read(cls, proto, skip_udf=True)
+
+    return classmethod(from_proto)
 
 
 def _without_function(spec: Any) -> Any:

@@ -21,6 +21,7 @@ from pydantic import Field
 from factory.data.dataset import FeatureLineage
 from factory.data.entity_table import MOMENT, entity_spine
 from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
+from factory.data.feast_guard import has_function
 from factory.data.feature_store import LOCK, offline, open_store, refresh, silence
 from factory.data.historical import completed, stored_features
 from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
@@ -95,6 +96,7 @@ class Materialized(Document):
     since: datetime
     until: datetime
     skipped: bool = Field(False, description="The view had been filled up to that moment before.")
+    foreign: bool = Field(False, description="Its rows come through a function: left to `feast materialize`.")
 
 
 class _Coverage(NamedTuple):
@@ -192,6 +194,8 @@ def materialize(
     own incremental start, *now* less the TTL, would lose rows when ``until`` lies in the past. Rows that arrived
     late, stamped before the last filling, are seen with ``full`` only.
 
+    Views whose rows come through a function are left to Feast, as :mod:`factory.data.feast_guard` says.
+
     Args:
         settings: Where the store is.
         until: Rows up to this moment count; default: now.
@@ -199,7 +203,7 @@ def materialize(
         full: Read the whole interval again.
 
     Raises:
-        InvalidRequest: there is no such view.
+        InvalidRequest: there is no such view, or its rows come through a function.
         Conflict: the repository is not applied.
         ServiceFault: a store cannot be read or written.
     """
@@ -215,6 +219,13 @@ def materialize(
                 hint=f"Views of this store: {listing(known)}.",
                 details=[Detail("views", f"Received {name!r}; allowed: {listing(known)}.") for name in unknown],
             )
+        if foreign := sorted(name for name in views or () if has_function(known[name])):
+            raise InvalidRequest(
+                f"Rows of the feature view {foreign[0]!r} come through a function, which the factory does not run.",
+                hint="Fill it with Feast's own `feast materialize`, where the function may run; it is read from here "
+                "like any other.",
+                details=[Detail("views", f"View {name!r} has a function.") for name in foreign],
+            )
         for name in views or sorted(known):
             done.append(_materialize_view(store, known[name], end=end, full=full))
         refresh(store)
@@ -223,6 +234,8 @@ def materialize(
 
 def _materialize_view(store: Any, view: Any, *, end: datetime, full: bool) -> Materialized:
     last = view.most_recent_end_time
+    if has_function(view):
+        return Materialized(view=view.name, since=end, until=end, foreign=True)
     start = _utc(last) if last and not full else (end - view.ttl if view.ttl else _BEGINNING)
     if start >= end:
         return Materialized(view=view.name, since=start, until=end, skipped=True)
