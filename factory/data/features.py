@@ -20,8 +20,8 @@ from pydantic import Field
 
 from factory.data.dataset import FeatureLineage
 from factory.data.entity_table import MOMENT, entity_spine
-from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
 from factory.data.feast_guard import has_function
+from factory.data.feature_service import ServiceDefinition, ViewDefinition, resolve
 from factory.data.feature_store import LOCK, offline, open_store, refresh, silence
 from factory.data.historical import completed, stored_features
 from factory.errors import Detail, InvalidData, InvalidRequest, listing, suggest
