@@ -36,9 +36,10 @@ class Settings(BaseSettings):
     max_request_mb: float = Field(16.0, gt=0, description="Largest body of one prediction request in MB.")
     engine_without: str | None = Field(
         None,
-        pattern=r"^(portfolio|bagging|ensemble|search|transfer)(,(portfolio|bagging|ensemble|search|transfer))*$",
+        pattern=r"^(portfolio|bagging|ensemble|search|slower|transfer)"
+        r"(,(portfolio|bagging|ensemble|search|slower|transfer))*$",
         description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
-        "search, transfer; separated by commas.",
+        "search, slower, transfer; separated by commas.",
     )
     attempt: str | None = Field(
         None, description="Job of the controller that this process is: its faults are then tried again by it."

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -165,6 +165,7 @@ class Preparation:
         *,
         seed: int = 0,
         crosses: Sequence[Cross] = (),
+        omitted: Collection[str] = (),
     ) -> Preparation:
         """Learn levels, calendar parts and text encodings from training rows.
 
@@ -174,6 +175,7 @@ class Preparation:
             seed: Seed of the randomized decomposition of text columns.
             crosses: Products and ratios of prepared numeric columns to add as the last numeric columns; one whose
                 columns do not come out of these rows is left out.
+            omitted: Calendar parts that are left out of every date.
         """
         formats = frame.attrs.get(FORMATS, {})
         plans: list[_Plan] = []
@@ -189,7 +191,8 @@ class Preparation:
             elif kind is ColumnType.DATETIME:
                 text_format = formats.get(column)
                 moments[column] = as_datetime(values, text_format=text_format)
-                parts, reference = varying_parts(moments[column]), first_day(moments[column])
+                parts = tuple(part for part in varying_parts(moments[column]) if part not in omitted)
+                reference = first_day(moments[column])
                 plans.append(_Calendar(column=column, parts=parts, reference=reference, text_format=text_format))
             elif kind is ColumnType.TEXT:
                 encoder = TextEncoder.fit(values, seed=seed)

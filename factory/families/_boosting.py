@@ -67,7 +67,7 @@ class Progress:
         if context.rounds is not None:
             self.limit = context.rounds
         else:
-            self.limit = min(max(round((300 if validated else LEAST_STEPS) / learning_rate), 100), 10_000)
+            self.limit = min(max(round((600 if validated else LEAST_STEPS) / learning_rate), 100), 10_000)
         shrunk = min(1.0, 10_000 / n_rows)
         self._patience = max(20, round(min(10 / learning_rate, LONGEST_PATIENCE) * shrunk))
         self._least = float("inf")

@@ -63,6 +63,11 @@ AUTOGLUON: Parameters = {
     "lambda_l1": 0.914, "lambda_l2": 1.904,
 }  # fmt: skip
 """Second entry of AutoGluon 1.6's CPU portfolio (Erickson et al. 2025), with a rate that suits short budgets."""
+RANDOM_64: Parameters = {
+    **DEFAULTS, "extra_trees": True, "learning_rate": 0.06, "min_data_in_leaf": 5, "feature_fraction": 1.0
+}  # fmt: skip
+"""Thresholds at random: errs elsewhere than the others do (docs/decisions/portfolio.md)."""
+RANDOM_31: Parameters = {**DEFAULTS, "extra_trees": True, "learning_rate": 0.05, "num_leaves": 31}
 
 
 class LightGBMModel(BoosterModel):
@@ -136,10 +141,12 @@ class LightGBM(BoostingFamily):
             encoded = [Bet(ENCODED_50, 60)] if many_levels else []
             deep = Bet(LEAVES_128, 100 if many_levels else 60)
             shallow = [Bet(LEAVES_8, 80)] if shape.n_rows < 8_000 else []
-            return sorted([Bet(LEAVES_64, 20), *plain, *encoded, deep, *shallow], key=lambda bet: bet.rank)
+            return sorted(
+                [Bet(LEAVES_64, 20), Bet(RANDOM_64, 25), *plain, *encoded, deep, *shallow], key=lambda bet: bet.rank
+            )
         if task is Task.MULTICLASS:
             encoded = [Bet(ENCODED_50, 95)] if many_levels else []
-            return [Bet(LEAVES_128, 30), Bet(LEAVES_8, 70), Bet(PYTABKIT, 90), *encoded]
+            return [Bet(LEAVES_128, 30), Bet(RANDOM_31, 65), Bet(LEAVES_8, 70), Bet(PYTABKIT, 90), *encoded]
         if shape.n_rows <= 20_000:
             encoded = [Bet(ENCODED_31, 95)] if many_levels else []
             return [Bet(LEAVES_8, 20), Bet(AUTOGLUON, 50), Bet(PYTABKIT, 70), *encoded, Bet(LEAVES_128, 110)]

@@ -66,12 +66,14 @@ class Blueprint(Document):
         models: Of each model of the bundle, the number of the member that it belongs to.
         target_scale: On which a regression target is learned.
         crosses: Products and ratios among the prepared columns.
+        omitted: Calendar parts that are not among them.
     """
 
     members: tuple[MemberPlan, ...]
     models: tuple[int, ...] = ()
     target_scale: Literal["raw", "sqrt", "log"] = "raw"
     crosses: tuple[Cross, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     @property
     def refitted(self) -> tuple[tuple[MemberPlan, float], ...]:

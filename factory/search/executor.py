@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,12 +29,17 @@ from factory.search.jobs import Jobs, TrialData
 from factory.search.near import NearWorkers
 from factory.search.plan import Plan, family
 from factory.search.trial import TrialRunner
-from factory.search.tune import run_tune
+from factory.search.tune import WORKERS_ARE_UP, run_tune
 from factory.search.watchdog import LEFT_BEHIND, awaited
 from factory.settings import Settings
 
 log = logging.getLogger(__name__)
 
+WORKER_NICENESS = 15
+"""Of the processes that Ray starts (its RAY_worker_niceness)."""
+SWITCH_S = 5e-4
+"""Python's switch interval while Ray starts beside a fit. With the usual 5 ms a booster, which asks for the interpreter
+several times a round, waited for Tune's loop each time: 20 ms a round instead of 3 (measured)."""
 TUNE_START_S = 5.0
 """Until Tune's workers are up (measured 3 to 8 s): fits that take less altogether are done here meanwhile."""
 
@@ -80,17 +87,19 @@ class Executor:
             return
         if near and self.crew.workers > 1 and self._run_near(jobs):
             return
-        tune_is_up = threading.Event()
+        over = threading.Event()
         helper: AbstractContextManager[object] = contextlib.nullcontext()
         if not self._ray.connected and not self._distributes:
-            helper = _Alongside(lambda: self._run_inline(jobs, lambda: not tune_is_up.is_set()))
+            sign = self._data.workspace / WORKERS_ARE_UP
+            sign.unlink(missing_ok=True)  # an earlier attempt's
+            helper = _Alongside(lambda: self._run_inline(jobs, lambda: not (over.is_set() or sign.exists())))
         with one_blas_thread(), helper:
             try:
                 self.crew = self._crew_of(self._ray.connect().cpus)
                 jobs.parallel = 1 if self._distributes else self.crew.workers
-                self._run_tune(jobs, threads=1, name=name, on_first_end=tune_is_up.set)
+                self._run_tune(jobs, threads=1, name=name)
             finally:
-                tune_is_up.set()
+                over.set()
 
     def _run_near(self, jobs: Jobs) -> bool:
         """Work through the jobs with workers that need no Ray; return False where Ray's have to go on."""
@@ -121,7 +130,7 @@ class Executor:
         jobs.parallel = min(count, self.crew.workers)
         # All threads of a fit are on one node: what asks for more of them would wait for ever.
         threads = 1 if repeatable else max(1, min(self.crew.workers // count, self._ray.connect().node_cpus))
-        self._run_tune(jobs, threads=threads, name=name, on_first_end=lambda: None)
+        self._run_tune(jobs, threads=threads, name=name)
 
     @property
     def _distributes(self) -> bool:
@@ -130,15 +139,8 @@ class Executor:
     def _crew_of(self, cpus: int) -> Crew:
         return Crew.of(cpus=cpus, memory_mb=self._memory_mb, fit_mb=self._fit_mb, data_mb=self._data_mb)
 
-    def _run_tune(self, jobs: Jobs, *, threads: int, name: str, on_first_end: Callable[[], None]) -> None:
-        run_tune(
-            jobs,
-            self._data,
-            threads=threads,
-            memory_limit_mb=self.crew.worker_mb,
-            name=name,
-            on_first_end=on_first_end,
-        )
+    def _run_tune(self, jobs: Jobs, *, threads: int, name: str) -> None:
+        run_tune(jobs, self._data, threads=threads, memory_limit_mb=self.crew.worker_mb, name=name)
 
     def _run_inline(self, jobs: Jobs, wanted: Callable[[], bool], *, threads: int = 1) -> None:
         runner = TrialRunner(self._data, threads=threads, memory_limit_mb=max(self._memory_mb, 1000.0))
@@ -195,15 +197,20 @@ class _Alongside:
         self._thread = threading.Thread(target=self._guarded, name="inline-trials", daemon=True)
 
     def _guarded(self) -> None:
+        # As Ray's workers are: else they would share what one fit here leaves.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self._error = error
 
     def __enter__(self) -> None:
+        self._before_s = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         self._thread.start()
 
     def __exit__(self, *exception: object) -> None:
         self._thread.join()
+        sys.setswitchinterval(self._before_s)
         if self._error is not None and exception[0] is None:
             raise self._error

@@ -20,13 +20,14 @@ from functools import cached_property
 import numpy as np
 
 from factory.families.base import Deadline
+from factory.search.allowance import LATER_FOLD, LATER_FOLD_S, POOL_START_S, SHORTEST_TRIAL_S, Allowance
 from factory.search.jobs import FitJob, FitResult, TrialData, first_fold_score, merged
 from factory.search.plan import Plan, family
-from factory.search.race import gain
+from factory.search.race import gain, relative_loss
 from factory.search.standing import Standing, fold_s
-from factory.search.study import Configuration, Prior, Study, shape_of
+from factory.search.study import Configuration, Key, Prior, Study, key_of, shape_of
 from factory.search.watchdog import DIED
-from factory.space import Parameters
+from factory.space import Parameters, clip
 from factory.spec import Trial, TrialState
 
 BATCH = 4
@@ -35,27 +36,14 @@ RANK_CYCLE = (0, 1, 0, 2)
 """How the search shares its trials among the best families: half to the first, a quarter each to the next two."""
 EXPLORE_SHARE = 0.4
 """Part of the time for first folds; then the best of them get the others (docs/decisions/engine.md)."""
-FIT_SHARE_FEW_ROWS, FIT_SHARE, FEW_ROWS = 0.1, 0.16, 6_000
-"""Part of the time that the fit of a first fold may take, and up to how many rows it is the smaller one."""
-CUT_SHORT = 2.0
-"""How much longer a family may take whose fit does not get better round by round: a forest that is cut to a few trees
-looks hopeless, where a booster is only a little worse."""
-DISTRIBUTED_FIT_SHARE = 0.5
-"""The same where a trial trains on several workers: their start alone takes 20 to 40 s."""
-SHORTEST_TRIAL_S, SHORTEST_SHARE = 3.0, 0.1
-"""No new configuration is tried when less time is left: seconds, or of a very short search a part of it."""
-LATER_FOLD, LATER_FOLD_S = 1.25, 0.3
-"""A later fold costs at most so much more than the first (90 % of the measured ones), and what starting it costs."""
+SLOWER, PROMISING = 0.4, 1.1
+"""Part of its rate at which a booster is tried as well, and the loss relative to the least up to which it is."""
 COUNTED_SHARE = 0.75
 """Part of the time after which counted trials wait: a count that time does not suffice for cannot be repeatable."""
 COUNTED_MEMBERS = 6
 """Trials that get all folds in a search whose trials are counted: the chosen ones, then the next best."""
 JOB_S = 1.5
 """Folds that take less are handed out several at once: each job costs a tenth of a second to start."""
-POOL_START_S = {"trees": 0.0, "torch": 8.0, "tensorflow": 20.0}
-"""Seconds until a worker of that pool has imported its framework, measured on two cores (docs/decisions/workers.md)."""
-POOL_START_SHARE = 0.08
-"""A pool is used when its start takes no more than this part of the search's time."""
 
 
 @dataclass
@@ -72,7 +60,7 @@ class Proposer:
         segment: Value of the segment that is searched; empty for the pooled data.
         seeds: Configurations to try first.
         prior: What other searches found.
-        without: Parts that are left out to measure what they bring: bagging, portfolio, search.
+        without: Parts that are left out to measure what they bring: bagging, portfolio, search, slower.
     """
 
     plan: Plan
@@ -90,9 +78,9 @@ class Proposer:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._began = time.time()
-        self._shortest_s = min(SHORTEST_TRIAL_S, SHORTEST_SHARE * max(self.deadline.left_s, 0.0))
-        self.skipped: dict[str, str] = {}
-        self.families = self._affordable_families()
+        self._allowance = Allowance.of(self.plan, self.data, deadline=self.deadline)
+        self._slower: set[Key] = set()
+        self.families, self.skipped = self._allowance.families()
         self._running: set[tuple[int, int]] = set()
         self._closed: set[int] = set()
         self._turn = 0
@@ -117,22 +105,8 @@ class Proposer:
         )
         for trial in sorted(self.history, key=lambda t: t.number):
             study.tell(trial, first_fold_score(trial))
+            self._bet_slower(study, trial)
         return study
-
-    def _affordable_families(self) -> tuple[str, ...]:
-        """Leave out families whose framework takes too much of the time to start, unless nothing else is left."""
-        budget_s = self.deadline.left_s
-        names = []
-        for name in self.plan.families:
-            start_s = POOL_START_S.get(family(name).pool, 0.0)
-            if self.plan.repeatable or start_s <= POOL_START_SHARE * budget_s:
-                names.append(name)
-            else:
-                self.skipped[name] = f"its framework takes about {start_s:.0f} s of the {budget_s:.0f} s to start"
-        if all(name == "constant" for name in names):
-            self.skipped.clear()
-            return self.plan.families
-        return tuple(names)
 
     # --- the executor's side ---------------------------------------------------
 
@@ -173,8 +147,27 @@ class Proposer:
                 return
             if not self.plan.repeatable:
                 self._study.tell(trial, first_fold_score(trial))
+                self._bet_slower(self._study, trial)
             elif not any(fold == 0 for _, fold in self._running) and not self._batch_open:
                 self._tell_batch()
+
+    def _bet_slower(self, study: Study, trial: Trial) -> None:
+        """Let a good booster that was done early learn in smaller steps as well, in a search that has time for it."""
+        rate, score = trial.parameters.get("learning_rate"), first_fold_score(trial)
+        key = key_of(trial.family, trial.parameters)
+        if not self._allowance.is_long or "slower" in self.without:
+            return
+        if not isinstance(rate, float) or score is None or key in self._slower:
+            return
+        scores = [s for other in self.trials.values() if (s := first_fold_score(other)) is not None]
+        least = min(relative_loss(self.data.metric, s) for s in scores)
+        allowed_s = self._allowance.first_s(trial.family, n_counted=self._counted, parallel=self.parallel)
+        in_time = fold_s(trial) / SLOWER < allowed_s
+        if trial.origin == "search" or not in_time or relative_loss(self.data.metric, score) > PROMISING * least:
+            return
+        bet = (trial.family, clip(self.plan.spaces[trial.family], trial.parameters | {"learning_rate": SLOWER * rate}))
+        self._slower.add(key_of(*bet))
+        study.bet_next(bet)
 
     def lost(self, job: FitJob, reason: str) -> None:
         """Give up a job whose worker died; what its trial has, it keeps, and a bet that has nothing is made again."""
@@ -236,7 +229,7 @@ class Proposer:
         """Return the first fold of a new trial, or None where none fits or the last batch has to end first."""
         if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
             return None
-        if self.deadline.left_s < self._shortest_s and not self._owes_a_model:
+        if self.deadline.left_s < self._allowance.shortest_s and not self._owes_a_model:
             return None
         if self.plan.repeatable and not self._batch_open and self._batch_running:
             return None
@@ -267,20 +260,8 @@ class Proposer:
         self.record(trial)
         # A search that is late fits its one model in what a shortest trial takes.
         deadline_at = max(self.deadline.at, time.time() + SHORTEST_TRIAL_S)
-        return self._job(trial, (0,), limit_s=self._first_limit_s(name), deadline_at=deadline_at)
-
-    def _first_limit_s(self, name: str) -> float:
-        """Return what the fit of a first fold may take; counted trials share what is left, two thirds for the folds."""
-        left_s = self.deadline.left_s
-        if self.plan.repeatable and self.plan.budget.trials is not None:
-            jobs = max(1, self.plan.budget.trials - self._counted + 1) + 2 * (len(self.data.splits) > 1)
-            return max(SHORTEST_TRIAL_S, left_s * self.parallel / jobs)
-        if self.plan.request.resources.workers > 1:
-            return max(SHORTEST_TRIAL_S, DISTRIBUTED_FIT_SHARE * left_s)
-        share = FIT_SHARE_FEW_ROWS if len(self.data.splits[0].train) <= FEW_ROWS else FIT_SHARE
-        if not family(name).iterative:
-            share *= CUT_SHORT
-        return max(self._shortest_s, share * (time.time() - self._began + left_s))
+        limit_s = self._allowance.first_s(name, n_counted=self._counted, parallel=self.parallel)
+        return self._job(trial, (0,), limit_s=limit_s, deadline_at=deadline_at)
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""
@@ -357,8 +338,12 @@ class Proposer:
             return None
         most = max(1, int(JOB_S / expected_s))
         folds = [k for k in range(fold, len(self.data.splits)) if not self._has(number, k)][:most]
-        limit_s = float("inf") if self.plan.repeatable else LATER_FOLD * expected_s
-        return self._job(self.trials[number], tuple(folds), limit_s=limit_s, deadline_at=self.deadline.at)
+        return self._job(
+            self.trials[number],
+            tuple(folds),
+            limit_s=self._allowance.later_s(self.trials[number].family, expected_s),
+            deadline_at=self.deadline.at,
+        )
 
     def _next_best(self) -> list[int]:
         """Return trials beyond the chosen ones that lack folds and are good enough to get them, the best first.

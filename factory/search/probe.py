@@ -1,10 +1,11 @@
 """How columns and target are best shown to the families: a second of quick fits before the search.
 
-Two questions are worth asking before anything else is tried, since the answers
+Three questions are worth asking before anything else is tried, since the answers
 hold for every family and every fold: on which scale a skewed target is learned,
-and which products and ratios of numeric columns help.  Both are answered by
-small LightGBM fits on a part of the rows; the page ``docs/decisions/representation.md``
-holds what they cost and what they bring.
+which calendar parts of dates are but noise, and which products and ratios of
+numeric columns help.  They are answered by small LightGBM fits on a part of the
+rows; the page ``docs/decisions/representation.md`` holds what they cost and what
+they bring.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ SELECTION_ROUNDS = 40
 MOST_CLASSES = 20
 """Classes beyond which there are too few rows of each for a quick fit."""
 
+DOUBTED = ("day", "weekday")
+"""Calendar parts that are left out where that lowers the loss: few things turn on them, and each of their values is a
+set of few days, which a tree learns by heart. The others are places on a line or a circle of the date itself."""
 _BENT: tuple[TargetScale, ...] = ("sqrt", "log")
 _QUICK: Parameters = {
     "learning_rate": 0.12,
@@ -86,21 +90,28 @@ class Representation:
     Attributes:
         target_scale: Scale on which a regression target is learned.
         crosses: Products and ratios to add to the prepared columns.
+        omitted: Calendar parts that no date column is prepared with.
     """
 
     target_scale: TargetScale = "raw"
     crosses: tuple[Cross, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write it as JSON into an existing folder."""
-        document = {"target_scale": self.target_scale, "crosses": [c.model_dump() for c in self.crosses]}
+        document = {
+            "target_scale": self.target_scale,
+            "crosses": [c.model_dump() for c in self.crosses],
+            "omitted": self.omitted,
+        }
         (folder / FILE).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Representation:
         """Read what :meth:`save` wrote."""
         document = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return cls(document["target_scale"], tuple(Cross.model_validate(c) for c in document["crosses"]))
+        crosses = tuple(Cross.model_validate(c) for c in document["crosses"])
+        return cls(document["target_scale"], crosses, tuple(document.get("omitted", ())))
 
 
 def represent(
@@ -114,7 +125,7 @@ def represent(
 ) -> Representation:
     """Return the representation that quick fits prefer.
 
-    A decision that the deadline cuts off stays neutral: the target as it is, no crosses.
+    A decision that the deadline cuts off stays neutral: the target as it is, all calendar parts, no crosses.
 
     Args:
         dataset: The rows of the search.
@@ -130,7 +141,8 @@ def represent(
     if probe is None:
         return Representation()
     target_scale = probe.target_scale()
-    return Representation(target_scale, probe.crosses(target_scale))
+    omitted = probe.omit(target_scale)
+    return Representation(target_scale, probe.crosses(target_scale), omitted)
 
 
 @dataclass
@@ -219,6 +231,28 @@ class _Probe:
                 best, least = scale, loss
         return best
 
+    def omit(self, target_scale: TargetScale) -> tuple[str, ...]:
+        """Leave out the doubted calendar parts without which the loss is lower, of all dates alike; return which."""
+        omitted: list[str] = []
+        for part in () if self._noisy else DOUBTED:
+            names = self.draws[0].table.numeric_names
+            kept = [j for j, name in enumerate(names) if not (name in self.circular and name.endswith(f":{part}"))]
+            if len(kept) == len(names):
+                continue
+            places = np.array([*kept, *range(len(names), self.draws[0].table.n_columns)])
+            narrow = replace(
+                self,
+                draws=tuple(_with_columns(draw, places) for draw in self.draws),
+                judged=_with_columns(self.judged, places),
+                known={},
+            )
+            loss, reference = narrow._loss((), target_scale), self._loss((), target_scale)
+            self.longest_s = narrow.longest_s
+            if loss[0] < ACCEPTED * reference[0]:
+                self.draws, self.judged, self.known = narrow.draws, narrow.judged, narrow.known
+                omitted.append(part)
+        return tuple(omitted)
+
     def crosses(self, target_scale: TargetScale) -> tuple[Cross, ...]:
         """Return the crosses of the largest gain, none where they do not lower the loss."""
         candidates = self._candidates(target_scale)
@@ -230,11 +264,16 @@ class _Probe:
         gains = gains[n_plain : n_plain + len(candidates)]
         order = np.argsort(-gains, kind="stable")[:KEPT_CROSSES]
         chosen = tuple(candidates[i] for i in order if gains[i] > 0)
-        if _standard_moment(first.y, 4) > HEAVY_TAILED and self.metric.task is Task.REGRESSION:
+        if self._noisy:
             return chosen
         # An AUC of few positives is noisy; where crosses truly help, the log-loss falls, too.
         loss, reference = self._loss(chosen, target_scale), self._loss((), target_scale)
         return chosen if loss[0] < ACCEPTED * reference[0] and loss[1] < reference[1] else ()
+
+    @property
+    def _noisy(self) -> bool:
+        """Whether the target's tails are too heavy for a quick fit to tell small differences."""
+        return self.metric.task is Task.REGRESSION and _standard_moment(self.draws[0].y, 4) > HEAVY_TAILED
 
     def _candidates(self, target_scale: TargetScale) -> tuple[Cross, ...]:
         """Return product and ratio of every pair of numeric columns, of those of the largest gain where many."""

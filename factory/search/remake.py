@@ -48,7 +48,7 @@ def represent_as(blueprint: Blueprint, data: TrialData) -> None:
     """Write down that columns and target are represented as a blueprint says, so that nobody probes these rows."""
     folder = (data.shared or data.workspace) / "representation"
     if not folder.is_dir():
-        into_folder(folder, Representation(blueprint.target_scale, blueprint.crosses).save)
+        into_folder(folder, Representation(blueprint.target_scale, blueprint.crosses, blueprint.omitted).save)
 
 
 def refit(

@@ -105,8 +105,11 @@ def fit_preparation(data: TrialData, fold: int | None) -> Preparation:
     folder = preparation_folder(data, fold)
     if not folder.is_dir():
         frame = data.dataset.frame.iloc[data.fold_of(fold).train]
-        crosses = representation(data).crosses
-        into_folder(folder, Preparation.fit(frame, data.dataset.types, seed=data.seed, crosses=crosses).save)
+        found = representation(data)
+        fitted = Preparation.fit(
+            frame, data.dataset.types, seed=data.seed, crosses=found.crosses, omitted=found.omitted
+        )
+        into_folder(folder, fitted.save)
     return Preparation.load(folder)
 
 

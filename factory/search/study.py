@@ -124,6 +124,11 @@ class Study:
             self._repeated.add(key)
             self._bets.appendleft(bet)
 
+    def bet_next(self, bet: Configuration) -> None:
+        """Let a configuration that was not tried be the next bet."""
+        if (key := key_of(*bet)) not in self._seen:
+            self._bets = deque([bet, *(other for other in self._bets if key_of(*other) != key)])
+
     def is_seed(self, bet: Configuration) -> bool:
         """Whether a configuration is one of the seeds."""
         return key_of(*bet) in self._seeds

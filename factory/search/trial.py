@@ -30,6 +30,9 @@ from factory.spec import TrialState
 
 log = logging.getLogger(__name__)
 
+WRAP_UP = 0.15
+"""Part of what a fit takes that scores, and model and predictions on disk, take beside its rounds: up to a fifth where
+models are large (measured)."""
 TRAIN_SCORE_ROWS = 2_000
 """Rows that the training score is taken on: enough to show a gap, cheap for a forest."""
 
@@ -185,12 +188,13 @@ class TrialRunner:
 
     def _fit(self, job: FitJob, family: Family, fold: int | None, watch: MemoryWatch) -> Model:
         train, validation = self._samples.of(fold)
+        left_s = job.deadline_at - time.time()
         context = FitContext(
             task=self.data.dataset.task,
             n_classes=self.data.n_classes,
             seed=job.trial.seed,
             threads=self.threads,
-            deadline=Deadline(min(job.deadline_at, time.time() + job.limit_s)),
+            deadline=Deadline.after(min(job.limit_s, left_s * (1 - WRAP_UP if left_s > 0 else 1))),
             rounds=job.refit_rounds or None,
             keep_going=watch.keep_going,
             target_scale=self._target_scale,

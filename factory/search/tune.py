@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -26,6 +25,8 @@ POOL_MEMORY_MB = {"trees": 700, "torch": 1_000, "tensorflow": 1_400}
 """Resident memory of a worker with its frameworks imported, without data (docs/decisions/workers.md)."""
 RECYCLE_SHARE = 0.8
 """A worker that holds this part of its limit after a trial is replaced: resident memory does not fall again."""
+WORKERS_ARE_UP = "workers-are-up"
+"""File of the workspace that the first worker makes: what runs elsewhere until then had better end."""
 GRACE_S = 5.0
 """Tune stops whatever is still running so long after the search's deadline: trials on several workers, mostly."""
 
@@ -37,7 +38,6 @@ def run_tune(
     threads: int,
     memory_limit_mb: float,
     name: str,
-    on_first_end: Callable[[], None],
 ) -> None:
     """Work through the jobs on the connected Ray.
 
@@ -47,7 +47,6 @@ def run_tune(
         threads: CPUs of each trial.
         memory_limit_mb: Resident memory that one worker may reach.
         name: Of the Tune run's folder.
-        on_first_end: Called when the first trial has come back, so when Tune's workers are up.
     """
     from ray import tune
 
@@ -57,7 +56,7 @@ def run_tune(
     )
     # A trial that fails, or that is ended when time is up, is told with its reason; Ray's traceback says less.
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
-    exchange = _Exchange(jobs, threads=threads, memory_limit_mb=memory_limit_mb, on_first_end=on_first_end)
+    exchange = _Exchange(jobs, threads=threads, memory_limit_mb=memory_limit_mb)
     left_s = jobs.deadline.left_s
     tuner = tune.Tuner(
         trainable,
@@ -97,6 +96,7 @@ def _worker_class() -> type:
 
         def setup(self, config: dict[str, Any], data: TrialData, memory_limit_mb: float, threads: int) -> None:  # noqa: ARG002 - Tune's signature
             self._runner = TrialRunner(data, threads=threads, memory_limit_mb=memory_limit_mb)
+            (data.workspace / WORKERS_ARE_UP).touch()
 
         def step(self) -> dict[str, Any]:
             """Run the whole trial and report once: many reports are what is slow in Tune."""
@@ -116,9 +116,8 @@ def _worker_class() -> type:
 class _Exchange:
     """Hands jobs to Tune and Tune's results back; remembers which Tune trial is which of ours."""
 
-    def __init__(self, jobs: Jobs, *, threads: int, memory_limit_mb: float, on_first_end: Callable[[], None]) -> None:
+    def __init__(self, jobs: Jobs, *, threads: int, memory_limit_mb: float) -> None:
         self._jobs, self._threads, self._limit_mb = jobs, threads, memory_limit_mb
-        self._on_first_end = on_first_end
         self._jobs_by_trial: dict[str, tuple[FitJob, float]] = {}
         self._generation: Counter[str] = Counter()
 
@@ -142,7 +141,6 @@ class _Exchange:
         if trial_id not in self._jobs_by_trial:
             return
         job, handed_at = self._jobs_by_trial.pop(trial_id)
-        self._on_first_end()
         if result is None or "result" not in result or error:
             self._jobs.lost(job, death_of(job, handed_at=handed_at))
             return

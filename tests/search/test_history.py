@@ -11,17 +11,17 @@ import pytest
 
 from factory.families.base import Deadline
 from factory.ledger import Ledger
-from factory.search.history import (
+from factory.search.allowance import (
     CUT_SHORT,
     DISTRIBUTED_FIT_SHARE,
-    EXPLORE_SHARE,
     FIT_SHARE_FEW_ROWS,
     LATER_FOLD,
     LATER_FOLD_S,
+    LONG_S,
     SHORTEST_SHARE,
     SHORTEST_TRIAL_S,
-    Proposer,
 )
+from factory.search.history import EXPLORE_SHARE, SLOWER, Proposer
 from factory.search.jobs import FitJob, FitResult, TrialData
 from factory.search.plan import family
 from factory.search.race import choose, gain
@@ -113,7 +113,8 @@ def test_every_trial_begins_with_the_first_fold_alone(data: TrialData) -> None:
 
 def test_only_trials_that_earn_them_get_further_folds(data: TrialData) -> None:
     """Predictions that are alike but for their skill: the best one is the blend, the others are far behind."""
-    proposer = propose(make_test_plan("constant", "linear", "lightgbm", spaces=FIXED_LINEAR), data)
+    plan = make_test_plan("constant", "linear", "lightgbm", spaces=FIXED_LINEAR)
+    proposer = propose(plan, data, without={"slower"})
     jobs = work(proposer, with_scores(data, {2: 0.95}), jobs=9)
     n_bets = len(first_folds(jobs))
     assert [t.origin for t in first_folds(jobs)] == ["portfolio"] * n_bets
@@ -122,7 +123,8 @@ def test_only_trials_that_earn_them_get_further_folds(data: TrialData) -> None:
 
 
 def test_the_next_fold_is_that_which_brings_most_for_its_time(data: TrialData) -> None:
-    proposer = propose(make_test_plan("constant", "linear", "lightgbm", "xgboost"), data)
+    plan = make_test_plan("constant", "linear", "lightgbm", "xgboost")
+    proposer = propose(plan, data, without={"slower"})
     jobs = work(proposer, by_configuration(data, fold_s=lambda: 10.0), jobs=28)
     n_bets = len(portfolio(proposer.plan, proposer.plan.families, shape=shape_of(data)))
     assert [job.folds for job in jobs[:n_bets]] == [(0,)] * n_bets
@@ -272,7 +274,33 @@ def test_no_further_fold_begins_that_would_not_end_in_time(data: TrialData, cloc
             if 0 not in job.folds:
                 assert cost_s <= left
                 assert job.deadline_at == proposer.deadline.at
-                assert job.limit_s == pytest.approx(LATER_FOLD * (LATER_FOLD * 6 + LATER_FOLD_S))
+
+
+@pytest.mark.parametrize("fold_s", [2.0, 6.0])
+def test_a_further_fold_may_take_no_more_than_the_first(data: TrialData, clock: Clock, fold_s: float) -> None:
+    proposer = propose(make_test_plan("constant", "linear", "lightgbm"), data, left_s=60.0, parallel=1)
+    jobs = [job for _, job, _ in race(proposer, by_configuration(data, fold_s=lambda: fold_s), clock)]
+    limits = {job.limit_s for job in jobs if job.trial.family != "constant"}
+    whole = FIT_SHARE_FEW_ROWS * 60
+    assert max(limits) == pytest.approx(whole)
+    assert min(limits) == pytest.approx(min(LATER_FOLD * (LATER_FOLD * fold_s + LATER_FOLD_S), whole))
+
+
+@pytest.mark.parametrize(
+    ("left_s", "fold_s", "found"),
+    [(300.0, 2.0, True), (300.0, 8.0, False), (60.0, 0.5, False)],
+    ids=["early", "it had no time left", "a short search"],
+)
+def test_a_good_booster_that_is_done_early_learns_in_smaller_steps_too(
+    data: TrialData, clock: Clock, left_s: float, fold_s: float, found: bool
+) -> None:
+    proposer = propose(make_test_plan("constant", "lightgbm"), data, left_s=left_s, parallel=1)
+    race(proposer, with_scores(data, {1: 0.95}, fold_s=fold_s), clock)
+    good, next_one, *others = [trial for trial in trials_of(proposer) if trial.family == "lightgbm"]
+    smaller = {**good.parameters, "learning_rate": pytest.approx(SLOWER * float(good.parameters["learning_rate"]))}
+    assert (next_one.parameters == smaller) is found
+    assert next_one.origin == "portfolio"
+    assert smaller not in [trial.parameters for trial in others]
 
 
 def test_time_that_is_over_ends_the_search(data: TrialData, clock: Clock) -> None:
@@ -294,9 +322,10 @@ def test_a_first_fold_gets_a_part_of_the_time(data: TrialData, clock: Clock) -> 
         assert job.deadline_at == pytest.approx(clock.now + left_s)
         return job
 
-    assert first(1000).limit_s == pytest.approx(FIT_SHARE_FEW_ROWS * 1000)
-    forest = first(1000, family="extra_trees").limit_s
-    assert forest == pytest.approx(CUT_SHORT * FIT_SHARE_FEW_ROWS * 1000), "cut to a few trees it would be nothing"
+    assert first(LONG_S).limit_s == pytest.approx(FIT_SHARE_FEW_ROWS * LONG_S)
+    assert first(25 * LONG_S).limit_s == pytest.approx(FIT_SHARE_FEW_ROWS * 5 * LONG_S), "with the root of the time"
+    forest = first(LONG_S, family="extra_trees").limit_s
+    assert forest == pytest.approx(CUT_SHORT * FIT_SHARE_FEW_ROWS * LONG_S), "cut to a few trees it would be nothing"
     assert first(20).limit_s == pytest.approx(max(FIT_SHARE_FEW_ROWS * 20, SHORTEST_SHARE * 20))
     counted = first(1000, budget={"time_s": 1000, "trials": 16})
     assert counted.limit_s == pytest.approx(1000 * 2 / 18), "two of eighteen shares are for the further folds"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from factory.data.crosses import Cross
 from factory.data.dataset import Dataset, from_frame
+from factory.data.preparation import Preparation
 from factory.families.base import Deadline
 from factory.search.metric import Metric
 from factory.search.probe import KEPT_CROSSES, Representation, _Probe, represent
@@ -67,12 +69,40 @@ def test_heavy_tails_get_crosses_unasked() -> None:
     assert len(probed(dataset({**x, "y": y}), RMSE).crosses) > 0
 
 
+def weeks(n: int = 2_500) -> tuple[pd.Series, np.ndarray]:
+    """Return moments of each seventh day of three years, and a target that drifts and turns with the year."""
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 156, n)
+    moments = pd.Series(pd.Timestamp("2020-01-05") + pd.to_timedelta(7 * place, unit="D"))
+    level = np.cumsum(rng.normal(0, 0.3, 156))
+    return moments, level[place] + rng.normal(0, 0.4, n)
+
+
+def test_a_calendar_part_that_is_but_noise_is_left_out_of_every_date() -> None:
+    moments, y = weeks()
+    data = dataset({"shop": ["a", "b"] * 1_250, "sold": moments, "y": y})
+    found = probed(data, RMSE)
+    assert found.omitted == ("day",)
+    prepared = Preparation.fit(data.frame, data.types, omitted=found.omitted).transform(data.frame)
+    assert "sold:day" not in prepared.numeric_names
+    assert {"sold:days", "sold:month"} <= {*prepared.numeric_names}
+
+
+def test_a_calendar_part_that_the_target_turns_on_stays() -> None:
+    days = pd.Series(pd.date_range("2020-01-01", periods=900))
+    weekend = (days.dt.weekday >= 5).to_numpy()
+    payday = (days.dt.day == 1).to_numpy()
+    y = 2.0 * weekend + 3.0 * payday + np.random.default_rng(0).normal(0, 0.1, 900)
+    assert probed(dataset({"sold": days, "x": np.arange(900) % 7.5, "y": y}), RMSE).omitted == ()
+
+
 def test_same_seed_same_answer_and_json_keeps_it(tmp_path: Path) -> None:
     x = numbers()
     data = dataset({**x, "y": np.where(x["a"] * x["b"] > 5, "yes", "no")})
     first, again = probed(data, AUC), probed(data, AUC)
     assert first == again
     assert first.crosses
+    first = replace(first, omitted=("day",))
     first.save(tmp_path)
     assert Representation.load(tmp_path) == first
 

@@ -73,7 +73,7 @@ def run_in_workers(
         parallel=parallel,
         record=lambda _: None,
     )
-    run_tune(proposer, data, threads=1, memory_limit_mb=memory_limit_mb, name="test", on_first_end=lambda: None)
+    run_tune(proposer, data, threads=1, memory_limit_mb=memory_limit_mb, name="test")
     trials = [proposer.trials[n] for n in sorted(proposer.trials)]
     assert all(t.finished for t in trials)
     return trials
