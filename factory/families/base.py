@@ -200,6 +200,8 @@ class Family(ABC):
     """Whether it can train on several workers through Ray Train."""
     iterative: ClassVar[bool] = False
     """Whether it trains in rounds or epochs (has learning curves and honours ``rounds``)."""
+    quick: ClassVar[bool] = False
+    """Whether a fit takes no more than a second or two on tens of thousands of rows."""
     rounds_grow: ClassVar[bool] = True
     """Whether more rows want more rounds; not so where rounds are steps of a penalty path."""
     weighted: ClassVar[bool] = False

@@ -58,6 +58,7 @@ class Constant(Family):
     rowwise: ClassVar[bool] = True
     name: ClassVar[str] = "constant"
     framework: ClassVar[str] = "numpy"
+    quick: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - nothing to choose for any task

@@ -95,6 +95,7 @@ class Kernel(Family):
 
     name: ClassVar[str] = "kernel"
     framework: ClassVar[str] = "scikit-learn"
+    quick: ClassVar[bool] = True
     modules: ClassVar[tuple[str, ...]] = ("sklearn.linear_model",)
     weighted: ClassVar[bool] = True
     iterative: ClassVar[bool] = True

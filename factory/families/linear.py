@@ -152,6 +152,7 @@ class Linear(Family):
 
     name: ClassVar[str] = "linear"
     framework: ClassVar[str] = "scikit-learn"
+    quick: ClassVar[bool] = True
     modules: ClassVar[tuple[str, ...]] = ("sklearn.linear_model",)
     weighted: ClassVar[bool] = True
     iterative: ClassVar[bool] = True

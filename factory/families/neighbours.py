@@ -132,6 +132,7 @@ class Neighbours(Family):
 
     name: ClassVar[str] = "neighbours"
     framework: ClassVar[str] = "numpy"
+    quick: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
 
     def space(self, task: Task) -> Space:  # noqa: ARG002 - the same for every task

@@ -92,7 +92,8 @@ class Executor:
         if not self._ray.connected and not self._distributes:
             sign = self._data.workspace / WORKERS_ARE_UP
             sign.unlink(missing_ok=True)  # an earlier attempt's
-            helper = _Alongside(lambda: self._run_inline(jobs, lambda: not (over.is_set() or sign.exists())))
+            wanted = lambda: not (over.is_set() or sign.exists())  # noqa: E731
+            helper = _Alongside(lambda: self._run_inline(jobs, wanted, quick=True))
         with one_blas_thread(), helper:
             try:
                 self.crew = self._crew_of(self._ray.connect().cpus)
@@ -142,10 +143,10 @@ class Executor:
     def _run_tune(self, jobs: Jobs, *, threads: int, name: str) -> None:
         run_tune(jobs, self._data, threads=threads, memory_limit_mb=self.crew.worker_mb, name=name)
 
-    def _run_inline(self, jobs: Jobs, wanted: Callable[[], bool], *, threads: int = 1) -> None:
+    def _run_inline(self, jobs: Jobs, wanted: Callable[[], bool], *, threads: int = 1, quick: bool = False) -> None:
         runner = TrialRunner(self._data, threads=threads, memory_limit_mb=max(self._memory_mb, 1000.0))
         while wanted() and not jobs.exhausted:
-            job = jobs.next()
+            job = jobs.next(quick=quick)
             if job is None:
                 return
             name = f"trial-{job.trial.number}"

@@ -36,8 +36,10 @@ RANK_CYCLE = (0, 1, 0, 2)
 """How the search shares its trials among the best families: half to the first, a quarter each to the next two."""
 EXPLORE_SHARE = 0.4
 """Part of the time for first folds; then the best of them get the others (docs/decisions/engine.md)."""
-SLOWER, PROMISING = 0.4, 1.1
+SLOWER, PROMISING = 0.4, 1.02
 """Part of its rate at which a booster is tried as well, and the loss relative to the least up to which it is."""
+PATIENT_S = 120.0
+"""Seconds of a search from which the driver leaves boosters to Ray's workers, while these start."""
 COUNTED_SHARE = 0.75
 """Part of the time after which counted trials wait: a count that time does not suffice for cannot be repeatable."""
 COUNTED_MEMBERS = 6
@@ -116,20 +118,29 @@ class Proposer:
         with self._lock:
             return self._late or (self._dry and not self._running)
 
-    def next(self) -> FitJob | None:
-        """Return the next job, or None when there is none now (see :attr:`exhausted`)."""
+    def next(self, *, quick: bool = False) -> FitJob | None:
+        """Return the next job, or None when there is none now (see :attr:`exhausted`).
+
+        Args:
+            quick: Whether it is for a process that has other things to do. In a search that is long enough to wait for
+                others, it gets bets that take no more than a second or two; a booster takes them ten times its time.
+        """
         with self._lock:
             if self._late:
                 return None
+            if quick and self._allowance.whole_s >= PATIENT_S and not self.plan.repeatable:
+                return self._quick_job()
             exploring = self._exploring
             job = self._first_fold_job() if exploring else self._further_folds_job()
             if job is None:
                 job = self._further_folds_job() if exploring else self._first_fold_job()
             self._dry = job is None
-            if job is not None:
-                self._pool = family(job.trial.family).pool
-                self._running |= {(job.trial.number, fold) for fold in job.folds}
-            return job
+            return None if job is None else self._hand_out(job)
+
+    def _hand_out(self, job: FitJob) -> FitJob:
+        self._pool = family(job.trial.family).pool
+        self._running |= {(job.trial.number, fold) for fold in job.folds}
+        return job
 
     def done(self, job: FitJob, result: FitResult) -> None:
         """Take a job's result and record the trial."""
@@ -235,14 +246,20 @@ class Proposer:
             return None
         number = max(self.trials, default=-1) + 1
         if self._study.bets_left:
-            name, parameters = bet = self._study.next_bet()
-            return self._start(number, name, parameters, origin="history" if self._study.is_seed(bet) else "portfolio")
+            bet = self._study.next_bet()
+            return self._start(number, *bet, origin=self._origin(bet))
         while names := self._affordable():
             name = names[RANK_CYCLE[self._turn % len(RANK_CYCLE)] % len(names)]
             self._turn += 1
             if (asked := self._study.ask(name, number=number)) is not None:
                 return self._start(number, name, asked, origin="search")
         return None
+
+    def _quick_job(self) -> FitJob | None:
+        """Return the first fold of a quick bet; None where all were tried."""
+        if (bet := self._study.next_quick_bet()) is None:
+            return None
+        return self._hand_out(self._start(max(self.trials, default=-1) + 1, *bet, origin=self._origin(bet)))
 
     def _start(self, number: int, name: str, parameters: Parameters, *, origin: str) -> FitJob:
         trial = Trial(
@@ -262,6 +279,9 @@ class Proposer:
         deadline_at = max(self.deadline.at, time.time() + SHORTEST_TRIAL_S)
         limit_s = self._allowance.first_s(name, n_counted=self._counted, parallel=self.parallel)
         return self._job(trial, (0,), limit_s=limit_s, deadline_at=deadline_at)
+
+    def _origin(self, bet: Configuration) -> str:
+        return "history" if self._study.is_seed(bet) else "portfolio"
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""

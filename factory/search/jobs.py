@@ -162,8 +162,12 @@ class Jobs(Protocol):
     def exhausted(self) -> bool:
         """Whether no further job will come."""
 
-    def next(self) -> FitJob | None:
-        """Return the next job, or None when there is none now."""
+    def next(self, *, quick: bool = False) -> FitJob | None:
+        """Return the next job, or None when there is none now.
+
+        Args:
+            quick: Whether it is for a process that has other things to do: then none that takes long.
+        """
 
     def done(self, job: FitJob, result: FitResult) -> None:
         """Take a job's result."""

@@ -10,6 +10,7 @@ they bring.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import time
@@ -329,6 +330,8 @@ class _Probe:
         parameters: Parameters = _QUICK,
     ) -> Model:
         lightgbm, task = family("lightgbm"), self.metric.task
+        for module in lightgbm.modules:
+            importlib.import_module(module)  # which takes seconds on a busy machine, and no fit will take again
         start = time.perf_counter()
         if rounds is None:
             rounds = max(2 * ROUNDS // self.n_classes, SELECTION_ROUNDS) if self.n_classes > 2 else ROUNDS

@@ -54,7 +54,7 @@ class RefitProposer:
         """Whether no further refit will be proposed."""
         return not self._waiting
 
-    def next(self) -> FitJob | None:
+    def next(self, *, quick: bool = False) -> FitJob | None:  # noqa: ARG002 - refits are what they are
         """Return the next refit that fits the time left, or None."""
         growth = self._growth
         with self._lock:

@@ -118,6 +118,14 @@ class Study:
         self._seen.add(key_of(*bet))
         return bet
 
+    def next_quick_bet(self) -> Configuration | None:
+        """Return the next bet whose fit takes no more than a second or two; None where none is left."""
+        bet = next((bet for bet in self._bets if family(bet[0]).quick), None)
+        if bet is not None:
+            self._bets.remove(bet)
+            self._seen.add(key_of(*bet))
+        return bet
+
     def again(self, bet: Configuration) -> None:
         """Let a bet that came to nothing by no fault of its own come next once more, and not a third time."""
         if (key := key_of(*bet)) not in self._repeated:

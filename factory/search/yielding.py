@@ -85,9 +85,9 @@ class Yielding:
         """Whether no further job will come."""
         return self._room.asked or self._jobs.exhausted
 
-    def next(self) -> FitJob | None:
+    def next(self, *, quick: bool = False) -> FitJob | None:
         """Return the next job, or None when there is none now."""
-        return None if self._room.asked else self._jobs.next()
+        return None if self._room.asked else self._jobs.next(quick=quick)
 
     def done(self, job: FitJob, result: FitResult) -> None:
         """Take a job's result."""

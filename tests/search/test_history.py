@@ -303,6 +303,20 @@ def test_a_good_booster_that_is_done_early_learns_in_smaller_steps_too(
     assert smaller not in [trial.parameters for trial in others]
 
 
+def test_who_waits_for_workers_takes_quick_bets_only(data: TrialData, clock: Clock) -> None:
+    def taken(left_s: float, *, jobs: int) -> list[str]:
+        proposer = propose(make_test_plan("constant", "lightgbm", "linear"), data, left_s=left_s)
+        given = [proposer.next(quick=True) for _ in range(jobs)]
+        assert not proposer.exhausted
+        last = proposer.next()
+        assert last is not None
+        return [job.trial.family for job in (*given, last) if job is not None]
+
+    long = taken(300.0, jobs=5)
+    assert long == ["constant", "linear", "linear", "lightgbm"], "what the workers take comes from the others"
+    assert taken(60.0, jobs=2) == ["constant", "lightgbm", "linear"]
+
+
 def test_time_that_is_over_ends_the_search(data: TrialData, clock: Clock) -> None:
     proposer = propose(make_test_plan(), data, left_s=50)
     job = proposer.next()
