@@ -102,6 +102,7 @@ class TrialRunner:
             started = time.monotonic()
             if job.refit_rounds is not None:
                 self._refit(job, family, watch)
+            job = job.model_copy(update={"deadline_at": _last_round_at(job)})
             for fold in job.folds:
                 result, job = self._fit_fold(job, family, fold, watch, result)
         except _Ended as end:
@@ -188,13 +189,12 @@ class TrialRunner:
 
     def _fit(self, job: FitJob, family: Family, fold: int | None, watch: MemoryWatch) -> Model:
         train, validation = self._samples.of(fold)
-        left_s = job.deadline_at - time.time()
         context = FitContext(
             task=self.data.dataset.task,
             n_classes=self.data.n_classes,
             seed=job.trial.seed,
             threads=self.threads,
-            deadline=Deadline.after(min(job.limit_s, left_s * (1 - WRAP_UP if left_s > 0 else 1))),
+            deadline=Deadline(min(job.deadline_at, time.time() + job.limit_s)),
             rounds=job.refit_rounds or None,
             keep_going=watch.keep_going,
             target_scale=self._target_scale,
@@ -216,6 +216,12 @@ class TrialRunner:
                 storage=self.data.workspace / "train",
             )
         return family.fit(train, validation=held_out, parameters=parameters, context=context)
+
+
+def _last_round_at(job: FitJob) -> float:
+    """Return the moment at which the rounds of a job's folds have to end, so that what follows them is in time too."""
+    left_s = job.deadline_at - time.time()
+    return job.deadline_at - WRAP_UP * left_s if 0 < left_s < float("inf") else job.deadline_at
 
 
 def _save(model: Model, folder: Path) -> None:
