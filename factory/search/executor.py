@@ -92,8 +92,11 @@ class Executor:
         if not self._ray.connected and not self._distributes:
             sign = self._data.workspace / WORKERS_ARE_UP
             sign.unlink(missing_ok=True)  # an earlier attempt's
-            wanted = lambda: not (over.is_set() or sign.exists())  # noqa: E731
-            helper = _Alongside(lambda: self._run_inline(jobs, wanted, quick=True))
+
+            def wanted() -> bool:
+                return not (over.is_set() or sign.exists())
+
+            helper = _Alongside(partial(self._run_inline, jobs, wanted, quick=True))
         with one_blas_thread(), helper:
             try:
                 self.crew = self._crew_of(self._ray.connect().cpus)
@@ -198,8 +201,9 @@ class _Alongside:
         self._thread = threading.Thread(target=self._guarded, name="inline-trials", daemon=True)
 
     def _guarded(self) -> None:
-        # As Ray's workers are: else they would share what one fit here leaves.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
+        with contextlib.suppress(OSError):  # a system that has no niceness of threads
+            # As Ray's workers are: else they would share what one fit here leaves.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
