@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -117,7 +118,7 @@ class Allowance:
         share = FIT_SHARE_FEW_ROWS if self.n_rows <= FEW_ROWS else FIT_SHARE
         if not family(name).iterative:
             share *= CUT_SHORT
-        return max(self.shortest_s, share * min(self.whole_s, (LONG_S * self.whole_s) ** 0.5))
+        return max(self.shortest_s, share * min(self.whole_s, math.sqrt(LONG_S * self.whole_s)))
 
     @property
     def _alone(self) -> bool:
