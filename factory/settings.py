@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from factory.errors import Detail, InvalidRequest, StorageFault
 
+_PARTS = "portfolio|bagging|ensemble|search|slower|transfer"
+
 
 class Settings(BaseSettings):
     """Settings of one process; each field is the variable ``FACTORY_<FIELD>``."""
@@ -36,8 +38,7 @@ class Settings(BaseSettings):
     max_request_mb: float = Field(16.0, gt=0, description="Largest body of one prediction request in MB.")
     engine_without: str | None = Field(
         None,
-        pattern=r"^(portfolio|bagging|ensemble|search|slower|transfer)"
-        r"(,(portfolio|bagging|ensemble|search|slower|transfer))*$",
+        pattern=rf"^({_PARTS})(,({_PARTS}))*$",
         description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
         "search, slower, transfer; separated by commas.",
     )

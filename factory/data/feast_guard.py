@@ -23,18 +23,8 @@ def keep_shut() -> None:
     from feast.on_demand_feature_view import OnDemandFeatureView
     from feast.stream_feature_view import StreamFeatureView
 
-    for kind in (FeatureView, StreamFeatureView):
+    for kind in (FeatureView, OnDemandFeatureView, StreamFeatureView):
         kind.from_proto = _reading_without(kind.from_proto)
-
-    read = OnDemandFeatureView.from_proto.__func__
-
-    def from_proto(cls: Any, on_demand_feature_view_proto: Any, skip_udf: bool = False) -> Any:
-        view = read(cls, on_demand_feature_view_proto, skip_udf=True)
-        if not skip_udf:
-            view.feature_transformation = _without_function(on_demand_feature_view_proto.spec)
-        return view
-
-    OnDemandFeatureView.from_proto = classmethod(from_proto)
 
 
 def has_function(view: Any) -> bool:
@@ -43,11 +33,15 @@ def has_function(view: Any) -> bool:
 
 
 def _reading_without(method: Any) -> classmethod[Any, Any, Any]:
+    from feast.on_demand_feature_view import OnDemandFeatureView
+
     read = method.__func__
 
     def from_proto(cls: Any, proto: Any, skip_udf: bool = False) -> Any:
-        del skip_udf
-        return read(cls, proto, skip_udf=True)
+        view = read(cls, proto, skip_udf=True)
+        if isinstance(view, OnDemandFeatureView) and not skip_udf:
+            view.feature_transformation = _without_function(proto.spec)
+        return view
 
     return classmethod(from_proto)
 

@@ -233,9 +233,9 @@ def materialize(
 
 
 def _materialize_view(store: Any, view: Any, *, end: datetime, full: bool) -> Materialized:
-    last = view.most_recent_end_time
     if has_function(view):
         return Materialized(view=view.name, since=end, until=end, foreign=True)
+    last = view.most_recent_end_time
     start = _utc(last) if last and not full else (end - view.ttl if view.ttl else _BEGINNING)
     if start >= end:
         return Materialized(view=view.name, since=start, until=end, skipped=True)

@@ -79,7 +79,6 @@ class Proposer:
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._began = time.time()
         self._allowance = Allowance.of(self.plan, self.data, deadline=self.deadline)
         self._slower: set[Key] = set()
         self.families, self.skipped = self._allowance.families()
@@ -129,18 +128,17 @@ class Proposer:
             if self._late:
                 return None
             if quick and self._allowance.whole_s >= PATIENT_S and not self.plan.repeatable:
-                return self._quick_job()
-            exploring = self._exploring
-            job = self._first_fold_job() if exploring else self._further_folds_job()
-            if job is None:
-                job = self._further_folds_job() if exploring else self._first_fold_job()
-            self._dry = job is None
-            return None if job is None else self._hand_out(job)
-
-    def _hand_out(self, job: FitJob) -> FitJob:
-        self._pool = family(job.trial.family).pool
-        self._running |= {(job.trial.number, fold) for fold in job.folds}
-        return job
+                job = self._first_fold_job(quick=True)
+            else:
+                exploring = self._exploring
+                job = self._first_fold_job() if exploring else self._further_folds_job()
+                if job is None:
+                    job = self._further_folds_job() if exploring else self._first_fold_job()
+                self._dry = job is None
+            if job is not None:
+                self._pool = family(job.trial.family).pool
+                self._running |= {(job.trial.number, fold) for fold in job.folds}
+            return job
 
     def done(self, job: FitJob, result: FitResult) -> None:
         """Take a job's result and record the trial."""
@@ -208,11 +206,11 @@ class Proposer:
             return False
         if len(self.data.splits) == 1 or not self._standing.ready(self.trials):
             return True
-        spent_s, left_s = time.time() - self._began, max(self.deadline.left_s, 0.0)
+        spent_s, whole_s = time.time() - self._allowance.began, self._allowance.whole_s
         if self.plan.repeatable:
-            in_time = spent_s < COUNTED_SHARE * (spent_s + left_s)
+            in_time = spent_s < COUNTED_SHARE * whole_s
             return self._batch_running or (in_time and (self._study.bets_left or bool(self._searchable())))
-        return self._study.bets_left and spent_s < EXPLORE_SHARE * (spent_s + left_s) and not self._serves
+        return self._study.bets_left and spent_s < EXPLORE_SHARE * whole_s and not self._serves
 
     @property
     def _serves(self) -> bool:
@@ -236,8 +234,12 @@ class Proposer:
 
     # --- first folds -----------------------------------------------------------
 
-    def _first_fold_job(self) -> FitJob | None:
-        """Return the first fold of a new trial, or None where none fits or the last batch has to end first."""
+    def _first_fold_job(self, *, quick: bool = False) -> FitJob | None:
+        """Return the first fold of a new trial, or None where none fits or the last batch has to end first.
+
+        Args:
+            quick: Whether it has to be a bet that takes no more than a second or two.
+        """
         if self.plan.budget.trials is not None and self._counted >= self.plan.budget.trials:
             return None
         if self.deadline.left_s < self._allowance.shortest_s and not self._owes_a_model:
@@ -245,21 +247,14 @@ class Proposer:
         if self.plan.repeatable and not self._batch_open and self._batch_running:
             return None
         number = max(self.trials, default=-1) + 1
-        if self._study.bets_left:
-            bet = self._study.next_bet()
-            return self._start(number, *bet, origin=self._origin(bet))
-        while names := self._affordable():
+        if (bet := self._study.next_bet(quick=quick)) is not None:
+            return self._start(number, *bet, origin="history" if self._study.is_seed(bet) else "portfolio")
+        while not quick and (names := self._affordable()):
             name = names[RANK_CYCLE[self._turn % len(RANK_CYCLE)] % len(names)]
             self._turn += 1
             if (asked := self._study.ask(name, number=number)) is not None:
                 return self._start(number, name, asked, origin="search")
         return None
-
-    def _quick_job(self) -> FitJob | None:
-        """Return the first fold of a quick bet; None where all were tried."""
-        if (bet := self._study.next_quick_bet()) is None:
-            return None
-        return self._hand_out(self._start(max(self.trials, default=-1) + 1, *bet, origin=self._origin(bet)))
 
     def _start(self, number: int, name: str, parameters: Parameters, *, origin: str) -> FitJob:
         trial = Trial(
@@ -279,9 +274,6 @@ class Proposer:
         deadline_at = max(self.deadline.at, time.time() + SHORTEST_TRIAL_S)
         limit_s = self._allowance.first_s(name, n_counted=self._counted, parallel=self.parallel)
         return self._job(trial, (0,), limit_s=limit_s, deadline_at=deadline_at)
-
-    def _origin(self, bet: Configuration) -> str:
-        return "history" if self._study.is_seed(bet) else "portfolio"
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""

@@ -248,7 +248,7 @@ class _Probe:
                 known={},
             )
             loss, reference = narrow._loss((), target_scale), self._loss((), target_scale)
-            self.longest_s = narrow.longest_s
+            self.longest_s = max(self.longest_s, narrow.longest_s)
             if loss[0] < ACCEPTED * reference[0]:
                 self.draws, self.judged, self.known = narrow.draws, narrow.judged, narrow.known
                 omitted.append(part)

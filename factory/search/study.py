@@ -112,15 +112,13 @@ class Study:
         """Whether one of these configurations is a bet that was not tried."""
         return any(key_of(*bet) in keys for bet in self._bets)
 
-    def next_bet(self) -> Configuration:
-        """Return the next seed, or the portfolio's next entry."""
-        bet = self._bets.popleft()
-        self._seen.add(key_of(*bet))
-        return bet
+    def next_bet(self, *, quick: bool = False) -> Configuration | None:
+        """Return the next seed, or the portfolio's next entry; None where none is left.
 
-    def next_quick_bet(self) -> Configuration | None:
-        """Return the next bet whose fit takes no more than a second or two; None where none is left."""
-        bet = next((bet for bet in self._bets if family(bet[0]).quick), None)
+        Args:
+            quick: Whether it has to be one whose fit takes no more than a second or two.
+        """
+        bet = next((bet for bet in self._bets if family(bet[0]).quick or not quick), None)
         if bet is not None:
             self._bets.remove(bet)
             self._seen.add(key_of(*bet))

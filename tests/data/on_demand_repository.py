@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dill
 import pandas as pd
+import pytest
 
 from factory.data.feature_store import apply
 from factory.data.features import materialize
@@ -106,6 +108,17 @@ def make_repository(folder: Path, definitions: str = DEFINITIONS) -> Settings:
     write(settings, definitions)
     materialize(settings, until=at("12:00"))
     return settings
+
+
+def refuse_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make it an error to read a function of the registry, from its pickle or from its text."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("what the registry holds was run")
+
+    monkeypatch.setattr(dill, "loads", refuse)
+    for module in ("udf_rehydrate.resolve_udf", "udf_rehydrate.rehydrate_udf_from_source"):
+        monkeypatch.setattr(f"feast.transformation.{module}", refuse)
 
 
 def write(settings: Settings, definitions: str, *, applied: bool = True) -> None:

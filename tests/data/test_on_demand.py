@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import dill
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +20,7 @@ from factory.data.on_demand_definition import on_demand_view
 from factory.data.online import CellStatus, OnlineReader
 from factory.errors import Conflict, InvalidData, InvalidRequest, SystemFault
 from factory.settings import Settings
-from tests.data.on_demand_repository import DEFINITIONS, at, make_repository, write
+from tests.data.on_demand_repository import DEFINITIONS, at, make_repository, refuse_functions, write
 
 COLUMNS = ("level", "mode", "load", "over", "said", "each", "left")
 ROWS = [
@@ -131,12 +130,7 @@ def test_an_entity_table_without_such_a_column_is_refused(settings: Settings) ->
 
 
 def test_the_registrys_function_is_never_run(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("what the registry holds was run")
-
-    monkeypatch.setattr(dill, "loads", refuse)
-    for module in ("udf_rehydrate.resolve_udf", "udf_rehydrate.rehydrate_udf_from_source"):
-        monkeypatch.setattr(f"feast.transformation.{module}", refuse)
+    refuse_functions(monkeypatch)
     # A view that is read without its function is still the same.
     assert not {change.name for change in apply(own).changes} & {"load", "told", "left"}
     trained(own)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dill
 import pandas as pd
 import pytest
 
@@ -12,7 +11,7 @@ from factory.data.feature_store import apply, open_store
 from factory.data.features import catalogue, join, materialize
 from factory.errors import InvalidRequest
 from factory.settings import Settings
-from tests.data.on_demand_repository import DEFINITIONS, at, make_repository, write
+from tests.data.on_demand_repository import DEFINITIONS, at, make_repository, refuse_functions, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*feature views are experimental:RuntimeWarning")
 
@@ -42,13 +41,8 @@ halves_v1 = FeatureService(name="halves_v1", features=[batch, stream.with_name("
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A store with such views; what would run their functions is an error."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("what the registry holds was run")
-
     made = make_repository(tmp_path)
-    monkeypatch.setattr(dill, "loads", refuse)
-    for module in ("udf_rehydrate.resolve_udf", "udf_rehydrate.rehydrate_udf_from_source"):
-        monkeypatch.setattr(f"feast.transformation.{module}", refuse)
+    refuse_functions(monkeypatch)
     write(made, WITH_FUNCTIONS)
     return made
 

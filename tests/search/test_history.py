@@ -274,6 +274,9 @@ def test_no_further_fold_begins_that_would_not_end_in_time(data: TrialData, cloc
             if 0 not in job.folds:
                 assert cost_s <= left
                 assert job.deadline_at == proposer.deadline.at
+                share = FIT_SHARE_FEW_ROWS * (CUT_SHORT if job.trial.family == "constant" else 1)
+                first_s = share * min(left_s, (LONG_S * left_s) ** 0.5)
+                assert job.limit_s == pytest.approx(min(LATER_FOLD * (LATER_FOLD * 6 + LATER_FOLD_S), first_s))
 
 
 @pytest.mark.parametrize("fold_s", [2.0, 6.0])

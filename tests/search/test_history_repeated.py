@@ -183,7 +183,7 @@ def test_a_resumed_search_fits_nothing_that_is_there(data: TrialData, n_jobs: in
     there = {(t.number, fold) for t in history for fold in t.folds}
     assert len(there) == n_jobs
     proposer = propose(plan, data, history=history)
-    jobs = work(proposer, by_configuration(data, fold_s=lambda: 10), jobs=35)
+    jobs = work(proposer, by_configuration(data, fold_s=lambda: 10), jobs=25)
     fits = [(job.trial.number, fold) for job in jobs for fold in job.folds]
     assert len(set(fits)) == len(fits)
     assert not there & set(fits)
