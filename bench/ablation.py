@@ -28,8 +28,11 @@ from bench.sets import SETS, BenchSet, score, write_split
 FOLDER = WORK / "ablation"
 NAMES = ("telco_churn", "adult", "wine_quality", "california_housing", "diamonds", "superstore")
 """Two of each task, small and large, with and without categories of many levels."""
+SEEDS, RECIPE = (0, 1), "tabular-auto"
 SIBLING_SEED = 1000
 """Added to the seed of the split that the history comes from."""
+SIBLINGS = FOLDER / "siblings"
+"""Homes with nothing but a sibling, made once for each table, budget and seed; an arm starts in a copy."""
 
 COLUMNS = {
     "data": "data",
@@ -80,10 +83,13 @@ ARMS: dict[str, Arm] = {
 
 def main() -> int:
     """Run the chosen arms; return 1 where a fit failed."""
-    arguments = parser(__doc__, budget_s=60)
+    arguments = parser(__doc__, budget_s=60, seed="")
     arguments.add_argument("--sets", nargs="+", choices=SETS, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    arguments.add_argument("--seeds", nargs="+", type=int, metavar="N", help="several seeds instead of one")
+    arguments.add_argument(
+        "--seeds", nargs="+", type=int, default=SEEDS, metavar="N", help="of split and fit (default: 0 1)"
+    )
     arguments.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help=", ".join(ARMS))
+    arguments.add_argument("--recipe", default=RECIPE, metavar="NAME", help=f"of all fits (default: {RECIPE})")
     arguments.add_argument("--without", metavar="PARTS", help="one arm of your own instead, as portfolio,bagging")
     chosen = arguments.parse_args()
     if (folder := tables()) is None:
@@ -92,71 +98,77 @@ def main() -> int:
     if chosen.without:
         arms = [ARMS["full"], Arm(f"without {chosen.without}", tuple(chosen.without.split(",")))]
     if chosen.quick:
-        chosen.sets, chosen.budget, arms = chosen.sets[:1], 10, [ARMS["full"], ARMS["without bagging"]]
+        chosen.sets, chosen.seeds, chosen.budget = chosen.sets[:1], [0], 10
+        arms = [ARMS["full"], ARMS["without bagging"]]
     journal = Journal.of("ablation", again=chosen.again)
+    if chosen.again:
+        shutil.rmtree(SIBLINGS, ignore_errors=True)
     runs = []
     for data in chosen.sets:
         for arm in arms:
-            for seed in chosen.seeds or [chosen.seed]:
-                key = {"data": data, "arm": arm.name, "budget_s": chosen.budget, "seed": seed}
-                make = partial(fit, SETS[data], arm, folder=folder, budget_s=chosen.budget, seed=seed)
-                runs.append(journal.row(key, make))
+            for seed in chosen.seeds:
+                how = {"budget_s": chosen.budget, "seed": seed, "recipe": chosen.recipe}
+                run = Run(SETS[data], folder, **how)
+                runs.append(journal.row({"data": data, "arm": arm.name, **how}, partial(run.fit, arm)))
     rows = summary(runs, arms)
     rows += overall(rows)
     report("ablation", rows, columns=COLUMNS, note=NOTE)
     return 1 if any(row["failed"] for row in rows) else 0
 
 
-def fit(bench_set: BenchSet, arm: Arm, *, folder: Path, budget_s: int, seed: int) -> dict[str, Any]:
-    """Run one fit, after its sibling's where the arm has a history; the home is deleted."""
-    place = FOLDER / f"{bench_set.data}-{seed}-{arm.name.replace(' ', '-').replace(',', '')}"
-    shutil.rmtree(place, ignore_errors=True)
-    home = place / "home"
-    if arm.history:
-        sibling = place / "sibling"
-        write_split(bench_set, folder, sibling, seed=seed + SIBLING_SEED)
-        _fit(bench_set, sibling, home, seed=seed, budget_s=budget_s, name="bench.sibling")
-    truth = write_split(bench_set, folder, place, seed=seed)
-    row = _fit(
-        bench_set,
-        place,
-        home,
-        seed=seed,
-        budget_s=budget_s,
-        name="bench.fit",
-        without=arm.without,
-        making="warm_start" if arm.history else "cold",
-    )
-    shutil.rmtree(home, ignore_errors=True)
-    out = place / PREDICTIONS
-    result = score(bench_set, truth, pd.read_parquet(out)) if row["returncode"] == 0 and out.exists() else None
-    told = {"metric": bench_set.metric, "score": result}
-    return told | row | {"limit_s": limit_s(budget_s), "log": str((place / LOG).relative_to(ROOT))}
+@dataclass(frozen=True)
+class Run:
+    """Fits of one split of a table, each with one seed, budget and recipe."""
 
+    bench_set: BenchSet
+    tables: Path
+    budget_s: int
+    seed: int
+    recipe: str
 
-def _fit(
-    bench_set: BenchSet,
-    place: Path,
-    home: Path,
-    *,
-    seed: int,
-    budget_s: int,
-    name: str,
-    without: tuple[str, ...] = (),
-    making: str = "cold",
-) -> dict[str, Any]:
-    call = Fit(
-        train=place / "train.parquet",
-        test=place / "test.parquet",
-        target=bench_set.target,
-        budget_s=budget_s,
-        seed=seed,
-        home=home,
-        without=without,
-        name=name,
-        making=making,
-    )
-    return as_row(call.run(place / PREDICTIONS, timeout_s=budget_s + PATIENCE_S))
+    def fit(self, arm: Arm) -> dict[str, Any]:
+        """Run one arm, in the home of a sibling where it has a history; the home is deleted."""
+        place = FOLDER / f"{self._name}-{arm.name.replace(' ', '-').replace(',', '')}"
+        shutil.rmtree(place, ignore_errors=True)
+        home = self._home_with_sibling() if arm.history else place / "home"
+        truth = write_split(self.bench_set, self.tables, place, seed=self.seed)
+        making = "warm_start" if arm.history else "cold"
+        row = self._measured(place, home, name="bench.fit", without=arm.without, making=making)
+        shutil.rmtree(home, ignore_errors=True)
+        out = place / PREDICTIONS
+        result = score(self.bench_set, truth, pd.read_parquet(out)) if row["returncode"] == 0 and out.exists() else None
+        told = {"metric": self.bench_set.metric, "score": result}
+        return told | row | {"limit_s": limit_s(self.budget_s), "log": str((place / LOG).relative_to(ROOT))}
+
+    def _home_with_sibling(self) -> Path:
+        """Return a FACTORY_HOME that holds a request on another split, and nothing that an arm has added."""
+        place = SIBLINGS / self._name
+        home, kept = place / "home", place / "kept"
+        shutil.rmtree(home, ignore_errors=True)
+        if not kept.exists():
+            write_split(self.bench_set, self.tables, place, seed=self.seed + SIBLING_SEED)
+            self._measured(place, home, name="bench.sibling")
+            home.rename(kept)
+        # To the same place: what a home stores may hold its own path.
+        shutil.copytree(kept, home, symlinks=True)
+        return home
+
+    @property
+    def _name(self) -> str:
+        return f"{self.bench_set.data}-{self.recipe}-{self.budget_s}-{self.seed}"
+
+    def _measured(self, place: Path, home: Path, **how: Any) -> dict[str, Any]:
+        call = Fit(
+            train=place / "train.parquet",
+            test=place / "test.parquet",
+            target=self.bench_set.target,
+            budget_s=self.budget_s,
+            seed=self.seed,
+            home=home,
+            recipe=self.recipe,
+            **how,
+        )
+        return as_row(call.run(place / PREDICTIONS, timeout_s=self.budget_s + PATIENCE_S))
 
 
 def summary(runs: Sequence[dict[str, Any]], arms: Sequence[Arm]) -> list[dict[str, Any]]:

@@ -20,14 +20,15 @@ PATIENCE_S = 300.0
 """Beyond the budget, after which a command is killed."""
 
 
-def parser(about: str | None, *, budget_s: int | None) -> argparse.ArgumentParser:
+def parser(about: str | None, *, budget_s: int | None, seed: str = "everything random") -> argparse.ArgumentParser:
     """Return a parser with the arguments that every long measurement has.
 
     Args:
         about: What is measured.
         budget_s: The default; None where each table has its own.
+        seed: What is random; without it there is no ``--seed``.
     """
-    made = bare_parser(about, seed="everything random", quick="a small part of it in less than a minute")
+    made = bare_parser(about, seed=seed, quick="a small part of it in less than a minute")
     help_ = f"of each request (default: {budget_s or 'as the table needs'})"
     made.add_argument("--budget", type=int, default=budget_s, metavar="SECONDS", help=help_)
     made.add_argument(AGAIN, action="store_true", help="make again what an earlier run has made")

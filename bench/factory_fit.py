@@ -37,7 +37,7 @@ def limit_s(budget_s: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """One call: tables, seconds, seed, what is switched off, how it is made, and a FACTORY_HOME without NAME."""
+    """One call: tables, seconds, seed, what is switched off, making, recipe, and a FACTORY_HOME without NAME."""
 
     train: Path
     test: Path
@@ -48,6 +48,7 @@ class Fit:
     without: tuple[str, ...] = ()
     name: str = NAME
     making: str = "auto"
+    recipe: str = "tabular-auto"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,6 +73,7 @@ class Fit:
             "--seed": self.seed,
             "--name": self.name,
             "--making": self.making,
+            "--recipe": self.recipe,
         }
         words = [str(word) for option in options.items() for word in option]
         return measure(

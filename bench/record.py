@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,8 +41,16 @@ def clean_environment(home: Path) -> dict[str, str]:
     return kept | {"FACTORY_HOME": str(home)}
 
 
-def save(name: str, rows: Sequence[Row], *, columns: Mapping[str, str], note: str, documented: bool) -> None:
-    """Print a table, append it to the claim's records, and render the Markdown of a documented run.
+def save(
+    name: str,
+    rows: Sequence[Row],
+    *,
+    columns: Mapping[str, str],
+    note: str,
+    documented: bool,
+    draw: Callable[[Sequence[Row]], None] | None = None,
+) -> None:
+    """Print a table, append it to the claim's records, and render the Markdown and the chart of a documented run.
 
     Args:
         name: The claim's module.
@@ -50,6 +58,7 @@ def save(name: str, rows: Sequence[Row], *, columns: Mapping[str, str], note: st
         columns: Heading by key of what is shown, in order.
         note: A sentence under the table: what is measured and what it is held against.
         documented: Whether this is the run that the documentation shows, or one with other arguments.
+        draw: Writes its chart, where it has one.
     """
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -65,6 +74,8 @@ def save(name: str, rows: Sequence[Row], *, columns: Mapping[str, str], note: st
     path.write_text(json.dumps([*records, record], indent=1) + "\n")
     if documented:
         (RESULTS / f"{name}.md").write_text(_markdown(record, columns, note))
+        if draw is not None:
+            draw(rows)
     show(rows, columns, title=f"bench.{name}")
 
 

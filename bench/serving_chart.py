@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.chart import OURS_COLOUR, PEER_COLOUR, chart, plain
+from bench.chart import INK, OURS_COLOUR, PEER_COLOUR, chart, plain
 from bench.record import ROOT
 
 LOAD, PEERS = ROOT / "docs" / "serving-load.svg", ROOT / "docs" / "serving-peers.svg"
+NAMES, FAULTS = ROOT / "docs" / "serving-names.svg", ROOT / "docs" / "serving-faults.svg"
 
 Row = Mapping[str, Any]
 
@@ -81,6 +82,65 @@ def draw_peers(rows: Sequence[Row], *, ours: str) -> None:
                     axes.set_title(title, loc="left", fontsize=8)
                 axes.set_xticks([])
                 plain(axes, grid="x")
+
+
+def draw_names(rows: Sequence[Row], *, most_p99_ms: float) -> None:
+    """Draw the latency of each minute of calls of many names, and how many of them had to load a variant.
+
+    Args:
+        rows: One for each size of the cache and minute, those of a size in their order.
+        most_p99_ms: Limit of the 99th percentile once the first minute is over.
+    """
+    caches = list(dict.fromkeys(row["cache_mb"] for row in rows))
+    told = "; ".join(
+        f"{row['cache_mb']:,} MB, {row['minute']} minute: median {row['p50_ms']:g} ms, 99th percentile "
+        f"{row['p99_ms']:g} ms, {row['hit_rate']} in memory"
+        for row in rows
+    )
+    with chart(NAMES, title="A thousand variants, called by Zipf's law", told=told, width=7.4, height=2.4) as figure:
+        for cache, axes in zip(caches, figure.subplots(1, len(caches), squeeze=False, sharey=True)[0], strict=True):
+            mine = [row for row in rows if row["cache_mb"] == cache]
+            at = range(len(mine))
+            slow = axes.bar([x - 0.2 for x in at], [row["p99_ms"] for row in mine], 0.38, color=OURS_COLOUR)
+            axes.bar_label(slow, [f"{row['p99_ms']:.0f}" for row in mine], padding=2)
+            half = axes.bar([x + 0.2 for x in at], [row["p50_ms"] for row in mine], 0.38, color=PEER_COLOUR)
+            axes.bar_label(half, [f"{row['p50_ms']:.0f}" for row in mine], padding=2)
+            axes.axhline(most_p99_ms, color=INK, lw=0.8, ls="--")
+            axes.set_title(f"room for {cache:,} MB", loc="left", fontsize=9)
+            axes.set_xticks(at, [f"{row['minute']} minute\n{row['hit_rate']} in memory" for row in mine])
+            axes.margins(y=0.15)
+            plain(axes, grid="y")
+        first = figure.axes[0]
+        first.set_ylabel("ms a call")
+        first.annotate("wanted", (2.5, most_p99_ms), xytext=(0, 3), textcoords="offset points", ha="right")
+        figure.legend(
+            [slow, half], ["99th percentile", "median"], frameon=False, ncols=2, loc="outside upper right", fontsize=8
+        )
+
+
+def draw_faults(rows: Sequence[Row]) -> None:
+    """Draw how long callers see that a part was killed, and how many calls fail; a row for each part."""
+    told = "; ".join(
+        f"{row['part']}, killed {row['times']} times: at most {row['most_after']} calls failed, the last "
+        f"{row['outage_s']:g} s after the kill, {row['outage_worst_s']:g} s at worst"
+        for row in rows
+    )
+    shown = rows[::-1]
+    parts = [str(row["part"]) for row in shown]
+    height = 0.7 + 0.26 * len(rows)
+    with chart(FAULTS, title="What callers see of a killed part", told=told, width=7.4, height=height) as figure:
+        time, calls = figure.subplots(1, 2, sharey=True)
+        worst = time.barh(parts, [row["outage_worst_s"] for row in shown], color=PEER_COLOUR)
+        time.barh(parts, [row["outage_s"] for row in shown], color=OURS_COLOUR)
+        time.bar_label(worst, [f"{row['outage_s']:g}, worst {row['outage_worst_s']:g}" for row in shown], padding=3)
+        time.set_title("s until the last failed call", loc="left", fontsize=9)
+        failed = calls.barh(parts, [row["most_after"] for row in shown], color=OURS_COLOUR)
+        calls.bar_label(failed, padding=3)
+        calls.set_title("failed calls of one kill, most", loc="left", fontsize=9)
+        for axes in (time, calls):
+            axes.set_xlim(0, 1.6 * max(1.0, axes.get_xlim()[1]))
+            axes.set_xticks([])
+            plain(axes, grid="x")
 
 
 def _told(rows: Sequence[Row]) -> str:

@@ -26,6 +26,7 @@ from bench.claim import bare_parser
 from bench.record import WORK, save
 from bench.served import WARM_S, Target, one_row, predictor
 from bench.serving_around import MlflowServer, RedisServer, two_nodes
+from bench.serving_chart import draw_faults
 from factory.operate.deployments import MARK, running_predictor
 from factory.settings import Settings
 
@@ -76,7 +77,7 @@ def main() -> int:
         for row in measured(**how):
             print(row, flush=True)
             rows.append(row)
-    save("serving_faults", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1)
+    save("serving_faults", rows, columns=COLUMNS, note=NOTE, documented=len(sys.argv) == 1, draw=draw_faults)
     return 0 if all(row["met"] for row in rows) else 1
 
 

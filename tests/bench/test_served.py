@@ -38,10 +38,20 @@ def row(system: str, clients: int, **more: Any) -> dict[str, Any]:
 
 
 def test_charts_are_drawn_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(serving_chart, "LOAD", tmp_path / "load.svg")
-    monkeypatch.setattr(serving_chart, "PEERS", tmp_path / "peers.svg")
+    for name in ("LOAD", "PEERS", "NAMES", "FAULTS"):
+        monkeypatch.setattr(serving_chart, name, tmp_path / f"{name.lower()}.svg")
     serving_chart.draw_load([row("nothing", n) for n in (1, 64)] + [row("predictor", n) for n in (1, 16, 64)])
     assert "predictor, 16 clients: 900 answers a second" in (tmp_path / "load.svg").read_text()
     rows = [row(s, n, model=m) for m in ("lightgbm", "linear") for s in ("factory", "mlflow") for n in (1, 16)]
     serving_chart.draw_peers(rows, ours="factory")
     assert "lightgbm, mlflow, 16 clients" in (tmp_path / "peers.svg").read_text()
+    minutes = [
+        row("predictor", 4, cache_mb=size, minute=minute, hit_rate="99.70%")
+        for size in (2_048, 300)
+        for minute in ("first", "second")
+    ]
+    serving_chart.draw_names(minutes, most_p99_ms=50)
+    assert "300 MB, second minute: median 1.1 ms" in (tmp_path / "names.svg").read_text()
+    kill = {"part": "a replica", "times": 5, "most_after": 1, "outage_s": 0.01, "outage_worst_s": 0.03}
+    serving_chart.draw_faults([kill, kill | {"part": "its proxy"}])
+    assert "a replica, killed 5 times: at most 1 calls failed" in (tmp_path / "faults.svg").read_text()
