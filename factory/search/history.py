@@ -210,13 +210,7 @@ class Proposer:
         if self.plan.repeatable:
             in_time = spent_s < COUNTED_SHARE * whole_s
             return self._batch_running or (in_time and (self._study.bets_left or bool(self._searchable())))
-        return self._study.bets_left and spent_s < EXPLORE_SHARE * whole_s and not self._serves
-
-    @property
-    def _serves(self) -> bool:
-        """Whether the members of a near sibling's blend were tried, and serve: more models of them come first then."""
-        prior = self.prior
-        return prior is not None and not self._study.waits(prior.proven) and self._standing.serves(self.trials, prior)
+        return self._study.bets_left and spent_s < EXPLORE_SHARE * whole_s
 
     @property
     def _counted(self) -> int:

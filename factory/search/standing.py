@@ -8,13 +8,8 @@ import numpy as np
 
 from factory.search.ensemble import MOST_CANDIDATES
 from factory.search.jobs import TrialData, first_fold_score
-from factory.search.race import choose, contenders, relative_loss
-from factory.search.study import Prior, key_of
+from factory.search.race import choose, contenders
 from factory.spec import Trial
-
-AS_WELL = 1.1
-"""Loss, relative to what a sibling's came down to, up to which a member of its blend serves: first folds differ by
-chance."""
 
 
 class Standing:
@@ -56,16 +51,6 @@ class Standing:
         if ready and self._near[0] != ready:
             self._near = (ready, contenders(self._data.metric, self._y, self._shown, weight=self._weight))
         return self._near[1]
-
-    def serves(self, trials: Mapping[int, Trial], prior: Prior) -> bool:
-        """Whether one of a near sibling's members serves these data about as well as it served that one's."""
-        if prior.target is None:
-            return False
-        members = [t for t in trials.values() if key_of(t.family, t.parameters) in prior.proven]
-        scores = [score for trial in members if (score := first_fold_score(trial)) is not None]
-        metric = self._data.metric
-        allowed = AS_WELL * relative_loss(metric, prior.target)
-        return bool(scores) and relative_loss(metric, max(scores)) <= allowed
 
 
 def fold_s(trial: Trial) -> float:

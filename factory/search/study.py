@@ -9,7 +9,7 @@ value is its score on the first fold, which every trial has.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +50,10 @@ class Prior:
 
     Attributes:
         trials: What the sampler is told.
-        proven: Keys (:func:`key_of`) of the seeds that are in the blend of a near sibling.
         target: First-fold score that is as good as what that sibling reached; None where that cannot be told.
     """
 
     trials: tuple[PriorTrial, ...] = ()
-    proven: frozenset[Key] = frozenset()
     target: float | None = None
 
 
@@ -107,10 +105,6 @@ class Study:
     def bets_left(self) -> bool:
         """Whether the portfolio has entries that were not tried."""
         return bool(self._bets)
-
-    def waits(self, keys: Collection[Key]) -> bool:
-        """Whether one of these configurations is a bet that was not tried."""
-        return any(key_of(*bet) in keys for bet in self._bets)
 
     def next_bet(self, *, quick: bool = False) -> Configuration | None:
         """Return the next seed, or the portfolio's next entry; None where none is left.

@@ -119,14 +119,7 @@ def transfer(
     told = prior_trials(relatives, families=families)
     if not found and not told:
         return Transfer()
-    nearest = relatives[0]
-    members = [t for t in nearest.search.trials if nearest.near and nearest.search.blend.get(t.number)]
-    blended = {key_of(*_configuration(t, spaces)) for t in members if t.family in families}
-    prior = Prior(
-        told,
-        proven=frozenset(blended & {key_of(*seed) for seed in found}),
-        target=target_score(nearest.search, mine=mine, metric=metric),
-    )
+    prior = Prior(told, target=target_score(relatives[0].search, mine=mine, metric=metric))
     return Transfer(found, prior, seeded_by=tuple(s.search.request_id for s in relatives))
 
 

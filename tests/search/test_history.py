@@ -25,7 +25,7 @@ from factory.search.history import EXPLORE_SHARE, SLOWER, Proposer
 from factory.search.jobs import FitJob, FitResult, TrialData
 from factory.search.plan import family
 from factory.search.race import choose, gain
-from factory.search.study import Configuration, Prior, key_of, portfolio, shape_of
+from factory.search.study import Configuration, portfolio, shape_of
 from factory.search.watchdog import DIED, HUNG
 from factory.spec import Task, Trial, TrialState
 
@@ -77,22 +77,6 @@ def test_seeds_are_tried_before_the_portfolio(data: TrialData) -> None:
     jobs = list(iter(propose(plan, data, seeds=[seed]).next, None))
     assert (jobs[0].trial.family, jobs[0].trial.parameters) == seed
     assert [job.trial.origin for job in jobs] == ["history", "portfolio", "portfolio", "portfolio"]
-
-
-@pytest.mark.parametrize(("target", "first"), [(0.95, "folds"), (0.999, "bets"), (None, "bets")])
-def test_members_of_a_near_siblings_blend_get_their_folds_first_where_they_serve(
-    data: TrialData, target: float | None, first: str
-) -> None:
-    """AUC .95 leaves .05 of the loss, so a sibling that left .001 of its own says that something else serves here."""
-    plan = make_test_plan("constant", "linear", "lightgbm")
-    seeds: list[Configuration] = [("linear", {"splines": True, "knots": n, "degree": 1}) for n in (10, 11)]
-    prior = Prior(proven=frozenset({key_of(*seeds[0])}), target=target)
-    jobs = work(propose(plan, data, seeds=seeds, prior=prior), with_scores(data, {0: 0.95}), jobs=4)
-    assert jobs[0].trial.parameters == seeds[0][1]
-    if first == "folds":
-        assert [(n, fold) for n, fold in further(jobs)] == [(0, fold) for fold in range(1, 8)]
-    else:
-        assert [job.trial.number for job in jobs] == [0, 1, 2, 3]
 
 
 def test_every_trial_begins_with_the_first_fold_alone(data: TrialData) -> None:
