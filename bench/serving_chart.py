@@ -102,12 +102,13 @@ def draw_names(rows: Sequence[Row], *, most_p99_ms: float) -> None:
             mine = [row for row in rows if row["cache_mb"] == cache]
             at = range(len(mine))
             slow = axes.bar([x - 0.2 for x in at], [row["p99_ms"] for row in mine], 0.38, color=OURS_COLOUR)
-            axes.bar_label(slow, [f"{row['p99_ms']:.0f}" for row in mine], padding=2)
+            axes.bar_label(slow, [f"{row['p99_ms']:.0f}" for row in mine], label_type="center", color="white")
             half = axes.bar([x + 0.2 for x in at], [row["p50_ms"] for row in mine], 0.38, color=PEER_COLOUR)
             axes.bar_label(half, [f"{row['p50_ms']:.0f}" for row in mine], padding=2)
-            axes.axhline(most_p99_ms, color=INK, lw=0.8, ls="--")
+            axes.axhline(most_p99_ms, color=INK, lw=0.8, ls="--", zorder=0)
             axes.set_title(f"room for {cache:,} MB", loc="left", fontsize=9)
-            axes.set_xticks(at, [f"{row['minute']} minute\n{row['hit_rate']} in memory" for row in mine])
+            axes.set_xticks(at, [f"{row['minute']}\n{row['hit_rate']}" for row in mine])
+            axes.set_xlabel("minute, and share of calls whose variant was in memory", fontsize=8)
             axes.margins(y=0.15)
             plain(axes, grid="y")
         first = figure.axes[0]
@@ -132,7 +133,8 @@ def draw_faults(rows: Sequence[Row]) -> None:
         time, calls = figure.subplots(1, 2, sharey=True)
         worst = time.barh(parts, [row["outage_worst_s"] for row in shown], color=PEER_COLOUR)
         time.barh(parts, [row["outage_s"] for row in shown], color=OURS_COLOUR)
-        time.bar_label(worst, [f"{row['outage_s']:g}, worst {row['outage_worst_s']:g}" for row in shown], padding=3)
+        told_s = [f"{row['outage_s']:g}, worst {row['outage_worst_s']:g}" if row["most_after"] else "" for row in shown]
+        time.bar_label(worst, told_s, padding=3)
         time.set_title("s until the last failed call", loc="left", fontsize=9)
         failed = calls.barh(parts, [row["most_after"] for row in shown], color=OURS_COLOUR)
         calls.bar_label(failed, padding=3)
