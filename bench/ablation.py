@@ -20,7 +20,7 @@ import pandas as pd
 
 from bench.claim import PATIENCE_S, Journal, parser, report, tables
 from bench.command import as_row
-from bench.factory_fit import LOG, Fit, limit_s
+from bench.factory_fit import LOG, RECIPE, Fit, limit_s
 from bench.peers.job import PREDICTIONS
 from bench.record import ROOT, WORK
 from bench.sets import SETS, BenchSet, score, write_split
@@ -28,11 +28,11 @@ from bench.sets import SETS, BenchSet, score, write_split
 FOLDER = WORK / "ablation"
 NAMES = ("telco_churn", "adult", "wine_quality", "california_housing", "diamonds", "superstore")
 """Two of each task, small and large, with and without categories of many levels."""
-SEEDS, RECIPE = (0, 1), "tabular-auto"
+SEEDS = (0, 1)
 SIBLING_SEED = 1000
 """Added to the seed of the split that the history comes from."""
 SIBLINGS = FOLDER / "siblings"
-"""Homes with nothing but a sibling, made once for each table, budget and seed; an arm starts in a copy."""
+"""Homes with nothing but a sibling, made once for each table, recipe, budget and seed; an arm starts in a copy."""
 
 COLUMNS = {
     "data": "data",
@@ -133,7 +133,7 @@ class Run:
         home = self._home_with_sibling() if arm.history else place / "home"
         truth = write_split(self.bench_set, self.tables, place, seed=self.seed)
         making = "warm_start" if arm.history else "cold"
-        row = self._measured(place, home, name="bench.fit", without=arm.without, making=making)
+        row = self._measured(place, home, without=arm.without, making=making)
         shutil.rmtree(home, ignore_errors=True)
         out = place / PREDICTIONS
         result = score(self.bench_set, truth, pd.read_parquet(out)) if row["returncode"] == 0 and out.exists() else None

@@ -26,7 +26,7 @@ from factory.variants.registry import Registry
 
 OVERRUN, START_UP_S = 1.05, 15.0
 """Of the budget, and for imports and the start of Ray: the promise about the whole process."""
-NAME = "bench.fit"
+NAME, RECIPE = "bench.fit", "tabular-auto"
 LOG = "fit.log"
 
 
@@ -48,7 +48,7 @@ class Fit:
     without: tuple[str, ...] = ()
     name: str = NAME
     making: str = "auto"
-    recipe: str = "tabular-auto"
+    recipe: str = RECIPE
 
     @property
     def environment(self) -> dict[str, str]:
