@@ -26,6 +26,7 @@ from factory.ledger.engines import insert_new
 from factory.ledger.events import next_event
 from factory.ledger.moments import now
 from factory.ledger.records import (
+    ADOPTED,
     BROKEN_OFF,
     Door,
     Event,
@@ -59,6 +60,7 @@ class Intake(Requests):
         memory_gb: float | None = None,
         queued: str | None = None,
         trace: str | None = None,
+        job: str | None = None,
     ) -> RequestRecord:
         """Store a request as RECEIVED, with its first event; all of it or, after a crash, nothing.
 
@@ -75,6 +77,8 @@ class Intake(Requests):
             memory_gb: That it asks for; its budget's where not given.
             queued: Message with which it goes on to QUEUED at once.
             trace: Id of the trace that it came in, for the logs of its jobs; its first event keeps it.
+            job: Ray job that waits to make it. Told in the same transaction: a controller that saw the request before
+                would submit a job of its own.
 
         Raises:
             InvalidRequest: the id cannot be used.
@@ -84,7 +88,7 @@ class Intake(Requests):
         """
         moment = now()
         request_id = _checked_id(request_id) if request_id is not None else new_request_id(moment)
-        events = _first_events(request_id, request, retry_of, queued, trace)
+        events = _first_events(request_id, request, retry_of, queued, trace, job)
         row = {
             "id": request_id,
             "document": document_json(request),
@@ -152,17 +156,26 @@ def new_request_id(moment: datetime) -> str:
 
 
 def _first_events(
-    request_id: str, request: VariantRequest, retry_of: str | None, queued: str | None, trace: str | None
+    request_id: str,
+    request: VariantRequest,
+    retry_of: str | None,
+    queued: str | None,
+    trace: str | None,
+    job: str | None,
 ) -> list[Event]:
     message = f"Request for {request.variant} received" + (f", a retry of {retry_of}." if retry_of else ".")
     payload = {name: value for name, value in (("retry_of", retry_of), ("trace", trace)) if value} or None
-    received = next_event(
-        request_id, RequestState.RECEIVED, after=(0, None), kind="state", message=message, payload=payload
-    )
-    if queued is None:
-        return [received]
-    after = (received.sequence, received.hash)
-    return [received, next_event(request_id, RequestState.QUEUED, after=after, kind="state", message=queued)]
+    told = [(RequestState.RECEIVED, "state", message, payload)]
+    if queued is not None:
+        told.append((RequestState.QUEUED, "state", queued, None))
+    if job is not None:
+        told.append((told[-1][0], ADOPTED, f"Job {job} waits to be admitted.", {"job": job}))
+    events: list[Event] = []
+    after: tuple[int, str | None] = (0, None)
+    for state, kind, sentence, detail in told:
+        events.append(next_event(request_id, state, after=after, kind=kind, message=sentence, payload=detail))
+        after = (events[-1].sequence, events[-1].hash)
+    return events
 
 
 def _reserve(connection: Connection, idempotency: Idempotency, request: dict[str, Any]) -> str | None:

@@ -21,6 +21,9 @@ BROKEN_OFF = frozenset({RequestState.REJECTED, RequestState.FAILED, RequestState
 UNDER_WAY = tuple(state for state in RequestState if RequestState.CANCELLED in NEXT_STATES[state])
 """States of which work is left: neither made nor ended."""
 
+ADOPTED = "adopted"
+"""Kind of the event, and of the attempt, of a job that was submitted past the controller and has told its name."""
+
 Door = Literal["api", "cli", "job", "library", "trigger"]
 Priority = Literal["low", "normal", "high"]
 Payload = Mapping[str, object] | None

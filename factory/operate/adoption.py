@@ -21,8 +21,7 @@ from dataclasses import dataclass
 
 from factory.errors import Detail, InvalidRequest, StorageFault
 from factory.ledger import Attempt, Ledger, Refusal, RequestRecord
-from factory.ledger.records import UNDER_WAY
-from factory.operate.attending import ADOPTED
+from factory.ledger.records import ADOPTED, UNDER_WAY
 from factory.operate.controller import LEAD
 from factory.operate.intake import Intake
 from factory.settings import Settings
@@ -103,8 +102,7 @@ def adopt(
     """
     team = document.get("team") if isinstance(document, Mapping) else None
     actor = _actor(team, job, ledger=ledger, token=token)
-    record = Intake(ledger, settings).submit(document, door="job", by=actor).record
-    ledger.note(record.id, ADOPTED, f"Job {job} waits to be admitted.", payload={"job": job})
+    record = Intake(ledger, settings).submit(document, door="job", by=actor, job=job).record
     found = _admission(record.id, ledger, tell, pause)
     if isinstance(found, RequestRecord):
         return found

@@ -18,6 +18,7 @@ from pathlib import Path
 from factory.errors import Conflict, InvalidRequest, NotFound, ServiceFault, SystemFault
 from factory.ledger import Attempt, Ledger, OpenAttempt, Outcome, RequestRecord
 from factory.ledger.moments import now
+from factory.ledger.records import ADOPTED
 from factory.operate.jobs import JobInfo, Jobs, JobSpec, JobState
 from factory.settings import Settings
 from factory.spec import Actor, RequestState
@@ -42,8 +43,6 @@ KEPT_S, FORGOTTEN = 3600.0, 20
 """So long after its end the cluster forgets a job, so many at a time: each that it knows is told in every answer."""
 LEDGER = "factory_ledger"
 """Metadata of our jobs: two factories may share one cluster."""
-ADOPTED = "adopted"
-"""Kind of the event in which a job that was submitted past the controller tells its name."""
 FAULT = "fault"
 """Kind of the event in which a driver tells the fault that ended its attempt."""
 

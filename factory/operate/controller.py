@@ -30,9 +30,10 @@ from typing import TypeVar
 from factory.errors import Conflict, FactoryError, ServiceFault, StorageFault, SystemFault
 from factory.ledger import Ledger, OpenAttempt
 from factory.ledger.moments import now
+from factory.ledger.records import ADOPTED
 from factory.operate import json_logs
 from factory.operate.admission import Decision, decide
-from factory.operate.attending import ADOPTED, Attendant, adopted_jobs
+from factory.operate.attending import Attendant, adopted_jobs
 from factory.operate.batches import BatchAttendant
 from factory.operate.housekeeping import Housekeeping
 from factory.operate.jobs import JobInfo, Jobs

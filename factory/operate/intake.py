@@ -69,6 +69,7 @@ class Intake:
         problems: Sequence[Detail] = (),
         idempotency: Idempotency | None = None,
         retry_of: str | None = None,
+        job: str | None = None,
     ) -> Taken:
         """Check and quote a request, and put it into the queue, in one transaction.
 
@@ -79,6 +80,7 @@ class Intake:
             problems: What the door itself has found wrong with it.
             idempotency: Key under which it is made once.
             retry_of: Id of the request that this one tries again.
+            job: Ray job that waits to make it.
 
         Raises:
             InvalidRequest: with one detail for each problem, those of its data and its parent too; nothing is stored.
@@ -107,6 +109,7 @@ class Intake:
             memory_gb=None if told.holding is None else told.holding.memory_gb,
             queued=QUEUED,
             trace=known("trace"),
+            job=job,
         )
         return Taken(record, replayed=record.id != request_id)
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 from factory.errors import Conflict, InvalidData, Preempted, ServiceFault
 from factory.ledger import Claim, Ledger, moments
 from factory.operate.admission import Capacity
-from factory.operate.attending import ADOPTED, FAULT
+from factory.operate.attending import FAULT
 from factory.operate.controller import Controller
 from factory.operate.jobs import JobSpec
 from factory.settings import Settings
@@ -107,8 +107,9 @@ class Drivers:
 
     def _wait_for_admission(self, job: str, document: Mapping[str, Any]) -> Work:
         order = VariantRequest.model_validate(document)
-        request_id = self._ledger.create_request(order, request_id=f"r-{job}", door="job", queued="It waits.").id
-        self._ledger.note(request_id, ADOPTED, f"Job {job} waits to be admitted.", payload={"job": job})
+        request_id = self._ledger.create_request(
+            order, request_id=f"r-{job}", door="job", queued="It waits.", job=job
+        ).id
         while True:
             record = self._ledger.request(request_id)
             if record.ended or record.state in _MADE:

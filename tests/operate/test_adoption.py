@@ -143,6 +143,22 @@ def test_it_registers_waits_and_goes_on_with_what_it_was_admitted_with(
     assert ledger.attempts(record.id)[0].state == "running"
 
 
+def test_a_controller_that_looks_at_once_makes_it_with_no_job_of_its_own(
+    ledger: Ledger, jobs: FakeJobs, controller: Controller, waiting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Ledger.create_request
+
+    def seen_at_once(*args: Any, **kwargs: Any) -> RequestRecord:
+        made = create(*args, **kwargs)
+        controller.reconcile()
+        return made
+
+    monkeypatch.setattr(Ledger, "create_request", seen_at_once)
+    found, told = waiting(lambda: pytest.fail("it was admitted before it waited"))
+    assert isinstance(found, Admitted)
+    assert (told, list(jobs.specs)) == ([], [JOB])
+
+
 def test_while_the_cluster_is_full_it_says_why_and_each_reason_once(
     ledger: Ledger, jobs: FakeJobs, controller: Controller, waiting: Any
 ) -> None:

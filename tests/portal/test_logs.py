@@ -8,7 +8,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from factory.operate.attending import ADOPTED, log_path
+from factory.ledger.records import ADOPTED
+from factory.operate.attending import log_path
 from factory.operate.jobs import JobSpec
 from factory.testing.jobs import FakeJobs, Script
 from serve.portal import tails
