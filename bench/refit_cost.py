@@ -48,8 +48,8 @@ COLUMNS = {
 NOTE = (
     f"75 % of the rows to learn from; the parent has all but the last of them, the refit {MORE:.0%} more. Fits: "
     "seconds of all trials, as the variant's `cost_s`. Made in: from the request's receipt to its end, reading, "
-    "gate and registration included; the budget decides the parent's. Whole process: imports as well. Met: the fits of "
-    f"the refit cost {LIMIT} of the parent's at most. Scores on the same unseen rows."
+    "gate and registration included; the budget decides the parent's. Whole process: imports as well. Met: the making "
+    f"of the refit costs {LIMIT} of the parent's at most. Scores on the same unseen rows."
 )
 
 

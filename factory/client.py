@@ -48,16 +48,25 @@ class Predictor:
     bundle: Bundle
     folder: Path
 
+    @property
+    def classes(self) -> np.ndarray:
+        """Labels that :meth:`predict` answers with, (n_classes,); empty for a regression."""
+        texts = np.asarray(self.bundle.classes, dtype=object)
+        return _numbers(texts) if self.bundle.metadata.get("labels") == "numbers" else texts
+
     def predict(self, frame: pd.DataFrame) -> np.ndarray:
-        """Return class labels, object (n_rows,), or predictions, float64 (n_rows,).
+        """Return class labels (n_rows,), or predictions, float64 (n_rows,).
+
+        Labels are of the kind that the training table had them: int64, float64, bool, or text as object.
 
         Raises:
             InvalidData: a needed column is missing, or a value does not fit; all problems are named.
         """
-        return self.bundle.predict(self.bundle.require(frame))["prediction"].to_numpy()
+        raw = self.bundle.predict_raw(self.bundle.require(frame))
+        return self.classes[self.bundle.labels(raw)] if self.bundle.classes else raw
 
     def predict_proba(self, frame: pd.DataFrame) -> np.ndarray:
-        """Return probabilities, float64 (n_rows, n_classes), in the order of ``bundle.classes``.
+        """Return probabilities, float64 (n_rows, n_classes), in the order of ``classes``.
 
         Raises:
             InvalidRequest: the variant is a regression.
@@ -202,6 +211,7 @@ def fit(
     keep: Collection[str] = (),
     drop: Collection[str] = (),
     types: Mapping[str, str] | None = None,
+    drift: str | None = None,
     families: Collection[str] | None = None,
     validation: Mapping[str, object] | None = None,
     gates: Mapping[str, object] | None = None,
@@ -233,6 +243,7 @@ def fit(
         keep: Columns that stay whatever the screening finds.
         drop: Columns that are no features.
         types: Corrections of inferred types: column → ``numeric``, ``categorical``, ``text`` and so on.
+        drift: ``warn`` tells of columns that differ altogether in later rows, ``drop`` leaves them out as well.
         families: Some of the recipe's families.
         validation: ``{"kind": "group", "column": "patient"}``, ``{"kind": "time", "column": "day", "gap": 24}`` and so
             on; the recipe's where not given.
@@ -264,6 +275,7 @@ def fit(
         keep=_listed(keep),
         drop=_listed(drop),
         types=dict(types or {}),
+        drift=drift,
     )
     document = _given(
         team=team,
@@ -288,6 +300,14 @@ def fit(
     folder = Registry(settings).bundle_folder(variant)
     bundle = Bundle.load(folder, digest=variant.bundle_digest)
     return Fitted(bundle, folder, variant, outcome, settings.workspace(record.id) / "pooled" / "card.html")
+
+
+def _numbers(labels: np.ndarray) -> np.ndarray:
+    """Return labels as the numbers, or truth values, that they are the canonical texts of."""
+    if set(labels) <= {"True", "False"}:
+        return np.asarray(labels == "True")
+    numbers = labels.astype(np.float64)
+    return numbers.astype(np.int64) if (numbers == np.floor(numbers)).all() else numbers
 
 
 def _given(**fields: object) -> dict[str, object]:

@@ -28,6 +28,21 @@ def cancer() -> pd.DataFrame:
     return data.data.iloc[:, :6].assign(diagnosis=data.target.map({0: "malignant", 1: "benign"}))
 
 
+@pytest.fixture(scope="module")
+def parent(settings: Settings) -> str:
+    """A variant of the cancer table, to be made again."""
+    factory.fit(
+        cancer(),
+        "diagnosis",
+        name="clinic.first",
+        recipe="tabular-fast",
+        families=["linear"],
+        trials=1,
+        settings=settings,
+    )
+    return "clinic.first"
+
+
 def test_a_classifier_from_a_frame(settings: Settings, tmp_path: Path) -> None:
     frame = cancer()
     steps: list[str] = []
@@ -65,6 +80,22 @@ def test_a_classifier_from_a_frame(settings: Settings, tmp_path: Path) -> None:
     assert np.array_equal(loaded.explain(frame, n=3, seed=1).contributions, found.contributions)
     with pytest.raises(Conflict, match="exists already"):
         fitted.save(tmp_path / "tumour")
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [([0, 1], "i"), ([False, True], "b"), ([0.5, 1.5], "f"), (["10", "11"], "O")]
+)
+def test_labels_are_answered_as_the_table_had_them(
+    settings: Settings, tmp_path: Path, labels: list[object], kind: str
+) -> None:
+    frame = pd.DataFrame({"x": np.arange(60.0), "y": pd.Series([labels[i >= 30] for i in range(60)])})
+    fitted = factory.fit(
+        frame, "y", recipe="tabular-fast", task="binary", families=["linear"], trials=1, settings=settings
+    )
+    for one in (fitted, factory.load(fitted.save(tmp_path / "bundle"))):
+        assert one.predict(frame).dtype.kind == kind
+        assert (one.predict(frame) == frame["y"]).mean() > 0.9
+        assert one.classes.tolist() == labels
 
 
 def test_a_regression_of_weighted_rows_has_no_probabilities(settings: Settings) -> None:
@@ -207,7 +238,7 @@ def test_the_time_of_the_budget_begins_with_the_call(settings: Settings, monkeyp
 
 @pytest.mark.parametrize(("making", "beside_reading"), [("refit", True), ("cold", False)])
 def test_mlflow_comes_up_beside_the_reading_where_nothing_is_searched(
-    making: str, beside_reading: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    making: str, beside_reading: bool, parent: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = threading.Event()
 
@@ -218,7 +249,7 @@ def test_mlflow_comes_up_beside_the_reading_where_nothing_is_searched(
     monkeypatch.setattr(pipeline._Making, "warm_up_registry", lambda _: begun.set())
     monkeypatch.setattr(pipeline, "gather", gathered)
     with pytest.raises(InvalidData, match="was read"):
-        factory.fit(cancer(), "diagnosis", making=making, parent="clinic.tumour", settings=settings)
+        factory.fit(cancer(), "diagnosis", making=making, parent=parent, settings=settings)
 
 
 def test_the_package_offers_nothing_else() -> None:

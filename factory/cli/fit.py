@@ -54,6 +54,9 @@ def fit(
     types: Annotated[
         list[str] | None, typer.Option("--type", help="Corrects a type, as COLUMN=categorical; may be repeated.")
     ] = None,
+    drift: Annotated[
+        str | None, typer.Option(help="warn or drop: of columns that differ altogether in later rows; warn if empty.")
+    ] = None,
     families: Annotated[
         list[str] | None, typer.Option("--family", help="One of the recipe's families; may be repeated.")
     ] = None,
@@ -105,6 +108,7 @@ def fit(
             keep=keep or (),
             drop=drop or (),
             types=corrected,
+            drift=drift,
             families=families,
             validation=validation,
             gates={"allow_leakage": True} if allow_leakage else None,

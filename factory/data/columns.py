@@ -36,23 +36,31 @@ _UNWRITTEN = str.maketrans("", "", f", {_SYMBOLS}")
 _BOOLEAN_WORDS = {"true": 1.0, "false": 0.0}
 _PARSEABLE = 0.95
 """Share of the rows that must parse before text counts as numbers or dates; the rest are stray marks like '?'."""
+_WITHOUT_SPACES = re.compile("[\u0e00-\u0e7f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+"""A character of Thai, Khmer, Japanese or Chinese."""
+_LONG = 30
+"""Characters on average from which a string without spaces may be more than a name; digests are all of one length."""
 _SAMPLE = 500
 """Distinct values looked at before a whole column is parsed."""
 FEW = 64
 """Up to so many values are read one by one, which is faster than pandas' set-up; also levels are looked up so."""
+_NOT_A_TIME = np.datetime64("NaT", "us")
+_ISO = "ISO8601"
 _DATE_LIKE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\s*\d{1,2}:\d{2}.*)?\s*$")
 _DATE_FORMATS = tuple(
     f"{day}{clock}"
     for day in ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y")
     for clock in ("", " %H:%M", " %H:%M:%S")
 )
+_DIGITS = ("%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S")
 _MONTHS = ("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%Y-%m", "%Y/%m", "%m/%Y")
 _NAMED_MONTHS = ("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%d-%b-%Y", "%d-%b-%y")
 _STATED_FORMATS = (
+    *_DIGITS,
     *_MONTHS,
     *(f"{day}{clock}" for day in _NAMED_MONTHS for clock in ("", " %H:%M", " %H:%M:%S")),
 )
-"""Formats that are read only where a request says that a column holds dates: 'May-20' or '2020/11' may be anything."""
+"""Formats that are read only where a request says that a column holds dates: 'May-20' or 20201131 may be anything."""
 
 
 def text_of(value: Any) -> str | None:
@@ -115,6 +123,8 @@ def _plain_floats(values: np.ndarray) -> np.ndarray:
 
 def _number(value: Any) -> float:
     """Return a value as a number: 12 % is 12, $1,234.5 is 1234.5, true is 1."""
+    if isinstance(value, str) and "_" in value:
+        return math.nan  # 1_2 names something; Python reads it as twelve
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -137,30 +147,48 @@ def as_datetime(values: np.ndarray, *, text_format: str | None = None) -> np.nda
     """Return datetime64[us] (n_rows,) in UTC without a zone; what is no date becomes NaT.
 
     Args:
-        values: Datetimes, or texts in ISO 8601 or in ``text_format``, (n_rows,).
+        values: Datetimes, or texts in ISO 8601 or in ``text_format``, which may be a number's digits, (n_rows,).
         text_format: strptime format of the texts, as found when the training data was read.
     """
     if values.dtype.kind == "M":
         return values.astype("M8[us]")
     if values.dtype.kind in "fiub":
-        return np.full(len(values), np.datetime64("NaT", "us"))
+        if text_format is None:
+            return np.full(len(values), _NOT_A_TIME)
+        values = as_text(values)
     if len(values) <= FEW and text_format is None:
-        return np.array([_moment(v) for v in values.tolist()], dtype="M8[us]")
+        return _few_moments(values.tolist())
     codes, uniques = pd.factorize(values, use_na_sentinel=True)
-    moments = _parse_dates(uniques, text_format or "ISO8601")
-    return np.append(moments, np.datetime64("NaT", "us"))[codes]
+    moments = _parse_dates(uniques, text_format) if text_format else _many_moments(uniques)
+    return np.append(moments, _NOT_A_TIME)[codes]
+
+
+def _few_moments(values: list[Any]) -> np.ndarray:
+    """Read ISO 8601 one by one, which is faster; pandas reads more of it, and is asked about the rest."""
+    moments = np.array([_moment(value) for value in values], dtype="M8[us]")
+    rest = [i for i in np.flatnonzero(np.isnat(moments)) if not pd.isna(values[i])]
+    if rest:
+        moments[rest] = _parse_dates([values[i] for i in rest], _ISO)
+    return moments
+
+
+def _many_moments(texts: Any) -> np.ndarray:
+    """Read ISO 8601 at once; the years that pandas' nanoseconds lack are read one by one, as of a few values."""
+    moments = _parse_dates(texts, _ISO)
+    rest = np.flatnonzero(np.isnat(moments))
+    moments[rest] = np.array([_moment(texts[i]) for i in rest], dtype="M8[us]")
+    return moments
 
 
 def _moment(value: Any) -> np.datetime64:
-    """One date of any kind; an offset is turned into UTC."""
+    """One date as the standard library reads it; an offset is turned into UTC."""
     if pd.isna(value):
-        return np.datetime64("NaT", "us")
+        return _NOT_A_TIME
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
-        moment = moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
-        return np.datetime64(moment, "us")
-    except ValueError:
-        return np.datetime64("NaT", "us")
+        return np.datetime64(moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment, "us")
+    except (OverflowError, ValueError):
+        return _NOT_A_TIME
 
 
 def _parse_dates(texts: Any, text_format: str) -> np.ndarray:
@@ -173,13 +201,13 @@ def date_format(texts: Sequence[str]) -> str | None:
     """Return the format that reads at least 95 % of the texts: ``ISO8601``, a strptime format, or None.
 
     Where month and day could be swapped, the format that reads more of them wins, month first on a draw. Months without
-    a day, or by their English names, are read by :func:`stated_date_format` only.
+    a day, or by their English names, and digits alone, are read by :func:`stated_date_format` only.
     """
     sample = [t for t in texts if t not in MISSING_TEXT]
     if not sample or np.mean([bool(_DATE_LIKE.match(t)) for t in sample[:_SAMPLE]]) < _PARSEABLE:
         return None
-    shares = {"ISO8601": _share_read(sample, "ISO8601")}
-    if shares["ISO8601"] < _PARSEABLE:
+    shares = {_ISO: float(np.mean(~np.isnat(_many_moments(sample))))}
+    if shares[_ISO] < _PARSEABLE:
         shares |= {f: _share_read(sample, f) for f in _DATE_FORMATS if _share_read(sample[:20], f) >= 0.5}
     best = max(shares, key=lambda f: shares[f])
     return best if shares[best] >= _PARSEABLE else None
@@ -216,12 +244,12 @@ def clean(series: pd.Series, wanted: ColumnType | None = None) -> tuple[pd.Serie
     kind, text_format = (wanted, None) if wanted else _infer(series)
     values = series.to_numpy()
     if kind is ColumnType.DATETIME:
-        if text_format is None and values.dtype.kind == "O":
+        if text_format is None and values.dtype.kind in "Ofiu":
             texts = _distinct_texts(values)
             text_format = date_format(texts) or stated_date_format(texts)
         if isinstance(series.dtype, pd.DatetimeTZDtype):
             values = series.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy()
-        kept = text_format if text_format != "ISO8601" else None
+        kept = text_format if text_format != _ISO else None
         moments = as_datetime(values, text_format=kept)
         return pd.Series(moments, name=series.name), kind, kept
     if kind in NUMBERS:
@@ -235,6 +263,11 @@ def clean(series: pd.Series, wanted: ColumnType | None = None) -> tuple[pd.Serie
 
 def _infer(series: pd.Series) -> tuple[ColumnType, str | None]:
     dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        kind, text_format = _infer(pd.Series(series.to_numpy()))
+        # Whoever made categories of numbers has said that they are no quantity, unless their order counts.
+        named = kind is ColumnType.NUMERIC and not dtype.ordered
+        return (ColumnType.CATEGORICAL, None) if named else (kind, text_format)
     if isinstance(dtype, pd.DatetimeTZDtype) or dtype.kind == "M":
         return ColumnType.DATETIME, None
     if pd.api.types.is_bool_dtype(dtype):
@@ -275,14 +308,18 @@ def _infer_words(texts: list[str], n: int) -> ColumnType:
     """Tell prose, identifiers and categories apart by words per value and by repetition.
 
     Four words and more on average is prose once it hardly repeats; short values that are (almost) all different name
-    the row and say nothing about the next one.
+    the row and say nothing about the next one.  In scripts without spaces two characters count as a word; long strings
+    of any length, as molecules, sequences and addresses of pages, are read as prose is.
     """
-    step = max(1, len(texts) // _SAMPLE)
-    words = float(np.mean([len(t.split()) for t in texts[::step]]))
+    sample = texts[:: max(1, len(texts) // _SAMPLE)]
+    words = float(np.mean([len(t.split()) + len(_WITHOUT_SPACES.findall(t)) / 2 for t in sample]))
+    lengths = [len(t) for t in sample]
     share = len(texts) / n
     if words >= 4 and (len(texts) > 100 or (len(texts) > 20 and share > 0.5)):
         return ColumnType.TEXT
     if share >= 0.98 and len(texts) > 10 and words < 4:
+        if np.mean(lengths) >= _LONG and np.std(lengths) > 0.1 * np.mean(lengths):
+            return ColumnType.TEXT
         return ColumnType.IDENTIFIER
     return ColumnType.CATEGORICAL
 

@@ -73,6 +73,7 @@ class Dataset:
         context: Columns that are no features, aligned with ``frame``: entity keys, timestamp, what was left out.
         weights: How much each row counts, above 0, float64 (n_rows,); None where all count the same.
         weightless_rows: Rows left out because their weight was 0.
+        numbered: Whether the table has the classes as numbers or truth values rather than as text.
     """
 
     frame: pd.DataFrame
@@ -87,6 +88,7 @@ class Dataset:
     context: pd.DataFrame
     weights: np.ndarray | None = None
     weightless_rows: int = 0
+    numbered: bool = False
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -150,8 +152,12 @@ class Dataset:
             context=pd.concat([self.context, self.frame[moved]], axis=1),
         )
 
-    def column(self, name: str) -> pd.Series:
+    def column(self, name: str, *, field: str | None = None) -> pd.Series:
         """Return a column for splitting or segmenting, feature or not, (n_rows,).
+
+        Args:
+            name: Its name.
+            field: Of the request, which names it.
 
         Raises:
             NotFound: there is no such column.
@@ -160,10 +166,11 @@ class Dataset:
             if name in part.columns:
                 return part[name]
         known = [*self.frame.columns, *self.context.columns]
+        message = f"The dataset has no column {name!r}.{suggest(name, known)}"
         raise NotFound(
-            f"The dataset has no column {name!r}.{suggest(name, known)}",
+            f"{field}: {message}" if field else message,
             hint=f"Its columns: {listing(known)}.",
-            details=[Detail(name, "There is no such column.")],
+            details=[Detail(field or name, f"There is no column {name!r}.")],
         )
 
 
@@ -274,6 +281,7 @@ def from_frame(
         context=_context(frame[[c for c in names if c in left]], ref),
         weights=weights,
         weightless_rows=weightless,
+        numbered=bool(classes) and not any(isinstance(value, str) for value in frame[ref.target].tolist()),
     )
 
 
@@ -318,6 +326,7 @@ def _clean_all(
     columns: dict[str, pd.Series] = {}
     types: dict[str, ColumnType] = {}
     formats: dict[str, str] = {}
+    unread: list[Detail] = []
     for name in frame.columns:
         series, kind, text_format = clean(frame[name], ref.types.get(name))
         if kind is ColumnType.IDENTIFIER and name in ref.keep and name not in ref.types:
@@ -325,7 +334,21 @@ def _clean_all(
         columns[name], types[name] = series, kind
         if text_format is not None:
             formats[name] = text_format
+        if kind is ColumnType.DATETIME and series.isna().all() and frame[name].notna().any():
+            unread.append(Detail(f"dataset.types.{name}", _UNREAD.format(frame[name].dropna().iloc[0])))
+    if unread:
+        raise InvalidData(
+            "The types do not fit the table: " + " ".join(f"{d.field}: {d.message}" for d in unread),
+            hint="Mend the types or the columns.",
+            details=unread,
+        )
     return columns, types, formats
+
+
+_UNREAD = (
+    "No value is read as a date, such as {0!r}. Read are ISO 8601 (2024-01-31, 2024-01-31T12:00), 20240131, and dates "
+    "like 31/1/2024, 1/31/2024, 31.1.2024, 31 Jan 2024, Jan 2024; turn seconds since 1970 into one of them."
+)
 
 
 def _context(frame: pd.DataFrame, ref: DatasetRef) -> pd.DataFrame:
@@ -337,8 +360,7 @@ def _context(frame: pd.DataFrame, ref: DatasetRef) -> pd.DataFrame:
 def _nested(series: pd.Series) -> bool:
     if series.dtype != object:
         return False
-    first = next((v for v in series.tolist() if v is not None and v is not pd.NA), None)
-    return isinstance(first, list | dict | tuple | set | np.ndarray | bytes)
+    return any(isinstance(value, list | dict | tuple | set | np.ndarray | bytes) for value in series.tolist())
 
 
 def _infinite(columns: Mapping[str, pd.Series]) -> list[Detail]:

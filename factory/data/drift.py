@@ -20,6 +20,8 @@ DRIFT_WARNING, FILL_WARNING = 0.2, 0.3
 divergence of .15, the columns of a random split less than .05."""
 _DRIFT_ROWS = 30
 """Rows on either side below which a difference of distributions is noise."""
+_LEAST_FILLED = 10
+"""Values that the emptier side would have at the rate of the other one, below which it may lack them by chance."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ def _drift(dataset: Dataset, column: str, later: Later, *, asked: str) -> Suspic
     after = later.frame[column] if there else pd.Series(np.full(len(later.frame), np.nan))
     shift = sanity.shift(before, after, dataset.types[column])
     beyond_noise = shift.divergence - shift.noise
-    altogether = beyond_noise >= DRIFT or shift.fill_difference >= DRIFT_FILL or shift.fill_ratio >= DRIFT_RATIO
+    emptier = shift.fill_before * len(after), shift.fill_after * len(before)
+    rarely = shift.fill_ratio >= DRIFT_RATIO and emptier[shift.fill_before < shift.fill_after] >= _LEAST_FILLED
+    altogether = beyond_noise >= DRIFT or shift.fill_difference >= DRIFT_FILL or rarely
     if not altogether and beyond_noise < DRIFT_WARNING and shift.fill_difference < FILL_WARNING:
         return None
     told = []
-    if shift.fill_difference >= FILL_WARNING or shift.fill_ratio >= DRIFT_RATIO:
+    if shift.fill_difference >= FILL_WARNING or rarely:
         told.append(f"filled in {shift.fill_before:.1%} of the rows to learn from, in {shift.fill_after:.1%} of those")
     if beyond_noise >= DRIFT_WARNING:
         told.append(f"divergence {shift.divergence:.2f} of at most 1")

@@ -15,6 +15,7 @@ Kind = Literal[
     "nearly_empty",
     "nearly_constant",
     "identifier",
+    "group",
     "duplicate",
     "target_copy",
     "leakage",

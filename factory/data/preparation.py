@@ -124,9 +124,9 @@ class _Gap(BaseModel):
 
 
 _PLANS: dict[str, type[_Plan]] = {"numbers": _Numbers, "levels": _Levels, "calendar": _Calendar, "text": _Text}
-_FORMAT = 2
-_READABLE = (1, 2)
-"""Format 1 had neither days between dates nor crosses."""
+_FORMAT = 3
+_READABLE = (1, 2, 3)
+"""Format 1 had neither days between dates nor crosses; format 2 read every text to the same length."""
 
 
 class Preparation:

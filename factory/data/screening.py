@@ -43,6 +43,8 @@ TWINS = 0.99
 """Absolute correlation of two columns that is worth a warning; TransmogrifAI leaves one of them out."""
 ABSENCE = 0.95
 """Correlation of a column's absence with the target from which on it is left out: nobody decides to be missing."""
+ABSENCE_ROWS = 10
+"""Rows with a value, and without one, below which such a correlation may be luck."""
 RULE, RULE_PRIOR, RULE_ROWS = 0.97, 0.5, 50
 """A level of that many rows that is of one class this surely (lower end of the interval), though the class has no
 more than this share of all rows. TransmogrifAI asks for a confidence of 1, and has the check off by default: honest
@@ -76,6 +78,7 @@ def screen(
     drift: Literal["warn", "drop"] = "warn",
     seed: int = 0,
     whole: Dataset | None = None,
+    group: str | None = None,
 ) -> tuple[Finding, ...]:
     """Return what is suspicious, in the order of the columns; at most one finding of a column, and one of its drift.
 
@@ -88,6 +91,7 @@ def screen(
         seed: Seed of the samples and of the splits of the leakage check.
         whole: The table that the rows are a part of, in its own order: whether a column counts the rows shows there
             only. The rows are all of it if None.
+        group: Column whose groups never stand on both sides of a split.
 
     Raises:
         InvalidData: no column would be left.
@@ -98,7 +102,8 @@ def screen(
     seen: dict[bytes, str] = {}
     for column in columns:
         one = (
-            _useless(dataset, column, counts_rows=column in counting)
+            _useless(dataset, column, counts_rows=column in counting, kept=column in keep)
+            or (_names_groups(column) if column == group else None)
             or _copy(dataset, column)
             or _duplicate(dataset.frame[column], column, seen)
         )
@@ -129,7 +134,8 @@ def _on_request(column: str) -> Finding:
 # --- what cannot help -------------------------------------------------------------------
 
 
-def _useless(dataset: Dataset, column: str, *, counts_rows: bool) -> Suspicion | None:
+def _useless(dataset: Dataset, column: str, *, counts_rows: bool, kept: bool) -> Suspicion | None:
+    """Return why a column cannot help; one that is kept although it names the rows has come as a category."""
     series, kind = dataset.frame[column], dataset.types[column]
     n_rows, n_missing = len(series), int(series.isna().sum())
     n_known = n_rows - n_missing
@@ -143,13 +149,19 @@ def _useless(dataset: Dataset, column: str, *, counts_rows: bool) -> Suspicion |
     n_distinct = int(np.ptp(values[~np.isnan(values)]) > 0) + 1 if values.dtype.kind == "f" else series.nunique()
     if n_distinct == 1 and n_missing == 0:
         return Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
-    if kind is ColumnType.IDENTIFIER or counts_rows or _is_key(series, kind, n_distinct):
+    names = kind is ColumnType.IDENTIFIER or (kept and kind is ColumnType.CATEGORICAL and n_distinct >= 0.98 * n_known)
+    if names or counts_rows or _is_key(series, kind, n_distinct):
         said = (
             f"differs in (almost) every row ({n_distinct} values in {n_rows} rows) and names the row rather than "
             "describing it"
         )
         return Suspicion("identifier", column, said, value=n_distinct / n_rows)
     return None
+
+
+def _names_groups(column: str) -> Suspicion:
+    said = "names the groups that the validation keeps apart, and says nothing of groups that are not known yet"
+    return Suspicion("group", column, said)
 
 
 def _is_key(series: pd.Series, kind: ColumnType, n_distinct: int) -> bool:
@@ -209,7 +221,7 @@ def _giving_away(dataset: Dataset, columns: list[str], *, copies: list[str], see
     found = {c: _leakage(c, alone, besides=[*leaks, *copies]) for c in leaks}
     for column in columns:
         missing = dataset.frame[column].isna().to_numpy()
-        if column in found or not missing.any():
+        if column in found or min(missing.sum(), (~missing).sum()) < ABSENCE_ROWS:
             continue
         r = sanity.label_correlation(missing.astype(np.float64), dataset.y, n_classes=len(dataset.classes))
         if abs(r) >= ABSENCE:

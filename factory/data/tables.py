@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from factory.data.columns import MISSING_TEXT
+from factory.data.columns import MISSING_TEXT, as_text, infer_type
 from factory.errors import Detail, InvalidData, StorageFault, listing, suggest
+from factory.spec import ColumnType
 
 _SUFFIXES = {
     ".parquet": "parquet",
@@ -128,12 +129,11 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
         InvalidData: the suffix names no known format, or the folder does not exist.
         StorageFault: the file cannot be written.
     """
-    import pyarrow as pa
     from pyarrow import csv, feather, parquet
 
     target = Path(path)
     kind = check_target(target)
-    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = _arrow(frame)
     try:
         if kind == "parquet":
             parquet.write_table(table, target, coerce_timestamps="us", allow_truncated_timestamps=True)
@@ -147,6 +147,30 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
             hint="Free some space or name a folder that exists and may be written.",
             details=[Detail("path", str(error))],
         ) from error
+
+
+def _arrow(frame: pd.DataFrame) -> Any:
+    """Return a frame as a pyarrow table; intervals, periods and columns of several types become text, as in a CSV."""
+    import pyarrow as pa
+
+    plain = {name: _storable(frame[name]) for name in frame.columns}
+    return pa.Table.from_pandas(pd.DataFrame(plain, index=frame.index, columns=frame.columns), preserve_index=False)
+
+
+def _storable(series: pd.Series) -> pd.Series:
+    import pyarrow as pa
+
+    kind = series.dtype.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
+    if isinstance(kind, pd.SparseDtype):
+        return pd.Series(np.asarray(series), index=series.index)
+    try:
+        if series.dtype.kind == "O":
+            pa.array(series, from_pandas=True)
+        if not isinstance(kind, pd.IntervalDtype | pd.PeriodDtype):
+            return series
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        pass
+    return pd.Series(as_text(series.to_numpy(dtype=object)), index=series.index, dtype=object)
 
 
 def _open(path: str) -> tuple[BinaryIO, bytes]:
@@ -304,13 +328,18 @@ def check_names(names: Sequence[str], path: str) -> None:
 
 
 def to_frame(table: Any) -> pd.DataFrame:
-    """Return a plain frame: no dictionaries, decimals, dates, times or zones, which pandas would keep as objects."""
+    """Return a plain frame: no dictionaries, decimals, dates, times or zones, which pandas would keep as objects.
+
+    Numbers that pandas had as categories are categories again; a Parquet file tells so beside its columns only.
+    """
     import pyarrow as pa
     from pyarrow import compute
 
     columns: dict[str, Any] = {}
+    nominal = _categories_of_pandas(table)
     for name, column in zip(table.column_names, table.columns, strict=True):
         if pa.types.is_dictionary(column.type):
+            nominal |= set() if column.type.ordered else {name}
             column = column.cast(column.type.value_type)
         if pa.types.is_decimal(column.type):
             column = column.cast(pa.float64())
@@ -323,5 +352,17 @@ def to_frame(table: Any) -> pd.DataFrame:
         elif pa.types.is_null(column.type):
             columns[name] = np.full(len(column), np.nan)
             continue
-        columns[name] = column.to_pandas(date_as_object=False)
+        series = column.to_pandas(date_as_object=False)
+        is_code = name in nominal and infer_type(series) is ColumnType.NUMERIC
+        columns[name] = pd.Categorical(series) if is_code else series
     return pd.DataFrame(columns)
+
+
+def _categories_of_pandas(table: Any) -> set[str]:
+    """Return the columns that were unordered categories in pandas, as far as what it wrote beside them can be read."""
+    try:
+        columns = table.schema.pandas_metadata["columns"]
+        categories = [column for column in columns if column["pandas_type"] == "categorical"]
+        return {column["field_name"] for column in categories if not column["metadata"]["ordered"]}
+    except (KeyError, TypeError, ValueError):
+        return set()

@@ -16,7 +16,7 @@ from factory.spec import NUMBERS, ColumnType, DatasetRef, Task
 _MOST_CLASSES_OF_INTEGERS = 20
 """A whole-number target with more distinct values is a quantity, not a label."""
 _LEAST_ROWS_PER_CLASS = 5
-"""Whole numbers that repeat less than this on average are a quantity, too."""
+"""Whole numbers that repeat less than this on average are a quantity, too; so are those of which one never does."""
 
 
 def target_known(frame: pd.DataFrame, ref: DatasetRef) -> np.ndarray:
@@ -91,12 +91,12 @@ def _label_key(label: str) -> tuple[int, float, str]:
 def _infer_task(series: pd.Series, numbers: np.ndarray | None) -> Task:
     if numbers is None:
         return Task.BINARY if len(factorize(series.to_numpy())[1]) == 2 else Task.MULTICLASS
-    values = np.unique(numbers)
+    values, counts = np.unique(numbers, return_counts=True)
     if len(values) <= 2:
         return Task.BINARY
     whole = np.isfinite(values).all() and bool((values == np.floor(values)).all())
     few = len(values) <= min(_MOST_CLASSES_OF_INTEGERS, len(numbers) / _LEAST_ROWS_PER_CLASS)
-    return Task.MULTICLASS if whole and few else Task.REGRESSION
+    return Task.MULTICLASS if whole and few and counts.min() > 1 else Task.REGRESSION
 
 
 def _check_numbers(series: pd.Series, numbers: np.ndarray, ref: DatasetRef) -> list[Detail]:

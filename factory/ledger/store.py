@@ -211,7 +211,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
 
     @repeatable
     def past_searches(
-        self, *, team: str, recipe: str, task: Task, limit: int = 20, most_trials: int = 200
+        self, *, team: str, recipe: str, task: Task, limit: int = 20, most_trials: int = 1000
     ) -> list[PastSearch]:
         """Return a team's searches of one recipe (by its name) and task that have finished trials, the newest first.
 
@@ -235,7 +235,7 @@ class Ledger(Intake, Claims, Wishes, Queue, Proposals, Sessions, Datasets, Pages
             return [_past_search(connection, found, "", most_trials) for found in connection.scalars(query).all()]
 
     @repeatable
-    def past_search(self, request_id: str, *, segment: str = "", most_trials: int = 200) -> PastSearch:
+    def past_search(self, request_id: str, *, segment: str = "", most_trials: int = 1000) -> PastSearch:
         """Return what a request's search left, of one segment where given.
 
         Raises:

@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 SHORTEST_S = 1.0
 """A model is given so long at least, however many wait."""
 
+_STAYED = "stays as it was"
+"""Part of the reason of a model that learned nothing; an interrupted attempt is gone on with by it."""
+
 Record = Callable[[Trial], None]
 T = TypeVar("T")
 
@@ -146,14 +149,14 @@ def go_on(
             into_folder(place, given.preparation.save)
         if known is not None:
             trials.append(known)
-            learner.n_learned += 1
+            learner.n_learned += _STAYED not in known.reason
             continue
         n_rows = given.plan.n_rows
         trial = _started(number, given.plan, data, rounds=given.model.rounds, n_rows=n_rows, record=record)
         until = Deadline.after(max(deadline.left_s / (len(models) - len(trials)), SHORTEST_S))
         work = partial(learner.continued, given, until if not deadline.passed else deadline)
         learned = awaited(work, name=f"continue-{number}", until=deadline.at, usable=lambda: True)
-        learned = learned or _as_it_was(given, f"It stays as it was: {LEFT_BEHIND}")
+        learned = learned or _as_it_was(given, f"It {_STAYED}: {LEFT_BEHIND}")
         into_folder(data.model_folder(number, None), learned.model.save)
         update = {
             "state": TrialState.SUCCEEDED,
@@ -199,12 +202,12 @@ class _Learner:
         """Return what a model became."""
         began = deadline.left_s
         if deadline.passed:
-            return _as_it_was(given, "Time was up before it: it stays as it was.")
+            return _as_it_was(given, f"Time was up before it: it {_STAYED}.")
         try:
             found = self._learned(given, deadline)
         except Exception as error:  # noqa: BLE001 - whatever a framework raises costs this model only
             log.warning("%s could not go on:\n%s", given.plan.family, traceback.format_exc())
-            found = _as_it_was(given, f"It stays as it was: {type(error).__name__}: {str(error).strip()[:300]}")
+            found = _as_it_was(given, f"It {_STAYED}: {type(error).__name__}: {str(error).strip()[:300]}")
         self.last_s = began - deadline.left_s
         self.n_learned += found.model is not given.model
         return found
@@ -227,7 +230,7 @@ class _Learner:
             more = len(train) if plan.n_rows and found.rounds > given.model.rounds else 0
             return _Learned(found, plan.n_rows + more)
         if self._old is None:
-            return _as_it_was(given, f"{plan.family} cannot go on, and the parent's rows are gone: it stays as it was.")
+            return _as_it_was(given, f"{plan.family} cannot go on, and the parent's rows are gone: it {_STAYED}.")
         rows = self._of_all(given.preparation)
         fixed = replace(context, rounds=plan.rounds_for(len(rows)) or None)
         model = kind.fit(rows, validation=None, parameters=plan.parameters, context=fixed)

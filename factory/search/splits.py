@@ -74,11 +74,12 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int, metric: Metric
         dataset: The rows of the search.
         validation: How they are split.
         seed: Of what is random.
-        metric: That trials are judged by; folds of groups that do not define it are left out.
+        metric: That trials are judged by; folds of groups that do not define it are left out, and there are no more
+            folds of rows than define it.
     """
     match validation:
         case AutoValidation():
-            return _stratified(dataset, AUTO_FOLDS, seed)
+            return _stratified(dataset, AUTO_FOLDS, seed, metric)
         case Holdout():
             order = np.random.default_rng(seed).permutation(len(dataset.y))
             return (_stratified_part(dataset, order, validation.share),)
@@ -87,7 +88,7 @@ def folds(dataset: Dataset, validation: Validation, *, seed: int, metric: Metric
         case GroupSplit():
             return _groups(dataset, validation, metric, seed=seed)
         case CrossValidation():
-            return _stratified(dataset, validation.folds, seed)
+            return _stratified(dataset, validation.folds, seed, metric)
 
 
 def check_defined(metric: Metric, dataset: Dataset, rows: np.ndarray, *, what: str) -> None:
@@ -132,19 +133,23 @@ def grouping(validation: Validation) -> str | None:
 
 def group_of(dataset: Dataset, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the names of a column's groups, and the position in them of each row's, int64 (n_rows,)."""
-    names, group = np.unique(np.asarray(dataset.column(column)).astype(str), return_inverse=True)
+    values = np.asarray(dataset.column(column, field="validation.column")).astype(str)
+    names, group = np.unique(values, return_inverse=True)
     return names, group
 
 
-def _stratified(dataset: Dataset, n_folds: int, seed: int) -> tuple[Split, ...]:
+def _stratified(dataset: Dataset, n_folds: int, seed: int, metric: Metric | None) -> tuple[Split, ...]:
     """K folds; a class with fewer rows than folds is spread over as many folds as it has rows.
 
-    With two classes there are no more folds than that, since a fold with one class only has no AUC.
+    With two classes, or a metric that needs rows of every class, there are no more folds than that.
     """
     generator = np.random.default_rng(seed)
-    n_folds = min(n_folds, len(dataset.y))
-    if dataset.task is Task.BINARY:
-        n_folds = max(2, min(n_folds, int(np.bincount(dataset.y, minlength=2).min())))
+    n_folds, n_classes = min(n_folds, len(dataset.y)), len(dataset.classes)
+    if dataset.task is not Task.REGRESSION:
+        rows = np.bincount(dataset.y, minlength=n_classes)
+        others = np.flatnonzero(np.arange(n_classes) != rows.argmin())
+        if dataset.task is Task.BINARY or (metric is not None and not metric.defined(others, n_classes)):
+            n_folds = max(2, min(n_folds, int(rows.min())))
     fold = np.empty(len(dataset.y), dtype=np.int64)
     strata = [np.arange(len(dataset.y))]
     if dataset.task is not Task.REGRESSION:
@@ -171,15 +176,27 @@ def _stratified_part(dataset: Dataset, order: np.ndarray, share: float) -> Split
 
 
 def _content(dataset: Dataset) -> np.ndarray:
-    """Return a number for what each row holds, uint64 (n_rows,); equal rows have equal numbers and stay together.
+    """Return a number for what each row holds, uint64 (n_rows,); rows of equal features have equal numbers.
 
-    Not so where most rows have a twin: there the second, third, ... of them count as different.
+    Not so where most rows have a twin: there the second, third, ... of them count as different.  Columns that a request
+    leaves out count as well, and a whole number as one with a fraction: the number of a row stays when its column is
+    dropped, or when another row lacks a value.
     """
-    content = pd.util.hash_pandas_object(dataset.frame, index=False)
-    if content.nunique() < len(content) / 2:
+    left = {c: dataset.context[c] for c in dataset.context}  # which may hold lists and structures
+    left = {c: series.astype(str) if series.dtype == object else series for c, series in left.items()}
+    columns = pd.concat([dataset.frame, pd.DataFrame(left, index=dataset.frame.index)], axis=1)
+    content = _hashed(columns[sorted(map(str, columns))])
+    features = _hashed(dataset.frame)
+    if features.nunique() < len(features) / 2:
         twin = content.groupby(content).cumcount()
-        content = pd.util.hash_pandas_object(pd.DataFrame({"content": content, "twin": twin}), index=False)
-    return content.to_numpy()
+        return _hashed(pd.DataFrame({"content": content, "twin": twin})).to_numpy()
+    return content.groupby(features).transform("min").to_numpy()
+
+
+def _hashed(columns: pd.DataFrame) -> pd.Series:
+    """Return a number for each row, uint64 (n_rows,)."""
+    plain = {c: columns[c].astype(np.float64) if columns[c].dtype.kind in "ib" else columns[c] for c in columns}
+    return pd.util.hash_pandas_object(pd.DataFrame(plain, index=columns.index), index=False)
 
 
 def _groups_by_content(dataset: Dataset, split: GroupSplit, share: float) -> Split:
@@ -246,7 +263,7 @@ def _times(dataset: Dataset, split: TimeSplit) -> pd.Series:
     Raises:
         InvalidData: it holds text, whose order says nothing of time, or there are gaps in it.
     """
-    times = dataset.column(split.column)
+    times = dataset.column(split.column, field="validation.column")
     if times.dtype.kind not in "Mfiub":
         values = [str(value) for value in times.dropna().unique()[:3]]
         shown = " or ".join(repr(value) for value in values)

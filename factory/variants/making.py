@@ -191,7 +191,12 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline, chosen: Ch
         baseline=baseline,
         findings=order.findings,
         ignored=order.ignored,
-        metadata={"variant": lineage.name, "request": lineage.request_id, "recipe": plan.recipe.name},
+        metadata={
+            "variant": lineage.name,
+            "request": lineage.request_id,
+            "recipe": plan.recipe.name,
+            "labels": "numbers" if data.dataset.numbered else "text",
+        },
         folder=data.workspace / "bundle",
         deadline=deadline,
         memory=order.memory,

@@ -120,7 +120,14 @@ def gather(
         later.append(Later("the rows to be predicted", to_predict, whole=True))
     seen = dataset.take(rows.train)
     findings = screen(
-        seen, keep=ref.keep, drop=ref.drop, later=later, drift=ref.drift, seed=request.seed, whole=dataset
+        seen,
+        keep=ref.keep,
+        drop=ref.drop,
+        later=later,
+        drift=ref.drift,
+        seed=request.seed,
+        whole=dataset,
+        group=grouping(validation),
     )
     for finding in findings:
         note("screening", finding.message)
@@ -189,14 +196,14 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
         InvalidData: the rows set aside for the gate do not define the metric.
     """
     for name in plan.gates.slices:
-        material.dataset.column(name)  # refused now rather than after the search
+        material.dataset.column(name, field="gates.slices")  # refused now rather than after the search
     check_defined(plan.metric, material.dataset, material.unseen, what="rows set aside for the gate")
     # What is made again without a search has one model of each member, which the gate's rows have to be new to.
     learns = plan.request.making not in REMADE
     pooled = _unit(material, plan, material.seen, material.unseen, folder=workspace / "pooled", learns=learns)
     if (segments := plan.request.segments) is None:
         return pooled, [], ()
-    values = as_text(material.dataset.column(segments.by).to_numpy())
+    values = as_text(material.dataset.column(segments.by, field="segments.by").to_numpy())
     if n_without := sum(value is None for value in values.tolist()):
         without = f"{n_without:,} of {len(values):,}"
         note("segment", f"The pooled variant serves rows without a value of {segments.by!r}: {without}.")
@@ -218,6 +225,10 @@ def divide(material: Material, plan: Plan, *, workspace: Path, note: Note) -> tu
         part = pooled.data.part(rows, workspace=folder)
         if part is not None:
             units.append(Unit(value, name, part, material.dataset.take(unseen), rows))
+            continue
+        if independent(plan.validation):  # so few of a class that folds of its own would judge by luck
+            thin.append(value)
+            note(*left_pooled(value, f"in one of {len(pooled.data.splits)} folds its rows lack a class."))
             continue
         try:
             own = _unit(material, plan, seen, unseen, folder=folder, learns=learns)

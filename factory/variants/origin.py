@@ -337,7 +337,8 @@ def _alike(rows: Dataset, bundle: Bundle) -> Dataset:
 
 
 def _search_of(parent: Variant | None, ledger: Ledger) -> PastSearch | None:
-    return ledger.past_search(parent.request_id, segment=parent.segment) if parent is not None else None
+    """Return the parent's search: of a segment's variant that of the pooled one, whose rows its request describes."""
+    return ledger.past_search(parent.request_id) if parent is not None else None
 
 
 def _refused(field: str, message: str, hint: str) -> InvalidRequest:

@@ -65,7 +65,7 @@ def slice_columns(dataset: Dataset, wanted: Sequence[str], *, ranked: Sequence[s
         NotFound: there is no such column.
     """
     if wanted:
-        return {name: dataset.column(name) for name in wanted}
+        return {name: dataset.column(name, field="gates.slices") for name in wanted}
     cut = (ColumnType.CATEGORICAL, ColumnType.BOOLEAN)
     ordered = [*(c for c in ranked if c in dataset.types), *(c for c in dataset.types if c not in set(ranked))]
     names = [c for c in ordered if dataset.types[c] in cut and 2 <= dataset.frame[c].nunique() <= _MOST_LEVELS]

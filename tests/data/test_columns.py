@@ -33,6 +33,11 @@ def words(n: int, seed: int = 0) -> list[str]:
         (["Bank transfer made (automatic) monthly", "Mailed check by post to us"] * 30, ColumnType.CATEGORICAL),
         ([None] * 60, ColumnType.NUMERIC),
         (["", "NA", "null"] * 20, ColumnType.NUMERIC),
+        (["1_1", "1_2", "2_1"] * 20, ColumnType.CATEGORICAL),
+        ([f"{i:040x}" for i in range(60)], ColumnType.IDENTIFIER),
+        (["CC(=O)OC1=CC=CC=C1" * (1 + i % 4) + "N" * i for i in range(60)], ColumnType.TEXT),
+        ([f"第{i}个包裹很慢而且坏了" for i in range(120)], ColumnType.TEXT),
+        ([f"王小{i}" for i in range(60)], ColumnType.IDENTIFIER),
     ],
 )
 def test_types_are_inferred_from_values(values: list[object], expected: ColumnType) -> None:
@@ -42,7 +47,7 @@ def test_types_are_inferred_from_values(values: list[object], expected: ColumnTy
 
 @pytest.mark.parametrize(
     "dtype",
-    ["int8", "uint64", "float32", "Int64", "Float64", "int64[pyarrow]", "category"],
+    ["int8", "uint64", "float32", "Int64", "Float64", "int64[pyarrow]"],
 )
 def test_every_numeric_dtype_cleans_to_the_same_numbers(dtype: str) -> None:
     cleaned, kind, _ = clean(pd.Series([3, 1, 2] * 40).astype(dtype))
@@ -69,6 +74,40 @@ def test_few_and_many_values_are_read_alike() -> None:
     assert np.array_equal(as_numeric(many), np.tile(as_numeric(few), 20), equal_nan=True)
     dates = np.array(["2021-05-06", "2021-05-06T07:08:09+02:00", "no", None, pd.Timestamp("2020-01-01")], dtype=object)
     assert np.array_equal(as_datetime(np.tile(dates, 20)), np.tile(as_datetime(dates), 20), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2020/01/05", "2020.01.05", "2020-1-5", "2020-01-05 3:04", "9999-12-31", "20200105", " 2020-01-05 ", "2020", "x"],
+)
+def test_a_date_is_read_alike_in_one_row_and_in_many(text: str) -> None:
+    few, many = (as_datetime(np.array([text] * n, dtype=object)) for n in (1, 200))
+    assert few[0] == many[0] or np.isnat([few[0], many[0]]).all()
+    assert np.isnat(few[0]) == (text == "x")
+    kind = infer_type(pd.Series([text] * 200))
+    if kind is ColumnType.DATETIME:
+        assert infer_type(pd.Series([text] * 20)) is kind
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64", "str"])
+def test_numbers_that_are_categories_are_no_quantity(dtype: str) -> None:
+    codes = pd.Series([3, 1, 2] * 20).astype(dtype).astype("category")
+    cleaned, kind, _ = clean(codes)
+    assert kind is ColumnType.CATEGORICAL
+    assert as_text(cleaned.to_numpy())[:2].tolist() in (["3", "1"], ["3.0", "1.0"])
+    assert clean(codes, ColumnType.NUMERIC)[0][:2].tolist() == [3.0, 1.0]
+    assert infer_type(codes.cat.as_ordered()) is ColumnType.NUMERIC
+    assert infer_type(pd.Series(words(60), dtype="category")) is ColumnType.TEXT
+
+
+@pytest.mark.parametrize(("number", "moment"), [(20240115, "2024-01-15"), (202401151230, "2024-01-15T12:30")])
+def test_digits_are_dates_where_it_is_said(number: int, moment: str) -> None:
+    numbers = pd.Series([number, number + 1] * 40)
+    assert clean(numbers)[1] is ColumnType.NUMERIC
+    cleaned, _, text_format = clean(numbers, ColumnType.DATETIME)
+    assert cleaned[0] == pd.Timestamp(moment)
+    for sent in (np.array([number]), np.array([float(number)]), np.array([str(number)], dtype=object)):
+        assert as_datetime(sent, text_format=text_format)[0] == cleaned[0], "as in prediction"
 
 
 def test_offsets_are_turned_into_utc() -> None:

@@ -86,6 +86,7 @@ def test_the_digest_depends_on_rows_names_types_and_target(mixed: pd.DataFrame) 
         (["b", "a", "10", "9"] * 25, Task.MULTICLASS, ("9", "10", "a", "b")),
         (list(range(100)), Task.REGRESSION, ()),
         ([0.5, 1.5, 2.5, 3.5] * 25, Task.REGRESSION, ()),
+        ([0, 1, 2] * 33 + [7], Task.REGRESSION, ()),
         ([str(i / 7) for i in range(100)], Task.REGRESSION, ()),
     ],
 )
@@ -185,6 +186,14 @@ def test_types_can_be_overridden(mixed: pd.DataFrame) -> None:
     dataset = from_frame(mixed, ref("bought", types={"visits": "categorical", "comment": "identifier"}))
     assert dataset.types["visits"] is ColumnType.CATEGORICAL
     assert set(dataset.frame["visits"]) == {str(v) for v in mixed["visits"]}
+
+
+@pytest.mark.parametrize("values", [[1_700_000_000 + i for i in range(200)], ["red", "green"] * 100])
+def test_a_type_that_reads_nothing_is_told(mixed: pd.DataFrame, values: list[object]) -> None:
+    error = refusal(mixed.assign(when=values), ref("bought", types={"when": "datetime"}))
+    assert [detail.field for detail in error.details] == ["dataset.types.when"]
+    assert repr(values[0]) in error.message
+    assert "2024-01-31" in error.message
 
 
 def test_a_kept_identifier_is_used_as_a_category(mixed: pd.DataFrame) -> None:
@@ -302,6 +311,8 @@ def test_a_task_that_does_not_fit_the_target(mixed: pd.DataFrame) -> None:
 def test_nested_columns(mixed: pd.DataFrame) -> None:
     nested = mixed.assign(tags=[[1, 2]] * len(mixed))
     assert refusal(nested, ref("bought")).details[0].field == "tags"
+    later = mixed.assign(tags=[float("nan"), "text", *[[1, 2]] * (len(mixed) - 2)])
+    assert refusal(later, ref("bought")).details[0].field == "tags"
     assert "tags" in from_frame(nested, ref("bought", drop=["tags"])).context
 
 

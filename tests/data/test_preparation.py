@@ -282,3 +282,18 @@ def test_topics_tell_spam_from_ham(real: Callable[[str], tuple[pd.DataFrame, dic
     guess = (distance[1] < distance[0]).astype(int)
     assert (guess[test.y == 1] == 1).mean() > 0.8
     assert (guess[test.y == 0] == 0).mean() > 0.9
+
+
+def test_of_many_long_texts_the_beginnings_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.data.text._MOST_READ", {"word": 6_000, "char_wb": 2_000})
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["red", "green", "blue", "grey"], 30)) for _ in range(60)]
+    frame = pd.DataFrame({"note": texts})
+    short = Preparation.fit(frame, {"note": ColumnType.TEXT})
+    later = frame.assign(note=frame["note"].str[:100] + " unread " * 5)
+    first, second = (short.transform(rows).numeric for rows in (frame, later))
+    topics = [i for i, name in enumerate(short.transform(frame).numeric_names) if "topic" in name]
+    assert np.array_equal(first[:, topics], second[:, topics]), "both begin alike"
+    short.save(tmp_path)
+    assert np.array_equal(Preparation.load(tmp_path).transform(later).numeric, second, equal_nan=True)
+    assert Preparation.load(tmp_path) == short

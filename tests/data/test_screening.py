@@ -120,6 +120,21 @@ def test_a_rare_class_that_one_column_splits_by_luck_is_no_leak() -> None:
     assert found(dataset_of(frame)) == {}
 
 
+@pytest.mark.parametrize("n_columns", [3, 300])
+def test_a_leak_of_a_rare_class_is_found_in_many_rows(n_columns: int) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(40_000, n_columns))).rename(columns=str)
+    frame["target"] = (np.arange(40_000) % 800 == 0).astype(int)
+    frame["chargeback"] = np.where(frame["target"] == 1, rng.uniform(1, 9, 40_000), 0.0)
+    assert found(dataset_of(frame))["chargeback"].kind == "leakage"
+
+
+def test_one_blank_cell_in_the_row_of_a_rare_class_gives_nothing_away() -> None:
+    frame = pd.DataFrame({"x": np.arange(60.0) % 7, "target": [f"c{i % 30}" for i in range(60)]})
+    frame.loc[[4, 34], "x"] = np.nan
+    assert "x" not in found(dataset_of(frame))
+
+
 def test_a_slow_series_is_not_given_away_by_its_date() -> None:
     rng = np.random.default_rng(0)
     n = 3000
@@ -154,13 +169,24 @@ def test_kept_columns_stay_and_are_told() -> None:
     frame["copy"] = frame["target"] * 2.0
     frame["leak"] = frame["target"] + np.random.default_rng(0).normal(0, 1e-3, len(frame))
     frame["same"] = 1
-    findings = found(dataset_of(frame), keep=("leak", "copy"))
+    frame["code"] = [f"P{i:06d}" for i in range(len(frame))]
+    findings = found(dataset_of(frame, keep=["code"]), keep=("leak", "copy", "code"))
+    assert (findings["code"].kind, findings["code"].action) == ("identifier", "keep")
     assert (findings["leak"].kind, findings["leak"].action) == ("leakage", "keep")
     assert (findings["copy"].kind, findings["copy"].action) == ("target_copy", "keep")
     assert findings["same"].action == "drop"
     for column in ("leak", "copy"):
         assert findings[column].message.endswith("it is used, since the request names it in 'keep'.")
         assert "left out" not in findings[column].message
+
+
+def test_what_names_the_groups_of_the_validation_is_left_out_unless_it_is_kept() -> None:
+    frame = load_iris(as_frame=True).frame.assign(garden=np.arange(150) % 12)
+    (finding,) = [f for f in screen(dataset_of(frame), group="garden") if f.column == "garden"]
+    assert (finding.kind, finding.action) == ("group", "drop")
+    (kept,) = [f for f in screen(dataset_of(frame), group="garden", keep=["garden"]) if f.column == "garden"]
+    assert kept.action == "keep"
+    assert screen(dataset_of(frame), group="elsewhere") == screen(dataset_of(frame))
 
 
 def test_columns_left_out_on_request_are_told() -> None:
@@ -293,6 +319,15 @@ def test_a_column_that_later_rows_lack_has_drifted_if_they_are_whole() -> None:
     later = frame.drop(columns=["steady", "gone", "moved", "emptied", "renamed"])
     assert found(dataset, later=(Later("the rows of the gate", later),)) == {}
     assert "steady" in found(dataset, later=(Later("the rows to be predicted", later, whole=True),))
+
+
+def test_a_column_that_is_hardly_filled_is_not_missing_by_drift() -> None:
+    frame = pd.DataFrame({"x": np.arange(1_000.0), "target": np.arange(1_000) % 2})
+    frame["rare"] = np.where(np.arange(1_000) % 100 == 0, 1.0 + np.arange(1_000), np.nan)
+    for n_rows, kinds in ((100, {"high_missing"}), (5_000, {"high_missing", "drift"})):
+        rows = pd.DataFrame({"x": np.arange(n_rows) % 1_000.0, "rare": np.full(n_rows, np.nan)})
+        findings = screen(dataset_of(frame), later=[Later("the later rows", rows)])
+        assert {f.kind for f in findings if f.column == "rare"} == kinds, n_rows
 
 
 def test_a_random_part_has_not_drifted() -> None:

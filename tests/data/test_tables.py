@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from factory.data.columns import infer_type
+from factory.data.dataset import table_digest
 from factory.data.tables import read_table, write_table
 from factory.errors import InvalidData, StorageFault
+from factory.spec import ColumnType
 
 MANY = 10**6
 
@@ -150,3 +154,46 @@ def test_writing_fails_clearly(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(StorageFault, match="cannot be written"):
         write_table(frame, tmp_path / "folder.csv")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_numbers_that_are_categories_stay_categories(tmp_path: Path, suffix: str) -> None:
+    frame = pd.DataFrame({"code": [3, 1, None], "digits": ["3", "1", None], "word": ["a", None, "b"], "n": [1, 2, 3]})
+    written = frame.astype({"code": "category", "digits": "category", "word": "category"})
+    written["n"] = written["n"].astype("category").cat.as_ordered()
+    write_table(written, tmp_path / f"t{suffix}")
+    read = read_table(str(tmp_path / f"t{suffix}"), max_rows=MANY)
+    kinds = [infer_type(read[name]) for name in read]
+    assert kinds == [ColumnType.CATEGORICAL, ColumnType.CATEGORICAL, ColumnType.CATEGORICAL, ColumnType.NUMERIC]
+    assert table_digest(read) == table_digest(written)
+
+
+def test_what_pandas_wrote_beside_the_columns_need_not_be_readable(tmp_path: Path) -> None:
+    for said in (b"{", b"[]", b'{"columns": [1]}', b'{"columns": null}'):
+        table = pa.table({"a": [1, 2]}).replace_schema_metadata({b"pandas": said})
+        parquet.write_table(table, tmp_path / "t.parquet")
+        assert read_table(str(tmp_path / "t.parquet"), max_rows=MANY)["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".arrow"])
+def test_columns_of_several_types_are_stored_as_text(tmp_path: Path, suffix: str) -> None:
+    frame = pd.DataFrame(
+        {
+            "mixed": pd.Series([1, "a", 2.5, None], dtype=object),
+            "dates": pd.Series([datetime(2024, 1, 2), "soon", None, True], dtype=object),
+            "huge": pd.Series([2**70, 1, 2, 3], dtype=object),
+            "bins": pd.cut(pd.Series([1, 2, 3, 4]), 2),
+            "months": pd.period_range("2020-01", periods=4, freq="M"),
+            "sparse": pd.arrays.SparseArray([0, 0, 1, 2]),
+            "plain": [1, 2, 3, 4],
+        }
+    )
+    write_table(frame, tmp_path / f"t{suffix}")
+    read = read_table(str(tmp_path / f"t{suffix}"), max_rows=MANY)
+    assert read["mixed"].tolist() == ["1", "a", "2.5", None]
+    assert read["dates"].tolist() == ["2024-01-02 00:00:00", "soon", None, "True"]
+    assert read["bins"].nunique() == 2
+    assert read["months"].tolist()[:2] == ["2020-01", "2020-02"]
+    assert read["sparse"].tolist() == [0, 0, 1, 2]
+    assert read["plain"].tolist() == [1, 2, 3, 4]
+    assert table_digest(read) == table_digest(frame)

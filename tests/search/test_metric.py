@@ -12,10 +12,11 @@ from sklearn.metrics import get_scorer_names
 
 from factory.errors import InvalidData, InvalidRequest
 from factory.search.domain import DOMAINS
-from factory.search.metric import _FAST, REPORTED, Metric, centred
+from factory.search.fast_scores import FAST as SCORES
+from factory.search.metric import REPORTED, Metric, centred
 from factory.spec import Task
 
-FAST = [(task, name) for task, scores in _FAST.items() for name in scores]
+FAST = [(task, name) for task, scores in SCORES.items() for name in scores]
 
 
 def predictions(task: Task, seed: int, *, n_rows: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +180,7 @@ def test_every_scorer_of_scikit_learn_gives_a_number_or_is_refused_in_a_sentence
         "it is for two classes only.",
         "of two classes, the two likeliest are always right.",
     }
-    assert set(_FAST[task]) <= set(taken)
+    assert set(SCORES[task]) <= set(taken)
     assert set(REPORTED[task]) <= set(taken)
 
 
@@ -229,3 +230,4 @@ def test_what_people_see() -> None:
     assert Metric("neg_log_loss", Task.BINARY).display(-0.25) == "0.2500"
     assert Metric("roc_auc", Task.BINARY).label == "ROC AUC"
     assert Metric("neg_root_mean_squared_error", Task.REGRESSION).display(-47231.4) == "47,231"
+    assert Metric("neg_root_mean_squared_error", Task.REGRESSION).display(-1.23456e-6) == "1.235e-06"

@@ -107,6 +107,16 @@ def test_two_classes_get_no_more_folds_than_the_rare_one_has_rows() -> None:
     assert len(folds(with_labels({"no": 50, "yes": 3, "maybe": 9}), CrossValidation(folds=5), seed=0)) == 5
 
 
+@pytest.mark.parametrize("kind", [AutoValidation(), CrossValidation(folds=5)])
+def test_every_fold_has_every_class_where_the_metric_needs_it(kind: Validation) -> None:
+    dataset = with_labels({"no": 50, "yes": 3, "maybe": 9})
+    auc, loss = Metric.of("roc_auc_ovr", Task.MULTICLASS), Metric.of("neg_log_loss", Task.MULTICLASS)
+    made = folds(dataset, kind, seed=0, metric=auc)
+    assert len(made) == 3
+    assert all(auc.defined(dataset.y[split.validation], 3) for split in made)
+    assert len(folds(dataset, kind, seed=0, metric=loss)) >= 5
+
+
 def test_no_fold_is_empty() -> None:
     dataset = make_dataset(Task.REGRESSION, n_rows=20).take(np.arange(15))
     made = folds(dataset, CrossValidation(folds=20), seed=0)
@@ -149,6 +159,20 @@ def test_rows_for_the_gate_stay_unseen_when_the_table_grows_or_is_shuffled(kind:
     assert again < 0.1, "what an earlier champion learned from is hardly among the rows of a later gate"
     shuffled = grown.take(np.random.default_rng(1).permutation(4_000))
     assert held(shuffled) == held(grown)
+
+
+def test_rows_for_the_gate_stay_the_same_when_a_column_is_left_out_or_a_later_row_lacks_a_value() -> None:
+    frame = make_frame(2_000).drop(columns=["flag", "grade"]).assign(age=np.arange(2_000) % 70)
+
+    def held(rows: pd.DataFrame, *drop: str) -> np.ndarray:
+        dataset = from_frame(rows, FileDataset(path="made.parquet", target="amount", drop=drop))
+        return set_aside(dataset, AutoValidation()).validation
+
+    before = held(frame)
+    assert np.array_equal(held(frame, "city", "age"), before)
+    assert np.array_equal(held(frame.assign(tags=[["a"]] * 2_000), "tags"), held(frame.assign(tags="['a']"), "tags"))
+    later = frame.assign(age=frame["age"].where(frame.index < 1_990))
+    assert len(np.setdiff1d(held(later), before)) <= 5
 
 
 def test_equal_rows_stay_together_unless_most_rows_have_a_twin() -> None:

@@ -90,6 +90,7 @@ NAMES: dict[str, dict[str, str]] = {
         "nearly_empty": _("nearly empty"),
         "nearly_constant": _("nearly constant"),
         "identifier": _("identifier"),
+        "group": _("name of a group"),
         "duplicate": _("duplicate"),
         "target_copy": _("the target itself"),
         "leakage": _("leak"),
