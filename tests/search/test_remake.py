@@ -170,15 +170,19 @@ def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path
 
 def test_models_that_learn_nothing_are_no_variant(tmp_path: Path) -> None:
     data = make_data(tmp_path)
-    with pytest.raises(TrainingFault, match="linear cannot go on") as caught:
-        go_on(
-            [fitted(data, BLUEPRINT.members[1])],
-            data,
-            calibration=KEPT,
-            old=None,
-            target_scale="raw",
-            deadline=Deadline.after(60),
-            threads=1,
-            record=lambda _: None,
-        )
-    assert "refit" in caught.value.hint
+    recorded: list[Trial] = []
+    for attempt in ("first", "gone on with"):
+        with pytest.raises(TrainingFault, match="linear cannot go on") as caught:
+            go_on(
+                [fitted(data, BLUEPRINT.members[1])],
+                data,
+                calibration=KEPT,
+                old=None,
+                target_scale="raw",
+                deadline=Deadline.after(60),
+                threads=1,
+                record=recorded.append,
+                history=[trial for trial in recorded if trial.state is TrialState.SUCCEEDED],
+            )
+        assert "refit" in caught.value.hint, attempt
+    assert [trial.state for trial in recorded] == [TrialState.RUNNING, TrialState.SUCCEEDED], "it was not made again"

@@ -77,6 +77,21 @@ def test_a_segment_that_cannot_be_split_stays_with_the_pooled_variant(tmp_path: 
     assert any("'Bern' is served by the pooled variant" in told and "1 group in 'shop'" in told for told in notes)
 
 
+def test_a_segment_that_lacks_a_class_in_a_fold_stays_with_the_pooled_variant(tmp_path: Path) -> None:
+    frame = make_frame(800)
+    unseen, there = np.arange(0, 800, 5), np.flatnonzero(frame["city"] == "Bern")
+    few = [*np.intersect1d(there, unseen)[:2], *np.setdiff1d(there, unseen)[:6]]  # not one in each fold
+    frame.loc[there, "flag"] = "no"
+    frame.loc[few, "flag"] = "yes"
+    plan = make_test_plan("constant", segments={"by": "city", "min_rows": 20})
+    dataset, notes = make_dataset(frame=frame), []
+    material = Material(dataset, (), profile(dataset), np.setdiff1d(np.arange(800), unseen), unseen, ())
+    _, made, thin = divide(material, plan, workspace=tmp_path, note=lambda *told: notes.append(told[1]))
+    assert sorted(one.segment for one in made) == ["Basel", "Genf"]
+    assert thin == ("Bern",)
+    assert any("'Bern' is served by the pooled variant: in one of 8 folds its rows lack a class" in n for n in notes)
+
+
 def test_what_is_made_again_does_not_learn_from_them(tmp_path: Path) -> None:
     pooled, _, material = units(tmp_path, making="refit", parent="growth.churn")
     assert (pooled.data.n_gate, len(pooled.data.dataset)) == (0, len(material.seen))
