@@ -206,7 +206,7 @@ def date_format(texts: Sequence[str]) -> str | None:
     sample = [t for t in texts if t not in MISSING_TEXT]
     if not sample or np.mean([bool(_DATE_LIKE.match(t)) for t in sample[:_SAMPLE]]) < _PARSEABLE:
         return None
-    shares = {_ISO: float(np.mean(~np.isnat(_many_moments(sample))))}
+    shares = {_ISO: _share_read(sample, _ISO)}
     if shares[_ISO] < _PARSEABLE:
         shares |= {f: _share_read(sample, f) for f in _DATE_FORMATS if _share_read(sample[:20], f) >= 0.5}
     best = max(shares, key=lambda f: shares[f])

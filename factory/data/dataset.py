@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from factory.data.columns import FORMATS, clean, column_digest, infer_type
+from factory.data.columns import FORMATS, clean, column_digest, infer_type, text_of
 from factory.data.tables import read_table, write_table
 from factory.data.target import read_target, read_weights, target_known
 from factory.errors import Detail, InvalidData, NotFound, listing, suggest
@@ -334,8 +334,9 @@ def _clean_all(
         columns[name], types[name] = series, kind
         if text_format is not None:
             formats[name] = text_format
-        if kind is ColumnType.DATETIME and series.isna().all() and frame[name].notna().any():
-            unread.append(Detail(f"dataset.types.{name}", _UNREAD.format(frame[name].dropna().iloc[0])))
+        if kind is ColumnType.DATETIME and series.isna().all():
+            first = next((value for value in frame[name].tolist() if text_of(value) is not None), None)
+            unread += [] if first is None else [Detail(f"dataset.types.{name}", _UNREAD.format(first))]
     if unread:
         raise InvalidData(
             "The types do not fit the table: " + " ".join(f"{d.field}: {d.message}" for d in unread),

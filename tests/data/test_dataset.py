@@ -194,6 +194,8 @@ def test_a_type_that_reads_nothing_is_told(mixed: pd.DataFrame, values: list[obj
     assert [detail.field for detail in error.details] == ["dataset.types.when"]
     assert repr(values[0]) in error.message
     assert "2024-01-31" in error.message
+    empty = from_frame(mixed.assign(when=["NA", ""] * 100), ref("bought", types={"when": "datetime"}))
+    assert empty.frame["when"].isna().all()
 
 
 def test_a_kept_identifier_is_used_as_a_category(mixed: pd.DataFrame) -> None:
