@@ -184,8 +184,8 @@ def test_a_call_asks_for_what_a_request_can(settings: Settings) -> None:
         "diagnosis",
         recipe="tabular-fast",
         trials=2,
-        keep="leak",
-        drop=["mean area"],
+        keep=["leak", "batch"],
+        drop="mean area",
         types={"batch": "categorical"},
         families=["constant", "linear"],
         validation={"kind": "group", "column": "batch"},
@@ -196,7 +196,7 @@ def test_a_call_asks_for_what_a_request_can(settings: Settings) -> None:
     )
     assert set(fitted.leaderboard["family"]) <= {"constant", "linear"}
     columns = {column.name: column.type for column in fitted.bundle.columns}
-    assert columns["batch"] == "categorical"
+    assert columns["batch"] == "categorical", "a group's name is a feature where it is kept"
     assert "leak" in columns
     assert "mean area" not in columns
     with Ledger.open(settings.ledger) as ledger:
