@@ -42,6 +42,8 @@ _LONG = 30
 """Characters on average from which a string without spaces may be more than a name; digests are all of one length."""
 _SAMPLE = 500
 """Distinct values looked at before a whole column is parsed."""
+DISTINCT = 0.98
+"""Share of the rows with a value of their own from which on these name the rows."""
 FEW = 64
 """Up to so many values are read one by one, which is faster than pandas' set-up; also levels are looked up so."""
 _NOT_A_TIME = np.datetime64("NaT", "us")
@@ -317,7 +319,7 @@ def _infer_words(texts: list[str], n: int) -> ColumnType:
     share = len(texts) / n
     if words >= 4 and (len(texts) > 100 or (len(texts) > 20 and share > 0.5)):
         return ColumnType.TEXT
-    if share >= 0.98 and len(texts) > 10 and words < 4:
+    if share >= DISTINCT and len(texts) > 10 and words < 4:
         if np.mean(lengths) >= _LONG and np.std(lengths) > 0.1 * np.mean(lengths):
             return ColumnType.TEXT
         return ColumnType.IDENTIFIER

@@ -54,8 +54,9 @@ def _drift(dataset: Dataset, column: str, later: Later, *, asked: str) -> Suspic
     after = later.frame[column] if there else pd.Series(np.full(len(later.frame), np.nan))
     shift = sanity.shift(before, after, dataset.types[column])
     beyond_noise = shift.divergence - shift.noise
-    emptier = shift.fill_before * len(after), shift.fill_after * len(before)
-    rarely = shift.fill_ratio >= DRIFT_RATIO and emptier[shift.fill_before < shift.fill_after] >= _LEAST_FILLED
+    emptied = shift.fill_before > shift.fill_after
+    expected = shift.fill_before * len(after) if emptied else shift.fill_after * len(before)
+    rarely = shift.fill_ratio >= DRIFT_RATIO and expected >= _LEAST_FILLED
     altogether = beyond_noise >= DRIFT or shift.fill_difference >= DRIFT_FILL or rarely
     if not altogether and beyond_noise < DRIFT_WARNING and shift.fill_difference < FILL_WARNING:
         return None

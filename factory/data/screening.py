@@ -22,7 +22,7 @@ import pandas as pd
 
 from factory.data import sanity
 from factory.data.alone import Alone, score_alone
-from factory.data.columns import column_digest, factorize
+from factory.data.columns import DISTINCT, column_digest, factorize
 from factory.data.dataset import Dataset
 from factory.data.drift import Later, drifts
 from factory.data.findings import Finding, Suspicion
@@ -149,7 +149,9 @@ def _useless(dataset: Dataset, column: str, *, counts_rows: bool, kept: bool) ->
     n_distinct = int(np.ptp(values[~np.isnan(values)]) > 0) + 1 if values.dtype.kind == "f" else series.nunique()
     if n_distinct == 1 and n_missing == 0:
         return Suspicion("constant", column, f"is {str(series.iloc[0])!r} in every row and says nothing")
-    names = kind is ColumnType.IDENTIFIER or (kept and kind is ColumnType.CATEGORICAL and n_distinct >= 0.98 * n_known)
+    names = kind is ColumnType.IDENTIFIER or (
+        kept and kind is ColumnType.CATEGORICAL and n_distinct >= DISTINCT * n_known
+    )
     if names or counts_rows or _is_key(series, kind, n_distinct):
         said = (
             f"differs in (almost) every row ({n_distinct} values in {n_rows} rows) and names the row rather than "
@@ -167,7 +169,7 @@ def _names_groups(column: str) -> Suspicion:
 def _is_key(series: pd.Series, kind: ColumnType, n_distinct: int) -> bool:
     """Whether whole numbers are all different, and named as keys are."""
     whole_numbers = kind is ColumnType.NUMERIC and series.dtype.kind in "iu"
-    return whole_numbers and n_distinct >= 0.98 * len(series) and bool(_ID_NAME.search(str(series.name)))
+    return whole_numbers and n_distinct >= DISTINCT * len(series) and bool(_ID_NAME.search(str(series.name)))
 
 
 def _counts_rows(table: Dataset, column: str) -> bool:

@@ -11,7 +11,7 @@ import gzip
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -153,23 +153,43 @@ def _arrow(frame: pd.DataFrame) -> Any:
     """Return a frame as a pyarrow table; intervals, periods and columns of several types become text, as in a CSV."""
     import pyarrow as pa
 
-    plain = {name: _storable(frame[name]) for name in frame.columns}
-    return pa.Table.from_pandas(pd.DataFrame(plain, index=frame.index, columns=frame.columns), preserve_index=False)
+    plain = _each(frame, _plain)
+    try:
+        return pa.Table.from_pandas(plain, preserve_index=False)
+    except _refusals():
+        return pa.Table.from_pandas(_each(plain, _of_one_type), preserve_index=False)
 
 
-def _storable(series: pd.Series) -> pd.Series:
+def _each(frame: pd.DataFrame, act: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
+    return pd.DataFrame({name: act(frame[name]) for name in frame}, index=frame.index, columns=frame.columns)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return what pyarrow raises for a column of several types."""
     import pyarrow as pa
 
+    return (pa.ArrowException, OverflowError, TypeError, ValueError)
+
+
+def _plain(series: pd.Series) -> pd.Series:
+    """Return a column without pandas' own types that no file knows."""
     kind = series.dtype.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
     if isinstance(kind, pd.SparseDtype):
         return pd.Series(np.asarray(series), index=series.index)
+    return _texts(series) if isinstance(kind, pd.IntervalDtype | pd.PeriodDtype) else series
+
+
+def _of_one_type(series: pd.Series) -> pd.Series:
+    import pyarrow as pa
+
     try:
-        if series.dtype.kind == "O":
-            pa.array(series, from_pandas=True)
-        if not isinstance(kind, pd.IntervalDtype | pd.PeriodDtype):
-            return series
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        pass
+        pa.array(series, from_pandas=True)
+    except _refusals():
+        return _texts(series)
+    return series
+
+
+def _texts(series: pd.Series) -> pd.Series:
     return pd.Series(as_text(series.to_numpy(dtype=object)), index=series.index, dtype=object)
 
 

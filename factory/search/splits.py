@@ -186,7 +186,7 @@ def _content(dataset: Dataset) -> np.ndarray:
     left = {c: series.astype(str) if series.dtype == object else series for c, series in left.items()}
     columns = pd.concat([dataset.frame, pd.DataFrame(left, index=dataset.frame.index)], axis=1)
     content = _hashed(columns[sorted(map(str, columns))])
-    features = _hashed(dataset.frame)
+    features = _hashed(dataset.frame) if left else content
     if features.nunique() < len(features) / 2:
         twin = content.groupby(content).cumcount()
         return _hashed(pd.DataFrame({"content": content, "twin": twin})).to_numpy()
