@@ -15,7 +15,7 @@ from factory.spec import Task, Variant
 from factory.variants.bundle import Bundle
 from serve import loaded as loaded_module
 from serve import micro_batches as module
-from serve import predictions
+from serve import predictions, remembered
 from serve.inputs import NamedColumns, Payload
 from serve.joined import joined, shape_of
 from serve.loaded import Loaded, Times
@@ -40,6 +40,12 @@ def forest() -> Bundle:
 def shelf(own_shelf: Shelf, forest: Bundle) -> Shelf:
     own_shelf.put("growth.forest", forest)
     return own_shelf
+
+
+@pytest.fixture
+def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no answer of the ledger grow old: whoever waits for a new one comes a turn later than the others."""
+    monkeypatch.setattr(remembered, "clock", lambda: 0.0)
 
 
 @pytest.fixture
@@ -73,6 +79,7 @@ async def ask(caller: Caller, bodies: list[dict[str, Any]], *, at_once: bool) ->
     return [(one.status_code, one.content, set(one.headers)) for one in answers]
 
 
+@pytest.mark.usefixtures("timeless")
 @pytest.mark.parametrize("row_ms", [FAST, INLINE_MS - 1, SLOW])
 def test_calls_at_one_time_are_one_prediction_with_the_same_answers(
     row_ms: float, shelf: Shelf, make_caller: MakePredictor, goes: list[int]
