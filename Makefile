@@ -33,9 +33,12 @@ down: $(INSTALLED)  ## Stop what `make up` started
 	$(BIN)/factory down
 
 # Those that start Ray, MLflow or Serve one after the other, since each of them takes the whole machine.
+# What fails is told, and run once more in a process of its own: only what fails there as well fails the target.
+ONCE_MORE = test $$? = 1 && $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none
+
 test: check  ## Run the checks and all tests
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal || { $(ONCE_MORE) -m "not slow"; }
+	$(BIN)/python -m pytest -m slow || { $(ONCE_MORE) -m slow; }
 
 check: $(INSTALLED)  ## ruff, mypy, import-linter, docs checks
 	$(BIN)/ruff check
