@@ -72,6 +72,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         Arm("full"),
         Arm("without portfolio", ("portfolio",)),
+        Arm("without race", ("race",)),
         Arm("without bagging", ("bagging",)),
         Arm("without ensemble", ("ensemble",)),
         Arm("without search", ("search",)),

@@ -112,7 +112,8 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
             X, y = validate_data(
                 self, X, y, y_numeric=y_numeric, ensure_all_finite="allow-nan", ensure_min_samples=LEAST_ROWS
             )
-            frame = pd.DataFrame(X, columns=_names(X.shape[1]))
+            frame = pd.DataFrame(X, columns=[f"x{j}" for j in range(X.shape[1])])
+        self._columns = tuple(frame.columns)
         if sample_weight is None:
             return _Checked(frame, y, None)
         weights = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
@@ -186,10 +187,10 @@ class _FactoryEstimator(BaseEstimator):  # type: ignore[misc]
         columns: pd.DataFrame | Mapping[str, np.ndarray]
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, reset=False, skip_check_array=True)
-            columns = X.set_axis([str(c) for c in X.columns], axis=1)
+            columns = X.set_axis(self._columns, axis=1)
         else:
             X = validate_data(self, X, reset=False, ensure_all_finite="allow-nan")
-            columns = dict(zip(_names(X.shape[1]), X.T, strict=True))
+            columns = dict(zip(self._columns, X.T, strict=True))
         with _as_value_error():
             return self.bundle_.predict_raw(columns)
 
@@ -292,10 +293,6 @@ class FactoryRegressor(RegressorMixin, _FactoryEstimator):  # type: ignore[misc]
 
 def _session(settings: Settings, parallel: bool) -> AbstractContextManager[RaySession | None]:
     return RaySession(settings) if parallel else nullcontext()
-
-
-def _names(n_columns: int) -> list[str]:
-    return [f"x{j}" for j in range(n_columns)]
 
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:

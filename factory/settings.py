@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from factory.errors import Detail, InvalidRequest, StorageFault
 
-_PARTS = "portfolio|bagging|ensemble|search|slower|transfer"
+_PARTS = "portfolio|race|bagging|ensemble|search|slower|transfer"
 
 
 class Settings(BaseSettings):
@@ -39,8 +39,8 @@ class Settings(BaseSettings):
     engine_without: str | None = Field(
         None,
         pattern=rf"^({_PARTS})(,({_PARTS}))*$",
-        description="Parts of the engine to leave out, for measuring what they bring: portfolio, bagging, ensemble, "
-        "search, slower, transfer; separated by commas.",
+        description="Parts of the engine to leave out, for measuring what they bring: portfolio, race, bagging, "
+        "ensemble, search, slower, transfer; separated by commas.",
     )
     attempt: str | None = Field(
         None, description="Job of the controller that this process is: its faults are then tried again by it."

@@ -81,6 +81,19 @@ def test_a_table_with_text_dates_and_gaps(tmp_path: Any) -> None:
     assert not (tmp_path / "never-made").exists()
 
 
+def test_columns_without_names_are_taken_by_their_places() -> None:
+    X, y = load_diabetes(return_X_y=True)
+    frame = pd.DataFrame(X, columns=[f"column {j}" for j in range(X.shape[1])])
+    by_name, by_place = FactoryRegressor(**SMALL).fit(frame, y), FactoryRegressor(**SMALL).fit(X, y)
+    expected = by_name.predict(frame)
+    with pytest.warns(UserWarning, match="does not have valid feature names"):
+        np.testing.assert_array_equal(by_name.predict(X), expected)
+    with pytest.warns(UserWarning, match="fitted without feature names"):
+        np.testing.assert_array_equal(by_place.predict(frame), by_place.predict(X))
+    numbered = pd.DataFrame(X)
+    np.testing.assert_array_equal(FactoryRegressor(**SMALL).fit(numbered, y).predict(numbered), expected)
+
+
 def test_what_the_factory_refuses_is_a_value_error() -> None:
     X, y = load_diabetes(return_X_y=True)
     with pytest.raises(ValueError, match="Did you mean 'linear'"):

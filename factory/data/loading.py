@@ -12,8 +12,9 @@ import pandas as pd
 from factory.data.columns import as_text, clean
 from factory.data.dataset import Dataset, from_frame, table_digest
 from factory.data.features import join
+from factory.data.metadata import read_metadata
 from factory.data.tables import check_names, read_table, write_table
-from factory.errors import Detail, NotFound, StorageFault
+from factory.errors import Detail, FactoryError, NotFound, StorageFault
 from factory.settings import Settings
 from factory.spec import ColumnType, DatasetRef, EntityDataset, FeatureJoin, FileDataset, UploadDataset
 
@@ -40,6 +41,21 @@ def load(ref: DatasetRef, *, settings: Settings) -> Dataset:
     labels = [name for name, kind in ref.types.items() if kind in _LABELS]
     table = read_table(_place(ref, settings), max_rows=settings.max_rows, text_columns=labels)
     return from_frame(table, ref) if ref.join is None else _joined(table, ref, ref.join, settings)
+
+
+def least_mb(ref: DatasetRef, *, settings: Settings) -> float:
+    """Return what a table takes in memory at least, in MB, as its file tells before it is read.
+
+    0 where that does not tell, or is no file of this machine. What is wrong with it :func:`load` says.
+    """
+    with suppress(FactoryError):
+        place = Path(_place(ref, settings)).expanduser()
+        if place.is_file():
+            known = read_metadata(place)
+            n_rows = known.n_rows if known.exact else known.n_rows / 2
+            n_wide = sum(kind in (ColumnType.NUMERIC, ColumnType.DATETIME) for kind in known.types.values())
+            return n_rows * (8 * n_wide + len(known.columns) - n_wide - 8) / 1e6  # the target is not counted
+    return 0.0
 
 
 def _place(ref: DatasetRef, settings: Settings) -> str:

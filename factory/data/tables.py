@@ -65,7 +65,7 @@ def read_table(
     with data:
         kind = kind_of(path, head)
         try:
-            table = _read(data, kind, text_columns)
+            table = _read(data, kind, text_columns, path=path, max_rows=max_rows)
         except (pa.ArrowException, OSError, UnicodeDecodeError, EOFError) as error:
             raise InvalidData(
                 f"{path!r} cannot be read as {FORMAT_NAMES[kind]}: {str(error).strip()[:300]}",
@@ -90,13 +90,18 @@ def read_table(
             hint="Give a table with at least 20 rows.",
             details=[Detail("path", "no rows")],
         )
-    if table.num_rows > max_rows:
+    _check_rows(table.num_rows, path, max_rows=max_rows)
+    return to_frame(table)
+
+
+def _check_rows(n_rows: int, path: str, *, max_rows: int) -> None:
+    """Refuse a table of more rows than are read."""
+    if n_rows > max_rows:
         raise InvalidData(
-            f"{path!r} has {table.num_rows:,} rows; at most {max_rows:,} are read.",
+            f"{path!r} has {n_rows:,} rows; at most {max_rows:,} are read.",
             hint="Give a sample, or raise FACTORY_MAX_ROWS if the machine has the memory.",
             details=[Detail("path", "too many rows")],
         )
-    return to_frame(table)
 
 
 def check_target(path: str | Path) -> str:
@@ -247,11 +252,13 @@ def kind_of(path: str, head: bytes) -> str:
     return found
 
 
-def _read(data: BinaryIO, kind: str, text_columns: Collection[str]) -> Any:
+def _read(data: BinaryIO, kind: str, text_columns: Collection[str], *, path: str, max_rows: int) -> Any:
     from pyarrow import feather, parquet
 
     if kind == "parquet":
-        return parquet.ParquetFile(data).read()
+        file = parquet.ParquetFile(data)
+        _check_rows(file.metadata.num_rows, path, max_rows=max_rows)  # before they take their memory
+        return file.read()
     if kind == "arrow":
         table = feather.read_table(data)
         table.validate(full=True)  # a damaged file would else end the process where its values are read

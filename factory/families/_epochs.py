@@ -24,7 +24,7 @@ import numpy as np
 
 from factory.errors import TrainingFault
 from factory.families._job import Examples, Job, Progress
-from factory.families._mlp import Architecture, Arrays, forward, losses
+from factory.families._mlp import Arrays, forward, losses
 from factory.spec import CurvePoint
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def _untrained(job: Job, learner: Learner, group: Group) -> Progress:
     start = Progress(0, learner.state(), weights)
     if job.start is None or job.validation is None:
         return start
-    return replace(start, best_loss=_validation_loss(job.architecture, weights, job.validation, learner, group))
+    return replace(start, best_loss=_validation_loss(job, weights, job.validation, learner, group))
 
 
 def _out_of_patience(job: Job, progress: Progress) -> bool:
@@ -189,7 +189,7 @@ def _after_epoch(job: Job, learner: Learner, progress: Progress, train_loss: flo
     weights, epoch = learner.weights(), progress.epochs + 1
     validation_loss = None
     if job.validation is not None:
-        validation_loss = _validation_loss(job.architecture, weights, job.validation, learner, group)
+        validation_loss = _validation_loss(job, weights, job.validation, learner, group)
     watched = train_loss if validation_loss is None else validation_loss
     if not (math.isfinite(watched) and _finite(weights)):
         if progress.best_epoch or math.isfinite(progress.best_loss):
@@ -214,13 +214,12 @@ def _finite(weights: Arrays) -> bool:
     return all(bool(np.isfinite(w).all()) for w in weights.values())
 
 
-def _validation_loss(
-    architecture: Architecture, weights: Arrays, validation: Examples, learner: Learner, group: Group
-) -> float:
+def _validation_loss(job: Job, weights: Arrays, validation: Examples, learner: Learner, group: Group) -> float:
     """Return the mean loss over the validation rows, each worker taking its share.
 
     The numpy forward pass is what will predict, so it is what is validated, in every framework.
     """
     mine = validation.share(group.rank, group.world)
-    loss = float(mine.weight @ losses(architecture.task, forward(architecture, weights, mine.inputs), mine.y))
+    outputs = forward(job.architecture, weights, mine.inputs)
+    loss = float(mine.weight @ losses(job.architecture.task, outputs, mine.y, loss=job.plan.loss))
     return _sum(learner, loss, group) / len(validation)

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from factory.families._mlp import Architecture, Arrays, Inputs, bin_edges, initial_weights
+from factory.families.base import Loss
 from factory.spec import CurvePoint, Document, Task
 
 CURVE_POINTS = 200
@@ -32,6 +33,8 @@ class Plan(Document):
     epochs: int
     patience: int
     """Epochs without a better validation loss after which training ends."""
+    loss: Loss = "squared"
+    """Of a regression."""
     seed: int
     threads: int
 

@@ -40,7 +40,7 @@ from factory.data.preparation import Table
 from factory.errors import UntrustedBundle
 from factory.families._dense_inputs import DenseInputs, dense_part
 from factory.families._head import Head, TargetScale
-from factory.families.base import Model
+from factory.families.base import Loss, Model
 from factory.spec import CurvePoint, Document, Task
 
 Arrays = dict[str, np.ndarray]
@@ -295,11 +295,12 @@ def _activate(x: np.ndarray, activation: Activation) -> np.ndarray:
     return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
 
-def losses(task: Task, outputs: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return each row's loss, float64 (n_rows,): cross-entropy in nats, or the squared standardised error."""
+def losses(task: Task, outputs: np.ndarray, y: np.ndarray, *, loss: Loss = "squared") -> np.ndarray:
+    """Return each row's loss, float64 (n_rows,): cross-entropy in nats, or that error of the standardised target."""
     z = outputs.astype(np.float64)
     if task is Task.REGRESSION:
-        return np.asarray((z[:, 0] - y) ** 2)
+        errors = z[:, 0] - y
+        return np.asarray(np.abs(errors) if loss == "absolute" else errors**2)
     top = z.max(axis=1)
     return np.asarray(np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - z[np.arange(len(y)), y])
 

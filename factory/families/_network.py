@@ -262,4 +262,5 @@ def _plan(parameters: Parameters, context: FitContext) -> Plan:
         patience=max(8, epochs // 3),
         seed=context.seed,
         threads=context.threads,
+        loss=context.loss,
     )

@@ -24,6 +24,9 @@ from factory.families._terms import Link, Terms
 from factory.space import Parameters, Space
 from factory.spec import CurvePoint, Task
 
+Loss = Literal["squared", "absolute"]
+"""Error that a regression learns by: the least squared one is the mean's, the least absolute one the median's."""
+
 
 @dataclass(frozen=True)
 class Deadline:
@@ -120,6 +123,7 @@ class FitContext:
         keep_going: Called after each round or epoch; False stops the fit at once (memory, cancellation).
         target_scale: Regression: the scale on which the target is learned; ``sqrt`` and ``log`` (of 1 + y) take
             targets from 0 up only.
+        loss: Regression: error on that scale that is learned by; a family that cannot learn by it takes ``squared``.
         raises_rate: Whether a near deadline may raise a booster's learning rate; later folds keep that of the first.
     """
 
@@ -131,6 +135,7 @@ class FitContext:
     rounds: int | None = None
     keep_going: Callable[[], bool] = lambda: True
     target_scale: Literal["raw", "sqrt", "log"] = "raw"
+    loss: Loss = "squared"
     raises_rate: bool = True
 
     @property

@@ -24,6 +24,7 @@ from factory.spec import Task
 
 FILE, WALK = "model.cbm", "walk.npz"
 LOSSES = {Task.BINARY: "Logloss", Task.MULTICLASS: "MultiClass", Task.REGRESSION: "RMSE"}
+ABSOLUTE = "MAE"
 
 DEFAULTS: Parameters = {
     **INPUTS,
@@ -159,9 +160,10 @@ class CatBoost(BoostingFamily):
     ) -> Any:
         import catboost
 
+        loss = ABSOLUTE if context.loss == "absolute" else LOSSES[context.task]
         options: dict[str, Any] = {
             **parameters,
-            "loss_function": LOSSES[context.task],
+            "loss_function": loss,
             "iterations": progress.limit,
             "bootstrap_type": "Bernoulli",
             "allow_const_label": True,
@@ -188,7 +190,7 @@ class CatBoost(BoostingFamily):
         booster.fit(
             pool(train),
             eval_set=pool(validation) if validation is not None else None,
-            callbacks=[_Watch(progress, LOSSES[context.task], period=options["metric_period"])],
+            callbacks=[_Watch(progress, loss, period=options["metric_period"])],
         )
         # CatBoost does not count the trees after the last split, and refuses to cut among them.
         countable = np.flatnonzero(booster.get_tree_leaf_counts() > 1).max(initial=-1) + 1

@@ -16,6 +16,7 @@ from factory.families._epochs import Group, Learner
 from factory.families._job import Job, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays, trains
 from factory.families._network import DEFAULTS, FIRST_RANK, NetworkFamily
+from factory.families.base import Loss
 from factory.space import Parameters
 from factory.spec import Task
 
@@ -53,7 +54,7 @@ class KerasLearner(Learner):
         dense = tf.constant(job.train.inputs.dense)
         codes = tf.constant(job.train.inputs.codes)
         y, weight = tf.constant(job.train.y), tf.constant(job.train.weight)
-        loss_of, variables = _loss(architecture.task), list(self._trained.values())
+        loss_of, variables = _loss(architecture.task, job.plan.loss), list(self._trained.values())
 
         def in_replica(rows: tf.Tensor, n_batch: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             with tf.GradientTape() as tape:
@@ -206,12 +207,13 @@ def _optimizer(variables: dict[str, Any], plan: Plan) -> Any:
     return optimizer
 
 
-def _loss(task: Task) -> Any:
+def _loss(task: Task, of_numbers: Loss) -> Any:
     """Return the function (y, outputs) → each row's loss."""
     import tensorflow as tf
 
     if task is Task.REGRESSION:
-        return lambda y, outputs: tf.square(outputs[:, 0] - y)
+        error = tf.abs if of_numbers == "absolute" else tf.square
+        return lambda y, outputs: error(outputs[:, 0] - y)
     return lambda y, outputs: tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=outputs)
 
 

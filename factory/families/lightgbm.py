@@ -25,6 +25,7 @@ OBJECTIVES = {
     Task.MULTICLASS: ("multiclass", "multi_logloss"),
     Task.REGRESSION: ("regression", "l2"),
 }
+ABSOLUTE = ("regression_l1", "l1")
 
 _ARRAYS = ("left_child", "right_child", "feature", "threshold", "kind", "missing_true", "value")
 _NO_MISSING, _ZERO = 0, 1
@@ -179,7 +180,7 @@ class LightGBM(BoostingFamily):
     ) -> Any:
         import lightgbm
 
-        objective, metric = OBJECTIVES[context.task]
+        objective, metric = ABSOLUTE if context.loss == "absolute" else OBJECTIVES[context.task]
         options = {
             **parameters,
             "objective": objective,

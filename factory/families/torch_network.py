@@ -11,6 +11,7 @@ from factory.families._epochs import Group, Learner
 from factory.families._job import Examples, Job, Plan
 from factory.families._mlp import EPSILON, Architecture, Arrays, decays, trains
 from factory.families._network import DEFAULTS, NetworkFamily
+from factory.families.base import Loss
 from factory.space import Parameters
 from factory.spec import Task
 
@@ -36,7 +37,7 @@ class TorchLearner(Learner):
         self._parameters: dict[str, torch.nn.Parameter] = dict(module.arrays.named_parameters())
         self._forward = module if group.alone else torch.nn.parallel.DistributedDataParallel(module)
         self._optimizer = _optimizer(self._parameters, job.plan)
-        self._loss = _loss(job.architecture.task)
+        self._loss = _loss(job.architecture.task, job.plan.loss)
         self._dense, self._codes, self._y, self._weight = self._on_device(job.train)
 
     def _on_device(self, examples: Examples) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -194,13 +195,14 @@ def _optimizer(parameters: dict[str, torch.nn.Parameter], plan: Plan) -> torch.o
     return kind(groups, lr=plan.lr, fused=True)
 
 
-def _loss(task: Task) -> Any:
+def _loss(task: Task, of_numbers: Loss) -> Any:
     """Return the function (outputs, y) → each row's loss (n_rows,); that of several members is their losses' mean."""
     from torch.nn import functional
 
-    def squares(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        errors = (outputs[..., 0] - y).square()
-        return errors if errors.ndim == 1 else errors.mean(dim=0)
+    def errors(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        missed = outputs[..., 0] - y
+        each = missed.abs() if of_numbers == "absolute" else missed.square()
+        return each if each.ndim == 1 else each.mean(dim=0)
 
     def entropy(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if outputs.ndim == 2:
@@ -208,7 +210,7 @@ def _loss(task: Task) -> Any:
         each = functional.cross_entropy(outputs.flatten(0, 1), y.repeat(len(outputs)), reduction="none")
         return each.view(len(outputs), -1).mean(dim=0)
 
-    return squares if task is Task.REGRESSION else entropy
+    return errors if task is Task.REGRESSION else entropy
 
 
 class TorchNetwork(NetworkFamily):

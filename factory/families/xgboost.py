@@ -27,6 +27,7 @@ OBJECTIVES = {
     Task.MULTICLASS: ("multi:softprob", "mlogloss"),
     Task.REGRESSION: ("reg:squarederror", "rmse"),
 }
+ABSOLUTE = ("reg:absoluteerror", "mae")
 
 DEFAULTS: Parameters = {
     **INPUTS,
@@ -222,7 +223,7 @@ class XGBoost(BoostingFamily):
     ) -> Any:
         import xgboost
 
-        objective, metric = OBJECTIVES[context.task]
+        objective, metric = ABSOLUTE if context.loss == "absolute" else OBJECTIVES[context.task]
         options: dict[str, Any] = {
             **parameters,
             "objective": objective,

@@ -62,7 +62,7 @@ class Proposer:
         segment: Value of the segment that is searched; empty for the pooled data.
         seeds: Configurations to try first.
         prior: What other searches found.
-        without: Parts that are left out to measure what they bring: bagging, portfolio, search, slower.
+        without: Parts that are left out to measure what they bring: bagging, portfolio, race, search, slower.
     """
 
     plan: Plan
@@ -267,7 +267,8 @@ class Proposer:
         # A search that is late fits its one model in what a shortest trial takes.
         deadline_at = max(self.deadline.at, time.time() + SHORTEST_TRIAL_S)
         limit_s = self._allowance.first_s(name, n_counted=self._counted, parallel=self.parallel)
-        return self._job(trial, (0,), limit_s=limit_s, deadline_at=deadline_at)
+        folds = tuple(range(len(self.data.splits))) if "race" in self.without else (0,)
+        return self._job(trial, folds, limit_s=limit_s, deadline_at=deadline_at)
 
     def _searchable(self) -> list[str]:
         """Families with something to search, best score first; ties in the recipe's order."""

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from factory.errors import InvalidRequest, listing, suggest
+from factory.families.base import Loss
 from factory.search.domain import DOMAINS, require_inside
 from factory.search.fast_scores import FAST
 from factory.spec import Task
 
+_OF_MEDIANS = frozenset({"neg_mean_absolute_error", "neg_median_absolute_error", "neg_mean_absolute_percentage_error"})
 _OF_PROBABILITIES = frozenset({"roc_auc", "average_precision", "neg_log_loss", "neg_brier_score"})
 REPORTED: dict[Task, tuple[str, ...]] = {
     Task.BINARY: (
@@ -151,6 +153,11 @@ class Metric:
     def ranks(self) -> bool:
         """Whether only the order of the predictions counts."""
         return self.name.startswith(("roc_auc", "average_precision"))
+
+    @property
+    def loss(self) -> Loss:
+        """Error that regressions learn by: absolute where the score is best for medians, else squared."""
+        return "absolute" if self.name in _OF_MEDIANS else "squared"
 
     @property
     def quick(self) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from factory.data.crosses import Cross, CrossedColumns
 from factory.data.dataset import Dataset
 from factory.data.preparation import Preparation, Table
-from factory.families.base import Deadline, FitContext, Model, Sample, Shape
+from factory.families.base import Deadline, FitContext, Loss, Model, Sample, Shape
 from factory.search.metric import Metric
 from factory.search.plan import family
 from factory.search.splits import Split
@@ -90,11 +90,13 @@ class Representation:
 
     Attributes:
         target_scale: Scale on which a regression target is learned.
+        loss: Error on that scale that a regression learns by.
         crosses: Products and ratios to add to the prepared columns.
         omitted: Calendar parts that no date column is prepared with.
     """
 
     target_scale: TargetScale = "raw"
+    loss: Loss = "squared"
     crosses: tuple[Cross, ...] = ()
     omitted: tuple[str, ...] = ()
 
@@ -102,6 +104,7 @@ class Representation:
         """Write it as JSON into an existing folder."""
         document = {
             "target_scale": self.target_scale,
+            "loss": self.loss,
             "crosses": [c.model_dump() for c in self.crosses],
             "omitted": self.omitted,
         }
@@ -112,7 +115,8 @@ class Representation:
         """Read what :meth:`save` wrote."""
         document = json.loads((folder / FILE).read_text(encoding="utf-8"))
         crosses = tuple(Cross.model_validate(c) for c in document["crosses"])
-        return cls(document["target_scale"], crosses, tuple(document.get("omitted", ())))
+        loss = document.get("loss", "squared")
+        return cls(document["target_scale"], loss, crosses, tuple(document.get("omitted", ())))
 
 
 def represent(
@@ -140,10 +144,10 @@ def represent(
     """
     probe = _Probe.of(dataset, split, metric, seed=seed, deadline=deadline, judging=judging)
     if probe is None:
-        return Representation()
+        return Representation(loss=metric.loss)
     target_scale = probe.target_scale()
     omitted = probe.omit(target_scale)
-    return Representation(target_scale, probe.crosses(target_scale), omitted)
+    return Representation(target_scale, metric.loss, probe.crosses(target_scale), omitted)
 
 
 @dataclass
@@ -335,7 +339,14 @@ class _Probe:
         start = time.perf_counter()
         if rounds is None:
             rounds = max(2 * ROUNDS // self.n_classes, SELECTION_ROUNDS) if self.n_classes > 2 else ROUNDS
-        context = FitContext(task, self.n_classes, seed=self.seed, rounds=rounds, target_scale=target_scale)
+        context = FitContext(
+            task,
+            self.n_classes,
+            seed=self.seed,
+            rounds=rounds,
+            target_scale=target_scale,
+            loss=self.metric.loss,
+        )
         first_bet = lightgbm.portfolio(task, shape=Shape(n_rows=len(train), n_classes=self.n_classes))[0]
         parameters = {**first_bet.parameters, **parameters}
         model = lightgbm.fit(train, validation=None, parameters=parameters, context=context)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -47,11 +47,16 @@ Record = Callable[[Trial], None]
 T = TypeVar("T")
 
 
+def represented_by(blueprint: Blueprint) -> Representation:
+    """Return how columns and target are represented, as a blueprint says."""
+    return Representation(blueprint.target_scale, blueprint.loss, blueprint.crosses, blueprint.omitted)
+
+
 def represent_as(blueprint: Blueprint, data: TrialData) -> None:
-    """Write down that columns and target are represented as a blueprint says, so that nobody probes these rows."""
+    """Write down that representation, so that nobody probes these rows."""
     folder = (data.shared or data.workspace) / "representation"
     if not folder.is_dir():
-        into_folder(folder, Representation(blueprint.target_scale, blueprint.crosses, blueprint.omitted).save)
+        into_folder(folder, represented_by(blueprint).save)
 
 
 def refit(
@@ -115,7 +120,7 @@ def go_on(
     *,
     calibration: Calibration,
     old: Dataset | None,
-    target_scale: Literal["raw", "sqrt", "log"],
+    represented: Representation,
     deadline: Deadline,
     threads: int,
     record: Record,
@@ -131,7 +136,7 @@ def go_on(
         data: The new rows, with the columns and classes of the variant.
         calibration: Of the variant; it stays.
         old: Rows that the variant was searched on; None where they are gone.
-        target_scale: On which a regression target is learned.
+        represented: Of the variant: on which scale, and by which error, a regression target is learned.
         deadline: When all has to be done; what does not fit stays as it is.
         threads: Threads of a fit.
         record: Called with each trial when it starts and when it ends.
@@ -140,7 +145,7 @@ def go_on(
     Raises:
         TrainingFault: not one model learned anything from the new rows.
     """
-    learner = _Learner(data, old, target_scale, threads)
+    learner = _Learner(data, old, represented, threads)
     trials: list[Trial] = []
     places: dict[str, Path] = {}
     for number, given, known in _numbered(models, data, history):
@@ -189,10 +194,8 @@ class _Learned:
 class _Learner:
     """Continues models on new rows; each preparation's tables are made once."""
 
-    def __init__(
-        self, data: TrialData, old: Dataset | None, target_scale: Literal["raw", "sqrt", "log"], threads: int
-    ) -> None:
-        self._data, self._old, self._scale, self._threads = data, old, target_scale, threads
+    def __init__(self, data: TrialData, old: Dataset | None, represented: Representation, threads: int) -> None:
+        self._data, self._old, self._represented, self._threads = data, old, represented, threads
         self._new: dict[str, tuple[Sample, Sample]] = {}
         self._all: dict[str, Sample] = {}
         self.n_learned = 0
@@ -221,7 +224,8 @@ class _Learner:
             seed=plan.seed,
             threads=self._threads,
             deadline=deadline,
-            target_scale=self._scale,
+            target_scale=self._represented.target_scale,
+            loss=self._represented.loss,
             raises_rate=False,
         )
         found = kind.resume(given.model, train, validation=validation, parameters=plan.parameters, context=context)

@@ -24,7 +24,7 @@ from factory.families.base import Deadline, Family, FitContext, Model
 from factory.search.distributed import fit_distributed
 from factory.search.jobs import FitJob, FitResult, FoldScore, TrialData
 from factory.search.plan import family as family_named
-from factory.search.probe import TargetScale
+from factory.search.probe import Representation
 from factory.search.samples import Samples, into_folder, representation, write_array
 from factory.spec import TrialState
 
@@ -81,9 +81,9 @@ class TrialRunner:
         self._samples = Samples(data)
 
     @cached_property
-    def _target_scale(self) -> TargetScale:
+    def _represented(self) -> Representation:
         """Read once: it is decided before the first fit and never changes."""
-        return representation(self.data).target_scale
+        return representation(self.data)
 
     def prepare(self, fold: int) -> None:
         """Prepare a fold's rows, so that other processes find them there."""
@@ -197,7 +197,8 @@ class TrialRunner:
             deadline=Deadline(min(job.deadline_at, time.time() + job.limit_s)),
             rounds=job.refit_rounds or None,
             keep_going=watch.keep_going,
-            target_scale=self._target_scale,
+            target_scale=self._represented.target_scale,
+            loss=self._represented.loss,
             raises_rate=fold == 0,
         )
         held_out = validation if fold is not None else None

@@ -353,6 +353,7 @@ def blueprint(bundle: Bundle, weights: Mapping[int, float], result: SearchResult
         ),
         models=tuple(member.bag for member in bundle.members if member.bag is not None),
         target_scale=chosen.target_scale,
+        loss=chosen.loss,
         crosses=chosen.crosses,
         omitted=chosen.omitted,
     )

@@ -21,7 +21,7 @@ from factory.data.columns import as_text
 from factory.data.dataset import Dataset
 from factory.data.drift import Later
 from factory.data.findings import Finding
-from factory.data.loading import load, rows_to_predict
+from factory.data.loading import least_mb, load, rows_to_predict
 from factory.data.profile import DatasetProfile, profile
 from factory.data.screening import screen
 from factory.errors import Detail, InvalidData, UserFault
@@ -98,13 +98,15 @@ def gather(
         validation: How its rows are split.
         settings: Of this process.
         note: Told what a person should know.
-        memory_mb: That all processes of the request may take; looked at before the table is copied.
+        memory_mb: That all processes of the request may take; looked at before the table is read, and before it is
+            copied.
 
     Raises:
         InvalidData: the data cannot be read or used, or their copies would not fit.
         InvalidRequest: the feature service or a column that the request names does not exist.
     """
     ref = request.dataset
+    require_room(least_mb(ref, settings=settings), memory_mb)
     dataset = load(ref, settings=settings)
     require_room(dataset.memory_mb, memory_mb)
     if dataset.dropped_rows:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from factory.data.dataset import table_digest, write_table
 from factory.data.feature_store import apply
-from factory.data.loading import load, rows_to_predict, store_upload
+from factory.data.loading import least_mb, load, rows_to_predict, store_upload
 from factory.errors import InvalidData, InvalidRequest, NotFound, StorageFault
 from factory.settings import Settings
 from factory.spec import ColumnType, EntityDataset, FileDataset, UploadDataset
@@ -36,6 +37,23 @@ def test_the_row_limit_is_that_of_the_settings(mixed: pd.DataFrame, tmp_path: Pa
     reference = FileDataset(path=str(tmp_path / "t.csv"), target="bought")
     with pytest.raises(InvalidData, match="200 rows; at most 199"):
         load(reference, settings=Settings(home=tmp_path / "home", max_rows=199))
+
+
+def test_what_a_table_takes_at_least_is_told_by_its_file(tmp_path: Path, settings: Settings) -> None:
+    table = pd.DataFrame({"a": np.arange(50_000.0), "b": np.arange(50_000.0) / 7, "c": ["text"] * 50_000})
+    table["y"] = table["a"] % 2
+    for name, share in (("t.parquet", 1.0), ("t.arrow", 1.0), ("t.csv", 0.5), ("t.csv.gz", 0.5)):
+        if name.endswith(".gz"):
+            table.to_csv(tmp_path / name, index=False)
+        else:
+            write_table(table, tmp_path / name)
+        reference = FileDataset(path=str(tmp_path / name), target="y")
+        least = least_mb(reference, settings=settings)
+        assert least == pytest.approx(share * 50_000 * (2 * 8 + 1) / 1e6, rel=0.2)
+        assert least <= load(reference, settings=settings).memory_mb
+    (tmp_path / "t.csv").write_bytes(b"")
+    for path in (str(tmp_path / "t.csv"), str(tmp_path / "none.csv"), "memory://t.csv"):
+        assert least_mb(FileDataset(path=path, target="y"), settings=settings) == 0
 
 
 def test_an_upload_is_stored_once_and_loaded_by_its_digest(

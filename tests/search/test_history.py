@@ -92,6 +92,11 @@ def test_every_trial_begins_with_the_first_fold_alone(data: TrialData) -> None:
     assert {t.state for t in trials_of(proposer)} == {TrialState.SUCCEEDED}
 
 
+def test_without_the_race_every_trial_begins_with_all_its_folds(data: TrialData) -> None:
+    jobs = list(iter(propose(make_test_plan("constant", "linear"), data, without={"race"}).next, None))
+    assert {job.folds for job in jobs} == {tuple(range(len(data.splits)))}
+
+
 # --- further folds --------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from factory.data.dataset import Dataset, from_frame
 from factory.data.preparation import Preparation
 from factory.families.base import Deadline
 from factory.search.metric import Metric
-from factory.search.probe import KEPT_CROSSES, Representation, _Probe, represent
+from factory.search.probe import FILE, KEPT_CROSSES, Representation, _Probe, represent
 from factory.search.splits import Split
 from factory.spec import FileDataset, Task
 
@@ -61,6 +62,20 @@ def test_a_target_of_factors_is_learned_on_the_logarithm() -> None:
     y = 100 * np.exp(x["a"] * np.sin(x["b"]) / 2 + x["c"] / 2) * noise
     relative = Metric("neg_mean_absolute_error", Task.REGRESSION)
     assert probed(dataset({**x, "y": y}), relative).target_scale == "log"
+
+
+@pytest.mark.parametrize("n_rows", [20, 300])
+def test_the_error_that_is_learned_by_is_the_metrics(n_rows: int, tmp_path: Path) -> None:
+    data = dataset({**numbers(n_rows), "y": np.random.default_rng(1).normal(size=n_rows)})
+    for name in ("neg_mean_absolute_error", "neg_median_absolute_error", "neg_mean_absolute_percentage_error"):
+        assert probed(data, Metric(name, Task.REGRESSION)).loss == "absolute"
+    found = probed(data, RMSE)
+    assert found.loss == "squared"
+    found.save(tmp_path)
+    stored = json.loads((tmp_path / FILE).read_text())
+    del stored["loss"]
+    (tmp_path / FILE).write_text(json.dumps(stored))
+    assert Representation.load(tmp_path) == found, "as a search had it that was begun by an earlier release"
 
 
 def test_heavy_tails_get_crosses_unasked() -> None:

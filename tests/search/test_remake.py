@@ -16,6 +16,7 @@ from factory.search.calibration import Calibration
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.plan import family
+from factory.search.probe import Representation
 from factory.search.remake import Fitted, go_on, refit
 from factory.search.watchdog import LEFT_BEHIND
 from factory.space import clip
@@ -147,7 +148,7 @@ def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path
             data,
             calibration=KEPT,
             old=rows,  # type: ignore[arg-type]
-            target_scale="raw",
+            represented=Representation(),
             deadline=Deadline.after(60),
             threads=1,
             record=lambda _: None,
@@ -178,7 +179,7 @@ def test_models_that_learn_nothing_are_no_variant(tmp_path: Path) -> None:
                 data,
                 calibration=KEPT,
                 old=None,
-                target_scale="raw",
+                represented=Representation(),
                 deadline=Deadline.after(60),
                 threads=1,
                 record=recorded.append,

@@ -123,6 +123,23 @@ def test_no_fold_is_empty() -> None:
     assert [len(split.validation) for split in made] == [1] * 15
 
 
+@given(n_rows=st.integers(20, 200), n_folds=st.integers(2, 8), seed=st.integers(0, 99))
+def test_large_and_small_targets_are_dealt_evenly(n_rows: int, n_folds: int, seed: int) -> None:
+    y = np.random.default_rng(seed).standard_cauchy(n_rows)
+    y[: n_rows // 3] = 0.0  # ties
+    table = pd.DataFrame({"a": np.arange(n_rows) % 7, "y": y})
+    data = from_frame(table, FileDataset(path="in memory", target="y", task="regression"))
+    made = folds(data, CrossValidation(folds=n_folds), seed=seed)
+    assert np.ptp([len(split.validation) for split in made]) <= 1
+    fold = np.empty(n_rows, dtype=int)
+    for k, split in enumerate(made):
+        fold[split.validation] = k
+    ordered = fold[np.argsort(data.y, kind="stable")]
+    for at in (0, n_rows // n_folds * n_folds - n_folds):
+        if np.all(np.diff(np.sort(data.y)[max(at - 1, 0) : at + n_folds + 1]) > 0):
+            assert sorted(ordered[at : at + n_folds]) == list(range(n_folds))
+
+
 @pytest.mark.parametrize("n_rows", [240, 12_000])
 def test_auto_makes_the_same_folds_whatever_the_size(n_rows: int) -> None:
     """The race decides how many of them are used."""

@@ -130,11 +130,14 @@ def test_the_index_of_a_frame_is_found_by_the_pipelines_own_way(settings: Settin
     assert list(material.dataset.frame.columns) == ["shop", "price", "size"]
 
 
-def test_a_table_that_does_not_fit_is_refused_before_it_is_copied(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["load", "set_aside"])
+def test_a_table_that_does_not_fit_is_refused_before_it_is_read_or_copied(
+    step: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("factory.search.cluster.SMALL_MB", 0.0)
-    monkeypatch.setattr("factory.variants.material.set_aside", lambda *_: pytest.fail("rows were copied"))
+    monkeypatch.setattr(f"factory.variants.material.{step}", lambda *_, **__: pytest.fail("it went on"))
+    if step == "set_aside":  # of a file that does not tell
+        monkeypatch.setattr("factory.variants.material.least_mb", lambda *_, **__: 0.0)
     request, recipe = check_request(document(write_shops(tmp_path, n_rows=400)), settings=settings)
     with pytest.raises(InvalidData, match=r"budget\.memory_gb: the table takes"):
         gather(request, recipe.validation, settings=settings, note=lambda *_: None, memory_mb=100)
