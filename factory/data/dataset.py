@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from factory.data.columns import FORMATS, clean, column_digest, infer_type, text_of
 from factory.data.tables import read_table, write_table
-from factory.data.target import read_target, read_weights, target_known
+from factory.data.target import read_target, read_weights, target_known, weighted_median
 from factory.errors import Detail, InvalidData, NotFound, listing, suggest
 from factory.spec import ColumnType, DatasetRef, Task
 
@@ -119,20 +119,21 @@ class Dataset:
         chosen = self.weights if index is None else self.weights[index]
         return chosen / chosen.mean() if len(chosen) else chosen
 
-    def constant(self, n_rows: int, *, of: np.ndarray | None = None) -> np.ndarray:
+    def constant(self, n_rows: int, *, of: np.ndarray | None = None, median: bool = False) -> np.ndarray:
         """Return what a model that knows no feature predicts for ``n_rows`` rows, by weight.
 
         Args:
             n_rows: How often.
             of: Integer positions of the rows that it learned from; all if None.
+            median: Whether a regression's is the median.
 
         Returns:
-            The mean of the target (n_rows,), or the shares of the classes (n_rows, n_classes).
+            The mean, or median, of the target (n_rows,), or the shares of the classes (n_rows, n_classes).
         """
         learned = np.arange(len(self.y)) if of is None else of
         y, weight = self.y[learned], self.weight(learned)
         if self.task is Task.REGRESSION:
-            return np.full(n_rows, np.average(y, weights=weight))
+            return np.full(n_rows, (weighted_median if median else np.average)(y, weights=weight))
         shares = np.bincount(y, weights=weight, minlength=len(self.classes))
         return np.tile(shares / shares.sum(), (n_rows, 1))
 

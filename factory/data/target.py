@@ -80,6 +80,15 @@ def read_target(series: pd.Series, ref: DatasetRef) -> tuple[Task, tuple[str, ..
     return task, classes, y, _check_classes(task, classes, y, ref)
 
 
+def weighted_median(values: np.ndarray, weights: np.ndarray | None) -> float:
+    """Return the middle of some numbers (n,), of which each counts as much as its weight (n,); all the same if None."""
+    if weights is None:
+        return float(np.median(values))
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
 def _label_key(label: str) -> tuple[int, float, str]:
     """Numbers first and by value, then words."""
     try:

@@ -216,6 +216,7 @@ class BoostingFamily(Family):
 
     iterative: ClassVar[bool] = True
     weighted: ClassVar[bool] = True
+    learns_medians: ClassVar[bool] = True
     model: ClassVar[type[BoosterModel]]
     """Its model, made of a booster, a head and inputs."""
 

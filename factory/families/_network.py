@@ -68,6 +68,7 @@ class NetworkFamily(Family):
     distributed = True
     iterative = True
     weighted: ClassVar[bool] = True
+    learns_medians: ClassVar[bool] = True
     members: ClassVar[int] = 1
     """Perceptrons of a network, where it is not a parameter."""
     first_rank: ClassVar[int] = FIRST_RANK

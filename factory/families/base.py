@@ -61,6 +61,7 @@ class Shape:
         most_levels: Levels of the categorical column that has the most.
         n_classes: Number of classes; 0 for regression.
         n_crosses: Products and ratios among the prepared columns.
+        loss: Error by which quick fits of a regression did better.
     """
 
     n_rows: int
@@ -69,6 +70,7 @@ class Shape:
     most_levels: int = 0
     n_classes: int = 0
     n_crosses: int = 0
+    loss: Loss = "squared"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class FitContext:
         keep_going: Called after each round or epoch; False stops the fit at once (memory, cancellation).
         target_scale: Regression: the scale on which the target is learned; ``sqrt`` and ``log`` (of 1 + y) take
             targets from 0 up only.
-        loss: Regression: error on that scale that is learned by; a family that cannot learn by it takes ``squared``.
+        loss: Regression: error on that scale that is learned by; ``absolute`` for families that learn medians.
         raises_rate: Whether a near deadline may raise a booster's learning rate; later folds keep that of the first.
     """
 
@@ -209,6 +211,8 @@ class Family(ABC):
     """Whether a fit takes no more than a second or two on tens of thousands of rows."""
     rounds_grow: ClassVar[bool] = True
     """Whether more rows want more rounds; not so where rounds are steps of a penalty path."""
+    learns_medians: ClassVar[bool] = False
+    """Whether a regression can learn by the absolute error (:attr:`FitContext.loss`)."""
     weighted: ClassVar[bool] = False
     """Whether it honours :attr:`Sample.weight`."""
     rowwise: ClassVar[bool] = False

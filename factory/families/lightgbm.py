@@ -9,6 +9,7 @@ import numpy as np
 
 from factory.data.graph import CannotDraw, DrawnTable
 from factory.data.preparation import Table
+from factory.data.target import weighted_median
 from factory.families._boosting import INPUT_SPACE, INPUTS, BoosterModel, BoostingFamily, Progress
 from factory.families._drawing import AT_MOST, MEMBER, GrownTrees
 from factory.families._encoding import FEW_LEVELS, Inputs
@@ -198,11 +199,17 @@ class LightGBM(BoostingFamily):
         n_numeric = len(train.table.numeric_names)
         categorical = list(range(n_numeric, n_numeric + len(train.table.categorical_names)))
 
+        start = 0.0
+
         def earlier(rows: Sample) -> np.ndarray | None:
             """Return the scores that the new trees start from."""
             if before is None:
                 return None
-            return np.asarray(before.predict(rows.table.matrix, raw_score=True, num_threads=context.threads))
+            return start + np.asarray(before.predict(rows.table.matrix, raw_score=True, num_threads=context.threads))
+
+        if before is not None and context.loss == "absolute":
+            # Where all new rows lie to one side, their gradients are equal, and no tree would be grown.
+            start = weighted_median(train.y - earlier(train), train.weight)
 
         data = lightgbm.Dataset(
             train.table.matrix,
@@ -226,8 +233,10 @@ class LightGBM(BoostingFamily):
                 validation=booster.eval_valid()[0][2] if validation is not None else None,
             )
         # From text, so that the fitted and the loaded model are one thing and the training data are let go.
-        found = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=progress.best))
-        return found if before is None else self._sum([before, found], [1.0, 1.0])
+        text = booster.model_to_string(num_iteration=progress.best)
+        if before is None:
+            return lightgbm.Booster(model_str=text)
+        return lightgbm.Booster(model_str=_sum_of_texts([before.model_to_string(), _raised(text, start)], [1.0, 1.0]))
 
     def _sum(self, boosters: list[Any], weights: list[float]) -> Any:
         import lightgbm
@@ -250,6 +259,17 @@ def _sum_of_texts(texts: list[str], weights: list[float]) -> str:
     first = texts[0]
     head = [line for line in first[: first.index("\nTree=")].split("\n") if not line.startswith("tree_sizes=")]
     return "\n".join([*head, *trees, first[first.index("\nend of trees") + 1 :]])
+
+
+def _raised(text: str, by: float) -> str:
+    """Return LightGBM's text of a model whose answers are that much larger: the first tree's leaves are."""
+    first, mark, others = text.partition("\nTree=1\n")
+    lines = [
+        f"{name}={' '.join(repr(float(value) + by) for value in values.split())}" if name == "leaf_value" else line
+        for line in first.split("\n")
+        for name, _, values in [line.partition("=")]
+    ]
+    return "\n".join(lines) + mark + others
 
 
 def _grown(text: str, n_outputs: int) -> GrownTrees:

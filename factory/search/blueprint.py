@@ -12,7 +12,6 @@ from typing import Literal
 
 from factory.data.crosses import Cross
 from factory.errors import UntrustedBundle
-from factory.families.base import Loss
 from factory.search.ensemble import Arena, Candidates
 from factory.search.plan import family
 from factory.space import Parameters
@@ -66,7 +65,6 @@ class Blueprint(Document):
         members: Of the blend, the heaviest first.
         models: Of each model of the bundle, the number of the member that it belongs to.
         target_scale: On which a regression target is learned.
-        loss: Error on that scale that it is learned by.
         crosses: Products and ratios among the prepared columns.
         omitted: Calendar parts that are not among them.
     """
@@ -74,7 +72,6 @@ class Blueprint(Document):
     members: tuple[MemberPlan, ...]
     models: tuple[int, ...] = ()
     target_scale: Literal["raw", "sqrt", "log"] = "raw"
-    loss: Loss = "squared"
     crosses: tuple[Cross, ...] = ()
     omitted: tuple[str, ...] = ()
 

@@ -12,14 +12,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from factory import plugins
 from factory.errors import Detail, FactoryError, InvalidRequest, NotFound, SystemFault, listing, suggest
-from factory.families.base import Family
+from factory.families.base import Family, Loss
 from factory.parsing import parse
 from factory.search.metric import Metric
 from factory.settings import Settings
-from factory.space import Narrowing, Space, narrow
+from factory.space import ChoiceDimension, Narrowing, Parameters, Space, narrow
 from factory.spec import (
     Budget,
     Ceilings,
@@ -36,6 +37,8 @@ from factory.spec.texts import read_json, read_yaml
 MAX_DOCUMENT_BYTES = 1_000_000
 SETTLED_S = 2.0
 """Age of a change of a file from which on another one shows in its times."""
+LOSS, LOSSES = "loss", ("squared", "absolute")
+"""A parameter that is a choice where the metric is of medians, of families that learn them; and its values."""
 _STAND_INS: dict[str, object] = {"team": "team", "name": "name", "dataset": {"path": "table.csv", "target": "target"}}
 """Stand where a required field of a request is wrong, while its other fields are judged."""
 
@@ -72,6 +75,12 @@ def family(name: str) -> Family:
     if not isinstance(found, Family):
         raise SystemFault(f"The plug-in {name!r} is not a Family.", hint="Let its PLUGIN be a Family instance.")
     return found
+
+
+def with_loss(parameters: Parameters) -> tuple[Parameters, Loss]:
+    """Return a configuration's parameters of its family, and the error that a regression learns by."""
+    own = dict(parameters)
+    return own, cast("Loss", own.pop(LOSS, "squared"))
 
 
 def read_document(path: Path, *, what: str) -> object:
@@ -253,6 +262,11 @@ def make_plan(request: VariantRequest, recipe: Recipe, task: Task) -> Plan:
     spaces, space_problems = _narrowed(chosen, recipe, request.spaces, task)
     _raise_all(problems + space_problems, what="request")
     metric = Metric.of(request.metric or getattr(recipe.metric, task), task)
+    if metric.loss == "absolute":
+        spaces = {
+            name: {**space, LOSS: ChoiceDimension(choices=LOSSES)} if family(name).learns_medians else space
+            for name, space in spaces.items()
+        }
     _raise_all(_unweighable(request, metric, chosen), what="request")
     return Plan(
         request=request,

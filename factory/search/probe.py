@@ -90,7 +90,7 @@ class Representation:
 
     Attributes:
         target_scale: Scale on which a regression target is learned.
-        loss: Error on that scale that a regression learns by.
+        loss: Error on that scale by which quick fits of a regression did better.
         crosses: Products and ratios to add to the prepared columns.
         omitted: Calendar parts that no date column is prepared with.
     """
@@ -146,8 +146,9 @@ def represent(
     if probe is None:
         return Representation(loss=metric.loss)
     target_scale = probe.target_scale()
+    probe.choose_loss(target_scale)
     omitted = probe.omit(target_scale)
-    return Representation(target_scale, metric.loss, probe.crosses(target_scale), omitted)
+    return Representation(target_scale, probe.loss, probe.crosses(target_scale), omitted)
 
 
 @dataclass
@@ -158,6 +159,7 @@ class _Probe:
         draws: Rows to learn from; the second differs from the first where there are enough.
         judged: Rows that score.
         circular: Calendar parts, whose values are places on a circle and not amounts; products of them say nothing.
+        loss: Error that fits learn by.
         longest_s: Seconds of the longest fit so far.
         known: Losses that were already found.
     """
@@ -169,8 +171,9 @@ class _Probe:
     draws: tuple[Sample, ...]
     judged: Sample
     circular: frozenset[str]
+    loss: Loss = "squared"
     longest_s: float = 0.0
-    known: dict[tuple[tuple[Cross, ...], TargetScale], np.ndarray] = field(default_factory=dict)
+    known: dict[tuple[tuple[Cross, ...], TargetScale, Loss], np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -235,6 +238,14 @@ class _Probe:
             if loss[0] < ACCEPTED * least[0]:
                 best, least = scale, loss
         return best
+
+    def choose_loss(self, target_scale: TargetScale) -> None:
+        """Let further fits learn by the absolute error where the metric is of medians, and less by that."""
+        if self.metric.loss == "absolute":
+            by_squares = self._loss((), target_scale)
+            self.loss = "absolute"
+            if not self._loss((), target_scale)[0] < by_squares[0]:
+                self.loss = "squared"
 
     def omit(self, target_scale: TargetScale) -> tuple[str, ...]:
         """Leave out the doubted calendar parts without which the loss is lower, of all dates alike; return which."""
@@ -301,7 +312,7 @@ class _Probe:
 
         NaN is never less than another loss, so that what is not known is not chosen.
         """
-        key = (crosses, target_scale)
+        key = (crosses, target_scale, self.loss)
         if key not in self.known:
             if not self._in_time(len(self.draws)):
                 return np.full(2, np.nan)
@@ -345,7 +356,7 @@ class _Probe:
             seed=self.seed,
             rounds=rounds,
             target_scale=target_scale,
-            loss=self.metric.loss,
+            loss=self.loss,
         )
         first_bet = lightgbm.portfolio(task, shape=Shape(n_rows=len(train), n_classes=self.n_classes))[0]
         parameters = {**first_bet.parameters, **parameters}

@@ -174,7 +174,7 @@ class _Contest:
         None where the metric is slow, or a half does not define it.
         """
         metric = self.metric.chooser
-        if not metric.quick:
+        if not metric.quick or min(len(self.targets[k]) for k in self.judged) < 2:
             return None
         folds = _shared(members, self.folds)
         known, judges = self._rows(members, folds), self._rows(members, self.judged)

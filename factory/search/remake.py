@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from factory.search.calibration import Calibration
 from factory.search.engine import Part, SearchResult
 from factory.search.ensemble import Blend, Candidates
 from factory.search.jobs import FitJob, TrialData, merged
-from factory.search.plan import family
+from factory.search.plan import family, with_loss
 from factory.search.probe import Representation
 from factory.search.samples import into_folder, preparation_folder
 from factory.search.trial import TrialRunner
@@ -47,16 +47,12 @@ Record = Callable[[Trial], None]
 T = TypeVar("T")
 
 
-def represented_by(blueprint: Blueprint) -> Representation:
-    """Return how columns and target are represented, as a blueprint says."""
-    return Representation(blueprint.target_scale, blueprint.loss, blueprint.crosses, blueprint.omitted)
-
-
 def represent_as(blueprint: Blueprint, data: TrialData) -> None:
-    """Write down that representation, so that nobody probes these rows."""
+    """Write down that columns and target are represented as a blueprint says, so that nobody probes these rows."""
     folder = (data.shared or data.workspace) / "representation"
     if not folder.is_dir():
-        into_folder(folder, represented_by(blueprint).save)
+        known = Representation(blueprint.target_scale, crosses=blueprint.crosses, omitted=blueprint.omitted)
+        into_folder(folder, known.save)
 
 
 def refit(
@@ -120,7 +116,7 @@ def go_on(
     *,
     calibration: Calibration,
     old: Dataset | None,
-    represented: Representation,
+    target_scale: Literal["raw", "sqrt", "log"],
     deadline: Deadline,
     threads: int,
     record: Record,
@@ -136,7 +132,7 @@ def go_on(
         data: The new rows, with the columns and classes of the variant.
         calibration: Of the variant; it stays.
         old: Rows that the variant was searched on; None where they are gone.
-        represented: Of the variant: on which scale, and by which error, a regression target is learned.
+        target_scale: On which a regression target is learned.
         deadline: When all has to be done; what does not fit stays as it is.
         threads: Threads of a fit.
         record: Called with each trial when it starts and when it ends.
@@ -145,7 +141,7 @@ def go_on(
     Raises:
         TrainingFault: not one model learned anything from the new rows.
     """
-    learner = _Learner(data, old, represented, threads)
+    learner = _Learner(data, old, target_scale, threads)
     trials: list[Trial] = []
     places: dict[str, Path] = {}
     for number, given, known in _numbered(models, data, history):
@@ -194,8 +190,10 @@ class _Learned:
 class _Learner:
     """Continues models on new rows; each preparation's tables are made once."""
 
-    def __init__(self, data: TrialData, old: Dataset | None, represented: Representation, threads: int) -> None:
-        self._data, self._old, self._represented, self._threads = data, old, represented, threads
+    def __init__(
+        self, data: TrialData, old: Dataset | None, target_scale: Literal["raw", "sqrt", "log"], threads: int
+    ) -> None:
+        self._data, self._old, self._scale, self._threads = data, old, target_scale, threads
         self._new: dict[str, tuple[Sample, Sample]] = {}
         self._all: dict[str, Sample] = {}
         self.n_learned = 0
@@ -218,17 +216,18 @@ class _Learner:
     def _learned(self, given: Fitted, deadline: Deadline) -> _Learned:
         kind, plan = family(given.plan.family), given.plan
         train, validation = self._of_new(given.preparation)
+        parameters, loss = with_loss(plan.parameters)
         context = FitContext(
             task=self._data.dataset.task,
             n_classes=self._data.n_classes,
             seed=plan.seed,
             threads=self._threads,
             deadline=deadline,
-            target_scale=self._represented.target_scale,
-            loss=self._represented.loss,
+            target_scale=self._scale,
+            loss=loss,
             raises_rate=False,
         )
-        found = kind.resume(given.model, train, validation=validation, parameters=plan.parameters, context=context)
+        found = kind.resume(given.model, train, validation=validation, parameters=parameters, context=context)
         if found is not None:
             # Further rounds on the new rows came to those on the parent's: together they are of all these rows.
             more = len(train) if plan.n_rows and found.rounds > given.model.rounds else 0
@@ -237,7 +236,7 @@ class _Learner:
             return _as_it_was(given, f"{plan.family} cannot go on, and the parent's rows are gone: it {_STAYED}.")
         rows = self._of_all(given.preparation)
         fixed = replace(context, rounds=plan.rounds_for(len(rows)) or None)
-        model = kind.fit(rows, validation=None, parameters=plan.parameters, context=fixed)
+        model = kind.fit(rows, validation=None, parameters=parameters, context=fixed)
         return _Learned(model, len(rows), "Fitted on the old and new rows.")
 
     def _of_new(self, preparation: Preparation) -> tuple[Sample, Sample]:

@@ -161,12 +161,15 @@ def _stratified(dataset: Dataset, n_folds: int, seed: int, metric: Metric | None
 def _dealt_by_size(y: np.ndarray, n_folds: int, generator: np.random.Generator) -> np.ndarray:
     """Return the fold of each row, int64 (n_rows,): of any ``n_folds`` targets that follow each other one in each fold.
 
-    A few targets far from the others decide a squared error. So no fold has more of them than another by chance.
+    A few targets far from the others decide a squared error. So no fold has more of them than another by chance. What
+    is left over is from the middle, and the first folds get it.
     """
     order = np.lexsort((generator.random(len(y)), y))
-    rounds = generator.permuted(np.tile(np.arange(n_folds), (-(-len(y) // n_folds), 1)), axis=1)
+    n_rounds, n_over = divmod(len(y), n_folds)
+    rounds = generator.permuted(np.tile(np.arange(n_folds), (n_rounds, 1)), axis=1)
+    low, high = rounds[: n_rounds // 2], rounds[n_rounds // 2 :]
     fold = np.empty(len(y), dtype=np.int64)
-    fold[order] = rounds.ravel()[: len(y)]
+    fold[order] = np.concatenate([low.ravel(), generator.permutation(n_over), high.ravel()])
     return fold
 
 

@@ -17,7 +17,7 @@ import optuna
 
 from factory.families.base import Shape
 from factory.search.jobs import TrialData
-from factory.search.plan import Plan, family
+from factory.search.plan import LOSS, LOSSES, Plan, family
 from factory.search.samples import representation
 from factory.space import ChoiceDimension, Dimension, FloatDimension, Parameters, Value, clip
 from factory.spec import ColumnType, Trial, TrialState
@@ -198,25 +198,35 @@ class Study:
 def shape_of(data: TrialData) -> Shape:
     """Return what the portfolios may know of the data."""
     categorical = [name for name, kind in data.dataset.types.items() if kind is ColumnType.CATEGORICAL]
-    frame = data.dataset.frame
+    frame, found = data.dataset.frame, representation(data)
     return Shape(
         n_rows=len(data.splits[0].train),
         n_columns=frame.shape[1],
         n_categorical=len(categorical),
         most_levels=max((int(frame[name].nunique()) for name in categorical), default=0),
         n_classes=data.n_classes,
-        n_crosses=len(representation(data).crosses),
+        n_crosses=len(found.crosses),
+        loss=found.loss,
     )
 
 
 def portfolio(plan: Plan, families: Sequence[str], *, shape: Shape) -> list[Configuration]:
-    """Return the bets of some families by rank, ties in the recipe's order; pools one after the other."""
+    """Return the bets of some families by rank, ties in the recipe's order; pools one after the other.
+
+    Where the loss is a choice, all are made with the one that quick fits prefer, and each family's first with the other
+    one as well: which is better differs by family, and a blend of both is often better than either.
+    """
     ordered: list[Configuration] = []
     for pool in dict.fromkeys(family(name).pool for name in families):
         members = [name for name in families if family(name).pool == pool]
-        bets = [(bet.rank, name, bet) for name in members for bet in family(name).portfolio(plan.task, shape=shape)]
-        for _, name, bet in sorted(bets, key=lambda entry: entry[0]):
-            configuration = (name, clip(plan.spaces[name], bet.parameters))
+        bets = [
+            (bet.rank, name, {**bet.parameters, LOSS: loss})
+            for name in members
+            for k, bet in enumerate(family(name).portfolio(plan.task, shape=shape))
+            for loss in sorted(LOSSES, key=lambda loss: loss != shape.loss)[: 2 if k == 0 else 1]
+        ]
+        for _, name, parameters in sorted(bets, key=lambda entry: entry[0]):
+            configuration = (name, clip(plan.spaces[name], parameters))
             if configuration not in ordered:
                 ordered.append(configuration)
     return ordered

@@ -78,7 +78,7 @@ def described(data: TrialData) -> Traits:
 def constant_score(data: TrialData) -> float:
     """Return what the mean, or the classes' shares, of the first fold's training rows score on its validation rows."""
     split, rows = data.splits[0], data.dataset
-    constant = rows.constant(len(split.validation), of=split.train)
+    constant = rows.constant(len(split.validation), of=split.train, median=data.metric.loss == "absolute")
     return data.metric.score(rows.y[split.validation], constant, weight=rows.weight(split.validation))
 
 

@@ -24,7 +24,8 @@ from factory.families.base import Deadline, Family, FitContext, Model
 from factory.search.distributed import fit_distributed
 from factory.search.jobs import FitJob, FitResult, FoldScore, TrialData
 from factory.search.plan import family as family_named
-from factory.search.probe import Representation
+from factory.search.plan import with_loss
+from factory.search.probe import TargetScale
 from factory.search.samples import Samples, into_folder, representation, write_array
 from factory.spec import TrialState
 
@@ -81,9 +82,9 @@ class TrialRunner:
         self._samples = Samples(data)
 
     @cached_property
-    def _represented(self) -> Representation:
+    def _target_scale(self) -> TargetScale:
         """Read once: it is decided before the first fit and never changes."""
-        return representation(self.data)
+        return representation(self.data).target_scale
 
     def prepare(self, fold: int) -> None:
         """Prepare a fold's rows, so that other processes find them there."""
@@ -189,6 +190,7 @@ class TrialRunner:
 
     def _fit(self, job: FitJob, family: Family, fold: int | None, watch: MemoryWatch) -> Model:
         train, validation = self._samples.of(fold)
+        parameters, loss = with_loss(job.trial.parameters)
         context = FitContext(
             task=self.data.dataset.task,
             n_classes=self.data.n_classes,
@@ -197,12 +199,11 @@ class TrialRunner:
             deadline=Deadline(min(job.deadline_at, time.time() + job.limit_s)),
             rounds=job.refit_rounds or None,
             keep_going=watch.keep_going,
-            target_scale=self._represented.target_scale,
-            loss=self._represented.loss,
+            target_scale=self._target_scale,
+            loss=loss,
             raises_rate=fold == 0,
         )
         held_out = validation if fold is not None else None
-        parameters = dict(job.trial.parameters)
         if job.trial.raised_rate is not None:
             parameters["learning_rate"] = job.trial.raised_rate
         if job.workers > 1 and family.distributed:

@@ -111,9 +111,9 @@ class Appraisal:
     verdict: Verdict
 
 
-def constant_baseline(dataset: Dataset, unseen: Dataset) -> Baseline:
-    """Return what predicting the mean, or the class frequencies, of the training rows would give."""
-    return Baseline("a constant", dataset.constant(len(unseen)))
+def constant_baseline(dataset: Dataset, unseen: Dataset, metric: Metric) -> Baseline:
+    """Return what predicting the class frequencies, or the mean or median, of the training rows would give."""
+    return Baseline("a constant", dataset.constant(len(unseen), median=metric.loss == "absolute"))
 
 
 def appraise(
@@ -353,7 +353,6 @@ def blueprint(bundle: Bundle, weights: Mapping[int, float], result: SearchResult
         ),
         models=tuple(member.bag for member in bundle.members if member.bag is not None),
         target_scale=chosen.target_scale,
-        loss=chosen.loss,
         crosses=chosen.crosses,
         omitted=chosen.omitted,
     )

@@ -180,7 +180,7 @@ def finish(order: Order, result: SearchResult, *, deadline: Deadline, chosen: Ch
         chosen: The blend, where it was chosen before.
     """
     plan, data, unseen = order.plan, order.data, order.unseen
-    baseline = order.champion or constant_baseline(data.searched, unseen)
+    baseline = order.champion or constant_baseline(data.searched, unseen, data.metric)
     cost_s = round(sum(t.cost_s for t in result.trials), 2)
     lineage = order.lineage.model_copy(update={"cost_s": cost_s, "trials_to_parity": _parity(order, result)})
     appraisal = appraise(

@@ -25,7 +25,7 @@ from factory.search.domain import DOMAINS
 from factory.search.engine import SearchResult
 from factory.search.metric import Metric
 from factory.search.plan import Plan, load_recipe
-from factory.search.remake import Fitted, go_on, refit, represent_as, represented_by
+from factory.search.remake import Fitted, go_on, refit, represent_as
 from factory.search.splits import folds, set_aside
 from factory.search.transfer import Transfer, described, siblings, transfer
 from factory.settings import Settings
@@ -178,7 +178,7 @@ def made_again(
         unit.data,
         calibration=calibration,
         old=origin.old,
-        represented=represented_by(blueprint),
+        target_scale=blueprint.target_scale,
         deadline=deadline,
         threads=threads,
         record=record,

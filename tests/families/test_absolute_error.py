@@ -10,6 +10,7 @@ import pytest
 
 from factory import plugins
 from factory.data.preparation import Table
+from factory.data.target import weighted_median
 from factory.families.base import Family, FitContext, Loss, Model, Sample, Shape
 from factory.spec import Task
 
@@ -29,10 +30,10 @@ def rows(n_rows: int, seed: int) -> tuple[Sample, np.ndarray]:
     return Sample(table, signal + rng.exponential(MEAN, n_rows)), signal
 
 
-def fitted(family: Family, loss: Loss) -> Model:
+def fitted(family: Family, loss: Loss, **others: object) -> Model:
     shape = Shape(n_rows=1_500, n_columns=4, n_categorical=1, most_levels=3)
     parameters = dict(family.portfolio(Task.REGRESSION, shape=shape)[0].parameters)
-    parameters |= {name: value for name, value in WHAT_FITS_SHORTLY.items() if name in parameters}
+    parameters |= {name: value for name, value in {**WHAT_FITS_SHORTLY, **others}.items() if name in parameters}
     context = FitContext(Task.REGRESSION, 0, seed=3, loss=loss)
     train, validation = rows(1_500, 0)[0], rows(500, 1)[0]
     return family.fit(train, validation=validation, parameters=parameters, context=context)
@@ -57,14 +58,27 @@ def test_the_median_is_learned_and_kept(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lightgbm", "xgboost", "catboost"])
 def test_boosters_of_medians_are_merged_and_go_on(name: str) -> None:
     family = plugins.load("families", name)
-    model, unseen = fitted(family, "absolute"), rows(200, 2)[0]
+    model, unseen = fitted(family, "absolute", one_hot_max_size=16), rows(200, 2)[0]
     merged = family.merge([model, model])
     assert merged is not None
     np.testing.assert_allclose(merged.predict(unseen.table), model.predict(unseen.table), rtol=1e-5, atol=1e-6)
     later = rows(1_500, 4)[0]
     shifted = replace(later, y=later.y + 3)
-    parameters = family.portfolio(Task.REGRESSION, shape=Shape(n_rows=1_500, n_columns=4))[0].parameters
+    parameters = dict(family.portfolio(Task.REGRESSION, shape=Shape(n_rows=1_500, n_columns=4))[0].parameters)
+    parameters |= {"learning_rate": 0.1}
     context = FitContext(Task.REGRESSION, 0, seed=3, rounds=60, loss="absolute")
     further = family.resume(model, shifted, validation=None, parameters=parameters, context=context)
     assert further is not None
     assert np.mean(further.predict(unseen.table) - model.predict(unseen.table)) == pytest.approx(3, abs=0.4)
+
+
+def test_the_baseline_is_the_median() -> None:
+    model, train = fitted(plugins.load("families", "constant"), "absolute"), rows(1_500, 0)[0]
+    assert set(model.predict(train.table)) == {np.median(train.y)}
+
+
+def test_the_median_of_weighted_numbers() -> None:
+    values = np.array([5.0, 1.0, 3.0, 2.0])
+    assert weighted_median(values, None) == 2.5
+    assert weighted_median(values, np.array([9.0, 1.0, 1.0, 1.0])) == 5
+    assert weighted_median(values, np.array([0.1, 1.0, 0.2, 1.5])) == 2

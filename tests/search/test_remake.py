@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from factory.data.preparation import Preparation
 from factory.errors import TrainingFault, UntrustedBundle
-from factory.families.base import Deadline, FitContext, Sample
+from factory.families.base import Deadline, FitContext, Loss, Sample
 from factory.search.blueprint import Blueprint, MemberPlan
 from factory.search.calibration import Calibration
 from factory.search.engine import SearchResult
 from factory.search.jobs import TrialData
 from factory.search.plan import family
-from factory.search.probe import Representation
 from factory.search.remake import Fitted, go_on, refit
 from factory.search.watchdog import LEFT_BEHIND
-from factory.space import clip
+from factory.space import Parameters, clip
 from factory.spec import Task, Trial, TrialState
 
 from .conftest import make_data, make_dataset, make_frame
@@ -137,6 +137,30 @@ def fitted(data: TrialData, plan: MemberPlan) -> Fitted:
     return Fitted(plan, model, preparation, plan.weight)
 
 
+def test_a_booster_of_medians_goes_on_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Parameters, Loss]] = []
+
+    def resume(*_: Any, parameters: Parameters, context: FitContext, **__: Any) -> None:
+        asked.append((parameters, context.loss))
+
+    monkeypatch.setattr(type(family("lightgbm")), "resume", resume)
+    plan, data = BLUEPRINT.members[0], make_data(tmp_path)
+    of_medians = plan.model_copy(update={"parameters": plan.parameters | {"loss": "absolute"}})
+    for one in (plan, of_medians):
+        with pytest.raises(TrainingFault):
+            go_on(
+                [replace(fitted(data, plan), plan=one)],
+                data,
+                calibration=KEPT,
+                old=None,
+                target_scale="raw",
+                deadline=Deadline.after(60),
+                threads=1,
+                record=lambda _: None,
+            )
+    assert asked == [(plan.parameters, "squared"), (plan.parameters, "absolute")]
+
+
 def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path) -> None:
     old = make_data(tmp_path / "old")
     new = make_data(tmp_path / "new", dataset=make_dataset(frame=make_frame(160, seed=5)))
@@ -148,7 +172,7 @@ def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path
             data,
             calibration=KEPT,
             old=rows,  # type: ignore[arg-type]
-            represented=Representation(),
+            target_scale="raw",
             deadline=Deadline.after(60),
             threads=1,
             record=lambda _: None,
@@ -179,7 +203,7 @@ def test_models_that_learn_nothing_are_no_variant(tmp_path: Path) -> None:
                 data,
                 calibration=KEPT,
                 old=None,
-                represented=Representation(),
+                target_scale="raw",
                 deadline=Deadline.after(60),
                 threads=1,
                 record=recorded.append,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from factory.families.base import Shape
-from factory.search.plan import Plan, family
+from factory.search.plan import Plan, family, with_loss
 from factory.search.study import Configuration, Study, portfolio
 from factory.space import ChoiceDimension, FloatDimension, IntDimension, clip
 from factory.spec import Task, Trial, TrialState
@@ -51,6 +52,23 @@ def test_pools_come_one_after_the_other() -> None:
     pools = [family(name).pool for name, _ in portfolio(plan, plan.families, shape=SHAPE)]
     assert list(dict.fromkeys(pools)) == ["torch", "trees", "tensorflow"]
     assert pools == sorted(pools, key=["torch", "trees", "tensorflow"].index)
+
+
+@pytest.mark.parametrize("preferred", ["squared", "absolute"])
+def test_where_the_metric_is_of_medians_the_loss_is_a_choice(preferred: Any) -> None:
+    plan = make_test_plan("linear", "lightgbm", task=Task.REGRESSION, metric="neg_median_absolute_error")
+    assert "loss" not in plan.spaces["linear"]
+    tried = bets(made(plan, shape=replace(SHAPE, loss=preferred)))
+    losses = [parameters["loss"] for name, parameters in tried if name == "lightgbm"]
+    assert losses == [preferred, *({"squared", "absolute"} - {preferred}), *[preferred] * (len(losses) - 2)]
+    assert losses[2:]
+    first, twin, *_ = (parameters for name, parameters in tried if name == "lightgbm")
+    assert with_loss(first)[0] == with_loss(twin)[0]
+    assert with_loss(first)[1] == preferred
+    assert [name for name, _ in tried].count("linear") == len(family("linear").portfolio(Task.REGRESSION, shape=SHAPE))
+    other = make_test_plan("lightgbm", task=Task.REGRESSION, metric="r2")
+    assert all("loss" not in parameters for _, parameters in bets(made(other)))
+    assert with_loss({"depth": 3}) == ({"depth": 3}, "squared")
 
 
 def test_bets_are_brought_into_a_narrowed_space_and_tried_once() -> None:

@@ -68,6 +68,23 @@ def test_folds_are_fitted_and_scored(task: Task, tmp_path: Path) -> None:
         assert score == pytest.approx(fold.score, rel=1e-4)
 
 
+def test_the_loss_of_a_configuration_is_learned_by_and_refitted_by(tmp_path: Path) -> None:
+    data = data_for(Task.REGRESSION, tmp_path)
+    y = data.dataset.y
+    y[:] = np.random.default_rng(0).exponential(100.0, len(y))  # whose mean is far above its median
+    runner, middles = TrialRunner(data), []
+    parameters = family("lightgbm").portfolio(Task.REGRESSION, shape=Shape(n_rows=160))[0].parameters
+    for number, loss in enumerate(("squared", "absolute")):
+        first = job("lightgbm", parameters | {"loss": loss}, number=number, folds=(0,))
+        assert runner.run(first).state is TrialState.SUCCEEDED
+        refit = job("lightgbm", parameters | {"loss": loss}, number=number, folds=(), refit_rounds=5)
+        assert runner.run(refit).state is TrialState.SUCCEEDED
+        model = family("lightgbm").load(data.model_folder(number, None))
+        table = Preparation.load(preparation_folder(data, None)).transform(data.dataset.frame)
+        middles.append((np.mean(np.load(data.out_of_fold(number, 0))), np.mean(model.predict(table))))
+    assert np.less(middles[1], 0.9 * np.array(middles[0])).all()
+
+
 def test_only_the_folds_that_were_asked_for_are_fitted(data: TrialData) -> None:
     result = TrialRunner(data).run(job(folds=(1,)))
     assert [f.fold for f in result.folds] == [1]
