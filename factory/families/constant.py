@@ -1,6 +1,6 @@
 """The constant: what a model has to beat before it is worth anything.
 
-Class frequencies, or the mean or median of the target, whatever the columns say.
+Class frequencies or the mean of the target, whatever the columns say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 
 from factory.data.graph import DOUBLE, DrawnTable
 from factory.data.preparation import Table
-from factory.data.target import weighted_median
 from factory.families._terms import Constant as ConstantTerms
 from factory.families._terms import Link, Terms
 from factory.families.base import Bet, Family, FitContext, Model, Sample, Shape
@@ -54,7 +53,7 @@ class ConstantModel(Model):
 
 
 class Constant(Family):
-    """Class frequencies, smoothed by one row so that none is impossible (Laplace 1814); the mean or median target."""
+    """Class frequencies, smoothed by one row so that no class is impossible (Laplace 1814), or the mean target."""
 
     rowwise: ClassVar[bool] = True
     name: ClassVar[str] = "constant"
@@ -77,8 +76,7 @@ class Constant(Family):
         context: FitContext,
     ) -> Model:
         if context.task is Task.REGRESSION:
-            middle = weighted_median if context.loss == "absolute" else np.average
-            return ConstantModel(np.asarray(middle(train.y, weights=train.weight), dtype=np.float64))
+            return ConstantModel(np.asarray(np.average(train.y, weights=train.weight), dtype=np.float64))
         counts = np.bincount(train.y, weights=train.weight, minlength=context.n_classes) + 1 / context.n_classes
         return ConstantModel(counts / counts.sum())
 

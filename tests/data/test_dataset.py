@@ -324,3 +324,13 @@ def test_lineage_is_kept(mixed: pd.DataFrame) -> None:
     )
     dataset: Dataset = from_frame(mixed, ref("bought"), features=lineage)
     assert dataset.take(np.arange(3)).features == lineage
+
+
+def test_a_constant_is_the_mean_or_the_median_by_weight() -> None:
+    table = pd.DataFrame({"a": range(40), "w": [1.0] * 30 + [2.9] * 10, "y": [0.0, 1.0] * 15 + [50.0] * 10})
+    plain = from_frame(table, FileDataset(path="memory", target="y", task="regression"))
+    assert plain.constant(2).tolist() == [12.875] * 2
+    assert plain.constant(1, median=True).tolist() == [1.0]
+    weighed = from_frame(table, FileDataset(path="memory", target="y", task="regression", weights="w"))
+    assert weighed.constant(1, median=True).tolist() == [1.0]
+    assert weighed.constant(1, of=np.arange(25, 40), median=True).tolist() == [50.0]
