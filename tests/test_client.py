@@ -129,7 +129,7 @@ def test_counts_are_scored_by_their_deviance_and_answered_above_zero(settings: S
         metric="neg_mean_poisson_deviance",
         recipe="tabular-fast",
         families=["linear", "lightgbm"],
-        trials=4,
+        trials=6,
         settings=settings,
         listen=lambda progress: told.append(progress.message),
     )

@@ -42,7 +42,7 @@ def delivered(folder: Path, task: Task, validation: dict[str, Any]) -> Appraisal
         plan=plan,
         data=data,
         unseen=unseen,
-        baseline=constant_baseline(seen, unseen),
+        baseline=constant_baseline(seen, unseen, plan.metric),
         findings=(),
         ignored=(),
         metadata={},
