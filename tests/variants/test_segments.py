@@ -73,7 +73,7 @@ def document(path: Path) -> dict[str, object]:
         "dataset": {"path": str(path), "target": "sold"},
         "families": ["constant", "linear", "lightgbm"],
         "segments": {"by": "shop", "min_rows": 60},
-        "budget": {"time_s": 60, "trials": 4},
+        "budget": {"time_s": 300, "trials": 4},
         "seed": 1,  # by which the pooled models share all folds, so that segments have rows to weigh theirs by
     }
 
@@ -94,7 +94,7 @@ def searched(settings: Settings, tmp_path_factory: pytest.TempPathFactory):
     workspace = tmp_path_factory.mktemp("work")
     pooled, units, thin = divide(material, plan, workspace=workspace, note=lambda _, text, *__: notes.append(text))
     result = search(
-        plan, pooled.data, ray=None, settings=settings, history=[], deadline=Deadline.after(60), record=lambda _: None
+        plan, pooled.data, ray=None, settings=settings, history=[], deadline=Deadline.after(300), record=lambda _: None
     )
     return material, pooled, units, thin, result, notes
 
