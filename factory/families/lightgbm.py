@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from operator import add, mul
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -198,7 +201,6 @@ class LightGBM(BoostingFamily):
         }
         n_numeric = len(train.table.numeric_names)
         categorical = list(range(n_numeric, n_numeric + len(train.table.categorical_names)))
-
         start = 0.0
 
         def earlier(rows: Sample) -> np.ndarray | None:
@@ -254,7 +256,7 @@ def _sum_of_texts(texts: list[str], weights: list[float]) -> str:
     for text, weight in zip(texts, weights, strict=True):
         body = text[text.index("\nTree=") : text.index("\nend of trees")]
         for tree in body.split("\nTree=")[1:]:
-            lines = [_scaled(line, weight) for line in tree.split("\n")[1:]]
+            lines = [_changed(line, partial(mul, weight)) for line in tree.split("\n")[1:]]
             trees.append("\n".join([f"Tree={len(trees)}", *lines]))
     first = texts[0]
     head = [line for line in first[: first.index("\nTree=")].split("\n") if not line.startswith("tree_sizes=")]
@@ -264,12 +266,7 @@ def _sum_of_texts(texts: list[str], weights: list[float]) -> str:
 def _raised(text: str, by: float) -> str:
     """Return LightGBM's text of a model whose answers are that much larger: the first tree's leaves are."""
     first, mark, others = text.partition("\nTree=1\n")
-    lines = [
-        f"{name}={' '.join(repr(float(value) + by) for value in values.split())}" if name == "leaf_value" else line
-        for line in first.split("\n")
-        for name, _, values in [line.partition("=")]
-    ]
-    return "\n".join(lines) + mark + others
+    return "\n".join(_changed(line, partial(add, by)) for line in first.split("\n")) + mark + others
 
 
 def _grown(text: str, n_outputs: int) -> GrownTrees:
@@ -326,12 +323,12 @@ def _grown(text: str, n_outputs: int) -> GrownTrees:
     )
 
 
-def _scaled(line: str, weight: float) -> str:
-    """Return a line of a tree, its values times ``weight`` where it holds such; internal ones explain a prediction."""
+def _changed(line: str, act: Callable[[float], float]) -> str:
+    """Return a line of a tree, its values changed where it holds such; internal ones explain a prediction."""
     name, _, values = line.partition("=")
     if name not in ("leaf_value", "internal_value") or not values:
         return line
-    return f"{name}={' '.join(repr(float(value) * weight) for value in values.split())}"
+    return f"{name}={' '.join(repr(act(float(value))) for value in values.split())}"
 
 
 PLUGIN = LightGBM()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,12 @@ def fitted(data: TrialData, plan: MemberPlan) -> Fitted:
     return Fitted(plan, model, preparation, plan.weight)
 
 
+def gone_on(models: Sequence[Fitted], data: TrialData, **others: Any) -> SearchResult:
+    given: dict[str, Any] = {"old": None, "record": lambda _: None} | others
+    until = Deadline.after(60)
+    return go_on(models, data, calibration=KEPT, target_scale="raw", deadline=until, threads=1, **given)
+
+
 def test_a_booster_of_medians_goes_on_by_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Parameters, Loss]] = []
 
@@ -148,16 +155,7 @@ def test_a_booster_of_medians_goes_on_by_them(tmp_path: Path, monkeypatch: pytes
     of_medians = plan.model_copy(update={"parameters": plan.parameters | {"loss": "absolute"}})
     for one in (plan, of_medians):
         with pytest.raises(TrainingFault):
-            go_on(
-                [replace(fitted(data, plan), plan=one)],
-                data,
-                calibration=KEPT,
-                old=None,
-                target_scale="raw",
-                deadline=Deadline.after(60),
-                threads=1,
-                record=lambda _: None,
-            )
+            gone_on([replace(fitted(data, plan), plan=one)], data)
     assert asked == [(plan.parameters, "squared"), (plan.parameters, "absolute")]
 
 
@@ -166,26 +164,14 @@ def test_boosters_go_on_and_others_are_fitted_on_old_and_new_rows(tmp_path: Path
     new = make_data(tmp_path / "new", dataset=make_dataset(frame=make_frame(160, seed=5)))
     models = [fitted(old, plan) for plan in BLUEPRINT.members]
 
-    def made(data: TrialData, rows: object) -> SearchResult:
-        return go_on(
-            models,
-            data,
-            calibration=KEPT,
-            old=rows,  # type: ignore[arg-type]
-            target_scale="raw",
-            deadline=Deadline.after(60),
-            threads=1,
-            record=lambda _: None,
-        )
-
-    result = made(new, old.dataset)
+    result = gone_on(models, new, old=old.dataset)
     assert result.trials[0].rounds > 20
     assert result.trials[1].reason == "Fitted on the old and new rows."
     # The rounds of both are of old and new rows; a refit that scales them by the new rows alone would double them.
     n_old, n_train = len(old.dataset.y), len(new.splits[0].train)
     assert [t.n_rows for t in result.trials] == [120 + n_train, n_old + len(new.dataset.y)]
     assert result.parts[0][0].preparation == result.parts[1][0].preparation
-    alone = made(replace(new, workspace=tmp_path / "alone"), None)
+    alone = gone_on(models, replace(new, workspace=tmp_path / "alone"))
     assert "stays as it was" in alone.trials[1].reason
     assert alone.trials[1].n_rows == 120
     kept = family("linear").load(alone.parts[1][0].folder)
@@ -198,14 +184,9 @@ def test_models_that_learn_nothing_are_no_variant(tmp_path: Path) -> None:
     recorded: list[Trial] = []
     for attempt in ("first", "gone on with"):
         with pytest.raises(TrainingFault, match="linear cannot go on") as caught:
-            go_on(
+            gone_on(
                 [fitted(data, BLUEPRINT.members[1])],
                 data,
-                calibration=KEPT,
-                old=None,
-                target_scale="raw",
-                deadline=Deadline.after(60),
-                threads=1,
                 record=recorded.append,
                 history=[trial for trial in recorded if trial.state is TrialState.SUCCEEDED],
             )
